@@ -1,0 +1,107 @@
+"""Batch: the one contract between data and model.
+
+Shape legend of the project: `B` clips in the batch · `G` clips over all ranks · `T` frames · `H W`
+pixels · `C` channels ·
+`S` waveform samples · `F` mel bins · `L` tokens · `D` width · `N` heads · `E` width per head · `K`
+candidate captions · `J` words · `P` values in a patch.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """Clips with whichever modalities each of them has.
+
+    Rows of the three modalities belong together; where a mask is False the values of that row are
+    zeros and mean nothing. A modality that the whole batch lacks may be left out (None).
+
+    Args:
+        video: uint8 `[B, T, H, W, C]` in 0…255, or float in [-1, 1].
+        audio: float32 `[B, S]` in [-1, 1].
+        text: int64 `[B, K, J]` token ids, 0 = padding.
+        video_mask: bool `[B]`, True where the clip has a picture. None: every row has.
+        audio_mask: bool `[B]`, True where the clip has sound. None: every row has.
+        text_mask: bool `[B, K]`, True for captions that say something. None: derived, ids not all
+            zero.
+        keys: `B` names of the clips, for error messages.
+
+    Raises:
+        ValueError: wrong rank, dtype or number of rows.
+    """
+
+    video: Tensor | None = None
+    audio: Tensor | None = None
+    text: Tensor | None = None
+    video_mask: Tensor | None = None
+    audio_mask: Tensor | None = None
+    text_mask: Tensor | None = None
+    keys: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks ranks, dtypes and rows, and fills the masks."""
+        for name, rank in (("video", 5), ("audio", 2), ("text", 3)):
+            value = getattr(self, name)
+            if value is not None and value.ndim != rank:
+                raise ValueError(f"batch.{name} must have {rank} axes, got {tuple(value.shape)}")
+        if self.text is not None and self.text.dtype != torch.int64:
+            raise ValueError(f"batch.text must be int64 token ids, got {self.text.dtype}")
+        if self.audio is not None and not self.audio.is_floating_point():
+            raise ValueError(
+                f"batch.audio must be floating point in [-1, 1], got {self.audio.dtype}"
+            )
+        if (
+            self.video is not None
+            and self.video.dtype != torch.uint8
+            and not self.video.is_floating_point()
+        ):
+            raise ValueError(f"batch.video must be uint8 or floating point, got {self.video.dtype}")
+        self._check_rows()
+        self._fill_masks()
+
+    def _check_rows(self) -> None:
+        tensors = {
+            f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        rows = {name: value.shape[0] for name, value in tensors.items()}
+        if not rows:
+            raise ValueError("a batch needs at least one modality")
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"all parts of a batch must have the same number of rows, got {rows}")
+        if self.keys and len(self.keys) != len(self):
+            raise ValueError(f"a batch of {len(self)} rows has {len(self.keys)} keys")
+
+    def _fill_masks(self) -> None:
+        if self.video is not None and self.video_mask is None:
+            self.video_mask = torch.ones(len(self), dtype=torch.bool, device=self.video.device)
+        if self.audio is not None and self.audio_mask is None:
+            self.audio_mask = torch.ones(len(self), dtype=torch.bool, device=self.audio.device)
+        if self.text is not None and self.text_mask is None:
+            self.text_mask = (self.text != 0).any(dim=-1)
+
+    def __len__(self) -> int:
+        """Number of clips, `B`."""
+        first = next(v for v in (self.video, self.audio, self.text) if v is not None)
+        return first.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same batch on another device."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; a DataLoader calls this."""
+        pinned = {
+            f.name: value.pin_memory()
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **pinned)

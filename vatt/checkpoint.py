@@ -1,0 +1,103 @@
+"""Models on disk: self-describing folders, and Lightning checkpoints.
+
+Nothing in a file is ever executed: safetensors for folders, `weights_only=True` for checkpoints.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vatt.config import VATTConfig
+from vatt.model import VATT
+
+CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
+NETWORK_PREFIX = "network."  # where PretrainModule keeps its VATT
+
+
+def save_model(
+    model: VATT, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+) -> None:
+    """Writes a self-describing folder.
+
+    Args:
+        model: What to save.
+        folder: Made if missing; files in it are replaced one by one, atomically.
+        tokenizer: A `tokenizer.json` to go with it.
+    """
+    from safetensors.torch import save_file
+
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / "model.safetensors.partial"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
+    partial.replace(out / "model.safetensors")
+    partial = out / "config.json.partial"
+    partial.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+    partial.replace(out / "config.json")
+    if tokenizer is not None and Path(tokenizer).resolve() != (out / "tokenizer.json").resolve():
+        shutil.copyfile(tokenizer, out / "tokenizer.json")
+
+
+def load_model(source: str | os.PathLike[str]) -> VATT:
+    """Loads a folder of `save_model` or a Lightning checkpoint of pre-training, in evaluation mode.
+
+    Raises:
+        ValueError: there is no model at `source`, or its weights do not fit its configuration.
+    """
+    path = Path(source)
+    if path.is_dir():
+        config, weights = _read_folder(path)
+    elif path.is_file():
+        config, weights = _read_checkpoint(path)
+    else:
+        raise ValueError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+    model = VATT(VATTConfig.from_dict(config))
+    expected = set(model.state_dict())
+    if missing := sorted(expected - set(weights)):
+        raise ValueError(
+            f"{path} lacks {len(missing)} of {len(expected)} weights, first {missing[:3]}"
+        )
+    if unknown := sorted(set(weights) - expected):
+        raise ValueError(
+            f"{path} has {len(unknown)} weights its model does not, first {unknown[:3]}"
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit its own configuration: {error}") from error
+    return model.eval()
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return config, load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a model folder: {error.filename} is missing") from error
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{folder} cannot be read: {error}") from error
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    import pickle
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
+    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
+        raise ValueError(f"{path} is not a checkpoint of vatt: it has no {CONFIG_KEY!r}")
+    weights = {
+        name.removeprefix(NETWORK_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(NETWORK_PREFIX)
+    }
+    return checkpoint[CONFIG_KEY], weights

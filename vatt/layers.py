@@ -1,0 +1,204 @@
+"""Transformer encoders: pre-norm (video, audio, agnostic) and T5 (text).
+
+Shape legend in `vatt.batch`. Source: google-research/vatt, `layers.py` and `t5.py` of its model
+code.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vatt.config import EncoderConfig
+
+NORM_EPS = 1e-6  # every LayerNorm and RMS norm of the official encoders
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection.
+
+    Args:
+        config: Sizes.
+        bias: Whether the projections have biases.
+        scaled: Whether scores are divided by sqrt(d_kv); T5 does not.
+    """
+
+    def __init__(self, config: EncoderConfig, *, bias: bool, scaled: bool) -> None:
+        super().__init__()
+        width = config.num_heads * config.d_kv
+        self.num_heads = config.num_heads
+        self.scale = config.d_kv**-0.5 if scaled else 1.0
+        self.dropout = config.dropout
+        self.query_key_value = nn.Linear(config.d_model, 3 * width, bias=bias)
+        self.output = nn.Linear(width, config.d_model, bias=bias)
+
+    def forward(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
+        """`[B, L, D]` → `[B, L, D]`; `score_bias`, added to the scores, is `[B, N, L, L]`-like."""
+        query, key, value = self._project(x_BLD)
+        y_BNLE = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=score_bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+        )
+        return self.output(y_BNLE.transpose(1, 2).flatten(2))
+
+    def weights(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
+        """Attention weights `[B, N, L, L]`, rows summing to 1; for reports, not for training."""
+        query, key, _ = self._project(x_BLD)
+        scores_BNLL = query @ key.transpose(-1, -2) * self.scale
+        if score_bias is not None:
+            scores_BNLL = scores_BNLL + score_bias
+        return scores_BNLL.softmax(dim=-1)
+
+    def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_BL3NE = self.query_key_value(x_BLD).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = x_BL3NE.permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+
+class MLP(nn.Module):
+    """Dense → exact GELU → dropout → Dense."""
+
+    def __init__(self, config: EncoderConfig, *, bias: bool) -> None:
+        super().__init__()
+        self.inner = nn.Linear(config.d_model, config.d_ff, bias=bias)
+        self.outer = nn.Linear(config.d_ff, config.d_model, bias=bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., D]` → `[..., D]`."""
+        return self.outer(self.dropout(F.gelu(self.inner(x))))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each on a residual branch with dropout.
+
+    Args:
+        config: Sizes.
+        t5: T5's variant: RMS norm before attention, no biases, scores not scaled.
+    """
+
+    def __init__(self, config: EncoderConfig, *, t5: bool = False) -> None:
+        super().__init__()
+        norm = nn.RMSNorm if t5 else nn.LayerNorm
+        self.attention_norm = norm(config.d_model, eps=NORM_EPS)
+        self.attention = Attention(config, bias=not t5, scaled=not t5)
+        self.mlp_norm = nn.LayerNorm(config.d_model, eps=NORM_EPS)  # also in the official T5
+        self.mlp = MLP(config, bias=not t5)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
+        """`[B, L, D]` → `[B, L, D]`."""
+        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), score_bias))
+        return x_BLD + self.dropout(self.mlp(self.mlp_norm(x_BLD)))
+
+
+class Encoder(nn.Module):
+    """A stack of blocks with a final norm and dropout.
+
+    Args:
+        config: Sizes.
+        t5: T5's variant of the blocks, with a relative attention bias that all layers share.
+        relative_buckets: Buckets of that bias.
+        relative_max_distance: Distance from which all words share the last bucket.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        *,
+        t5: bool = False,
+        relative_buckets: int = 32,
+        relative_max_distance: int = 64,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, t5=t5) for _ in range(config.num_layers))
+        norm = nn.RMSNorm if t5 else nn.LayerNorm
+        self.final_norm = norm(config.d_model, eps=NORM_EPS)
+        self.dropout = nn.Dropout(config.dropout)
+        self.relative_max_distance = relative_max_distance
+        self.relative_bias = nn.Embedding(relative_buckets, config.num_heads) if t5 else None
+
+    def forward(self, x_BLD: Tensor, token_mask_BL: Tensor | None = None) -> Tensor:
+        """Encodes tokens.
+
+        Args:
+            x_BLD: float `[B, L, D]`.
+            token_mask_BL: bool `[B, L]`, False for padding, which nobody attends to. None: no
+                padding.
+
+        Returns:
+            float `[B, L, D]`.
+        """
+        score_bias = self._score_bias(x_BLD, token_mask_BL)
+        for block in self.blocks:
+            x_BLD = block(x_BLD, score_bias)
+        return self.dropout(self.final_norm(x_BLD))
+
+    def last_attention(self, x_BLD: Tensor, token_mask_BL: Tensor | None = None) -> Tensor:
+        """Attention weights of the last block, `[B, N, L, L]`."""
+        score_bias = self._score_bias(x_BLD, token_mask_BL)
+        *before, last = self.blocks
+        for block in before:
+            x_BLD = block(x_BLD, score_bias)
+        assert isinstance(last, Block)
+        return last.attention.weights(last.attention_norm(x_BLD), score_bias)
+
+    def _score_bias(self, x_BLD: Tensor, token_mask_BL: Tensor | None) -> Tensor | None:
+        """What is added to the attention scores; None where nothing is: the fast kernels."""
+        bias = None
+        if token_mask_BL is not None:
+            blocked = torch.zeros_like(token_mask_BL, dtype=x_BLD.dtype)
+            bias = blocked.masked_fill(~token_mask_BL, -torch.inf)[:, None, None, :]
+        if self.relative_bias is not None:
+            buckets_LL = relative_position_buckets(
+                x_BLD.shape[1],
+                self.relative_bias.num_embeddings,
+                self.relative_max_distance,
+                x_BLD.device,
+            )
+            relative = self.relative_bias(buckets_LL).permute(2, 0, 1)[None].to(x_BLD.dtype)
+            bias = relative if bias is None else bias + relative
+        return bias
+
+
+def relative_position_buckets(
+    length: int, num_buckets: int, max_distance: int, device: torch.device
+) -> Tensor:
+    """Bidirectional T5 buckets: near words exact, far ones logarithmic.
+
+    The lower half of the buckets is for words before, the upper half for words after.
+
+    Returns:
+        int64 `[length, length]`, bucket of key position minus query position.
+
+    Source: Raffel et al. 2020, section 2.1.
+    """
+    position = torch.arange(length, device=device)
+    offset_LL = position[None, :] - position[:, None]
+    half = num_buckets // 2
+    num_exact = half // 2
+    distance = offset_LL.abs()
+    far = distance.clamp(min=1).float().div(num_exact).log()
+    far = far / math.log(max_distance / num_exact) * (half - num_exact)
+    far = (num_exact + far.long()).clamp(max=half - 1)
+    return torch.where(distance < num_exact, distance, far) + half * (offset_LL > 0)
+
+
+def init_dense(module: nn.Module) -> None:
+    """Glorot uniform kernels and zero biases, as every Dense [C]; for `nn.Module.apply`."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_fused_projections(module: nn.Module) -> None:
+    """Glorot bounds of the three projections that one fused stands for; for `apply`."""
+    if isinstance(module, Attention):
+        for part in module.query_key_value.weight.chunk(3):
+            nn.init.xavier_uniform_(part.data)
