@@ -7,7 +7,7 @@ candidate captions · `J` words · `P` values in a patch.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -90,7 +90,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -99,7 +99,7 @@ class Batch:
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory; a DataLoader calls this."""
-        pinned = {
+        pinned: dict[str, Any] = {
             f.name: value.pin_memory()
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

@@ -5,7 +5,6 @@ Nothing in a file is ever executed: safetensors for folders, `weights_only=True`
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,21 @@ from torch import Tensor
 
 from vatt.config import VATTConfig
 from vatt.model import VATT
+from vatt.text import Tokenizer
 
 CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
 NETWORK_PREFIX = "network."  # where PretrainModule keeps its VATT
 
 
 def save_model(
-    model: VATT, folder: str | os.PathLike[str], tokenizer: str | os.PathLike[str] | None = None
+    model: VATT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None
 ) -> None:
     """Writes a self-describing folder.
 
     Args:
         model: What to save.
         folder: Made if missing; files in it are replaced one by one, atomically.
-        tokenizer: A `tokenizer.json` to go with it.
+        tokenizer: Goes along as `tokenizer.json`.
     """
     from safetensors.torch import save_file
 
@@ -39,8 +39,8 @@ def save_model(
     partial = out / "config.json.partial"
     partial.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
     partial.replace(out / "config.json")
-    if tokenizer is not None and Path(tokenizer).resolve() != (out / "tokenizer.json").resolve():
-        shutil.copyfile(tokenizer, out / "tokenizer.json")
+    if tokenizer is not None:
+        tokenizer.save(out / "tokenizer.json")
 
 
 def load_model(source: str | os.PathLike[str]) -> VATT:

@@ -8,7 +8,7 @@ google-research/vatt/configs.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 MODALITIES = ("video", "audio", "text")
 FORMAT_VERSION = 1  # of config.json and of the dict in a checkpoint
@@ -243,17 +243,12 @@ def _build(cls: type, values: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(hints)}")
     arguments = {}
     for name, value in values.items():
-        nested = next(
-            (kind for kind in _alternatives(hints[name]) if dataclasses.is_dataclass(kind)), None
-        )
+        kinds = get_args(hints[name]) or (hints[name],)
+        nested: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
         if nested is not None and isinstance(value, dict):
             value = _build(nested, value, f"{where}.{name}")
         arguments[name] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return getattr(hint, "__args__", ()) or (hint,)
 
 
 # Encoder sizes, paper Table 7. Small is the T5 text tower.
@@ -261,9 +256,7 @@ SMALL = EncoderConfig(num_layers=6, d_model=512, d_ff=2048, num_heads=8)
 BASE = EncoderConfig(num_layers=12, d_model=768, d_ff=3072, num_heads=12)
 MEDIUM = EncoderConfig(num_layers=12, d_model=1024, d_ff=4096, num_heads=16)
 LARGE = EncoderConfig(num_layers=24, d_model=1024, d_ff=4096, num_heads=16)
-TINY = EncoderConfig(
-    num_layers=2, d_model=32, d_ff=64, num_heads=2, d_kv=16, dropout=0.0
-)  # for tests
+TINY = EncoderConfig(num_layers=2, d_model=32, d_ff=64, num_heads=2, d_kv=16, dropout=0.0)
 
 
 def _agnostic(encoder: EncoderConfig) -> VATTConfig:

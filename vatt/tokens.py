@@ -102,6 +102,7 @@ class PatchTokens(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.drop_token = drop_token
+        grid: tuple[int, ...]
         if isinstance(geometry, VideoConfig):
             frames, height, width = geometry.patch_size
             num_values, grid = frames * height * width * 3, geometry.grid
@@ -125,7 +126,8 @@ class PatchTokens(nn.Module):
         patches_BLP = self._patch(raw)
         positions_LD = self.positions()
         if self.training and self.drop_token > 0:
-            kept_BL = sample_kept_tokens(*patches_BLP.shape[:2], self.drop_token, raw.device)
+            num_rows, num_tokens, _ = patches_BLP.shape
+            kept_BL = sample_kept_tokens(num_rows, num_tokens, self.drop_token, raw.device)
             patches_BLP, positions = select_tokens(patches_BLP, kept_BL), positions_LD[kept_BL]
         else:
             positions = positions_LD

@@ -1,0 +1,1 @@
+"""LightningDataModules, the streaming order of samples and the synthetic demo corpus."""

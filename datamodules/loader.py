@@ -1,0 +1,192 @@
+"""A DataLoader whose position is the number of global samples handed out.
+
+Lightning stores the state of rank 0's loader only and reads it at any time, so the state says
+nothing about ranks or workers: it counts what has left the loader, not what workers have prepared.
+"""
+
+import itertools
+import multiprocessing
+import warnings
+from collections.abc import Iterator
+from multiprocessing.context import BaseContext
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.order import GlobalOrder, SampleRef
+from vatt.errors import UserError
+from vatt.shard_index import ShardError
+
+_FOR_USERS = (UserError, ShardError)
+StartMethod = Literal["fork", "forkserver", "spawn"]
+
+
+class PositionedLoader:
+    """Batches of an endless stream of samples, resumable at any position.
+
+    Rank `r` of `W` takes the references `r::W` of every global batch, so that all ranks make the
+    same number of steps, and a run goes on with another number of ranks or workers where it
+    stopped. The workers live on from one pass to the next. It has a length because Lightning loses
+    a batch on resume otherwise, and it moves on before it yields because Lightning never takes a
+    sized loader to its end.
+
+    Args:
+        samples: A map-style data set over `SampleRef`; its `__getitems__` makes the batch of a list
+            of references.
+        order: The global order.
+        batch_size: Samples of a global batch, over all ranks.
+        rank: This process.
+        world_size: Number of processes.
+        batches_per_epoch: Length of a pass, Lightning's nominal epoch. None: as many whole batches
+            as all sets give.
+        num_workers: Processes that read; 0 reads in this one.
+        start_method: How they start. `forkserver` is safe beside threads and CUDA; `fork` is
+            quicker.
+        prefetch_factor: Batches that a worker prepares ahead.
+        pin_memory: Hand out batches in page-locked memory.
+
+    Raises:
+        UserError: a batch size that the ranks cannot share.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        order: GlobalOrder,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        batches_per_epoch: int | None = None,
+        num_workers: int = 0,
+        start_method: StartMethod = "forkserver",
+        prefetch_factor: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"batch_size is global: {batch_size} must be a multiple of the {world_size} ranks"
+            )
+        self.order = order
+        self.batch_size = batch_size
+        self.position = 0  # global samples handed out since the start of the run
+        self._batches_per_epoch = batches_per_epoch or max(1, len(order) // batch_size)
+        self._batches_in_pass = 0
+        self._resumed = False
+        self._stream: Iterator[Any] | None = None
+        self._batches = _GlobalBatches(order, batch_size, rank, world_size)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Messenger(samples),
+            batch_sampler=self._batches,
+            collate_fn=take_batch,
+            num_workers=num_workers,
+            multiprocessing_context=worker_context(start_method, num_workers),
+            prefetch_factor=prefetch_factor if num_workers else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own: the global one must not move on resume
+        )
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return self._batches_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass, or what a loaded state leaves of it; begins when the first batch is taken."""
+        if not self._resumed:
+            self._batches_in_pass = 0
+        self._resumed = False
+        if self._stream is None:
+            self._batches.start = self.position
+            self._stream = iter(self._loader)
+        last = False
+        while not last:
+            batch = self._take()
+            last = self._batches_in_pass + 1 >= len(self)
+            self._batches_in_pass = 0 if last else self._batches_in_pass + 1
+            self.position += self.batch_size
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, the same on every rank and for any number of them."""
+        return {
+            "position": self.position,
+            "batches_in_pass": self._batches_in_pass,
+            "order": self.order.fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position; the next pass is the rest of the interrupted one."""
+        if state["order"] != self.order.fingerprint():
+            warnings.warn(
+                "the training sets, their weights or data.seed are not those of the checkpoint: "
+                f"the run goes on at position {state['position']} of another order, so samples may "
+                "come again or be missed",
+                stacklevel=2,
+            )
+        self.close()
+        self.position = state["position"]
+        self._batches_in_pass = state["batches_in_pass"] % len(self)
+        self._resumed = True
+
+    def close(self) -> None:
+        """Ends the workers; a later pass starts new ones at the same position."""
+        self._stream = None
+
+    def _take(self) -> Any:
+        assert self._stream is not None, "the loader was closed during a pass"
+        try:
+            batch = next(self._stream)
+        except BaseException:
+            self.close()
+            raise
+        if isinstance(batch, _FOR_USERS):
+            self.close()
+            raise batch
+        return batch
+
+
+class _GlobalBatches:
+    """The references of one rank, batch by batch, from `start` on.
+
+    It does not know the loader: workers whose iterator is part of a reference cycle take five
+    seconds each to end, since the garbage collector closes their queues first.
+    """
+
+    def __init__(self, order: GlobalOrder, batch_size: int, rank: int, world_size: int) -> None:
+        self.start = 0
+        self._order = order
+        self._batch_size = batch_size
+        self._offsets = range(rank, batch_size, world_size)
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        for start in itertools.count(self.start, self._batch_size):
+            yield [self._order.ref(start + offset) for offset in self._offsets]
+
+
+class _Messenger(Dataset[Any]):
+    """Hands errors for users over as values: raised in a worker they arrive inside a traceback."""
+
+    def __init__(self, samples: Dataset[Any]) -> None:
+        self._samples = samples
+
+    def __getitems__(self, refs: list[SampleRef]) -> Any:
+        try:
+            return self._samples.__getitems__(refs)  # type: ignore[attr-defined]
+        except _FOR_USERS as error:
+            return error
+
+
+def worker_context(start_method: StartMethod, num_workers: int) -> BaseContext | None:
+    """How worker processes start, None without workers; a fork server imports for all of them."""
+    if num_workers == 0:
+        return None
+    context = multiprocessing.get_context(start_method)
+    if start_method == "forkserver":
+        context.set_forkserver_preload(["datamodules.samples"])
+    return context
+
+
+def take_batch(batch: Any) -> Any:
+    """For `DataLoader(collate_fn=…)` over a data set whose `__getitems__` makes the whole batch."""
+    return batch

@@ -1,0 +1,353 @@
+"""The data of pre-training: a positioned stream of batches, and a retrieval set for validation."""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from datamodules.cache import GIB, ClipCache, warm_up
+from datamodules.clips import Geometry
+from datamodules.loader import PositionedLoader, StartMethod
+from datamodules.order import GlobalOrder, draw_bits
+from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
+from datamodules.samples import ClipSamples
+from vatt.batch import Batch
+from vatt.config import AudioConfig, TextConfig, VideoConfig
+from vatt.errors import UserError
+from vatt.preprocess import normalize_video
+from vatt.shards import ShardSet
+from vatt.text import Tokenizer
+from vatt.transforms import AugmentConfig, add_audio_noise, jitter_color
+
+logger = logging.getLogger(__name__)
+
+RECIPE = AugmentConfig()
+_AUGMENT = 21  # what a number is drawn for; order.py uses 1…3, samples.py 11…13
+
+
+class PretrainData(LightningDataModule):
+    """Clips with captions from tar shards.
+
+    The module carries the position of the stream: Lightning forgets the state of a loader that it
+    has asked for before it reads the checkpoint.
+
+    Args:
+        train: Shard folders; as a mapping folder → weight they are mixed in that proportion, else
+            every clip comes equally often.
+        validation: Shard folder of the retrieval set; None: no validation.
+        video: Geometry of the picture, linked from the model.
+        audio: Geometry of the sound, linked from the model.
+        text: Geometry of the captions, linked from the model.
+        batch_size: Clips of a step over all ranks; a rank takes batch_size / world size of them.
+        num_workers: Processes per rank that read. None is started where the cache holds everything.
+        start_method: How they start; `forkserver` is safe beside threads and CUDA, `fork` is
+            quicker.
+        tokenizer: `tokenizer.json`; None: a word-level one is trained from the training captions,
+            with at most `text.vocab_size` ids, and kept beside the first folder's shards.
+        num_candidates: Captions nearest in time that make the bag of multi-instance NCE.
+        captions_per_step: So many of a bag, drawn anew every epoch; None: all.
+        batches_per_epoch: Length of the nominal epoch; None: as many batches as all sets give.
+        seed: Names the order and all draws.
+        augment: Random changes of training clips; the default is the published recipe.
+        max_failure_rate: Share of unreadable clips above which training stops.
+        cache_gib: Memory for decoded clips, per rank; clips beyond it are decoded each time. 0: no
+            cache.
+        cache_views: Views of a clip that are kept; epoch e takes view e % cache_views.
+        validation_batch_size: Rows of a validation batch per rank; None: as in training.
+        max_validation_captions: Most captions of a clip in the retrieval set.
+
+    Raises:
+        UserError: what cannot be used, and what to do.
+    """
+
+    def __init__(
+        self,
+        train: list[str] | dict[str, float],
+        validation: str | None = None,
+        *,
+        video: VideoConfig,
+        audio: AudioConfig,
+        text: TextConfig,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        start_method: StartMethod = "forkserver",
+        tokenizer: str | None = None,
+        num_candidates: int = 5,
+        captions_per_step: int | None = None,
+        batches_per_epoch: int | None = None,
+        seed: int = 0,
+        augment: AugmentConfig = RECIPE,
+        max_failure_rate: float = 0.05,
+        cache_gib: float = 0.0,
+        cache_views: int = 1,
+        validation_batch_size: int | None = None,
+        max_validation_captions: int = 20,
+    ) -> None:
+        super().__init__()
+        if not train:
+            raise UserError("data.train names no shard folder: give at least one")
+        if not 1 <= (captions_per_step or 1) <= num_candidates:
+            raise UserError(
+                f"data.captions_per_step ({captions_per_step}) must be between 1 and "
+                f"data.num_candidates ({num_candidates})"
+            )
+        if cache_views < 1 or cache_gib < 0:
+            raise UserError(
+                "data.cache_views must be at least 1 and data.cache_gib at least 0, got "
+                f"{cache_views} and {cache_gib}"
+            )
+        self.train_folders = [Path(folder) for folder in train]
+        self.weights = [*train.values()] if isinstance(train, Mapping) else None
+        self.validation_folder = None if validation is None else Path(validation)
+        self.geometry = Geometry(video=video, audio=audio, text=text, num_candidates=num_candidates)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.start_method = start_method
+        self.tokenizer_path = None if tokenizer is None else Path(tokenizer)
+        self.captions_per_step = captions_per_step
+        self.batches_per_epoch = batches_per_epoch
+        self.seed = seed
+        self.augment = augment
+        self.max_failure_rate = max_failure_rate
+        self.cache_bytes = int(cache_gib * GIB)
+        self.cache_views = cache_views
+        self.validation_batch_size = validation_batch_size or batch_size
+        self.max_validation_captions = max_validation_captions
+        self.tokenizer: Tokenizer | None = None
+        self.train_samples: ClipSamples | None = None
+        self.validation_samples: RetrievalSamples | None = None
+        self._loader: PositionedLoader | None = None
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def decode_failures(self) -> int:
+        """Training clips that this process and its workers could not read as planned."""
+        return 0 if self.train_samples is None else self.train_samples.counts.failures
+
+    def prepare_data(self) -> None:
+        """Trains the tokenizer where none is given; Lightning runs this on one rank."""
+        self._load_tokenizer()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens what a stage needs; a fit begins the stream anew unless a state is loaded."""
+        if stage == "fit":
+            self._close()
+            self._loader = self._state = None
+        self._open(stage)
+
+    def _open(self, stage: str | None) -> None:
+        """Opens what a stage needs, once."""
+        if self.tokenizer is None:
+            self.tokenizer = self._load_tokenizer()
+        if stage in (None, "fit") and self.train_samples is None:
+            self.train_samples = self._open_train(self.tokenizer)
+        if self.validation_folder is not None and self.validation_samples is None:
+            self.validation_samples = self._open_validation(self.validation_folder, self.tokenizer)
+
+    def warm_up_cache(self, num_workers: int = 2, show_progress: bool = True) -> None:
+        """Decodes into the cache all that it will hold, so that training does not wait for it.
+
+        Args:
+            num_workers: Processes that read, 0 for this one; take all cores, nothing else runs
+                meanwhile.
+            show_progress: Whether to show a bar.
+        """
+        self._open("fit")
+        for title, samples in (
+            ("training clips", self.train_samples),
+            ("validation clips", self.validation_samples),
+        ):
+            if samples is not None:
+                warm_up(
+                    samples,
+                    num_workers=num_workers,
+                    start_method=self.start_method,
+                    show_progress=show_progress and self._rank == 0,
+                    title=title,
+                )
+
+    def train_dataloader(self) -> PositionedLoader:
+        """The stream, where the loaded state or the last such loader stands."""
+        self._open("fit")
+        assert self.train_samples is not None
+        self._close()
+        state = self._state if self._loader is None else self._loader.state_dict()
+        self._loader = PositionedLoader(
+            self.train_samples,
+            GlobalOrder(
+                [one.shard_sizes for one in self.train_samples.sets], self.weights, self.seed
+            ),
+            batch_size=self.batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            batches_per_epoch=self.batches_per_epoch,
+            num_workers=self._workers_for(self.train_samples.cache),
+            start_method=self.start_method,
+            pin_memory=torch.cuda.is_available(),
+        )
+        if state is not None:
+            self._loader.load_state_dict(state)
+        return self._loader
+
+    def val_dataloader(self) -> RetrievalLoader | list[Any]:
+        """The retrieval set, every record once."""
+        self._open("validate")
+        if self.validation_samples is None:
+            return []
+        return RetrievalLoader(
+            self.validation_samples,
+            batch_size=self.validation_batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+            num_workers=self._workers_for(self.validation_samples.cache),
+            start_method=self.start_method,
+        )
+
+    def test_dataloader(self) -> RetrievalLoader | list[Any]:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> RetrievalLoader | list[Any]:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Changes colours and sound of training clips, on the device.
+
+        The draws are named by the position, so that a resumed run repeats them.
+        """
+        if self.trainer is None or not self.trainer.training or self._loader is None:
+            return batch
+        if batch.video is not None and self.augment.color_jitter_rate > 0:
+            video, rate = normalize_video(batch.video), self.augment.color_jitter_rate
+            changed = jitter_color(video, rate, self._generator(video.device, 0))
+            batch = dataclasses.replace(batch, video=changed)
+        if batch.audio is not None and self.augment.audio_noise > 0:
+            generator = self._generator(batch.audio.device, 1)
+            noisy = add_audio_noise(batch.audio, self.augment.audio_noise, generator)
+            batch = dataclasses.replace(batch, audio=noisy)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the training stream."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes there, now or when the loader is made."""
+        self._state = state_dict or None
+        if self._loader is not None and self._state is not None:
+            self._loader.load_state_dict(self._state)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Ends the reading processes; the position stays, for a checkpoint that is saved later."""
+        if stage == "fit":
+            self._close()
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    def _workers_for(self, cache: ClipCache | None) -> int:
+        """None where nothing is left to decode: a copy within this process is cheapest."""
+        return 0 if cache is not None and cache.complete else self.num_workers
+
+    def _close(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+
+    def _generator(self, device: torch.device, purpose: int) -> torch.Generator:
+        assert self._loader is not None
+        bits = draw_bits(self.seed, _AUGMENT, self._loader.position, self._rank, purpose)
+        return torch.Generator(device).manual_seed(int(bits[0] >> 1))
+
+    def _open_train(self, tokenizer: Tokenizer) -> ClipSamples:
+        sets = [ShardSet(folder) for folder in self.train_folders]
+        num_entries = sum(len(one) for one in sets) * self.cache_views
+        return ClipSamples(
+            sets,
+            tokenizer,
+            self.geometry,
+            seed=self.seed,
+            augment=self.augment,
+            captions_per_step=self.captions_per_step,
+            max_failure_rate=self.max_failure_rate,
+            cache=self._open_cache("training", num_entries, self.geometry),
+            num_views=self.cache_views,
+        )
+
+    def _open_validation(self, folder: Path, tokenizer: Tokenizer) -> RetrievalSamples:
+        shards = ShardSet(folder)
+        num_captions = min(max(count_captions(shards), 1), self.max_validation_captions)
+        geometry = dataclasses.replace(self.geometry, num_candidates=num_captions)
+        cache = self._open_cache("validation", len(shards), geometry)
+        return RetrievalSamples(shards, tokenizer, geometry, cache)
+
+    def _open_cache(self, title: str, num_entries: int, geometry: Geometry) -> ClipCache | None:
+        """A cache within what the others have left of the bound."""
+        if self.cache_bytes == 0:
+            return None
+        used = (
+            self.train_samples.cache.num_bytes
+            if self.train_samples and self.train_samples.cache
+            else 0
+        )
+        cache = ClipCache(num_entries, geometry, self.cache_bytes - used)
+        if cache.capacity < num_entries:
+            logger.warning(
+                "the cache holds %d of the %d %s clips, the others are decoded each time; "
+                "for all of them set data.cache_gib to %.2f",
+                cache.capacity,
+                num_entries,
+                title,
+                (used + num_entries * cache.slot_bytes) / GIB + 0.01,
+            )
+        return cache if cache.capacity else None
+
+    def _load_tokenizer(self) -> Tokenizer:
+        """The given one, or the one trained from the captions, which is made if it is not there."""
+        path = self.tokenizer_path
+        if path is None:
+            sets = [ShardSet(folder) for folder in self.train_folders]
+            path = (
+                sets[0].folder
+                / f"tokenizer-{_fingerprint(sets, self.geometry.text.vocab_size)}.json"
+            )
+            if not path.exists():
+                _train_tokenizer(sets, self.geometry.text.vocab_size, path)
+        tokenizer = Tokenizer.load(path)
+        if tokenizer.vocab_size > self.geometry.text.vocab_size:
+            raise UserError(
+                f"the tokenizer {path} has {tokenizer.vocab_size} ids, but the model's "
+                f"text.vocab_size is {self.geometry.text.vocab_size}: set text.vocab_size to at "
+                f"least {tokenizer.vocab_size}, or give another data.tokenizer"
+            )
+        return tokenizer
+
+
+def _fingerprint(sets: Sequence[ShardSet], vocab_size: int) -> str:
+    """Names the captions of shard sets by the shards' names, sizes and times of change."""
+    stats = [(path.name, path.stat()) for one in sets for path in one.paths]
+    parts = [vocab_size, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _train_tokenizer(sets: Sequence[ShardSet], vocab_size: int, path: Path) -> None:
+    captions = (caption for one in sets for caption in one.captions())
+    try:
+        Tokenizer.train(captions, vocab_size).save(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep the tokenizer beside the shards ({error}): make the folder writable, or "
+            "give data.tokenizer"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"no tokenizer from {sets[0].folder}: {error}") from error

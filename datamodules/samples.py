@@ -1,0 +1,212 @@
+"""The training set: a reference of the global order → one sample, or a whole batch.
+
+All draws are named by (seed, set, sample, epoch), never by the worker or the batch. A clip that
+cannot be read is replaced: by another start in the same file, then by the next samples of its set;
+that too is a function of the same names.
+"""
+
+import bisect
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.cache import ClipCache
+from datamodules.clips import (
+    ClipSample,
+    Geometry,
+    collate,
+    nearest_segments,
+    place_window,
+    read_duration,
+    read_sample,
+)
+from datamodules.failures import ReadCounts
+from datamodules.order import SampleRef, draw_bits, draw_uniforms
+from vatt.batch import Batch
+from vatt.media import MediaError
+from vatt.preprocess import View
+from vatt.shards import Record, ShardSet
+from vatt.text import Tokenizer
+from vatt.transforms import AugmentConfig
+
+STARTS_PER_FILE = 2  # the planned start and one other, before the next sample is taken
+FILES_PER_SAMPLE = 10  # so many unreadable files in a row are no accident
+_DRAW, _TIES, _KEEP = 11, 12, 13  # what a number is drawn for; order.py uses 1…3
+
+
+class ClipSamples(Dataset[ClipSample]):
+    """Training samples of one or more shard sets.
+
+    Args:
+        sets: The shard sets, in the order of `GlobalOrder`.
+        tokenizer: Captions → ids.
+        geometry: Shapes of a sample; `num_candidates` nearest captions make the MIL-NCE bag.
+        seed: Names the draws.
+        augment: Random views; colours and noise are changed later, on the device.
+        captions_per_step: So many captions of a bag, drawn anew every epoch. None: the whole bag.
+        max_failure_rate: Share of unreadable clips above which reading stops.
+        cache: Keeps decoded clips, one for each of `num_views` views of a sample.
+        num_views: The epochs share so many views of a sample that the cache can keep; others are
+            drawn anew every epoch.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[ShardSet],
+        tokenizer: Tokenizer,
+        geometry: Geometry,
+        *,
+        seed: int,
+        augment: AugmentConfig,
+        captions_per_step: int | None = None,
+        max_failure_rate: float = 0.05,
+        cache: ClipCache | None = None,
+        num_views: int = 1,
+    ) -> None:
+        self.sets = list(sets)
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.seed = seed
+        self.augment = augment
+        self.captions_per_step = captions_per_step
+        self.counts = ReadCounts(max_failure_rate)
+        self.cache = cache
+        self.num_views = num_views
+        self._first_of_set = [0, *itertools.accumulate(len(one) for one in self.sets)]
+        self._durations = [torch.full((len(one),), torch.nan).share_memory_() for one in self.sets]
+
+    def __len__(self) -> int:
+        """Samples of all sets."""
+        return sum(len(one) for one in self.sets)
+
+    def __getitem__(self, ref: SampleRef) -> ClipSample:
+        """The sample of a reference, or its replacement.
+
+        Raises:
+            TooManyFailuresError: more clips are unreadable than allowed.
+        """
+        size = len(self.sets[ref.set_index])
+        num_files = min(FILES_PER_SAMPLE, size)
+        for step in range(num_files):
+            sample_index = (ref.sample_index + step) % size
+            chosen = dataclasses.replace(ref, sample_index=sample_index)
+            for attempt in range(STARTS_PER_FILE):
+                try:
+                    sample = self._read(chosen, attempt)
+                except MediaError as error:
+                    if attempt == 0:  # so that the rate is one of files, not of attempts
+                        self.counts.add_failure(error)
+                else:
+                    self.counts.add_success()
+                    return sample
+        raise self.counts.too_many(f"{num_files} files in a row")
+
+    def __getitems__(self, refs: list[SampleRef]) -> Batch:
+        """The batch of some references."""
+        if self.cache is None:
+            batch = collate([self[ref] for ref in refs], self.geometry)
+        else:
+            batch = self._read_cached(self.cache, refs)
+        if self.captions_per_step is None or batch.text is None:
+            return batch
+        text = draw_captions(batch.text, refs, count=self.captions_per_step, seed=self.seed)
+        return dataclasses.replace(batch, text=text, text_mask=None)
+
+    def fill_cache(self, entries: Sequence[int]) -> None:
+        """Reads some entries into the cache."""
+        assert self.cache is not None
+        refs = [self._ref_of(entry) for entry in entries]
+        self.cache.fill(entries, lambda row: self[refs[row]])
+
+    def _read_cached(self, cache: ClipCache, refs: Sequence[SampleRef]) -> Batch:
+        entries = [
+            (self._first_of_set[ref.set_index] + ref.sample_index) * self.num_views
+            + ref.epoch % self.num_views
+            for ref in refs
+        ]
+
+        def read(row: int) -> ClipSample:
+            kept = entries[row] < cache.capacity
+            return self[self._ref_of(entries[row]) if kept else refs[row]]
+
+        return cache.read_batch(
+            entries, read, lambda row, index: self.sets[refs[row].set_index].key(index)
+        )
+
+    def _ref_of(self, entry: int) -> SampleRef:
+        """What a slot of the cache holds: the sample as epoch `view` would draw it."""
+        number, view = divmod(entry, self.num_views)
+        set_index = bisect.bisect_right(self._first_of_set, number) - 1
+        return SampleRef(set_index, number - self._first_of_set[set_index], epoch=view, position=-1)
+
+    def _read(self, ref: SampleRef, attempt: int) -> ClipSample:
+        """Draws time, captions and view, and reads."""
+        record = self.sets[ref.set_index][ref.sample_index]
+        names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
+        choice, *draws = draw_uniforms(*names, _DRAW, np.arange(6)).tolist()
+        segments = record.segments
+        duration_seconds = self._duration_seconds(ref, record)
+        # The second attempt goes anywhere: a file with one caption would give the damaged place
+        # again.
+        own = int(choice * len(segments)) if segments and attempt == 0 else None
+        window_seconds = self.geometry.window_seconds
+        start_seconds = place_window(
+            None if own is None else segments[own], duration_seconds, window_seconds, draws[0]
+        )
+        ties = draw_bits(*names, _TIES, np.arange(len(segments)))
+        bag = nearest_segments(segments, start_seconds, start_seconds + window_seconds, ties)
+        if own is not None:
+            bag = [own, *(index for index in bag if index != own)]
+        return read_sample(
+            record,
+            self.geometry,
+            self.tokenizer,
+            sample_index=ref.sample_index,
+            start_seconds=start_seconds,
+            captions=[segments[index].text for index in bag[: self.geometry.num_candidates]],
+            view=self._draw_view(draws[1:]),
+        )
+
+    def _draw_view(self, draws: Sequence[float]) -> View:
+        scale, vertical, horizontal, flip = draws
+        low, high = self.augment.scale_range
+        return View(
+            scale=low + scale * (high - low),
+            vertical=vertical,
+            horizontal=horizontal,
+            flip=flip < self.augment.flip_rate,
+        )
+
+    def _duration_seconds(self, ref: SampleRef, record: Record) -> float:
+        """Length of a file, asked once for all epochs and processes."""
+        durations = self._durations[ref.set_index]
+        known = float(durations[ref.sample_index])
+        if math.isnan(known):
+            known = read_duration(record)
+            durations[ref.sample_index] = known
+        return known
+
+
+def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: int) -> Tensor:
+    """Some captions of each bag, those that say something first.
+
+    Args:
+        text: int64 `[B, K, J]`.
+        refs: The rows' samples, which name the draws.
+        count: Captions to keep.
+        seed: Names the draws.
+
+    Returns:
+        int64 `[B, count, J]`.
+    """
+    names = np.array([(ref.set_index, ref.sample_index, ref.epoch) for ref in refs]).T[..., None]
+    chances = draw_uniforms(seed, *names, _KEEP, np.arange(text.shape[1]))
+    blank = (text == 0).all(dim=-1)
+    order = (torch.from_numpy(chances) + blank).argsort(dim=1)[:, :count]
+    return text.gather(1, order[..., None].expand(-1, -1, text.shape[2]))

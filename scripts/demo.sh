@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained model and its report: sets up .venv if needed, then runs `vatt demo`.
+# Arguments go to `vatt demo`; results are in runs/demo of this checkout unless --out names another folder.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+set_up base
+
+out="$ROOT/runs/demo"
+for argument in "$@"; do
+    case "$argument" in
+    -h | --help | --out | --out=*) out="" ;; # the user says where, or only asks
+    esac
+done
+exec "$VENV/bin/python" -m vatt.cli demo ${out:+--out "$out"} "$@"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Sets up .venv with the development tools if needed, then runs the tests. Arguments go to pytest:
+#
+#     scripts/test.sh                          # the default run
+#     scripts/test.sh -m slow                  # what takes minutes
+#     scripts/test.sh -n 0 -k shards --pdb     # -n 0: in this process
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+set_up dev
+
+cd "$ROOT"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # one thread in each of the two workers
+exec "$VENV/bin/python" -m pytest -n 2 "$@"

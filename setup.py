@@ -1,0 +1,73 @@
+"""Package metadata. `pyproject.toml` names the build back end and configures the tools."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    """The version as `vatt/__init__.py` states it, read without importing the package."""
+    source = (HERE / "vatt" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('vatt/__init__.py has no line of the form: __version__ = "0.1.0"')
+    return match.group(1)
+
+
+setup(
+    name="vatt",
+    version=read_version(),
+    description="Train, evaluate and use video-audio-text transformers (VATT)",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["video", "audio", "text", "transformer", "self-supervised", "retrieval", "pytorch"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11",
+    # By name: a search would ship tests/ and scripts/ the day one of them gets an __init__.py.
+    packages=["vatt", "datamodules"],
+    # vatt/configs is a link to configs/, so that an installed vatt finds its configs by name.
+    package_data={
+        "vatt": ["py.typed", "configs/*.yaml", "*.html", "*.css", "*.js"],
+        "datamodules": ["py.typed"],
+    },
+    zip_safe=False,
+    install_requires=[
+        "torch>=2.11",
+        "torchaudio>=2.11",
+        "av>=18",
+        "lightning>=2.6",
+        "einops>=0.8",
+        "wandb>=0.30",
+        "numpy>=2.0",
+        "jsonargparse[signatures]>=4.50",
+        "huggingface_hub>=1.0",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "dev": [
+            "filelock",
+            "mypy>=2.0",
+            "pytest>=8.0",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.15",
+            "setuptools>=77",
+        ],
+    },
+    entry_points={"console_scripts": ["vatt=vatt.cli:main"]},
+)

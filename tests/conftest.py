@@ -1,0 +1,66 @@
+"""What all tests share: one thread each, and one tiny corpus with its shards for the whole run."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run in several processes
+os.environ.setdefault("WANDB_MODE", "offline")  # no test talks to the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from filelock import FileLock
+
+from datamodules.synthetic import write_corpus
+from vatt.build_shards import build_shards
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train/ and validation/: mp4 files and captions.jsonl, as in the demo."""
+
+    def make(out: Path) -> None:
+        write_corpus(
+            out,
+            num_train=24,
+            num_validation_renderings=1,
+            seed=0,
+            num_workers=2,
+            show_progress=False,
+        )
+
+    return made_once(tmp_path_factory, "corpus", make)
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> Path:
+    """Folder with train/ and validation/: the tiny corpus as tar shards, several of each."""
+
+    def make(out: Path) -> None:
+        for split, samples_per_shard in (("train", 8), ("validation", 50)):
+            build_shards(
+                tiny_corpus / split,
+                out / split,
+                samples_per_shard=samples_per_shard,
+                show_progress=False,
+            )
+
+    return made_once(tmp_path_factory, "shards", make)
+
+
+def made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
+) -> Path:
+    """A folder that the first process which needs it makes for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, finished = base / name, base / f"{name}.finished"
+    with FileLock(base / f"{name}.lock"):
+        if not finished.exists():
+            make(folder)
+            finished.touch()
+    return folder

@@ -1,0 +1,391 @@
+import csv
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from vatt.build_shards import build_shards, check_shards
+from vatt.encode import write_mp4
+from vatt.shards import Segment, ShardError, ShardSet, ShardWriter
+
+
+def build(source: Path, out: Path, **options):
+    return build_shards(source, out, show_progress=False, **options)
+
+
+def check(folder: Path, **options):
+    return check_shards(folder, show_progress=False, **options)
+
+
+def write_clip(path: Path, num_frames: int = 20, silent: bool = False) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (num_frames, 32, 48, 3), dtype=np.uint8)
+    sound = None if silent else 0.1 * rng.standard_normal(num_frames * 800).astype(np.float32)
+    write_mp4(path, frames, 20.0, waveform=sound, sample_rate=None if silent else 16_000)
+
+
+@pytest.fixture
+def media(tmp_path) -> Path:
+    """Five files that pass for media, without captions."""
+    folder = tmp_path / "media"
+    (folder / "inner").mkdir(parents=True)
+    for index, name in enumerate(("b.mp4", "a.webm", "a.MP4", "inner/c.d.m4a", "inner/e.mp4")):
+        (folder / name).write_bytes(f"media {name}".encode() * (index + 1))
+    (folder / "notes.txt").write_text("no media")
+    (folder / ".hidden.mp4").write_bytes(b"no media either")
+    return folder
+
+
+def captions_of(*entries: object) -> str:
+    return "".join(f"{json.dumps(entry)}\n" for entry in entries)
+
+
+def stored_files(out: Path) -> dict[str, tuple[Segment, ...]]:
+    return {record.metadata["file"]: record.segments for record in ShardSet(out)}
+
+
+def test_every_media_file_becomes_a_sample_with_its_bytes(media, tmp_path):
+    report = build(media, tmp_path / "out", samples_per_shard=2)
+    shards = ShardSet(tmp_path / "out")
+    assert shards.shard_sizes.tolist() == [2, 2, 1]
+    assert [path.name for path in shards.paths] == ["00000.tar", "00001.tar", "00002.tar"]
+    assert [record.key for record in shards] == ["a", "a_2", "b", "inner_c_d", "inner_e"]
+    for record in shards:
+        window = record.media
+        stored = Path(window.path).read_bytes()[window.offset : window.offset + window.size]
+        assert stored == (media / record.metadata["file"]).read_bytes()
+    assert (report.num_samples, report.num_shards, report.num_without_text) == (5, 3, 5)
+    assert report.num_bytes == sum(
+        (media / file).stat().st_size for file in stored_files(tmp_path / "out")
+    )
+    assert report.faults == ()
+
+
+def test_captions_of_jsonl_become_segments_and_metadata(media, tmp_path):
+    timed = [{"start_seconds": 0.5, "end_seconds": 2, "text": "a dog"}, {"text": " "}]
+    (media / "captions.jsonl").write_text(
+        captions_of(
+            {"file": "./a.MP4", "segments": timed, "license": "CC0"},
+            {"file": "inner\\e.mp4", "text": "the whole clip"},
+            {"file": "b.mp4", "segments": []},
+        )
+    )
+    report = build(media, tmp_path / "out")
+    stored = stored_files(tmp_path / "out")
+    assert stored["a.MP4"] == (Segment(0.5, 2.0, "a dog"),)
+    assert stored["inner/e.mp4"] == (Segment(0.0, math.inf, "the whole clip"),)
+    assert stored["b.mp4"] == stored["a.webm"] == ()
+    assert ShardSet(tmp_path / "out")[0].metadata["license"] == "CC0"
+    assert (report.num_captions, report.num_without_text) == (2, 3)
+
+
+def test_captions_of_csv_become_segments_in_their_order(media, tmp_path):
+    (media / "captions.csv").write_bytes(
+        "\ufefffile,start_seconds,end_seconds,text,speaker\r\n"
+        'b.mp4,0.5,2,"a dog, barking",Ann\r\n'
+        "b.mp4,2,3.5,ein Hund läuft,\r\n"
+        "a.webm,,,the whole clip,\r\n".encode()
+    )
+    build(media, tmp_path / "out")
+    stored = stored_files(tmp_path / "out")
+    dogs = (Segment(0.5, 2.0, "a dog, barking"), Segment(2.0, 3.5, "ein Hund läuft"))
+    assert stored["b.mp4"] == dogs
+    assert stored["a.webm"] == (Segment(0.0, math.inf, "the whole clip"),)
+    records = {record.key: record for record in ShardSet(tmp_path / "out")}
+    assert records["b"].metadata["speaker"] == "Ann"
+
+
+def test_bad_entries_are_reported_and_the_rest_is_built(media, tmp_path):
+    (media / "captions.jsonl").write_bytes(
+        captions_of(
+            {"file": "b.mp4", "text": "good"},
+            {"file": "gone.mp4", "text": "of nothing"},
+            {"file": "notes.txt", "text": "of no media"},
+            {"file": "../b.mp4", "text": "outside"},
+            {"file": "b.mp4", "text": "again"},
+            {"text": "of what"},
+            {
+                "file": "a.webm",
+                "segments": [{"text": "late", "start_seconds": 3, "end_seconds": 1}],
+            },
+        ).encode()
+        + b'{"file": "a.MP4", "text"\n\xff\n'
+    )
+    (media / "empty.mp4").touch()
+    (media / "broken_link.mp4").symlink_to(media / "nowhere.mp4")
+    report = build(media, tmp_path / "out")
+    assert stored_files(tmp_path / "out")["b.mp4"][0].text == "good"
+    faults = {fault.name: fault.reason for fault in report.faults}
+    assert faults == {
+        "captions.jsonl:4": "'../b.mp4' leads out of the folder: give a path inside it",
+        "captions.jsonl:5": "'b.mp4' was described by an earlier line already",
+        "captions.jsonl:6": 'needs a "file"',
+        "captions.jsonl:7": faults["captions.jsonl:7"],
+        "captions.jsonl:8": faults["captions.jsonl:8"],
+        "captions.jsonl:9": faults["captions.jsonl:9"],
+        "gone.mp4": "has captions, but there is no such file",
+        "notes.txt": "has captions, but is no media file that vatt knows",
+        "empty.mp4": "is empty (0 bytes)",
+        "broken_link.mp4": "cannot be read: No such file or directory",
+    }
+    assert "must not end before it starts" in faults["captions.jsonl:7"]
+    assert report.num_samples == 5
+    assert "left out: empty.mp4: is empty (0 bytes)" in str(report)
+
+
+def test_bad_lines_of_csv_are_reported_by_number(media, tmp_path):
+    (media / "captions.csv").write_text(
+        "file,start_seconds,end_seconds,text\nb.mp4,soon,2,a\nb.mp4,1,2,b, c\nb.mp4,1,2,good\n"
+    )
+    report = build(media, tmp_path / "out")
+    assert [fault.name for fault in report.faults] == ["captions.csv:2", "captions.csv:3"]
+    assert "must be seconds" in report.faults[0].reason
+    assert "quotes" in report.faults[1].reason
+    assert stored_files(tmp_path / "out")["b.mp4"] == (Segment(1.0, 2.0, "good"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("captions.csv", b"name,caption\n", "lacks the column file and text"),
+        ("captions.csv", b"", "and names nothing"),
+        ("captions.csv", b"file,text\nb.mp4,\xff\n", "not UTF-8 text .*save it as UTF-8"),
+    ],
+)
+def test_unreadable_caption_file_is_named(media, tmp_path, name, content, reason):
+    (media / name).write_bytes(content)
+    with pytest.raises(ShardError, match=f"{name} .*{reason}|{name} is {reason}"):
+        build(media, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_caption_files_are_refused_and_another_can_be_named(media, tmp_path):
+    for name in ("captions.csv", "captions.jsonl", "other.jsonl"):
+        (media / name).write_text(captions_of({"file": "b.mp4", "text": name}))
+    with pytest.raises(ShardError, match="remove one of them"):
+        build(media, tmp_path / "out")
+    with pytest.raises(ShardError, match="no caption file .*gone.csv"):
+        build(media, tmp_path / "out", captions=media / "gone.csv")
+    build(media, tmp_path / "out", captions=media / "other.jsonl")
+    assert stored_files(tmp_path / "out")["b.mp4"][0].text == "other.jsonl"
+
+
+def test_missing_and_empty_media_folders_are_named(tmp_path):
+    with pytest.raises(ShardError, match="no media folder .*gone"):
+        build(tmp_path / "gone", tmp_path / "out")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ShardError, match="notes holds no media: looked for .*mp4"):
+        build(tmp_path / "notes", tmp_path / "out")
+    (tmp_path / "notes" / "a.mp4").touch()
+    with pytest.raises(ShardError, match=r"none of the 1 media files .*a.mp4: is empty"):
+        build(tmp_path / "notes", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_second_build_from_the_same_files_keeps_the_shards(media, tmp_path):
+    (media / "empty.mp4").touch()
+    first = build(media, tmp_path / "out")
+    written = (tmp_path / "out/00000.tar").stat()
+    second = build(media, tmp_path / "out")
+    assert second.reused
+    assert not first.reused
+    assert second.faults == first.faults
+    assert (tmp_path / "out/00000.tar").stat().st_ino == written.st_ino
+
+
+def test_folder_with_something_else_is_refused_and_left_alone(media, tmp_path):
+    build(media, tmp_path / "out")
+    before = (tmp_path / "out/00000.tar").read_bytes()
+    (media / "captions.jsonl").write_text(captions_of({"file": "b.mp4", "text": "new"}))
+    with pytest.raises(ShardError, match="out holds shards of other files.*delete it"):
+        build(media, tmp_path / "out")
+    assert (tmp_path / "out/00000.tar").read_bytes() == before
+    with pytest.raises(ShardError, match="media exists and holds something else"):
+        build(media, media)
+
+
+def test_folder_that_lost_a_shard_is_refused(media, tmp_path):
+    build(media, tmp_path / "out", samples_per_shard=2)
+    (tmp_path / "out/00001.tar").unlink()
+    with pytest.raises(ShardError, match="out has lost some of its 3 shards"):
+        build(media, tmp_path / "out", samples_per_shard=2)
+
+
+def test_empty_folder_is_filled(media, tmp_path):
+    (tmp_path / "deep/out").mkdir(parents=True)
+    assert build(media, tmp_path / "deep/out").num_samples == 5
+
+
+def test_files_that_are_no_media_are_left_out_when_asked_to_check(tmp_path):
+    (tmp_path / "media").mkdir()
+    write_clip(tmp_path / "media/good.mp4")
+    (tmp_path / "media/bad.mp4").write_bytes(b"garbage" * 100)
+    report = build(tmp_path / "media", tmp_path / "out", check_media=True)
+    assert list(stored_files(tmp_path / "out")) == ["good.mp4"]
+    assert [fault.name for fault in report.faults] == ["bad.mp4"]
+    assert "media" in report.faults[0].reason
+
+
+def test_thousands_of_small_files_take_seconds(tmp_path):
+    (tmp_path / "media").mkdir()
+    for index in range(3000):
+        (tmp_path / f"media/{index:06d}.mp4").write_bytes(b"m" * 5000)
+    started = time.monotonic()
+    build(tmp_path / "media", tmp_path / "out")
+    assert time.monotonic() - started < 10  # about 0.7 s; the bound is for a busy machine
+    started = time.monotonic()
+    assert len(ShardSet(tmp_path / "out")) == 3000
+    assert time.monotonic() - started < 1
+
+
+def test_too_little_space_is_said_before_anything_is_written(media, tmp_path):
+    with (media / "huge.mp4").open("wb") as file:
+        try:
+            file.truncate(1 << 43)  # 8 TB that take no room
+        except OSError as error:
+            assert error.errno in (errno.EFBIG, errno.EINVAL)  # noqa: PT017
+            pytest.skip("this file system has no files of 8 TB")
+    with pytest.raises(ShardError, match=r"out needs 8,796,.* MB and its disk has .* MB left"):
+        build(media, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
+# A limit on file sizes stands for a full disk: writing fails in the middle in the same way.
+BUILD_PROGRAM = textwrap.dedent("""
+    import resource, sys
+    from vatt.build_shards import build_shards
+    from vatt.shards import ShardError
+    if len(sys.argv) > 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
+    try:
+        build_shards(sys.argv[1], sys.argv[2], samples_per_shard=5, show_progress=False)
+    except ShardError as error:
+        print(error)
+""")
+
+
+def test_full_disk_leaves_no_folder(tmp_path):
+    (tmp_path / "media").mkdir()
+    for index in range(20):
+        (tmp_path / f"media/{index:02d}.mp4").write_bytes(b"m" * (20_000 * (1 + index)))
+    command = [sys.executable, "-c", BUILD_PROGRAM, tmp_path / "media", tmp_path / "out", "600000"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    shard = tmp_path / "out/00001.tar"
+    assert done.stdout.startswith(f"no space left to write {shard} ("), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
+def test_interrupted_build_leaves_no_folder(tmp_path):
+    (tmp_path / "media").mkdir()
+    for index in range(5):
+        (tmp_path / f"media/{index}.mp4").write_bytes(b"m" * 1000)
+    os.mkfifo(tmp_path / "media/waits.mp4")  # reading it waits for ever, until the signal comes
+    command = [sys.executable, "-c", BUILD_PROGRAM, tmp_path / "media", tmp_path / "out"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*.partial/00000.tar")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
+@pytest.fixture
+def checked(tmp_path) -> Path:
+    """Shards with two good clips, and one each of the ways in which a clip is unusable."""
+    write_clip(tmp_path / "good.mp4")
+    write_clip(tmp_path / "silent.mp4", silent=True)
+    good = (tmp_path / "good.mp4").read_bytes()
+    damaged = bytearray(good)
+    start = good.index(b"mdat") + len(good) // 3
+    damaged[start : start + 400] = b"\xff" * 400
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    with ShardWriter(folder / "00000.tar") as shard:
+        shard.add("good", good, "mp4", "a caption")
+        shard.add("damaged", bytes(damaged), "mp4")
+        shard.add("cut", good[: len(good) // 2], "mp4")
+        shard.add("garbage", b"garbage" * 100, "mp4")
+    with ShardWriter(folder / "00002.tar") as shard:
+        shard.add("silent", tmp_path / "silent.mp4", "mp4")
+        shard.add("no_media", None, "", "only text")
+    (folder / "00001.tar").write_bytes((folder / "00000.tar").read_bytes()[:2000])
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_check_finds_every_fault_and_nothing_else(checked, num_workers):
+    report = check(checked, num_workers=num_workers)
+    assert [(row.shard, row.key) for row in report.rows] == [
+        *(("00000.tar", key) for key in ("good", "damaged", "cut", "garbage")),
+        ("00001.tar", ""),
+        ("00002.tar", "silent"),
+        ("00002.tar", "no_media"),
+    ]
+    assert [row.key for row in report.faults] == ["damaged", "cut", "garbage", "", "no_media"]
+    good, *_, silent, _ = report.rows
+    assert (good.num_frames, good.num_captions, good.sample_rate) == (20, 1, 16_000)
+    assert (good.width, good.height) == (48, 32)
+    assert good.duration_seconds == pytest.approx(1.0, abs=0.1)
+    assert (silent.num_frames, silent.sample_rate) == (20, None)
+
+
+def test_report_of_a_check_reads_well_and_is_a_csv(checked, tmp_path):
+    report = check(checked)
+    lines = str(report).splitlines()
+    assert "6 samples" in lines[0]
+    assert "5 faults" in lines[0]
+    assert any("fault: 00000.tar:garbage: " in line for line in lines)
+    assert any("00001.tar is truncated" in line for line in lines)
+    report.write_csv(tmp_path / "check.csv")
+    with (tmp_path / "check.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == [row.key for row in report.rows]
+    assert [row["fault"] for row in rows] == [row.fault for row in report.rows]
+    assert rows[0]["num_frames"] == "20"
+
+
+def test_check_of_an_incomplete_file_says_so(tmp_path):
+    write_clip(tmp_path / "a.mp4", num_frames=100)
+    whole, packet_ends = with_header_first(tmp_path / "a.mp4")
+    cut = whole[: packet_ends[len(packet_ends) // 2]]  # no packet is damaged, half of them are lost
+    with ShardWriter(tmp_path / "00000.tar") as shard:
+        shard.add("whole", whole, "mp4")
+        shard.add("cut", cut, "mp4")
+    whole_row, cut_row = check(tmp_path).rows
+    assert whole_row.fault == ""
+    assert "is incomplete: it says it ends at 5.0" in cut_row.fault
+
+
+def with_header_first(path: Path) -> tuple[bytes, list[int]]:
+    """The file as it is made for streaming, and where its packets end."""
+    remuxed = path.with_name("header_first.mp4")
+    with (
+        av.open(path) as source,
+        av.open(remuxed, "w", options={"movflags": "faststart"}) as target,
+    ):
+        streams = [target.add_stream_from_template(stream) for stream in source.streams]
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    with av.open(remuxed) as container:
+        ends = sorted(packet.pos + packet.size for packet in container.demux() if packet.size)
+    return remuxed.read_bytes(), ends
+
+
+def test_check_of_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(ShardError, match="no shard folder"):
+        check(tmp_path / "gone")

@@ -1,0 +1,161 @@
+"""The order of the code: what may import what, and what must stay unloaded until it is needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vatt
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A file imports from lower floors only. A new file gets its place here.
+FLOORS = (
+    # what stands alone
+    {"vatt.config", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.optim", "vatt.transforms"}
+    | {"vatt.sources", "vatt.shard_index", "vatt.encode"},
+    # media and shards
+    {"vatt.packets", "vatt.text"},
+    {"vatt.decode"},
+    {"vatt.media"},
+    {"vatt.preprocess", "vatt.shards"},
+    {"vatt.captions"},
+    {"vatt.check_shards"},
+    {"vatt.build_shards"},
+    # the network
+    {"vatt.layers", "vatt.heads"},
+    {"vatt.tokens"},
+    {"vatt.model"},
+    {"vatt.losses", "vatt.checkpoint"},
+    {"vatt.evaluate"},
+    {"vatt.report_media"},
+    {"vatt.report_clips"},
+    {"vatt.report_sections"},
+    {"vatt.report"},
+    # training data
+    {"datamodules.order", "datamodules.failures", "datamodules.clips"},
+    {"datamodules.loader"},
+    {"datamodules.cache"},
+    {"datamodules.samples", "datamodules.retrieval"},
+    {"datamodules.pretrain"},
+    {"datamodules.synthetic_scenes", "datamodules.synthetic_workers"},
+    {"datamodules.synthetic_captions", "datamodules.synthetic_sounds"},
+    {"datamodules.synthetic"},
+    {"datamodules"},
+    # training and commands
+    {"vatt.config_files", "vatt.loggers", "vatt.progress"},
+    {"vatt.run_checkpoint"},
+    {"vatt.callbacks"},
+    {"vatt.pretrain"},
+    {"vatt.training_cli"},
+    {"vatt.demo"},
+    {"vatt.commands"},
+    {"vatt.cli"},
+)
+FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+TRAINING = {"vatt.pretrain", "vatt.training_cli"} | {
+    f"vatt.{name}" for name in ("callbacks", "loggers", "progress", "run_checkpoint")
+}
+MAY_IMPORT_DATAMODULES = {"vatt.demo", "vatt.commands", "vatt.training_cli"}
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("vatt", "datamodules")
+    for path in sorted((ROOT / package).glob("*.py"))
+}
+
+
+def imported_modules(module: str) -> Iterator[str]:
+    """Full names of all that a file imports when it runs, at its top or inside functions."""
+    tree = ast.parse(FILES[module].read_text())
+    type_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in set(ast.walk(tree)) - type_only:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import; write the full name"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in FILES else node.module
+
+
+def packages(module: str) -> set[str]:
+    return {name.split(".")[0] for name in imported_modules(module)}
+
+
+@pytest.mark.parametrize("module", sorted(set(FILES) - {"vatt"}))
+def test_file_imports_from_lower_floors_only(module: str) -> None:
+    assert module in FLOOR_OF, f"{module} is new: give it a floor in this test"
+    for name in set(imported_modules(module)) & FILES.keys() - {"vatt"}:
+        assert FLOOR_OF[name] < FLOOR_OF[module], f"{module} must not import {name}"
+
+
+@pytest.mark.parametrize("module", sorted(FILES))
+def test_library_knows_neither_data_modules_nor_lightning(module: str) -> None:
+    used = packages(module)
+    if module.startswith("vatt") and module not in MAY_IMPORT_DATAMODULES:
+        assert "datamodules" not in used
+    if module.startswith("vatt") and module not in TRAINING:
+        assert not used & {"lightning", "pytorch_lightning"}
+    if module not in {"vatt.callbacks", "vatt.loggers"}:
+        assert "wandb" not in used
+
+
+@pytest.mark.parametrize(
+    ("statement", "unloaded"),
+    [
+        ("import vatt", ("torch", "numpy", "av", "lightning", "wandb")),
+        ("import vatt.cli", ("torch", "numpy", "av", "lightning", "wandb", "jsonargparse")),
+        ("from vatt import VATT, Batch, preset", ("av", "lightning", "wandb", "torchaudio")),
+        ("from vatt import read_clip, ShardSet", ("lightning", "wandb", "torchaudio")),
+    ],
+)
+def test_import_leaves_heavy_packages_unloaded(statement: str, unloaded: tuple[str, ...]) -> None:
+    assert loaded_by(statement, unloaded) == []
+
+
+def test_help_answers_without_torch() -> None:
+    statement = (
+        "from vatt.cli import main\n"
+        "try:\n    code = main(['--help'])\n"
+        "except SystemExit as stop:\n    code = stop.code\n"
+        "assert not code"
+    )
+    assert loaded_by(statement, ("torch", "numpy", "av", "lightning", "jsonargparse")) == []
+
+
+def loaded_by(statement: str, modules: tuple[str, ...]) -> list[str]:
+    """Which of the modules a fresh interpreter holds after a statement."""
+    code = f"{statement}\nimport sys\nprint()\nprint(*sorted({set(modules)} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
+def test_public_names_resolve_and_hide_no_module() -> None:
+    for name in vatt.__all__:
+        assert getattr(vatt, name).__name__ == name
+        assert f"vatt.{name}" not in FILES
+    assert set(vatt.__all__) <= set(dir(vatt))
+    with pytest.raises(AttributeError, match="no attribute 'VAT'"):
+        _ = vatt.VAT
+
+
+def test_editors_see_the_public_names_that_load_on_use() -> None:
+    tree = ast.parse(FILES["vatt"].read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    imported = {
+        (alias.name, node.module)
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported == {(name, f"vatt.{module}") for name, module in vatt._MODULE_OF.items()}
+    assert set(vatt.__all__) == set(vatt._MODULE_OF)

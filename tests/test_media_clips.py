@@ -1,0 +1,256 @@
+"""Clips against the truth: pictures bit-equal to a full decode, sound in time to one sample."""
+
+import io
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import made_once
+from media_files import (
+    FRAME_RATE,
+    HEIGHT,
+    SMALL_AUDIO,
+    SMALL_VIDEO,
+    STILLS,
+    WITH_PICTURE,
+    decode_sequentially,
+    make_folder,
+    picture,
+    tone,
+    with_matrix,
+)
+
+from vatt.media import MediaError, probe, read_clip, read_frames, read_waveform
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "media", make_folder)
+
+
+@pytest.mark.parametrize("name", WITH_PICTURE)
+def test_frames_are_bit_equal_to_a_sequential_decode(name: str, media: Path) -> None:
+    sequence = decode_sequentially(media / name, 32)
+    draw = random.Random(name)
+    end_seconds = probe(media / name).duration_seconds
+    for frame_rate in (10.0, 10.0, 3.0, 40.0):
+        start_seconds = draw.uniform(0, end_seconds - 0.01)
+        frames, _ = read_frames(
+            media / name,
+            start_seconds=start_seconds,
+            num_frames=8,
+            frame_rate=frame_rate,
+            short_side=32,
+        )
+        assert torch.equal(frames, sequence.at(start_seconds, 8, frame_rate))
+
+
+def test_the_frame_at_each_time_is_the_last_that_began(media: Path) -> None:
+    """Against the pictures that went in, not against another decoder."""
+    frames, coverage = read_frames(
+        media / "plain.mp4", start_seconds=0.5, num_frames=8, frame_rate=5.0, short_side=HEIGHT
+    )
+    assert coverage == 1
+    for index, frame in enumerate(frames):
+        wanted = math.floor((0.5 + index / 5.0 + 1e-6) * FRAME_RATE)
+        distances = [
+            np.abs(frame.numpy().astype(int) - picture(candidate)).mean()
+            for candidate in range(wanted - 2, wanted + 3)
+        ]
+        assert int(np.argmin(distances)) == 2
+
+
+def test_the_last_frame_repeats_past_the_end_and_sound_is_zero(media: Path) -> None:
+    clip = read_clip(media / "plain.mp4", start_seconds=2.2, video=SMALL_VIDEO, audio=SMALL_AUDIO)
+    assert clip.video is not None
+    assert clip.audio is not None
+    # 0.8 s of 1.6 s are there: 4 of 8 frames
+    assert clip.video_coverage == pytest.approx(0.5)
+    assert clip.audio_coverage == pytest.approx(0.5, abs=0.02)
+    last, _ = read_frames(
+        media / "plain.mp4", start_seconds=2.97, num_frames=1, frame_rate=5.0, short_side=32
+    )
+    assert all(torch.equal(frame, last[0]) for frame in clip.video[4:])
+    assert not clip.audio[13_200:].any()
+    assert clip.audio[:12_000].abs().max() > 0.3
+
+
+def test_a_picture_that_ended_before_the_sound_keeps_its_last_frame(media: Path) -> None:
+    clip = read_clip(
+        media / "long_sound.mp4", start_seconds=1.2, video=SMALL_VIDEO, audio=SMALL_AUDIO
+    )
+    assert clip.video is not None
+    assert clip.video_coverage == 0
+    assert clip.audio_coverage == 1
+    assert torch.equal(clip.video[0], clip.video[-1])
+
+
+@pytest.mark.parametrize("start_seconds", [3.0, 3.5, 1e9])
+def test_a_start_at_or_after_the_end_is_an_error(start_seconds: float, media: Path) -> None:
+    with pytest.raises(MediaError, match="ends at 3.00 s.*choose an earlier start"):
+        read_clip(
+            media / "plain.mp4", start_seconds=start_seconds, video=SMALL_VIDEO, audio=SMALL_AUDIO
+        )
+
+
+@pytest.mark.parametrize("start_seconds", [-0.1, math.nan, math.inf])
+def test_a_start_that_is_no_time_is_a_value_error(start_seconds: float, media: Path) -> None:
+    with pytest.raises(ValueError, match="start_seconds"):
+        read_clip(
+            media / "plain.mp4", start_seconds=start_seconds, video=SMALL_VIDEO, audio=SMALL_AUDIO
+        )
+
+
+@pytest.mark.parametrize("name", STILLS)
+def test_a_still_image_is_one_frame_that_repeats_at_any_start(name: str, media: Path) -> None:
+    assert probe(media / name).duration_seconds == 0 or name == "still.gif"
+    for start_seconds in (0.0, 7.5):
+        clip = read_clip(
+            media / name, start_seconds=start_seconds, video=SMALL_VIDEO, audio=SMALL_AUDIO
+        )
+        assert clip.audio is None
+        assert clip.video is not None
+        assert clip.video.shape == (8, 32, 42, 3)
+        assert clip.video_coverage == 1
+        assert all(torch.equal(frame, clip.video[0]) for frame in clip.video)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turn"),
+    [
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),  # a quarter turn clockwise
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), lambda image: np.rot90(image, 1)),
+        ((-1, 0, 0, 1), lambda image: image[:, ::-1]),  # mirrored, as selfie cameras do
+        ((1, 0, 0, -1), lambda image: image[::-1]),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+    ],
+)
+def test_frames_are_turned_and_mirrored_as_the_file_says(
+    matrix: tuple[int, int, int, int], turn: Any, media: Path
+) -> None:
+    stored = (media / "plain.mp4").read_bytes()
+    request: dict[str, Any] = {
+        "start_seconds": 1.0,
+        "num_frames": 2,
+        "frame_rate": 5.0,
+        "short_side": 36,
+    }
+    plain, _ = read_frames(stored, **request)
+    turned, _ = read_frames(with_matrix(stored, matrix), **request)
+    for before, after in zip(plain.numpy(), turned.numpy(), strict=True):
+        assert np.array_equal(turn(before), after)
+
+
+def test_wide_pixels_are_shown_wide(media: Path) -> None:
+    info = probe(media / "wide_pixels.mp4")
+    assert (info.width, info.height) == (128, 72)
+    frames, _ = read_frames(
+        media / "wide_pixels.mp4", start_seconds=0, num_frames=1, frame_rate=5.0, short_side=36
+    )
+    assert frames.shape == (1, 36, 64, 3)
+
+
+def test_colours_keep_black_and_white() -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=5, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        image = np.zeros((64, 64, 3), np.uint8)
+        image[:, 32:] = 255
+        for packet in [
+            *stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")),
+            *stream.encode(None),
+        ]:
+            container.mux(packet)
+    frames, _ = read_frames(
+        buffer.getvalue(), start_seconds=0, num_frames=1, frame_rate=5.0, short_side=64
+    )
+    assert frames[0, :, :30].max() <= 1
+    assert frames[0, :, 34:].min() >= 254
+
+
+def lag_in_samples(waveform: torch.Tensor, start_seconds: float, sample_rate: int) -> int:
+    """By how many samples the waveform is late against the tone that went in."""
+    heard = waveform.numpy().astype(float)[200:-200]
+
+    def likeness(lag: int) -> float:
+        seconds = start_seconds + (np.arange(200, 200 + len(heard)) - lag) / sample_rate
+        return float(np.dot(heard, tone(seconds)))
+
+    return max(range(-40, 41), key=likeness)
+
+
+@pytest.mark.parametrize("sample_rate", [48_000, 16_000])
+@pytest.mark.parametrize(
+    ("name", "tolerance_seconds"),
+    [
+        ("plain.mp4", 0),
+        ("mono.mp4", 0),
+        ("surround.mp4", 0),
+        ("sound.m4a", 0),
+        ("sound.flac", 0),
+        ("sound.opus", 0),
+        ("pictures.mov", 0),
+        ("long_gop.mkv", 0.001),  # Matroska and WebM round times to 1 ms
+        ("vp9.webm", 0.001),
+    ],
+)
+def test_sound_is_in_time_to_one_sample(
+    name: str, tolerance_seconds: float, sample_rate: int, media: Path
+) -> None:
+    draw = random.Random(name)
+    for _ in range(3):
+        start_seconds = draw.uniform(0.0, 2.0)
+        waveform, coverage = read_waveform(
+            media / name,
+            start_seconds=start_seconds,
+            num_samples=sample_rate // 2,
+            sample_rate=sample_rate,
+        )
+        assert coverage == 1
+        lag = lag_in_samples(waveform, start_seconds, sample_rate)
+        assert abs(lag) <= 1 + tolerance_seconds * sample_rate
+
+
+def test_sound_from_a_middle_equals_sound_from_the_start(media: Path) -> None:
+    """The pre-roll gives lossy codecs what they need of the past."""
+    # Opus comes close to its state before the seek, but never quite
+    for name, tolerance in (("plain.mp4", 1e-4), ("sound.mp3", 1e-4), ("sound.opus", 0.02)):
+        whole, _ = read_waveform(
+            media / name, start_seconds=0, num_samples=96_000, sample_rate=48_000
+        )
+        part, _ = read_waveform(
+            media / name, start_seconds=1.0, num_samples=48_000, sample_rate=48_000
+        )
+        assert (part - whole[48_000:]).abs().max() < tolerance, name
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "mono.mp4"])
+def test_channels_are_mixed_without_leaving_full_scale(name: str, media: Path) -> None:
+    waveform, _ = read_waveform(
+        media / name, start_seconds=1.0, num_samples=8_000, sample_rate=16_000
+    )
+    assert waveform.abs().max().item() == pytest.approx(0.4, abs=0.02)
+
+
+def test_sound_that_begins_late_is_preceded_by_zeros(media: Path) -> None:
+    waveform, coverage = read_waveform(
+        media / "late_sound.mp4", start_seconds=0.5, num_samples=16_000, sample_rate=16_000
+    )
+    assert not waveform[:7_600].any()
+    assert waveform[8_200:].abs().max() > 0.3
+    assert coverage == pytest.approx(0.5, abs=0.03)
+
+
+def test_sound_that_ended_is_zero_with_no_coverage(media: Path) -> None:
+    waveform, coverage = read_waveform(
+        media / "short_sound.mp4", start_seconds=1.5, num_samples=16_000, sample_rate=16_000
+    )
+    assert coverage == 0
+    assert not waveform.any()

@@ -1,0 +1,138 @@
+"""Damaged media: a clip is whole, or there is one clear error; nothing leaks."""
+
+import contextlib
+import gc
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from conftest import made_once
+from media_files import KINDS, SMALL_AUDIO, SMALL_VIDEO, make_folder
+
+from vatt.media import FileWindow, MediaError, read_clip, read_frames
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "media", make_folder)
+
+
+def test_a_truncated_file_gives_what_is_whole_and_refuses_the_rest(
+    media: Path, tmp_path: Path
+) -> None:
+    for name in ("faststart.mp4", "long_gop.mkv", "vp9.webm"):
+        content = (media / name).read_bytes()
+        request: dict[str, Any] = {"num_frames": 4, "frame_rate": 10.0, "short_side": 32}
+        whole, _ = read_frames(content, start_seconds=0, **request)
+        part = content[: len(content) * 6 // 10]
+        assert torch.equal(read_frames(part, start_seconds=0, **request)[0], whole), name
+        with pytest.raises(MediaError):
+            read_frames(part, start_seconds=2.4, **request)
+
+
+def test_damage_in_the_pictures_refuses_the_clip_and_spares_others(media: Path) -> None:
+    content = bytearray((media / "plain.mp4").read_bytes())
+    with av.open(str(media / "plain.mp4")) as container:
+        packets = [p for p in container.demux(video=0) if p.size and p.pts is not None]
+    damaged = next(p for p in packets if p.is_keyframe and float(p.pts * p.time_base) > 1.8)
+    noise = random.Random(0)
+    for place in range(damaged.pos + 100, damaged.pos + damaged.size, 7):
+        content[place] = noise.randrange(256)
+    request: dict[str, Any] = {"num_frames": 4, "frame_rate": 10.0, "short_side": 32}
+    read_frames(bytes(content), start_seconds=0.5, **request)
+    with pytest.raises(MediaError, match="video is damaged at [12].[0-9]+ s"):
+        read_frames(bytes(content), start_seconds=2.0, **request)
+
+
+def test_an_error_survives_pickling_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(MediaError("a.mp4", "is empty: copy it again")))
+    assert (error.path, error.reason) == ("a.mp4", "is empty: copy it again")
+    assert str(error) == "a.mp4: is empty: copy it again"
+
+
+def mutated(content: bytes, seed: int) -> bytes:
+    """Bits flipped, parts zeroed, swapped or cut off."""
+    draw = random.Random(seed)
+    result = bytearray(content)
+    way = seed % 4
+    first, second = sorted(draw.randrange(len(result)) for _ in range(2))
+    size = min(second - first, len(result) - second, 2_000)
+    if way == 0:
+        for _ in range(draw.choice([1, 3, 30, 300])):
+            result[draw.randrange(len(result))] ^= 1 << draw.randrange(8)
+    elif way == 1:
+        del result[first:]
+    elif way == 2:
+        result[first : first + size] = bytes(size)
+    else:
+        result[first : first + size], result[second : second + size] = (
+            result[second : second + size],
+            result[first : first + size],
+        )
+    return bytes(result)
+
+
+def assert_clip_or_error(content: bytes, seed: int) -> None:
+    start_seconds = random.Random(seed).uniform(0, 2.5)
+    try:
+        clip = read_clip(content, start_seconds=start_seconds, video=SMALL_VIDEO, audio=SMALL_AUDIO)
+    except MediaError:
+        return
+    assert clip.video is not None or clip.audio is not None
+    assert clip.video is None or len(clip.video) == SMALL_VIDEO.num_frames
+    assert clip.audio is None or len(clip.audio) == SMALL_AUDIO.num_samples
+
+
+@pytest.mark.parametrize("name", ["faststart.mp4", "long_gop.mkv", "late_start.ts", "vp9.webm"])
+def test_mutated_files_give_a_clip_or_an_error(name: str, media: Path) -> None:
+    content = (media / name).read_bytes()
+    for seed in range(24):
+        assert_clip_or_error(mutated(content, seed), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_thousand_mutated_files_give_a_clip_or_an_error(media: Path) -> None:
+    names = [name for name in KINDS if KINDS[name].audio and KINDS[name].video]
+    for seed in range(1_000):
+        content = (media / names[seed // 4 % len(names)]).read_bytes()
+        assert_clip_or_error(mutated(content, seed), seed)
+
+
+def num_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files through /proc")
+def test_no_file_stays_open(media: Path) -> None:
+    names = ("plain.mp4", "silent.mp4", "noise.mp4", "cut_off.mp4", "empty.mp4")
+    before = num_open_files()
+    for name in names * 5:
+        path = media / name
+        for source in (path, FileWindow(str(path), 0, path.stat().st_size)):
+            with contextlib.suppress(MediaError):
+                read_clip(source, start_seconds=1.0, video=SMALL_VIDEO, audio=SMALL_AUDIO)
+    gc.collect()
+    assert num_open_files() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory through /proc")
+def test_memory_does_not_grow_over_ten_thousand_clips(media: Path) -> None:
+    def resident_megabytes() -> float:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE") / 1e6
+
+    window = FileWindow(str(media / "plain.mp4"), 0, (media / "plain.mp4").stat().st_size)
+    draw = random.Random(0)
+    start = 0.0
+    for index in range(10_500):
+        if index == 500:
+            start = resident_megabytes()
+        read_clip(window, start_seconds=draw.uniform(0, 2), video=SMALL_VIDEO, audio=SMALL_AUDIO)
+    assert resident_megabytes() - start < 50

@@ -1,0 +1,53 @@
+"""What the README says about the repository is so."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vatt import probe
+from vatt.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tree_names_every_file_of_both_packages() -> None:
+    block = re.search(r"```\n(vatt/.*?)```", README, re.DOTALL)[1]
+    listed: dict[str, list[str]] = {}
+    for line in block.splitlines():
+        if folder := re.match(r"(\w+)/", line):
+            listed[folder[1]] = files = []
+        elif file := re.match(r"[ *]+(\w+\.\w+) ", line):
+            files.append(file[1])
+    for package in ("vatt", "datamodules"):
+        present = {path.name for path in (ROOT / package).glob("*.*")}
+        assert set(listed[package]) == present - {"__init__.py", "py.typed"}
+        assert len(listed[package]) == len(set(listed[package]))
+
+
+def test_links_and_scripts_exist() -> None:
+    named = set(re.findall(r"(?:scripts|\.ci)/[\w.]+\b", README))
+    assert {"scripts/demo.sh", "scripts/test.sh", ".ci/run"} <= named
+    for name in named:
+        assert (ROOT / name).is_file()
+
+
+def test_python_block_runs(
+    tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted((tiny_corpus / "train").glob("*.mp4"))
+    with_sound = next(file for file in files if probe(file).has_audio)
+    shutil.copy(with_sound, tmp_path / "kitchen.mp4")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], names)
+    assert names["video"].shape == names["audio"].shape == (1, 32)
+
+
+def test_training_command_is_understood(capsys: pytest.CaptureFixture) -> None:
+    command = re.search(r"vatt (fit --config .*?)```", README, re.DOTALL)[1].replace("\\\n", " ")
+    assert main([*shlex.split(command), "--print_config"]) == 0
+    assert "shards/validation" in capsys.readouterr().out

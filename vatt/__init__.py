@@ -1,0 +1,92 @@
+"""Video-audio-text transformers (VATT): train them, evaluate them, use their features.
+
+Public names load on first use, so that `import vatt` and `vatt --help` need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
+    from vatt.batch import Batch
+    from vatt.checkpoint import load_model, save_model
+    from vatt.config import (
+        AudioConfig,
+        EncoderConfig,
+        HeadConfig,
+        TextConfig,
+        VATTConfig,
+        VideoConfig,
+        preset,
+    )
+    from vatt.losses import ContrastiveLoss, LossConfig
+    from vatt.media import Clip, MediaError, probe, read_clip, read_frames, read_waveform
+    from vatt.model import VATT, VATTOutput
+    from vatt.shards import ShardSet, ShardWriter
+    from vatt.text import Tokenizer
+
+_MODULE_OF = {
+    "AudioConfig": "config",
+    "Batch": "batch",
+    "Clip": "media",
+    "ContrastiveLoss": "losses",
+    "EncoderConfig": "config",
+    "HeadConfig": "config",
+    "LossConfig": "losses",
+    "MediaError": "media",
+    "ShardSet": "shards",
+    "ShardWriter": "shards",
+    "TextConfig": "config",
+    "Tokenizer": "text",
+    "VATT": "model",
+    "VATTConfig": "config",
+    "VATTOutput": "model",
+    "VideoConfig": "config",
+    "load_model": "checkpoint",
+    "preset": "config",
+    "probe": "media",
+    "read_clip": "media",
+    "read_frames": "media",
+    "read_waveform": "media",
+    "save_model": "checkpoint",
+}
+
+__all__ = [
+    "VATT",
+    "AudioConfig",
+    "Batch",
+    "Clip",
+    "ContrastiveLoss",
+    "EncoderConfig",
+    "HeadConfig",
+    "LossConfig",
+    "MediaError",
+    "ShardSet",
+    "ShardWriter",
+    "TextConfig",
+    "Tokenizer",
+    "VATTConfig",
+    "VATTOutput",
+    "VideoConfig",
+    "load_model",
+    "preset",
+    "probe",
+    "read_clip",
+    "read_frames",
+    "read_waveform",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the module of a public name when the name is first asked for (PEP 562)."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'vatt' has no attribute {name!r}")
+    value = getattr(import_module(f"vatt.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next access is an ordinary look-up
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

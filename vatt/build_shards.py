@@ -1,0 +1,324 @@
+"""Media folder → tar shards."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from vatt.captions import Fault, MediaText, fault_lines, find_captions, read_captions
+from vatt.check_shards import CheckReport, SampleCheck, check_shards
+from vatt.shard_index import MEDIA_EXTENSIONS, ShardError, find_shards, written_whole
+from vatt.shards import ShardWriter
+
+__all__ = [
+    "BuildReport",
+    "CheckReport",
+    "Fault",
+    "SampleCheck",
+    "build_shards",
+    "check_shards",
+    "find_media",
+]
+
+BUILD_FILE = "build.json"  # beside the shards: what they were built from
+BUILD_VERSION = 1
+IN_MEMORY_BYTES = 64 << 20  # larger files are copied in pieces
+TAR_BYTES_PER_SAMPLE = 4096  # headers, padding, captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What `build_shards` did.
+
+    Args:
+        out: The shard folder.
+        num_samples: Samples in all shards.
+        num_shards: Number of tars.
+        num_captions: Segments of all samples.
+        num_without_text: Samples that nothing is said about.
+        num_bytes: Of the media.
+        seconds: Time it took.
+        reused: Whether the shards were there already, from the same files.
+        faults: What was left out.
+    """
+
+    out: str
+    num_samples: int
+    num_shards: int
+    num_captions: int
+    num_without_text: int
+    num_bytes: int
+    seconds: float
+    reused: bool
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"{self.out}: {self.num_samples} samples in {self.num_shards} shards, "
+            f"{self.num_bytes / 1e6:.1f} MB, {self.num_captions} captions, "
+            f"{self.num_without_text} samples without text"
+            + (" (built before from the same files)" if self.reused else f" ({self.seconds:.1f} s)")
+        ]
+        return "\n".join(lines + fault_lines(self.faults, "left out"))
+
+
+def build_shards(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    samples_per_shard: int = 500,
+    captions: str | os.PathLike[str] | None = None,
+    check_media: bool = False,
+    show_progress: bool = True,
+) -> BuildReport:
+    """Packs the media of a folder and of the folders in it, with their captions, into shards.
+
+    The media are copied as they are. A sample's key is its path without the extension, with `_` for
+    each dot and slash; `KEY.json` keeps the path as `file`. The folder appears under its name only
+    when all of it is there.
+
+    Args:
+        source: Media files, and `captions.jsonl` or `captions.csv` as `vatt/captions.py` says.
+        out: Folder to make. Shards there that were built from the same files are kept.
+        samples_per_shard: The last shard may have fewer.
+        captions: Caption file that lies or is called otherwise.
+        check_media: Open every file and leave out those that are no media; some ms each.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        ShardError: no such folder, no media in it, `out` holds something else, no space left.
+        ValueError: `samples_per_shard` below 1.
+    """
+    started = time.monotonic()
+    source, out = Path(source), Path(out)
+    if samples_per_shard < 1:
+        raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
+    files = find_media(source)
+    caption_file = find_captions(source, captions)
+    fingerprint = _fingerprint(source, files, caption_file, samples_per_shard, check_media)
+    built = _built_before(out, fingerprint)
+    if built is not None:
+        return built
+    texts, faults = read_captions(caption_file) if caption_file else ({}, [])
+    faults += _unmatched(texts, files, source)
+    _check_space(source, files, out)
+    with _folder_written_whole(out) as partial:
+        bar = tqdm(files, "shards", unit="file", disable=not show_progress)
+        usable = _openable(source, bar, faults) if check_media else bar
+        counts = _write_shards(source, usable, texts, partial, samples_per_shard, faults)
+        if not counts["num_samples"]:
+            raise ShardError(
+                f"none of the {len(files)} media files of {source} can be used; the last one, "
+                f"{faults[-1].name}: {faults[-1].reason}"
+            )
+        report = BuildReport(
+            out=str(out),
+            **counts,
+            seconds=time.monotonic() - started,
+            reused=False,
+            faults=tuple(faults),
+        )
+        _note_build(partial, fingerprint, report)
+    return report
+
+
+def find_media(folder: Path) -> list[str]:
+    """Paths of all media files under a folder, relative to it, sorted.
+
+    Raises:
+        ShardError: no such folder, or no media in it.
+    """
+    if not folder.is_dir():
+        raise ShardError(f"no media folder {folder}: correct the path")
+    found = [
+        (Path(parent) / name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith(".") and Path(name).suffix[1:].lower() in MEDIA_EXTENSIONS
+    ]
+    if not found:
+        raise ShardError(
+            f"{folder} holds no media: looked for the extensions {', '.join(MEDIA_EXTENSIONS)}"
+        )
+    return sorted(found)
+
+
+def _write_shards(
+    source: Path,
+    files: Iterable[str],
+    texts: dict[str, MediaText],
+    out: Path,
+    samples_per_shard: int,
+    faults: list[Fault],
+) -> dict[str, int]:
+    """Writes the files that can be read; the numbers for the report."""
+    counts = dict.fromkeys(
+        ("num_samples", "num_shards", "num_captions", "num_without_text", "num_bytes"), 0
+    )
+    keys: set[str] = set()
+    media = _read_media(source, files, faults)
+    while (first := next(media, None)) is not None:
+        with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
+            for file, content, size in chain([first], islice(media, samples_per_shard - 1)):
+                text = texts.get(file, MediaText())
+                _add_sample(shard, _new_key(file, keys), file, content, text)
+                counts["num_samples"] += 1
+                counts["num_captions"] += len(text.segments)
+                counts["num_without_text"] += not text.segments
+                counts["num_bytes"] += size
+        counts["num_shards"] += 1
+    return counts
+
+
+def _read_media(
+    source: Path, files: Iterable[str], faults: list[Fault]
+) -> Iterator[tuple[str, bytes | Path, int]]:
+    """Name, content and size of each file that can be read; large files stay paths."""
+    for name in files:
+        try:
+            with (source / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                content = file.read() if size <= IN_MEMORY_BYTES else source / name
+        except OSError as error:
+            faults.append(Fault(name, f"cannot be read: {error.strerror}"))
+            continue
+        if size:
+            yield name, content, size
+        else:
+            faults.append(Fault(name, "is empty (0 bytes)"))
+
+
+def _add_sample(
+    shard: ShardWriter, key: str, file: str, content: bytes | Path, text: MediaText
+) -> None:
+    shard.add(
+        key,
+        content,
+        Path(file).suffix[1:],
+        " ".join(segment.text for segment in text.segments),
+        {"file": file, **text.metadata},
+        segments=text.segments,
+    )
+
+
+def _new_key(file: str, keys: set[str]) -> str:
+    """A key for a file that no other has: `a/b.c.mp4` → `a_b_c`."""
+    stem = str(PurePosixPath(file).with_suffix("")).replace("/", "_").replace(".", "_")
+    key = next(key for key in chain([stem], (f"{stem}_{n}" for n in count(2))) if key not in keys)
+    keys.add(key)
+    return key
+
+
+def _openable(source: Path, files: Iterable[str], faults: list[Fault]) -> Iterator[str]:
+    """The files that FFmpeg can open."""
+    from vatt.media import MediaError, probe
+
+    for name in files:
+        try:
+            probe(source / name)
+        except MediaError as error:
+            faults.append(Fault(name, error.reason))
+        else:
+            yield name
+
+
+def _unmatched(texts: dict[str, MediaText], files: Sequence[str], source: Path) -> list[Fault]:
+    """Captions of files that are not there."""
+    missing = sorted(set(texts) - set(files))
+    return [
+        Fault(
+            name,
+            "has captions, but is no media file that vatt knows"
+            if (source / name).exists()
+            else "has captions, but there is no such file",
+        )
+        for name in missing
+    ]
+
+
+def _fingerprint(
+    source: Path, files: Sequence[str], captions: Path | None, *options: object
+) -> str:
+    """Names, sizes and times of the files, the captions and the options, as one number."""
+    digest = hashlib.sha256(repr((BUILD_VERSION, options)).encode())
+    if captions is not None:
+        digest.update(captions.read_bytes())
+    for name in files:
+        with contextlib.suppress(OSError):  # a broken link is reported when it is read
+            status = (source / name).stat()
+            digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def _note_build(out: Path, fingerprint: str, report: BuildReport) -> None:
+    """Keeps beside the shards what `_built_before` asks for."""
+    content = {"version": BUILD_VERSION, "fingerprint": fingerprint, "report": asdict(report)}
+    with written_whole(out / BUILD_FILE) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
+    """The report of shards that were built from the same files; None where there is nothing.
+
+    Raises:
+        ShardError: something else is there.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    refusal = f"{out} exists and holds something else: delete it, or choose another folder"
+    try:
+        built = json.loads((out / BUILD_FILE).read_bytes())
+        report = built["report"]
+        report["faults"] = tuple(Fault(**fault) for fault in report["faults"])
+        found = BuildReport(**{**report, "out": str(out), "reused": True})
+        same = built["fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ShardError(refusal) from None
+    if not same:
+        raise ShardError(
+            f"{out} holds shards of other files, captions or options than these: delete it to "
+            "build it again, or choose another folder"
+        )
+    if len(find_shards(out)) != found.num_shards:
+        raise ShardError(f"{out} has lost some of its {found.num_shards} shards: delete it")
+    return found
+
+
+def _check_space(source: Path, files: Sequence[str], out: Path) -> None:
+    """Refuses early what cannot end well."""
+    needed = 0
+    for name in files:
+        with contextlib.suppress(OSError):
+            needed += (source / name).stat().st_size + TAR_BYTES_PER_SAMPLE
+    existing = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ShardError(
+            f"{out} needs {needed / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB left: free "
+            "some, or choose a folder on another disk"
+        )
+
+
+@contextlib.contextmanager
+def _folder_written_whole(out: Path) -> Iterator[Path]:
+    """A folder to fill that appears under its name only when the block ends well."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(out)
+    except ShardError as error:  # the user knows the folder by the name it was to get
+        raise ShardError(str(error).replace(str(partial), str(out))) from error
+    except OSError as error:
+        raise ShardError(f"{out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""The `vatt` command: finds the command asked for and imports only what that one needs."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import vatt
+from vatt.config_files import shipped_configs
+from vatt.errors import UserError
+
+# name: (module, function, what it does)
+COMMANDS = {
+    "demo": ("vatt.demo", "main", "corpus → shards → training → retrieval → report.html"),
+    "fit": ("vatt.training_cli", "main", "train; --config takes a file or a shipped name"),
+    "validate": ("vatt.training_cli", "main", "retrieval metrics of a checkpoint"),
+    "test": ("vatt.training_cli", "main", "the same over the test set"),
+    "predict": ("vatt.training_cli", "main", "embeddings of a set"),
+    "shards": ("vatt.commands", "shards", "build: media folder → tar shards; check: decode all"),
+    "tokenizer": ("vatt.commands", "tokenizer", "train a tokenizer from the captions of shards"),
+    "doctor": ("vatt.commands", "doctor", "versions, codecs, devices, and what is missing"),
+}
+SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: Arguments, the command first; None: those of the process.
+
+    Returns:
+        Exit code: 0 if all went well, 2 for wrong arguments, 128 + n after signal n, else 1.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"vatt {vatt.__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        return _say(f"no command {argv[0]!r}.{_nearest(argv[0])} `vatt --help` lists them.", 2)
+    module, function, _ = COMMANDS[argv[0]]
+    # the training commands share a parser that wants the name of the command
+    arguments = argv if module == "vatt.training_cli" else argv[1:]
+    try:
+        return _run(getattr(import_module(module), function), arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        message, code = _explain(error)
+        if message is None:
+            raise
+        return _say(message, code)
+
+
+def _run(function: Callable[[Sequence[str]], Any], arguments: Sequence[str]) -> int:
+    """Exit code of a command; argparse leaves by SystemExit after --help and wrong arguments."""
+    try:
+        result = function(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return result if isinstance(result, int) else 0
+
+
+def _explain(error: BaseException) -> tuple[str | None, int]:
+    """The sentence and exit code of an error that is nobody's bug; None for one that is."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped.", 130
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        where = f" for {error.filename}" if error.filename else ""
+        return f"No space left on the disk{where}: free some and run the same command again.", 1
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}", 1
+    # both modules are loaded already where one of these was raised
+    for module, name in (("vatt.shard_index", "ShardError"), ("vatt.media", "MediaError")):
+        kind = getattr(sys.modules.get(module), name, None)
+        if kind is not None and isinstance(error, kind):
+            return str(error), 1
+    return None, 1
+
+
+def _say(message: str, code: int) -> int:
+    print(f"vatt: {message}", file=sys.stderr)
+    return code
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vatt COMMAND [arguments]",
+            "",
+            "Trains, evaluates and uses video-audio-text transformers.",
+            "",
+            *lines,
+            "",
+            f"shipped configurations: {', '.join(shipped_configs())}",
+            "`vatt COMMAND --help` says more; start with `vatt demo`.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

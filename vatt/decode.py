@@ -1,0 +1,376 @@
+"""Planned decoding: packets first, then only the frames that the clip needs, scaled inside FFmpeg.
+
+A clip is asked for by times. The packets around it are read without decoding, the frames to show
+are chosen by the packets' timestamps, and the decoder then sees only what these are made from.
+"""
+
+import math
+from bisect import bisect_right
+from fractions import Fraction
+from typing import Any
+
+import av.error
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from vatt.packets import (
+    PRE_ROLL_SECONDS,
+    TIME_TOLERANCE_SECONDS,
+    MediaPacket,
+    MediaStream,
+    Packets,
+    decoding_runs,
+    tick_seconds,
+    without_leading,
+)
+from vatt.sources import CONVERT, Damage
+
+# Sound that starts further from where it should follow is a gap; containers round times to 1 ms.
+GAP_SECONDS = 0.02
+MAX_SIDE_PIXELS = 16_384
+MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
+# Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
+# takes this only when it is opened; for VP8 and VP9 it gains nothing.)
+SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"})
+
+Matrix = tuple[int, int, int, int]
+
+
+def codec_name(stream: MediaStream | None) -> str | None:
+    """FFmpeg's name of the format; `unknown` where this build has no decoder for it."""
+    if stream is None:
+        return None
+    return (
+        stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
+    )
+
+
+def prepare_decoder(stream: MediaStream) -> Any:
+    """The stream's decoder, on one thread: the processes that load data are the parallelism.
+
+    Raises:
+        Damage: no decoder, or a picture too large to be one.
+    """
+    decoder: Any = stream.codec_context
+    if decoder is None:
+        raise Damage(
+            f"its {stream.type} is in a format that FFmpeg here does not decode: {CONVERT}"
+        )
+    if isinstance(stream, VideoStream):
+        _check_size(decoder.width, decoder.height)
+    if not decoder.is_open:
+        decoder.thread_type = "NONE"
+        decoder.thread_count = 1
+    return decoder
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_FRAME_PIXELS:
+        raise Damage(
+            f"claims a picture of {width}×{height} pixels; at most {MAX_SIDE_PIXELS} a side and "
+            f"{MAX_FRAME_PIXELS} in all are read: scale it down"
+        )
+
+
+def _decode(decoder: Any, packet: MediaPacket | None, stream: MediaStream) -> list[Any]:
+    """The frames that a packet completes; None empties the decoder."""
+    if packet is not None and packet.is_corrupt:
+        raise Damage(_at(f"its {stream.type} is incomplete", packet.pts, stream))
+    try:
+        frames: list[Any] = decoder.decode(packet)
+    except av.error.EOFError:
+        return []
+    except (av.error.InvalidDataError, av.error.UnknownError, av.error.PatchWelcomeError) as fault:
+        when = packet.pts if packet is not None else None
+        raise Damage(_at(f"its {stream.type} is damaged", when, stream)) from fault
+    for frame in frames:
+        if frame.is_corrupt:
+            raise Damage(_at(f"its {stream.type} is damaged", frame.pts, stream))
+    return frames
+
+
+def _at(what: str, pts: int | None, stream: MediaStream) -> str:
+    when = "" if pts is None else f" at {pts * tick_seconds(stream):.2f} s"
+    return f"{what}{when}: copy or encode the file again, or leave out this part"
+
+
+def decode_frames(
+    video: VideoStream,
+    packets: Packets,
+    wanted_seconds: list[float],
+    short_side: int,
+    careful: bool = False,
+) -> tuple[np.ndarray, float]:
+    """Decodes the last frame at or before each wanted time; before the first there is the first.
+
+    Args:
+        video: The stream.
+        packets: Its packets around the clip.
+        wanted_seconds: Rising times on the file's own clock, one for each frame.
+        short_side: Pixels of the shorter side.
+        careful: Decode every picture, in order. Costs more, and is right for streams whose key
+            frames are not complete.
+
+    Returns:
+        uint8 `[T, H, W, C]`, and the share of wanted times at which the stream has a picture.
+
+    Raises:
+        Damage: a frame is missing or damaged.
+    """
+    times, coverage = choose_frames(video, packets, wanted_seconds)
+    decoder = prepare_decoder(video)
+    picture = Picture(video, short_side, times)
+    needed = set(times)
+    may_skip = not careful and video.codec_context.codec.canonical_name in SKIPPING_CODECS
+    runs = [packets.video] if careful else decoding_runs(without_leading(packets), needed)
+    for place, run in enumerate(runs):
+        if place:
+            decoder.flush_buffers()
+        skipping = False
+        for packet in run:
+            skip = may_skip and packet.pts not in needed
+            if skip != skipping:
+                decoder.skip_frame = "NONREF" if skip else "DEFAULT"
+                skipping = skip
+            picture.take(_decode(decoder, packet, video))
+        if skipping:
+            decoder.skip_frame = "DEFAULT"
+        picture.take(
+            _decode(decoder, None, video)
+        )  # what the decoder holds back to put frames in order
+    return picture.frames(), coverage
+
+
+def choose_frames(
+    video: VideoStream, packets: Packets, wanted_seconds: list[float]
+) -> tuple[list[int], float]:
+    """Timestamp of the frame to show at each wanted time, and the share of times with a picture."""
+    tick = tick_seconds(video)
+    shown = {
+        packet.pts: packet.duration or 0
+        for packet in without_leading(packets)
+        if packet.pts is not None and not packet.is_discard
+    }
+    if not shown:
+        raise Damage("has no readable picture: damaged or incomplete; copy or encode it again")
+    starts = sorted(shown)
+    end = math.inf
+    if packets.video_ended:
+        end = (starts[-1] + max(shown[starts[-1]], 1)) * tick
+    chosen, covered = [], 0
+    for seconds in wanted_seconds:
+        place = bisect_right(starts, (seconds + TIME_TOLERANCE_SECONDS) / tick) - 1
+        covered += place >= 0 and seconds < end
+        chosen.append(starts[max(place, 0)])
+    return chosen, covered / len(wanted_seconds)
+
+
+class Picture:
+    """Takes decoded frames, keeps the needed ones, scaled and turned upright.
+
+    Args:
+        video: Where they come from.
+        short_side: Pixels of the shorter side.
+        times: Timestamp to show, for each frame of the clip.
+    """
+
+    def __init__(self, video: VideoStream, short_side: int, times: list[int]) -> None:
+        self._video = video
+        self._short_side = short_side
+        self._places = {pts: times.index(pts) for pts in dict.fromkeys(times)}
+        self._times = times
+        self._missing = set(times)
+        self._scaler = VideoReformatter()
+        self._array: np.ndarray | None = None
+        self._matrix: Matrix | None = None
+
+    def take(self, decoded: list[VideoFrame]) -> None:
+        """Keeps those of some decoded frames that are needed."""
+        for frame in decoded:
+            if frame.pts in self._missing:
+                self._missing.discard(frame.pts)
+                self._keep(frame, self._places[frame.pts])
+
+    def _keep(self, frame: VideoFrame, place: int) -> None:
+        if self._array is None:
+            _check_size(frame.width, frame.height)
+            self._matrix = display_matrix(frame)
+            aspect = self._video.sample_aspect_ratio
+            width, height = scaled_size(frame.width, frame.height, self._short_side, aspect)
+            self._array = np.empty((len(self._times), height, width, 3), np.uint8)
+        _, height, width, _ = self._array.shape
+        scaled = self._scaler.reformat(
+            frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
+        )
+        plane: Any = scaled.planes[0]
+        rows = np.frombuffer(plane, np.uint8, height * plane.line_size).reshape(height, -1)
+        self._array[place] = rows[:, : 3 * width].reshape(height, width, 3)
+
+    def frames(self) -> np.ndarray:
+        """The clip, uint8 `[T, H, W, C]`.
+
+        Raises:
+            Damage: a needed frame has not come.
+        """
+        if self._missing or self._array is None:
+            raise Damage(_at("a picture is missing", min(self._missing), self._video))
+        for place, pts in enumerate(self._times):
+            if self._places[pts] != place:
+                self._array[place] = self._array[self._places[pts]]
+        return upright(self._array, self._matrix)
+
+
+def scaled_size(
+    width: int, height: int, short_side: int, pixel_aspect: Fraction | None = None
+) -> tuple[int, int]:
+    """Width and height with this short side; the other keeps the displayed aspect and is even."""
+    displayed = width * float(pixel_aspect) if pixel_aspect else float(width)
+    if displayed <= height:
+        return short_side, max(short_side, 2 * round(height * short_side / displayed / 2))
+    return max(short_side, 2 * round(displayed * short_side / height / 2)), short_side
+
+
+def display_matrix(frame: VideoFrame) -> Matrix | None:
+    """The linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one."""
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know every kind of side data; then only the angle is left
+        angle = math.radians(frame.rotation)
+        cosine, sine = round(math.cos(angle)), round(math.sin(angle))
+        return (cosine, -sine, sine, cosine)
+    if data is None:
+        return None
+    matrix = np.frombuffer(data, np.int32, 9)
+    return int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])
+
+
+def swaps_sides(matrix: Matrix | None) -> bool:
+    """Whether the displayed width is the stored height."""
+    return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
+
+
+def upright(frames: np.ndarray, matrix: Matrix | None) -> np.ndarray:
+    """Turns and mirrors frames `[T, H, W, C]` to how they are shown; only quarter turns."""
+    if matrix is None:
+        return frames
+    along_width, from_width, from_height, along_height = matrix
+    if swaps_sides(matrix):
+        frames = frames.transpose(0, 2, 1, 3)
+        along_width, along_height = from_height, from_width
+    if along_width < 0:
+        frames = frames[:, :, ::-1]
+    if along_height < 0:
+        frames = frames[:, ::-1]
+    return np.ascontiguousarray(frames)
+
+
+def decode_waveform(
+    audio: AudioStream,
+    packets: list[MediaPacket],
+    start_seconds: float,
+    num_samples: int,
+    sample_rate: int,
+) -> tuple[np.ndarray, float]:
+    """Decodes sound to mono and places it by its timestamps; where there is none are zeros.
+
+    Returns:
+        float32 `[S]`, and the share of samples that come from the file.
+
+    Raises:
+        Damage: a packet cannot be decoded.
+    """
+    waveform = np.zeros(num_samples, np.float32)
+    decoder = prepare_decoder(audio)
+    run = SoundRun(sample_rate)
+    covered = 0
+    # A parser that starts amid a stream may begin with half a packet; codecs need less than half
+    # the pre-roll.
+    excused_until = (start_seconds - PRE_ROLL_SECONDS / 2) / tick_seconds(audio)
+    for packet in [*packets, None]:
+        try:
+            frames = _decode(decoder, packet, audio)
+        except Damage:
+            if (
+                packet is None
+                or packet.pts is None
+                or packet.pts >= excused_until
+                or not run.is_empty
+            ):
+                raise
+            continue
+        for frame in frames:
+            if frame.pts is None:
+                continue
+            if not run.continues(frame):
+                covered += run.place(waveform, start_seconds)
+                run = SoundRun(sample_rate)
+            run.add(frame)
+    covered += run.place(waveform, start_seconds)
+    return waveform, min(1.0, covered / num_samples)
+
+
+class SoundRun:
+    """Sound without a gap, resampled as one piece to mono at `sample_rate` (Hz).
+
+    Channels are mixed so that full scale stays full scale: the mean of left and right.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self._sample_rate = sample_rate
+        self._resampler: AudioResampler | None = None
+        self._pieces: list[np.ndarray] = []
+        self._start_seconds = 0.0
+        self._next_seconds = 0.0
+        self._form: tuple[str, str, int] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._form is None
+
+    def continues(self, frame: AudioFrame) -> bool:
+        """Whether a frame follows without a gap, in the same format."""
+        if self._form is None:
+            return True
+        gap_seconds = abs((frame.time or 0.0) - self._next_seconds)
+        return self._form == _sound_form(frame) and gap_seconds < GAP_SECONDS
+
+    def add(self, frame: AudioFrame) -> None:
+        """Appends a frame."""
+        if self._form is None:
+            self._form = _sound_form(frame)
+            self._start_seconds = self._next_seconds = frame.time or 0.0
+            if self._form != ("fltp", "mono", self._sample_rate):
+                self._resampler = AudioResampler(
+                    "fltp", "mono", self._sample_rate, options={"rematrix_maxval": "1"}
+                )
+        self._next_seconds += frame.samples / frame.sample_rate
+        self._take(self._resampler.resample(frame) if self._resampler is not None else [frame])
+
+    def _take(self, frames: list[AudioFrame]) -> None:
+        for frame in frames:
+            plane: Any = frame.planes[0]
+            self._pieces.append(np.frombuffer(plane, np.float32, frame.samples))
+
+    def place(self, waveform: np.ndarray, start_seconds: float) -> int:
+        """Writes what falls into a waveform that starts at `start_seconds`; number of samples."""
+        if self._resampler is not None:
+            self._take(self._resampler.resample(None))
+        if not self._pieces:
+            return 0
+        samples = np.concatenate(self._pieces)
+        offset = round((self._start_seconds - start_seconds) * self._sample_rate)
+        first, last = max(0, offset), min(len(waveform), offset + len(samples))
+        if last <= first:
+            return 0
+        waveform[first:last] = samples[first - offset : last - offset]
+        return last - first
+
+
+def _sound_form(frame: AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate

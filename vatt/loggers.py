@@ -1,0 +1,197 @@
+"""Where metrics go: a CSV file always, Weights & Biases where it can."""
+
+import csv
+import netrc
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+# hosts under which `wandb login` files a key
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+CONNECT_SECONDS = 30  # then the run goes on offline
+
+
+class MetricsCsv(Logger):
+    """One row per logged step in `metrics.csv`: `step`, then a column for each metric.
+
+    Rows are on disk as soon as they are logged. A resumed run goes on in the same file: rows of
+    steps that are done again are replaced.
+
+    Args:
+        folder: The run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / "metrics.csv"
+        self._rows: list[dict[str, str]] = []
+        self._columns = ["step"]
+        self._opened = False
+
+    @property
+    def name(self) -> str:
+        """Empty: the run directory is the whole path."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty, as the name."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds to the row of a step, making it if it is new."""
+        step = step or 0
+        if not self._opened:
+            self._open(step)
+        values = {name: repr(float(v)) for name, v in metrics.items() if name != "epoch"}
+        if not values:
+            return
+        merges = bool(self._rows) and int(self._rows[-1]["step"]) == step
+        if merges:
+            self._rows[-1].update(values)
+        else:
+            self._rows.append({"step": str(step), **values})
+        new = [name for name in values if name not in self._columns]
+        self._columns += new
+        if merges or new:
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(self._rows[-1])
+
+    def _open(self, step: int) -> None:
+        self._opened = True
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                rows = [{k: v for k, v in row.items() if v} for row in reader]
+                self._columns = list(reader.fieldnames or ["step"])
+            self._rows = [row for row in rows if int(row["step"]) < step]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        partial.replace(self.path)
+
+
+def wandb_mode(mode: WandbMode) -> WandbMode:
+    """What `auto` means here: WANDB_MODE if it is set, online with a key, else offline.
+
+    Without the package, or where wandb itself is switched off, everything means `disabled`.
+    """
+    if mode == "disabled" or find_spec("wandb") is None:
+        return "disabled"
+    if mode != "auto":
+        return mode
+    switched_off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
+    told = "disabled" if switched_off else os.environ.get("WANDB_MODE", "").lower()
+    if told in ("online", "offline", "disabled"):
+        return told  # type: ignore[return-value]  # one of the literals, see the line above
+    if told in ("dryrun", "shared"):
+        return "offline" if told == "dryrun" else "online"
+    return "online" if has_wandb_key() else "offline"
+
+
+def has_wandb_key() -> bool:
+    """Whether a key is in the environment or was stored by `wandb login`."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        logins = netrc.netrc(path)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(logins.authenticators(name) for name in ((host,) if host else WANDB_HOSTS))
+
+
+class RunWandb(WandbLogger):
+    """Weights & Biases for a run directory: never a prompt, never a hang.
+
+    Online only with a key, and if the server does not answer in time the run goes on offline. The
+    run's id is kept in the directory, so that a resumed run continues the same curves.
+
+    Args:
+        folder: The run directory; W&B's files go to `wandb/` in it.
+        project: W&B project.
+        mode: `online` or `offline`, see `wandb_mode`.
+    """
+
+    def __init__(self, folder: Path, project: str, mode: WandbMode) -> None:
+        if mode == "online" and not has_wandb_key():
+            print(
+                "W&B: no key (`wandb login` stores one), so this run is offline.", file=sys.stderr
+            )
+            mode = "offline"
+        folder.mkdir(parents=True, exist_ok=True)
+        import wandb
+
+        super().__init__(
+            name=folder.name,
+            save_dir=folder,
+            project=project,
+            id=_run_id(folder / "wandb_run_id"),
+            mode=mode,
+            # offline there is nothing to resume from: pieces of one id are joined by `wandb sync`
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True),
+        )
+        del self._wandb_init["anonymous"]  # Lightning sets it, and W&B warns of it
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, begun when first used; offline if the server cannot be reached."""
+        import wandb
+
+        try:
+            return super().experiment
+        except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"W&B cannot be reached ({reason}): this run is offline.", file=sys.stderr)
+            wandb.teardown()  # its service would call the run's id taken
+            self._wandb_init.update(mode="offline", resume=None)
+            return super().experiment
+
+    @property
+    def files(self) -> Path | None:
+        """Where this run's files are, once it has begun."""
+        run = self._experiment
+        return None if run is None else Path(run.settings.sync_dir)
+
+    @rank_zero_only
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Sends the configuration; a resumed run may change it."""
+        self.experiment.config.update(dict(config), allow_val_change=True)
+
+
+def _run_id(path: Path) -> str:
+    """The id of the run in this directory, made once."""
+    if path.exists():
+        return path.read_text().strip()
+    name = uuid.uuid4().hex[:8]
+    path.write_text(name + "\n")
+    return name

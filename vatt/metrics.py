@@ -1,0 +1,125 @@
+"""Retrieval metrics: ranks, R@k, MedR.
+
+A rank is the 0-based place of the wanted candidate in the descending order of scores. Shapes: `Q`
+queries, `C` candidates, `D` width (the project's legend is in `vatt.batch`).
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+RECALL_AT = (1, 5, 10)
+QUERIES_PER_CHUNK = 512  # 512 × 10,000 float32 scores = 20 MB
+
+
+def retrieval_ranks(scores: Tensor, target: Tensor) -> Tensor:
+    """Place of the wanted candidate among all, 0 = best.
+
+    Candidates that tie with the wanted one count half each, which is the mean over all orders of
+    the tied ones: a model that gives every candidate the same score ranks in the middle, not first.
+    A NaN score is worse than any number; a query whose wanted candidate scores NaN gets an infinite
+    rank, so that it is a hit at no k, however few the candidates.
+
+    Args:
+        scores: float `[Q, C]`, higher is better.
+        target: int64 `[Q]`, index of the wanted candidate, in [0, C).
+
+    Returns:
+        float64 `[Q]`: a multiple of one half in [0, C − 1], or infinity.
+
+    Raises:
+        ValueError: shapes do not fit, or a target is out of range.
+    """
+    if scores.ndim != 2 or target.shape != scores.shape[:1]:
+        raise ValueError(
+            "scores must be [Q, C] and target [Q], "
+            f"got {tuple(scores.shape)}, {tuple(target.shape)}"
+        )
+    _check_range(target, scores.shape[1])
+    wanted = scores.gather(1, target[:, None])
+    above = (scores > wanted).sum(dim=1)
+    tied = (scores == wanted).sum(dim=1) - 1  # the wanted one ties with itself
+    ranks = above.double() + 0.5 * tied.double()
+    return ranks.masked_fill(wanted[:, 0].isnan(), torch.inf)
+
+
+def embedding_ranks(
+    queries: Tensor,
+    candidates: Tensor,
+    target: Tensor,
+    queries_per_chunk: int = QUERIES_PER_CHUNK,
+) -> Tensor:
+    """Ranks by dot product, in chunks of queries: no more than one chunk's scores is in memory.
+
+    Args:
+        queries: float `[Q, D]`.
+        candidates: float `[C, D]`.
+        target: int64 `[Q]`, index of the wanted candidate, in [0, C).
+        queries_per_chunk: Rows of scores that are held at once.
+
+    Returns:
+        float64 `[Q]`, see `retrieval_ranks`.
+
+    Raises:
+        ValueError: shapes do not fit, or a target is out of range.
+    """
+    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            "queries and candidates must be [Q, D] and [C, D], "
+            f"got {tuple(queries.shape)}, {tuple(candidates.shape)}"
+        )
+    if target.shape != queries.shape[:1]:
+        raise ValueError(
+            f"{tuple(queries.shape)} queries need one target each, got {tuple(target.shape)}"
+        )
+    chunks = zip(queries.split(queries_per_chunk), target.split(queries_per_chunk), strict=True)
+    ranks = [retrieval_ranks(rows @ candidates.T, wanted) for rows, wanted in chunks]
+    return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.float64)
+
+
+def top_candidates(
+    queries: Tensor, candidates: Tensor, k: int, queries_per_chunk: int = QUERIES_PER_CHUNK
+) -> tuple[Tensor, Tensor]:
+    """The k best candidates of each query by dot product, best first, in chunks of queries.
+
+    Args:
+        queries: float `[Q, D]`.
+        candidates: float `[C, D]`.
+        k: How many; all candidates where there are fewer.
+        queries_per_chunk: Rows of scores that are held at once.
+
+    Returns:
+        Scores, float `[Q, k]`, and indices, int64 `[Q, k]`; a NaN score counts as −infinity.
+    """
+    k = min(k, candidates.shape[0])
+    best = [
+        (rows @ candidates.T).nan_to_num(nan=-torch.inf).topk(k, dim=1)
+        for rows in queries.split(queries_per_chunk)
+    ]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+
+def retrieval_metrics(ranks: Tensor) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent, and MedR, the median rank counted from 1.
+
+    R@k counts the ranks of at most k − 1: a tie over the edge of the k best is no hit.
+
+    Args:
+        ranks: float `[Q]`, 0-based.
+
+    Raises:
+        ValueError: there is no rank.
+    """
+    if ranks.numel() == 0:
+        raise ValueError("no query to take metrics over")
+    values = ranks.detach().cpu().double().numpy()
+    recalls = {f"R@{k}": 100.0 * float(np.mean(values <= k - 1)) for k in RECALL_AT}
+    return {**recalls, "MedR": float(np.median(values)) + 1.0}
+
+
+def _check_range(target: Tensor, num_candidates: int) -> None:
+    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < num_candidates:
+        raise ValueError(
+            f"targets must be in [0, {num_candidates}), "
+            f"got {int(target.min())} to {int(target.max())}"
+        )

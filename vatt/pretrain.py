@@ -1,0 +1,188 @@
+"""Contrastive pre-training as a Lightning system: network, losses, optimiser, retrieval metrics."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vatt.batch import Batch
+from vatt.checkpoint import CONFIG_KEY
+from vatt.config import VATTConfig
+from vatt.errors import UserError
+from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
+from vatt.losses import ContrastiveLoss, LossConfig, LossOutput, world_size
+from vatt.model import VATT
+from vatt.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite; raised before the weights are touched."""
+
+
+class PretrainModule(LightningModule):
+    """Trains a VATT by contrasting video with audio and video with text.
+
+    Args:
+        model: The network's configuration.
+        loss: Which contrastive loss.
+        optimizer: Which optimiser.
+        schedule: The learning rate over the run.
+    """
+
+    def __init__(
+        self,
+        model: VATTConfig,
+        loss: LossConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+    ) -> None:
+        super().__init__()
+        self.network = VATT(model)
+        self.loss = ContrastiveLoss(loss)
+        self.optimizer_config = optimizer
+        self.schedule = schedule
+        self.time_share = (
+            0.0  # share of a time budget that is spent; `callbacks.TimeBudget` sets it
+        )
+        self._tables: list[EmbeddingTable] = []
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, by steps or time, the further of both; in [0, 1]."""
+        return min(1.0, max(self.global_step / self.schedule.max_steps, self.time_share))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Sets the learning rate of this step: a function of the progress, so it needs no state."""
+        factor = learning_rate_factor(self.schedule, self.progress)
+        for group in self._optimizer().param_groups:
+            group["lr"] = self.optimizer_config.learning_rate * factor
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss: LossOutput = self.loss(self.network(batch), batch)
+        self._refuse_non_finite(loss, batch)
+        self.log("train/loss", loss.total.detach(), batch_size=len(batch))
+        self.log_dict(self._measurements(loss, batch), batch_size=len(batch))
+        return loss.total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Logs the norm of all gradients, before clipping."""
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts with an empty gallery."""
+        self._tables = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Embeds the clips of one batch with all their captions."""
+        self._tables.append(embed_batch(self.network, batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the retrieval metrics of all directions over the whole set."""
+        self._log_retrieval("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As in validation."""
+        self._tables = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self._tables.append(embed_batch(self.network, batch))
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_retrieval("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Fields of the `EmbeddingTable` of one batch; Lightning refuses frozen dataclasses."""
+        return vars(embed_batch(self.network, batch))
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser of the network and of the temperatures, where they learn."""
+        return build_optimizer(self, self.optimizer_config)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the checkpoint describe its model, in plain containers."""
+        checkpoint[CONFIG_KEY] = self.network.config.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the weights of another geometry, naming what differs.
+
+        Raises:
+            UserError: the checkpoint's model is not this one.
+        """
+        theirs = _flatten(checkpoint.get(CONFIG_KEY, {}))
+        ours = _flatten(self.network.config.to_dict())
+        differing = [name for name in ours if theirs.get(name) != ours[name]]
+        if theirs and differing:
+            name = differing[0]
+            raise UserError(
+                f"the checkpoint holds another model: {name} is {theirs.get(name)} there and "
+                f"{ours[name]} here ({len(differing)} settings differ): use its run's config.yaml"
+            )
+
+    def _optimizer(self) -> Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return optimizer
+
+    def _measurements(self, loss: LossOutput, batch: Batch) -> dict[str, Tensor | float]:
+        return {
+            "train/loss_video_audio": loss.video_audio,
+            "train/loss_video_text": loss.video_text,
+            "train/accuracy_video_audio": loss.accuracy_video_audio,
+            "train/accuracy_video_text": loss.accuracy_video_text,
+            "train/temperature_video_audio": loss.temperature_video_audio,
+            "train/temperature_video_text": loss.temperature_video_text,
+            "train/learning_rate": self._optimizer().param_groups[0]["lr"],
+            "data/audio_coverage": _share_present(batch.audio_mask),
+            "data/text_coverage": _share_present(batch.text_mask),
+        }
+
+    def _refuse_non_finite(self, loss: LossOutput, batch: Batch) -> None:
+        if torch.isfinite(loss.total):
+            return
+        pairs = {"video-audio": loss.video_audio, "video-text": loss.video_text}
+        broken = [f"{name} {value.item()}" for name, value in pairs.items() if not value.isfinite()]
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {self.global_step} ({', '.join(broken)}; learning "
+            f"rate {self._optimizer().param_groups[0]['lr']:.3g}). Clips of the batch: "
+            f"{', '.join(batch.keys[:8]) or 'unnamed'}{' …' if len(batch.keys) > 8 else ''}. Lower "
+            "the learning rate, clip gradients (--trainer.gradient_clip_val 1), or look at these."
+        )
+
+    def _log_retrieval(self, prefix: str) -> None:
+        tables, self._tables = self._tables, []
+        if world_size() > 1:  # each rank embedded its share of the set
+            parts: list[Any] = [None] * world_size()
+            dist.all_gather_object(parts, tables)
+            tables = [table for part in parts for table in part]
+        if not tables:
+            return
+        metrics = retrieval(concatenate(tables))
+        named = {
+            f"{prefix}/{direction}/{name}": value
+            for direction, values in metrics.items()
+            for name, value in values.items()
+        }
+        self.log_dict(named, sync_dist=world_size() > 1)  # the same on every rank
+
+
+def _share_present(mask: Tensor | None) -> Tensor | float:
+    """Share of the clips that have a modality, from a mask `[B]` or `[B, K]`."""
+    return 0.0 if mask is None else mask.reshape(len(mask), -1).any(dim=1).float().mean()
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"video": {"num_frames": 8}}` → `{"video.num_frames": 8}`; lists become tuples."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return flat

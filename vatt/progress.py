@@ -1,0 +1,167 @@
+"""What a person sees of a training run: one line while it goes on, one screen at its end."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+
+REFRESH_SECONDS = 0.5
+LINE_SECONDS = 30.0  # between two lines where the output is no terminal
+# what the line shows, with its short name and format
+SHOWN = {
+    "train/loss": ("loss", "{:.3f}"),
+    "perf/clips_per_second": ("clips/s", "{:.0f}"),
+    "val/text_to_video/R@1": ("R@1 text", "{:.1f}"),
+    "val/audio_to_video/R@1": ("R@1 audio", "{:.1f}"),
+}
+DIRECTIONS = ("text_to_video", "video_to_text", "audio_to_video", "video_to_audio")
+
+
+class TrainingProgress(ProgressBar):
+    """The share of the training that is done, by steps or by time, with loss, speed and recall.
+
+    A bar in a terminal; elsewhere a line now and then, which a log file can hold.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar: Any = None
+        self._shown = 0.0  # when, by the monotonic clock
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Lightning calls this on all ranks but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """The reverse."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the bar where the run stands."""
+        self._shown = time.monotonic()
+        if self._enabled:
+            weights = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+            where = f"{trainer.world_size} × {trainer.strategy.root_device.type}"
+            print(
+                f"Training {weights / 1e6:.3g} M weights on {where}, from step "
+                f"{trainer.global_step}, in {trainer.default_root_dir}",
+                file=sys.stderr,
+            )
+        if self._enabled and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=1.0,
+                initial=_progress(trainer, pl_module),
+                bar_format="{desc} {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}{postfix}",
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Moves on, not more often than an eye can follow."""
+        wait = LINE_SECONDS if self._bar is None else REFRESH_SECONDS
+        if self._enabled and time.monotonic() - self._shown >= wait:
+            self._show(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Shows the new recall."""
+        if self._enabled and trainer.training and not trainer.sanity_checking:
+            self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the last line standing."""
+        if self._enabled:
+            self._show(trainer, pl_module)
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Ends the line, so that the message gets its own."""
+        self._close()
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Prints above the bar."""
+        tqdm.write(" ".join(map(str, args)), file=sys.stderr)
+
+    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._shown = time.monotonic()
+        share = _progress(trainer, pl_module)
+        title = f"step {trainer.global_step}/{trainer.max_steps}"
+        values = ", ".join(
+            f"{name} {form.format(float(trainer.callback_metrics[key]))}"
+            for key, (name, form) in SHOWN.items()
+            if key in trainer.callback_metrics
+        )
+        if self._bar is None:
+            print(f"{title} ({share:.0%}) {values}", file=sys.stderr, flush=True)
+            return
+        self._bar.n = share
+        self._bar.set_description_str(title, refresh=False)
+        self._bar.set_postfix_str(values)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _progress(trainer: Trainer, pl_module: LightningModule) -> float:
+    share = getattr(pl_module, "progress", None)
+    return float(share) if share is not None else trainer.global_step / max(trainer.max_steps, 1)
+
+
+def fit_summary(
+    trainer: Trainer, *, seconds: float, checkpoint: Path, config: Path, wandb_files: Path | None
+) -> str:
+    """One screen after training: what came out, where it is, what to do next.
+
+    Args:
+        trainer: Has the metrics.
+        seconds: Training time.
+        checkpoint: The last one.
+        config: Configuration of the run.
+        wandb_files: Folder of the W&B run, if there is one.
+    """
+    metrics = trainer.callback_metrics
+    loss = f", loss {float(metrics['train/loss']):.3f}" if "train/loss" in metrics else ""
+    minutes, rest = divmod(round(seconds), 60)
+    lines = [
+        f"Trained {trainer.global_step} steps in {minutes}:{rest:02d}{loss}.",
+        *retrieval_lines({name: float(value) for name, value in metrics.items()}, "val"),
+        f"  checkpoint  {checkpoint}",
+        f"  metrics     {checkpoint.parent.parent / 'metrics.csv'}",
+    ]
+    if wandb_files is not None:
+        offline = wandb_files.name.startswith("offline-")
+        lines.append(f"  W&B         {f'wandb sync {wandb_files}' if offline else wandb_files}")
+    again = f"vatt fit --config {config} --ckpt_path last"
+    lines += [
+        "Next:",
+        f"  vatt validate --config {config} --ckpt_path last",
+        f"  {again} --trainer.max_steps {2 * trainer.max_steps}",
+    ]
+    return "\n".join(lines)
+
+
+def retrieval_lines(metrics: dict[str, float], prefix: str) -> list[str]:
+    """A small table of the retrieval metrics that are there."""
+    lines = []
+    for direction in DIRECTIONS:
+        values = {
+            k: metrics.get(f"{prefix}/{direction}/{k}") for k in ("R@1", "R@5", "R@10", "MedR")
+        }
+        if None not in values.values():
+            row = "  ".join(f"{name} {value:5.1f}" for name, value in values.items())
+            lines.append(f"  {direction.replace('_to_', ' → '):16} {row}")
+    return lines

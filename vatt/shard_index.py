@@ -1,0 +1,293 @@
+"""Where each sample of a tar shard is: a pass over the tar's headers, kept in a file beside it.
+
+`00000.tar.index` is a safetensors file with the arrays of `ShardIndex`, and with the size and time
+of the tar that it describes.
+"""
+
+import contextlib
+import errno
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
+
+# Of a sample with several media, the one whose extension comes first here counts.
+MEDIA_EXTENSIONS = (
+    *("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp"),
+    *("gif", "m4a", "mp3", "wav", "flac", "ogg", "opus", "aac", "wma"),
+    *("jpg", "jpeg", "png", "webp", "bmp"),
+)
+
+INDEX_SUFFIX = ".index"  # 00000.tar → 00000.tar.index
+INDEX_VERSION = "1"
+MEDIA, TEXT, JSON = 0, 1, 2  # columns of ShardIndex.members
+TAR_BLOCK = 512  # bytes; headers and payloads start at multiples of it
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class ShardError(ValueError):
+    """A shard or a folder of shards cannot be used or written; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the members of each sample are.
+
+    Args:
+        keys: uint8, the UTF-8 names one after the other.
+        key_ends: int64 `[N]`, where each name ends in `keys`.
+        members: int64 `[N, 3, 2]`: of the media, text and json members the offset (-1: there is
+            none) and size in bytes.
+    """
+
+    keys: NDArray[np.uint8]
+    key_ends: NDArray[np.int64]
+    members: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of samples, `N`."""
+        return len(self.key_ends)
+
+    def key(self, sample: int) -> str:
+        """Name of a sample."""
+        start = self.key_ends[sample - 1] if sample else 0
+        return self.keys[start : self.key_ends[sample]].tobytes().decode("utf-8", "surrogateescape")
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The three arrays by name."""
+        return {"keys": self.keys, "key_ends": self.key_ends, "members": self.members}
+
+    def same_as(self, other: "ShardIndex") -> bool:
+        """Whether both say the same."""
+        mine, theirs = self.arrays(), other.arrays()
+        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[tuple[str, NDArray[np.int64]]]) -> "ShardIndex":
+        """Packs `(key, members [3, 2])` of each sample."""
+        names = [key.encode("utf-8", "surrogateescape") for key, _ in rows]
+        return cls(
+            keys=np.frombuffer(b"".join(names), dtype=np.uint8),
+            key_ends=np.cumsum([len(name) for name in names], dtype=np.int64),
+            members=np.array([members for _, members in rows], dtype=np.int64).reshape(-1, 3, 2),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["ShardIndex"]) -> "ShardIndex":
+        """One index over the samples of several, in order; offsets stay those in their shard."""
+        starts = np.cumsum([0] + [len(part.keys) for part in parts[:-1]])
+        return cls(
+            keys=np.concatenate([part.keys for part in parts]),
+            key_ends=np.concatenate(
+                [part.key_ends + start for part, start in zip(parts, starts, strict=True)]
+            ),
+            members=np.concatenate([part.members for part in parts]),
+        )
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The tars of a folder, by name.
+
+    Raises:
+        ShardError: no such folder, or none in it.
+    """
+    if not folder.exists():
+        raise ShardError(
+            f"no shard folder {folder}: correct the path, or make it with "
+            f"`vatt shards build MEDIA {folder}`"
+        )
+    if not folder.is_dir():
+        raise ShardError(f"{folder} is a file: give the folder that holds the shards")
+    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    if not paths:
+        raise ShardError(
+            f"{folder} holds no shards (*.tar): if it holds media, make shards with "
+            f"`vatt shards build {folder} OUT`"
+        )
+    return paths
+
+
+def read_index(shard: Path) -> ShardIndex:
+    """The index of a shard: the one beside it when that is fresh, else by a pass over the headers.
+
+    A shard that was copied or touched, and holds what its index says, keeps its index.
+
+    Raises:
+        ShardError: see `scan_shard`; or the shard holds something else than its index says.
+    """
+    stored = _load_index(shard)
+    if stored is not None and stored[0] == _stamp(shard):
+        return stored[1]
+    index = scan_shard(shard)
+    if stored is not None and not index.same_as(stored[1]):
+        raise ShardError(
+            f"{index_path(shard)} is stale: {shard} has changed since it was made. If the change "
+            "is wanted, delete the index and start again; a resumed run then sees other samples"
+        )
+    with contextlib.suppress(OSError):  # a read-only folder: the index stays in memory
+        write_index(shard, index)
+    return index
+
+
+def scan_shard(shard: Path) -> ShardIndex:
+    """Reads a tar's headers.
+
+    Raises:
+        ShardError: not a tar, truncated, damaged, without samples, or hostile: absolute paths,
+            `..`, links, devices.
+    """
+    rows: dict[str, tuple[NDArray[np.int64], list[int]]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                _refuse_hostile(shard, member)
+                if member.isfile():
+                    _place_member(shard, member, rows)
+            _check_end(shard, tar)
+    except (tarfile.TarError, EOFError) as error:
+        if shard.stat().st_size == 0:
+            raise ShardError(f"{shard} is empty (0 bytes): delete it or build it again") from error
+        raise ShardError(
+            f"{shard} is truncated or not a tar ({error}): copy or build it again"
+        ) from error
+    except OSError as error:
+        raise ShardError(f"{shard} cannot be read: {error.strerror}") from error
+    if not rows:
+        raise ShardError(
+            f"{shard} holds no samples (KEY.mp4, KEY.txt, KEY.json): delete it or build it again"
+        )
+    return ShardIndex.from_rows([(key, members) for key, (members, _) in rows.items()])
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name only when the block ends well.
+
+    Raises:
+        ShardError: no space left.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+        partial.replace(path)
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise ShardError(
+                f"no space left to write {path} ({error.strerror}): free some, or choose a folder "
+                "on another disk"
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def index_path(shard: Path) -> Path:
+    """Where the index of a shard is."""
+    return shard.with_name(shard.name + INDEX_SUFFIX)
+
+
+def _stamp(shard: Path) -> dict[str, str]:
+    """What an index must agree with to be fresh."""
+    status = shard.stat()
+    return {
+        "version": INDEX_VERSION,
+        "size": str(status.st_size),
+        "mtime_ns": str(status.st_mtime_ns),
+    }
+
+
+def write_index(shard: Path, index: ShardIndex) -> None:
+    """Writes the index of a finished shard beside it."""
+    with written_whole(index_path(shard)) as file:
+        file.write(save_arrays(index.arrays(), metadata=_stamp(shard)))
+
+
+def _load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
+    """Stamp and index of a shard; None where there is none that this version reads."""
+    path = index_path(shard)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as stored:
+            stamp = dict(stored.metadata() or {})
+            if stamp.get("version") != INDEX_VERSION:
+                return None
+            return stamp, ShardIndex(
+                **{name: stored.get_tensor(name) for name in ("keys", "key_ends", "members")}
+            )
+    except SafetensorError:  # a damaged index says nothing about the shard: it is made again
+        return None
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a member's name leads out of the folder it would be unpacked in."""
+    return (
+        name.startswith(("/", "\\"))
+        or name[1:2] == ":"
+        or ".." in name.replace("\\", "/").split("/")
+    )
+
+
+def _refuse_hostile(shard: Path, member: tarfile.TarInfo) -> None:
+    if leads_outside(member.name):
+        reason = "leads out of the archive"
+    elif member.issym() or member.islnk():
+        reason = f"is a link to {member.linkname!r}"
+    elif member.issparse() or not (member.isfile() or member.isdir()):
+        reason = "is neither a plain file nor a folder"
+    else:
+        return
+    raise ShardError(
+        f"{shard} is refused: its member {member.name!r} {reason}; build the shard from plain files"
+    )
+
+
+def _place_member(
+    shard: Path, member: tarfile.TarInfo, rows: dict[str, tuple[NDArray[np.int64], list[int]]]
+) -> None:
+    """Notes a member in its sample's row; files that belong to no sample are passed over."""
+    folder, _, name = member.name.rpartition("/")
+    stem, _, extension = name.partition(".")
+    extension = extension.lower()
+    if not stem:  # ._name.mp4 and the like
+        return
+    if extension in MEDIA_EXTENSIONS:
+        column, rank = MEDIA, MEDIA_EXTENSIONS.index(extension)
+    elif extension in ("txt", "json"):
+        column, rank = (TEXT if extension == "txt" else JSON), 0
+    else:
+        return
+    key = f"{folder}/{stem}" if folder else stem
+    members, ranks = rows.setdefault(
+        key, (np.full((3, 2), -1, dtype=np.int64), [len(MEDIA_EXTENSIONS)] * 3)
+    )
+    if rank == ranks[column]:
+        raise ShardError(
+            f"{shard} holds {member.name!r} twice: keys must be unique, build the shard again"
+        )
+    if rank < ranks[column]:
+        ranks[column] = rank
+        members[column] = member.offset_data, member.size
+
+
+def _check_end(shard: Path, tar: tarfile.TarFile) -> None:
+    """Refuses a tar that stops at anything but its end mark; `tarfile` is silent about it."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(TAR_BLOCK)
+    if len(block) < TAR_BLOCK:
+        raise ShardError(
+            f"{shard} is truncated: it ends at byte {tar.offset + len(block)} without an end mark; "
+            "copy or build it again"
+        )
+    if any(block):
+        raise ShardError(f"{shard} is damaged at byte {tar.offset}: copy or build it again")

@@ -1,0 +1,342 @@
+"""`vatt fit / validate / test / predict`: LightningCLI with a run directory and short errors."""
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vatt.callbacks import DataReport, EndWithValidation, StepClock, StepSeed, TimeBudget
+from vatt.config import MODALITIES
+from vatt.config_files import config_paths, explain, given_keys, with_config_paths
+from vatt.errors import UserError
+from vatt.evaluate import EmbeddingTable, concatenate
+from vatt.loggers import MetricsCsv, RunWandb, WandbMode, wandb_mode
+from vatt.progress import TrainingProgress, fit_summary, retrieval_lines
+from vatt.run_checkpoint import LAST_CHECKPOINT, AtomicCheckpointIO, RunCheckpoint, StopOnSignal
+
+# Written once, where the left side stands; the right side is filled from it.
+LINKS = {
+    **{f"model.init_args.model.{name}": f"data.init_args.{name}" for name in MODALITIES},
+    "trainer.max_steps": "model.init_args.schedule.max_steps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run keeps its files, and how it ends.
+
+    Args:
+        dir: Run directory; None: a new one under `runs/`, named by configuration and time.
+        time_budget_seconds: Training time after which the run ends, its schedule carried out, if
+            `trainer.max_steps` did not end it before; None: no limit.
+        checkpoint_every_n_steps: Steps between two writes of `checkpoints/last.ckpt`.
+        wandb: `auto`: online with a key, else offline.
+        wandb_project: Project of the W&B run.
+    """
+
+    dir: str | None = None
+    time_budget_seconds: float | None = None
+    checkpoint_every_n_steps: int = 500
+    wandb: WandbMode = "auto"
+    wandb_project: str = "vatt"
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the configuration into the run directory and sends it to W&B."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """On rank zero, once the data is known to be there."""
+        path = Path(self.config_filename)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config["ckpt_path"] = None  # a configuration says what to train, not where to go on
+        self.parser.save(config, str(path), skip_none=False, overwrite=True)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunWandb):
+                logger.log_config(yaml.safe_load(path.read_text()))
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI whose every run has a directory of its own.
+
+    Args:
+        args: Arguments, the subcommand first.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        options = {"exit_on_error": False, "allow_abbrev": False}
+        self._args = list(args)
+        self._clock = StepClock()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": -1,
+                "num_sanity_val_steps": 1,
+                "log_every_n_steps": 10,
+                "use_distributed_sampler": False,  # the loaders of vatt split the data themselves
+            },
+            parser_kwargs={**options, **{name: dict(options) for name in self.subcommands()}},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=self._args,
+        )
+
+    @property
+    def training_seconds(self) -> float:
+        """Training time of the run so far, without validation, checkpoints and decoding ahead."""
+        return self._clock.training_seconds
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run's own settings, and what is written once and used twice."""
+        parser.add_class_arguments(RunConfig, "run")
+        for source, target in LINKS.items():
+            parser.link_arguments(source, target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and turns what is wrong into one sentence."""
+        _refuse_linked_keys(self._args)
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UserError(explain(str(error), self._known_keys()), 2) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's settings never override what the user gives."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settles run directory, checkpoint and name of the configuration before any work."""
+        run, config = self._of("run"), self.config[self.subcommand]
+        fits, given = self.subcommand == "fit", config["ckpt_path"]
+        self.run_dir = _choose_run_dir(run["dir"], given, self._args, new=fits)
+        run["dir"] = None if self.run_dir is None else str(self.run_dir)
+        checkpoint = _find_checkpoint(given, self.run_dir, self.subcommand or "")
+        config["ckpt_path"] = None if checkpoint is None else str(checkpoint)
+        config["weights_only"] = True
+        if fits:
+            assert self.run_dir is not None
+            self.config_path = _config_path(self.run_dir, resumes=checkpoint is not None)
+            self.save_config_callback = SaveRunConfig
+            self.save_config_kwargs = {
+                "config_filename": str(self.config_path),
+                "save_to_log_dir": False,
+            }
+
+    def instantiate_classes(self) -> None:
+        """Builds model, data and trainer; what they refuse is the configuration's fault."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException, ArgumentError) as error:
+            raise UserError(explain(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that writes into the run directory only."""
+        config = self._of("trainer")
+        plugins = self.config_init[self.subcommand]["trainer"].get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        kwargs |= {"plugins": plugins, "enable_model_summary": False}
+        # these two have a part in the checkpoint, which every command reads
+        callbacks: list[Any] = [StepSeed(int(self._of("seed_everything"))), self._clock]
+        if self.subcommand == "fit":
+            callbacks += self._fit_callbacks()
+            if config.get("enable_progress_bar") is not False:
+                callbacks.append(TrainingProgress())
+            kwargs |= {"default_root_dir": self.run_dir, "logger": self._loggers()}
+        else:
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+        self.trainer_defaults["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        """Trains; processes that read data and end by the signal that ends the run are no news."""
+        try:
+            self.trainer.fit(**kwargs)
+        except (RuntimeError, SystemExit):  # Lightning ends by sys.exit after a second Ctrl-C
+            if self.stop.stopping:
+                raise self.stop.error(self.trainer) from None
+            raise
+
+    def after_fit(self) -> None:
+        """Says where everything is."""
+        if not self.trainer.is_global_zero:
+            return
+        if not self._clock.ran:
+            step = self.trainer.global_step
+            print(f"{self.run_dir} is trained: step {step}. More: --trainer.max_steps {2 * step}")
+            return
+        wandb = next((lg for lg in self.trainer.loggers if isinstance(lg, RunWandb)), None)
+        print(
+            fit_summary(
+                self.trainer,
+                seconds=self._clock.training_seconds,
+                checkpoint=self.checkpoint.path,
+                config=self.config_path,
+                wandb_files=None if wandb is None else wandb.files,
+            )
+        )
+
+    def validate(self, **kwargs: Any) -> None:
+        """Runs the validation and prints its metrics."""
+        self._evaluate("validate", "val", kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Runs the test and prints its metrics."""
+        self._evaluate("test", "test", kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes the embeddings of a set beside the checkpoint."""
+        kwargs["return_predictions"] = True
+        parts = cast(list[dict[str, Any]], self.trainer.predict(**kwargs))
+        table = concatenate([EmbeddingTable(**part) for part in parts])
+        out = Path(self._of("ckpt_path")).parent / "embeddings.safetensors"
+        _save_table(table, out)
+        print(f"embeddings of {len(table)} clips: {out}")
+
+    def _evaluate(self, name: str, prefix: str, kwargs: dict[str, Any]) -> None:
+        getattr(self.trainer, name)(**{**kwargs, "verbose": False})
+        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        print("\n".join(retrieval_lines(metrics, prefix)) or "no metrics: is data.validation set?")
+
+    def _known_keys(self) -> list[str]:
+        name = self._args[0] if self._args else ""
+        parser = self._subcommand_parsers.get(name)
+        return [] if parser is None else list(parser.get_defaults().keys())
+
+    def _of(self, key: str) -> Any:
+        return self._get(self.config, key)
+
+    def _fit_callbacks(self) -> list[Any]:
+        assert self.run_dir is not None
+        run = self._of("run")
+        folder = self.run_dir / "checkpoints"
+        self.checkpoint = RunCheckpoint(folder, run["checkpoint_every_n_steps"])
+        advice = f"Go on with: vatt fit --config {self.config_path} --ckpt_path last"
+        self.stop = StopOnSignal(self.checkpoint, advice)
+        callbacks = [DataReport(), EndWithValidation(), self.checkpoint, self.stop]
+        if run["time_budget_seconds"] is not None:
+            callbacks.append(TimeBudget(self._clock, run["time_budget_seconds"]))
+        return callbacks
+
+    def _loggers(self) -> list[Any]:
+        """CSV always, W&B unless it is disabled, and what the configuration adds."""
+        assert self.run_dir is not None
+        loggers: list[Any] = [MetricsCsv(self.run_dir)]
+        run = self._of("run")
+        mode = wandb_mode(run["wandb"])
+        if mode != "disabled":
+            loggers.append(RunWandb(self.run_dir, run["wandb_project"], mode))
+        added = self.config_init[self.subcommand]["trainer"].get("logger")
+        if added and added is not True:
+            loggers += added if isinstance(added, list) else [added]
+        return loggers
+
+
+def main(args: Sequence[str] | None = None) -> TrainingCLI:
+    """Runs a training command.
+
+    Args:
+        args: The subcommand and its arguments; None: those of the process.
+
+    Raises:
+        UserError: something that the user can put right.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):  # its notes; its warnings stay
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 calls what jsonargparse 4.53 and torch 2.13 have deprecated: nothing to act on
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    return TrainingCLI(with_config_paths(sys.argv[1:] if args is None else args))
+
+
+def _refuse_linked_keys(args: Sequence[str]) -> None:
+    """A value on the filled side of a link would be overridden in silence."""
+    for key in given_keys(args):
+        for source, target in LINKS.items():
+            if key == target or key.startswith(f"{target}."):
+                raise UserError(f"{key} is taken from {source}: set that instead", 2)
+
+
+def _choose_run_dir(
+    given: str | None, ckpt_path: str | None, args: Sequence[str], *, new: bool
+) -> Path | None:
+    """The run directory: the given one, the checkpoint's own, or a new one."""
+    if given is not None:
+        folder = Path(given)
+        if new and not ckpt_path and (folder / "checkpoints" / LAST_CHECKPOINT).exists():
+            raise UserError(
+                f"{folder} already holds a run: go on with it by --ckpt_path last, or give another "
+                "--run.dir"
+            )
+        return folder
+    if ckpt_path and Path(ckpt_path).parent.name == "checkpoints":
+        return Path(ckpt_path).parent.parent
+    if not new:
+        return None
+    if ckpt_path == "last":
+        raise UserError("--ckpt_path last needs --run.dir, or the config.yaml of the run", 2)
+    return _new_run_dir(args)
+
+
+def _new_run_dir(args: Sequence[str]) -> Path:
+    """`runs/<configuration>-<time>`, the same for processes that this one starts."""
+    if "VATT_RUN_DIR" in os.environ and "LOCAL_RANK" in os.environ:
+        return Path(os.environ["VATT_RUN_DIR"])
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        raise UserError("several processes need the same run directory: give --run.dir", 2)
+    configs = config_paths(args)
+    name = configs[0].stem if configs else "run"
+    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    os.environ["VATT_RUN_DIR"] = str(folder)
+    return folder
+
+
+def _config_path(run_dir: Path, *, resumes: bool) -> Path:
+    """Where the configuration goes: a resumed run may have another one."""
+    if not resumes:
+        return run_dir / "config.yaml"
+    return run_dir / f"config.resume-{len(list(run_dir.glob('config.resume-*.yaml'))) + 1}.yaml"
+
+
+def _find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:
+    """The checkpoint to start from; None: random weights."""
+    last = None if run_dir is None else run_dir / "checkpoints" / LAST_CHECKPOINT
+    if ckpt_path == "last" and subcommand == "fit" and last is not None and not last.exists():
+        print(f"no checkpoint in {run_dir} yet: starting from the beginning", file=sys.stderr)
+        return None
+    if ckpt_path is None and subcommand == "fit":
+        return None
+    path = last if ckpt_path in (None, "last") else Path(str(ckpt_path))
+    if path is None:
+        raise UserError(f"{subcommand} needs trained weights: give --ckpt_path FILE", 2)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}: give --ckpt_path FILE of one that exists", 2)
+    return path
+
+
+def _save_table(table: EmbeddingTable, path: Path) -> None:
+    """Embeddings and masks as safetensors; the keys of the clips are JSON in its metadata."""
+    tensors = {name: value for name, value in vars(table).items() if isinstance(value, Tensor)}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"keys": json.dumps(table.keys)})
+    partial.replace(path)
