@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datamodules.clips import ClipSample, Geometry, collate
-from datamodules.loader import StartMethod, worker_context
+from datamodules.loader import StartMethod, ignore_interrupt, worker_context
 from vatt.batch import Batch
 from vatt.errors import UserError
 
@@ -177,6 +177,7 @@ def warm_up(
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=worker_context(start_method, workers),
+        worker_init_fn=ignore_interrupt,
         generator=torch.Generator(),  # its own: reading ahead must not move the global one
     )
     with tqdm(total=len(missing), desc=title, unit="clip", disable=not show_progress) as bar:

@@ -6,6 +6,7 @@ nothing about ranks or workers: it counts what has left the loader, not what wor
 
 import itertools
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Iterator
 from multiprocessing.context import BaseContext
@@ -83,6 +84,7 @@ class PositionedLoader:
             num_workers=num_workers,
             multiprocessing_context=worker_context(start_method, num_workers),
             prefetch_factor=prefetch_factor if num_workers else None,
+            worker_init_fn=ignore_interrupt,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # its own: the global one must not move on resume
         )
@@ -185,6 +187,11 @@ def worker_context(start_method: StartMethod, num_workers: int) -> BaseContext |
     if start_method == "forkserver":
         context.set_forkserver_preload(["datamodules.samples"])
     return context
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Leaves Ctrl-C, which reaches the whole process group, to the training process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def take_batch(batch: Any) -> Any:

@@ -60,6 +60,7 @@ class PretrainData(LightningDataModule):
         cache_views: Views of a clip that are kept; epoch e takes view e % cache_views.
         validation_batch_size: Rows of a validation batch per rank; None: as in training.
         max_validation_captions: Most captions of a clip in the retrieval set.
+        max_validation_clips: The first so many records of the retrieval set; None: all.
 
     Raises:
         UserError: what cannot be used, and what to do.
@@ -87,6 +88,7 @@ class PretrainData(LightningDataModule):
         cache_views: int = 1,
         validation_batch_size: int | None = None,
         max_validation_captions: int = 20,
+        max_validation_clips: int | None = None,
     ) -> None:
         super().__init__()
         if not train:
@@ -95,6 +97,10 @@ class PretrainData(LightningDataModule):
             raise UserError(
                 f"data.captions_per_step ({captions_per_step}) must be between 1 and "
                 f"data.num_candidates ({num_candidates})"
+            )
+        if max_validation_clips is not None and max_validation_clips < 1:
+            raise UserError(
+                f"data.max_validation_clips must be at least 1, got {max_validation_clips}"
             )
         if cache_views < 1 or cache_gib < 0:
             raise UserError(
@@ -118,6 +124,7 @@ class PretrainData(LightningDataModule):
         self.cache_views = cache_views
         self.validation_batch_size = validation_batch_size or batch_size
         self.max_validation_captions = max_validation_captions
+        self.max_validation_clips = max_validation_clips
         self.tokenizer: Tokenizer | None = None
         self.train_samples: ClipSamples | None = None
         self.validation_samples: RetrievalSamples | None = None
@@ -288,8 +295,9 @@ class PretrainData(LightningDataModule):
         shards = ShardSet(folder)
         num_captions = min(max(count_captions(shards), 1), self.max_validation_captions)
         geometry = dataclasses.replace(self.geometry, num_candidates=num_captions)
-        cache = self._open_cache("validation", len(shards), geometry)
-        return RetrievalSamples(shards, tokenizer, geometry, cache)
+        num_clips = min(self.max_validation_clips or len(shards), len(shards))
+        cache = self._open_cache("validation", num_clips, geometry)
+        return RetrievalSamples(shards, tokenizer, geometry, cache, num_clips=num_clips)
 
     def _open_cache(self, title: str, num_entries: int, geometry: Geometry) -> ClipCache | None:
         """A cache within what the others have left of the bound."""

@@ -18,7 +18,7 @@ from datamodules.clips import (
     read_duration,
     read_sample,
 )
-from datamodules.loader import StartMethod, take_batch, worker_context
+from datamodules.loader import StartMethod, ignore_interrupt, take_batch, worker_context
 from vatt.batch import Batch
 from vatt.media import MediaError
 from vatt.shards import ShardSet
@@ -50,6 +50,7 @@ class RetrievalSamples(Dataset[ClipSample]):
         geometry: Shapes; of records with more than `num_candidates` captions those nearest to the
             window are taken.
         cache: Keeps decoded clips.
+        num_clips: The first so many records; None: all.
     """
 
     def __init__(
@@ -58,15 +59,17 @@ class RetrievalSamples(Dataset[ClipSample]):
         tokenizer: Tokenizer,
         geometry: Geometry,
         cache: ClipCache | None = None,
+        num_clips: int | None = None,
     ) -> None:
         self.shards = shards
+        self.num_clips = len(shards) if num_clips is None else num_clips
         self.tokenizer = tokenizer
         self.geometry = geometry
         self.cache = cache
 
     def __len__(self) -> int:
         """Records."""
-        return len(self.shards)
+        return self.num_clips
 
     def __getitem__(self, sample_index: int) -> ClipSample:
         """One record."""
@@ -153,6 +156,7 @@ class RetrievalLoader:
             collate_fn=take_batch,
             num_workers=num_workers,
             multiprocessing_context=worker_context(start_method, num_workers),
+            worker_init_fn=ignore_interrupt,
             generator=torch.Generator(),  # its own: validation must not move the global one
         )
 

@@ -14,7 +14,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +47,7 @@ class CorpusInfo:
         folder: Holds `train/`, `validation/` and `corpus.json`.
         num_train: Files of the training split.
         num_validation: Files of the validation split.
-        oracles: R@1 in percent of `two_attribute_oracles` on the held-out combinations.
+        oracles: R@1 in percent of `two_attribute_oracles` (vatt.evaluate) on held-out combinations.
         counts: Per split: files, captions, and files without sound, without text, with wrong
             captions, with company.
         reused: Whether it was there already.
@@ -99,22 +99,6 @@ def _split_cost(held_out: Sequence[Combination]) -> int:
         even = len(held_out) // len(values)
         cost += sum(max(0, abs(counts[value] - even) - 2) for value in values)
     return cost
-
-
-def two_attribute_oracles(combinations: Iterable[Combination]) -> dict[str, float]:
-    """Expected R@1 in percent of who knows two attributes exactly and guesses among the rest.
-
-    Sound cannot tell colours: `shape+motion` is the ceiling of audio→video and video→audio.
-
-    Args:
-        combinations: What is to be told apart; repeated ones count once.
-    """
-    distinct = set(combinations)
-    return {
-        f"{ATTRIBUTES[i]}+{ATTRIBUTES[j]}": 100 * len({(c[i], c[j]) for c in distinct})
-        / len(distinct)
-        for i, j in itertools.combinations(range(3), 2)
-    }  # fmt: skip
 
 
 def combination_of(seed: int, split: Split, index: int) -> Combination:
@@ -301,6 +285,8 @@ def _write_descriptions(
 
 def _describe(parameters: dict[str, Any], lines: dict[Job, dict[str, Any]]) -> dict[str, Any]:
     """The content of `corpus.json`."""
+    from vatt.evaluate import two_attribute_oracles  # torch, which the workers need not load
+
     combinations = split_combinations()
     return {
         **parameters,

@@ -38,10 +38,11 @@ class Kind:
     audio_start_seconds: float = 0.0
     video_seconds: float = 3.0
     audio_seconds: float = 3.0
-    uneven: bool = False
+    audio_gap_seconds: float = 0.0  # in the middle of the sound
+    uneven: bool = False  # frames of different lengths
 
 
-X264_OPEN_GOP = (("x264-params", "open-gop=1:keyint=20:bframes=3:b-pyramid=normal"),)
+X264_OPEN_GOP = (("x264-params", "open-gop=1:keyint=22:scenecut=0:b-adapt=0:bframes=3"),)
 X264_INTRA_REFRESH = (("x264-params", "intra-refresh=1:keyint=25"),)
 VP8_HIDDEN_FRAMES = (("auto-alt-ref", "1"), ("lag-in-frames", "8"), ("cpu-used", "16"))
 KINDS = {
@@ -60,6 +61,7 @@ KINDS = {
     "sound.opus": Kind(video=None, audio="libopus"),
     "sound.mp3": Kind(video=None, audio="libmp3lame"),
     "late_sound.mp4": Kind(audio_start_seconds=1.0, audio_seconds=2.0),
+    "gap_in_sound.mp4": Kind(audio_gap_seconds=0.5),
     "short_sound.mp4": Kind(audio_seconds=1.0),
     "long_sound.mp4": Kind(video_seconds=1.0),
     "late_start.ts": Kind(start_seconds=5.0),
@@ -141,6 +143,8 @@ def encode_tone(stream: Any, kind: Kind) -> Iterator[list[Any]]:
         frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=kind.layout)
         frame.sample_rate, frame.time_base = kind.sample_rate, Fraction(1, kind.sample_rate)
         frame.pts = start + first
+        if first >= len(samples) // 2:
+            frame.pts += round(kind.audio_gap_seconds * kind.sample_rate)
         for converted in resampler.resample(frame):
             yield stream.encode(converted)
     yield stream.encode(None)

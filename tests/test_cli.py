@@ -147,7 +147,10 @@ def test_every_shipped_config_is_parsed_and_short(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(shipped_configs()[name].read_text().splitlines()) <= 60
-    arguments = ["fit", "--config", name, "--data.init_args.train=[x]", "--print_config"]
+    path = shipped_configs()[name]
+    whole = "class_path: vatt.pretrain" in path.read_text()
+    configs = ["--config", name] if whole else ["--config", "demo", "--config", name]
+    arguments = ["fit", *configs, "--data.init_args.train=[x]", "--print_config"]
     assert main(arguments) == 0
     assert "class_path: vatt.pretrain.PretrainModule" in capsys.readouterr().out
 
@@ -210,3 +213,12 @@ def test_command_of_the_shell_ends_with_its_exit_code() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
+
+
+def test_overlay_without_a_configuration_to_lie_on_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model: {init_args: {model: {drop_token: 0.5}}}")
+    assert main(["fit", f"--config={overlay}"]) == 2
+    assert "give a whole configuration before" in capsys.readouterr().err

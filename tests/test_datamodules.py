@@ -202,6 +202,12 @@ def test_validation_sees_every_record_once(make, validation, num_workers):
     assert module.validated == [shards.key(index) for index in range(len(shards))]
 
 
+def test_validation_can_be_cut_to_its_first_clips(make, validation):
+    data = make(max_validation_clips=2, validation_batch_size=3)
+    shards = ShardSet(validation)
+    assert [batch.keys for batch in data.val_dataloader()] == [(shards.key(0), shards.key(1))]
+
+
 @pytest.mark.filterwarnings("ignore:Total length of .list. across ranks is zero")
 def test_without_a_validation_set_training_runs(make):
     assert len(fit(make(validation=None), max_epochs=1, limit_val_batches=1.0)) == 4
@@ -294,6 +300,7 @@ def test_captions_without_words_are_refused_by_the_name_of_the_folder(make, tmp_
         ({"train": []}, UserError, r"data\.train names no shard folder"),
         ({"captions_per_step": 6}, UserError, r"data\.captions_per_step \(6\)"),
         ({"cache_views": 0}, UserError, r"data\.cache_views"),
+        ({"max_validation_clips": 0}, UserError, r"data\.max_validation_clips"),
         ({"train": ["nowhere"]}, ShardError, "no shard folder nowhere"),
         ({"batch_size": 0}, UserError, "batch_size"),
     ],

@@ -1,3 +1,6 @@
+import gc
+import multiprocessing
+import time
 import warnings
 
 import pytest
@@ -174,3 +177,17 @@ def test_reading_leaves_the_global_random_state_alone():
 def test_the_nominal_epoch_can_be_set():
     assert len(make(batches_per_epoch=3)) == 3
     assert len(make(batch_size=100)) == 1
+
+
+def test_a_forgotten_loader_ends_its_workers_at_once():
+    loader = make(num_workers=2)
+    iterator = iter(loader)
+    next(iterator)
+    time.sleep(0.5)  # the workers have prepared all they may and wait
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    started = time.perf_counter()
+    del loader, iterator
+    gc.collect()
+    assert time.perf_counter() - started < 4  # 5 seconds each when the collector has to end them
+    assert not any(worker.is_alive() for worker in workers)

@@ -243,9 +243,13 @@ def test_a_source_that_cannot_seek_is_read_from_its_start(media: Path) -> None:
     assert torch.equal(streamed, read_frames(content, **request)[0])
 
 
-def test_a_relative_path_is_read(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(media)
-    assert probe("plain.mp4").has_video
+def test_a_relative_path_is_read_whatever_its_name(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("plain.mp4", "a:b.mp4", "concat:c.mp4"):
+        Path(name).write_bytes((media / "plain.mp4").read_bytes())
+        assert probe(name).has_video
 
 
 def test_a_missing_file_a_folder_and_a_dead_address_are_named(media: Path, server: str) -> None:
@@ -261,9 +265,11 @@ def test_a_missing_file_a_folder_and_a_dead_address_are_named(media: Path, serve
         probe(3)  # type: ignore[arg-type]
 
 
-def test_bytes_cannot_make_ffmpeg_open_files(media: Path) -> None:
-    """A shard from the network must not read the user's disk or address book."""
+def test_bytes_cannot_make_ffmpeg_open_files(media: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard from the network must not read the user's disk."""
+    monkeypatch.chdir(media)
     for text in (
+        "ffconcat version 1.0\nfile plain.mp4\n",
         f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nfile://{media}/late_start.ts\n",
         f"ffconcat version 1.0\nfile {media}/plain.mp4\n",
     ):

@@ -14,6 +14,7 @@ from conftest import made_once
 from media_files import (
     FRAME_RATE,
     HEIGHT,
+    KINDS,
     SMALL_AUDIO,
     SMALL_VIDEO,
     STILLS,
@@ -25,7 +26,9 @@ from media_files import (
     with_matrix,
 )
 
+from vatt.decode import decode_frames
 from vatt.media import MediaError, probe, read_clip, read_frames, read_waveform
+from vatt.packets import Span, decoding_runs, read_packets, without_leading
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +51,53 @@ def test_frames_are_bit_equal_to_a_sequential_decode(name: str, media: Path) -> 
             short_side=32,
         )
         assert torch.equal(frames, sequence.at(start_seconds, 8, frame_rate))
+
+
+def read_packets_of(path: Path) -> list[Any]:
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.pts is not None]
+
+
+def test_the_plan_leaves_out_what_no_needed_frame_is_made_from(media: Path) -> None:
+    packets = read_packets_of(media / "open_gop.mp4")
+    keys = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+    second = packets[keys[1]]
+    leading = packets[keys[1] + 1]
+    assert leading.pts < second.pts, "the file must have what this test is about"
+
+    # a jump: the second group starts without its leading pictures, which need the first group
+    runs = decoding_runs(packets, {packets[0].pts, packets[keys[1] + 8].pts})
+    assert [run[0].pts for run in runs] == [packets[0].pts, second.pts]
+    assert len(runs[0]) == 1
+    assert all(packet.pts >= second.pts for packet in runs[1])
+    assert runs[1][-1].pts == packets[keys[1] + 8].pts
+
+    # no jump: a leading picture is made from the whole first group
+    (run,) = decoding_runs(packets, {packets[0].pts, leading.pts})
+    assert [packet.pts for packet in run] == [p.pts for p in packets[: keys[1] + 2]]
+
+    # nothing of the first group is needed
+    (run,) = decoding_runs(packets, {second.pts})
+    assert [packet.pts for packet in run] == [second.pts]
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "open_gop.mp4", "hevc.mp4", "vp9.webm"])
+def test_a_clip_is_planned_from_its_last_key_frame_and_decodes_at_once(
+    name: str, media: Path
+) -> None:
+    for start_seconds in np.arange(0.3, 2.8, 0.2).tolist():
+        wanted = [start_seconds + index / 10 for index in range(4)]
+        with av.open(str(media / name)) as container:
+            video = container.streams.video[0]
+            span = Span(start_seconds, wanted[-1], wanted[-1])
+            packets = read_packets(container, video, None, span)
+            keys = [packet.pts for packet in packets.video if packet.is_keyframe]
+            limit = start_seconds / video.time_base
+            assert [key <= limit for key in keys] == [True] + [False] * (len(keys) - 1)
+            if not packets.from_start:
+                assert all(packet.pts >= keys[0] for packet in without_leading(packets))
+            frames, _ = decode_frames(video, packets, wanted, 32)  # raises where a frame is missing
+            assert len(frames) == 4
 
 
 def test_the_frame_at_each_time_is_the_last_that_began(media: Path) -> None:
@@ -231,6 +281,18 @@ def test_sound_from_a_middle_equals_sound_from_the_start(media: Path) -> None:
         assert (part - whole[48_000:]).abs().max() < tolerance, name
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, kind in KINDS.items() if kind.audio_seconds == 3 and kind.audio]
+)
+def test_sound_can_be_read_from_any_start(name: str, media: Path) -> None:
+    for start_seconds in np.arange(0.1, 2.2, 0.3).tolist():
+        waveform, coverage = read_waveform(
+            media / name, start_seconds=start_seconds, num_samples=4_000, sample_rate=16_000
+        )
+        assert coverage == 1 or "gap" in name
+        assert waveform.abs().max() > 0.3 or "gap" in name
+
+
 @pytest.mark.parametrize("name", ["plain.mp4", "mono.mp4"])
 def test_channels_are_mixed_without_leaving_full_scale(name: str, media: Path) -> None:
     waveform, _ = read_waveform(
@@ -246,6 +308,17 @@ def test_sound_that_begins_late_is_preceded_by_zeros(media: Path) -> None:
     assert not waveform[:7_600].any()
     assert waveform[8_200:].abs().max() > 0.3
     assert coverage == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_gap_in_the_sound_is_zero_and_what_follows_is_in_time(media: Path) -> None:
+    path = media / "gap_in_sound.mp4"  # 1.5 s of sound, 0.5 s of nothing, 1.5 s of sound
+    waveform, coverage = read_waveform(
+        path, start_seconds=1.0, num_samples=64_000, sample_rate=32_000
+    )
+    assert coverage == pytest.approx(0.75, abs=0.03)
+    assert not waveform[17_500:31_000].any()
+    assert abs(lag_in_samples(waveform[:15_000], 1.0, 32_000)) <= 1
+    assert abs(lag_in_samples(waveform[34_000:], 34_000 / 32_000 + 0.5, 32_000)) <= 1
 
 
 def test_sound_that_ended_is_zero_with_no_coverage(media: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from conftest import made_once
 from media_files import KINDS, SMALL_AUDIO, SMALL_VIDEO, make_folder
 
-from vatt.media import FileWindow, MediaError, read_clip, read_frames
+from vatt.media import FileWindow, MediaError, read_clip, read_frames, read_waveform
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +33,21 @@ def test_a_truncated_file_gives_what_is_whole_and_refuses_the_rest(
         assert torch.equal(read_frames(part, start_seconds=0, **request)[0], whole), name
         with pytest.raises(MediaError):
             read_frames(part, start_seconds=2.4, **request)
+
+
+def test_a_recording_that_begins_amid_a_stream_is_heard_from_its_first_whole_packets(
+    media: Path,
+) -> None:
+    content = (media / "mpeg2.mpg").read_bytes()
+    for share in (0.3, 0.4, 0.5):
+        waveform, coverage = read_waveform(
+            content[int(share * len(content)) :],
+            start_seconds=0.1,
+            num_samples=8_000,
+            sample_rate=16_000,
+        )
+        assert coverage == 1
+        assert waveform.abs().max() > 0.3
 
 
 def test_damage_in_the_pictures_refuses_the_clip_and_spares_others(media: Path) -> None:

@@ -152,6 +152,14 @@ def test_bytes_and_normalised_pixels_give_the_same_features() -> None:
     )
 
 
+def test_input_scale_multiplies_the_waveform() -> None:
+    model = make_model().eval()
+    louder = dataclasses.replace(model.config.audio, input_scale=3.0)
+    scaled = make_model(audio=louder).eval()
+    audio = make_batch(model.config).audio / 3
+    torch.testing.assert_close(scaled.encode_audio(audio), model.encode_audio(3 * audio))
+
+
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_agg_attention_lies_on_the_token_grid_and_sums_below_one(arrangement: str) -> None:
     model = make_model(arrangement).eval()

@@ -16,7 +16,6 @@ from datamodules.synthetic import (
     COMBINATIONS,
     combination_of,
     split_combinations,
-    two_attribute_oracles,
     write_clip,
     write_corpus,
 )
@@ -38,6 +37,7 @@ from datamodules.synthetic_scenes import (
     trajectory,
 )
 from datamodules.synthetic_sounds import synthesize_sound
+from vatt.evaluate import two_attribute_oracles
 from vatt.media import probe, read_waveform
 
 WORDS = (SHAPE_WORDS, COLOUR_WORDS, MOTION_WORDS)
@@ -96,13 +96,6 @@ def test_every_value_occurs_about_equally_often_in_both_halves(split: str) -> No
         counts = Counter(c[i] for c in combinations)
         assert len(counts) == len(values)
         assert max(counts.values()) - min(counts.values()) <= 6
-
-
-def test_the_oracle_counts_the_pairs_it_can_tell_apart() -> None:
-    four = [("ball", "red", "up"), ("ball", "red", "down"), ("ball", "blue", "up")]
-    four = [*four, ("ring", "blue", "up"), ("ball", "red", "up")]  # one twice
-    expected = {"shape+colour": 75.0, "shape+motion": 75.0, "colour+motion": 75.0}
-    assert two_attribute_oracles(four) == expected
 
 
 def test_files_go_through_all_combinations_before_any_comes_again() -> None:

@@ -51,7 +51,7 @@ def fit_arguments(shards: Path, run: Path, *more: str) -> list[str]:
         f"--data.init_args.validation={shards / 'validation'}",
         f"--run.dir={run}",
         f"--trainer.max_steps={STEPS}",
-        "--trainer.val_check_interval=5",
+        "--trainer.val_check_interval=4",
         "--trainer.limit_val_batches=2",
         "--run.checkpoint_every_n_steps=3",
         *more,
@@ -103,7 +103,7 @@ def test_metrics_have_their_names_and_a_row_for_each_step(finished_run: Path) ->
         *(f"val/text_to_video/{name}" for name in ("R@1", "R@5", "R@10", "MedR")),
         *(f"val/{name}/R@1" for name in ("video_to_text", "audio_to_video", "video_to_audio")),
     } <= rows[0].keys()
-    assert [int(row["step"]) for row in rows if row["val/text_to_video/R@1"]] == [4, 9]
+    assert [int(row["step"]) for row in rows if row["val/text_to_video/R@1"]] == [3, 7, 9]
     assert all(0 <= float(row["perf/data_wait_share"]) <= 1 for row in rows)
 
 
@@ -147,7 +147,7 @@ def test_killed_run_goes_on_with_identical_losses(
 
 @pytest.mark.parametrize(
     ("number", "step", "in_validation"),
-    [(signal.SIGINT, 4, False), (signal.SIGTERM, 5, True)],
+    [(signal.SIGINT, 3, False), (signal.SIGTERM, 4, True)],
     ids=["ctrl-c in a step", "sigterm in validation"],
 )
 def test_signal_leaves_a_checkpoint_that_resumes_exactly(
@@ -163,7 +163,7 @@ def test_signal_leaves_a_checkpoint_that_resumes_exactly(
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     code = main(fit_arguments(tiny_shards, run, *signal_options(step, number, in_validation)))
     assert code == 128 + number
-    assert f"stopped by {number.name} after step 5" in capsys.readouterr().err
+    assert f"stopped by {number.name} after step 4" in capsys.readouterr().err
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     # the saved configuration is all that is needed to go on
     without_signal = ["--trainer.callbacks=null"]
@@ -374,3 +374,20 @@ def test_wandb_without_a_key_runs_offline_in_the_run_directory(
     wandb.finish()
     assert RunWandb(run, "vatt", "offline").version == (run / "wandb_run_id").read_text().strip()
     assert "no key" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # waits until the server counts as unreachable
+def test_wandb_goes_on_offline_where_the_server_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("vatt.loggers.CONNECT_SECONDS", 3)
+    logger = RunWandb(tmp_path, "vatt", wandb_mode("auto"))
+    logger.log_metrics({"train/loss": 1.0}, 0)
+    assert logger.experiment.offline
+    assert "W&B cannot be reached" in capsys.readouterr().err
+    wandb.finish()

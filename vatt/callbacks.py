@@ -1,6 +1,7 @@
 """What a training run needs besides the network: repeatable draws, time, the end, its data."""
 
 import os
+import sys
 import time
 from typing import Any, cast
 
@@ -210,7 +211,9 @@ class DataReport(Callback):
         """Decodes ahead what the cache will hold, so that training does not wait for it."""
         data = cast(Any, trainer).datamodule
         if getattr(data, "cache_bytes", 0):
-            data.warm_up_cache(num_workers=len(os.sched_getaffinity(0)))
+            data.warm_up_cache(
+                num_workers=len(os.sched_getaffinity(0)), show_progress=sys.stderr.isatty()
+            )
 
     def on_train_batch_end(
         self,

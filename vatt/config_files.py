@@ -11,6 +11,8 @@ from typing import Any
 from vatt.errors import UserError
 
 CONFIG_OPTIONS = ("-c", "--config")
+# what jsonargparse assumes where init_args come without a class_path
+BASE_CLASSES = ("lightning.LightningModule", "lightning.LightningDataModule")
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -115,6 +117,11 @@ def _unknown_key(key: str, message: str, known_keys: Sequence[str]) -> str:
         prefix = re.findall(r'Parser key "([^"]+)"', message)[0] + ".init_args."
         group = re.search(r"Group '([^']+)' does not accept", message)
         key = f"{prefix}{group[1] + '.' if group else ''}{key}"
+        if class_path[1] in BASE_CLASSES:
+            return (
+                f"{key} is set, but nothing said which class that is for: give a whole "
+                "configuration before this one, as in --config demo --config overlay"
+            )
         known_keys = [prefix + name for name in _class_keys(class_path[1])]
     return f"unknown key {key}.{_guess(key, known_keys)}"
 

@@ -211,7 +211,8 @@ def _collect(
                 video_done, found.video_ended = True, False
                 audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
             else:
-                if not keep_all and packet.is_keyframe and (pts or 0) * video_tick <= key_limit:
+                in_time = pts is not None and pts * video_tick <= key_limit
+                if packet.is_keyframe and in_time and not keep_all:
                     found.video.clear()
                 found.video.append(packet)
         else:

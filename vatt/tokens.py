@@ -133,6 +133,8 @@ class PatchTokens(nn.Module):
             positions = positions_LD
         if patches_BLP.dtype == torch.uint8:
             patches_BLP = normalize_video(patches_BLP)
+        if self.geometry.input_scale != 1:
+            patches_BLP = patches_BLP * self.geometry.input_scale
         x_BLD = self.patch_projection(patches_BLP)
         if self.pre_projection is not None:
             x_BLD = F.gelu(self.pre_projection(x_BLD))

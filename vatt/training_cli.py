@@ -265,6 +265,8 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 calls what jsonargparse 4.53 and torch 2.13 have deprecated: nothing to act on
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # steps are logged across Lightning's epochs, which are only nominal here
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     return TrainingCLI(with_config_paths(sys.argv[1:] if args is None else args))
 
