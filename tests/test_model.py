@@ -91,6 +91,13 @@ def test_dropped_patches_are_never_projected() -> None:
     assert seen == [model.config.video.num_tokens // 4]
 
 
+def test_audio_can_drop_another_share_of_its_tokens_than_video() -> None:
+    model = make_model(drop_token=0.75, audio_drop_token=0.5)
+    config = model.config
+    assert model.video_tokens(make_batch(config).video).shape[1] == 1 + config.video.num_tokens // 4
+    assert model.audio_tokens(make_batch(config).audio).shape[1] == 1 + config.audio.num_tokens // 2
+
+
 def test_droptoken_is_off_in_evaluation() -> None:
     model = make_model(drop_token=0.75).eval()
     batch = make_batch(model.config)

@@ -187,6 +187,7 @@ class VATTConfig:
         text_encoder: Own encoder of the text tower (specific arrangement only).
         head: The common spaces.
         drop_token: Share of video and audio tokens dropped in training, in [0, 1).
+        audio_drop_token: Share of audio tokens, where it is another one; None: as `drop_token`.
         d_post: Width of the Dense(GELU) after the shared encoder (agnostic arrangement only) [C:
             1024].
     """
@@ -201,12 +202,14 @@ class VATTConfig:
     text_encoder: EncoderConfig | None = None
     head: HeadConfig = field(default_factory=HeadConfig)
     drop_token: float = 0.5
+    audio_drop_token: float | None = None
     d_post: int = 1024
 
     def __post_init__(self) -> None:
         """Refuses rates out of range and tower encoders that the arrangement would not use."""
-        if not 0 <= self.drop_token < 1:
-            raise ValueError(f"drop_token must be in [0, 1), got {self.drop_token}")
+        for name in ("drop_token", "audio_drop_token"):
+            if not 0 <= (getattr(self, name) or 0.0) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         own = [name for name in MODALITIES if getattr(self, f"{name}_encoder") is not None]
         if self.arrangement == "agnostic" and own:
             raise ValueError(

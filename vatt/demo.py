@@ -4,14 +4,15 @@ Five stages, each of which keeps what it made: corpus → shards → fit → eva
 """
 
 import argparse
+import contextlib
 import csv
+import io
 import json
 import platform
 import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,12 @@ NUM_TRAIN = 6_000  # videos; their clips fit a 1 GiB cache
 NUM_RENDERINGS = 3  # validation videos of each held-out combination
 EVALUATION_BATCH = 50
 NUM_ATTENTION = 6  # clips whose attention the report shows
+ABOUT = (
+    "Short narrated scenes, made as real H.264/AAC files: a textured shape moves, turns, grows or "
+    "bounces, with a sound that belongs to it. None of the combinations of shape, colour and "
+    "motion searched here occurs in training. The numbers are means over the captions and the "
+    "renderings of each combination."
+)
 VERSIONS = ("vatt", "torch", "lightning", "av", "numpy")
 
 
@@ -57,6 +64,7 @@ class DemoOptions:
         configs: Names or paths of configs, later ones win.
         seed: Of training; the corpus is the same for all.
         num_train: Training videos.
+        num_renderings: Validation videos of each held-out combination.
         shuffle_captions: Control: every training video gets the captions of another one.
         overrides: Further options of `vatt fit`.
     """
@@ -66,6 +74,7 @@ class DemoOptions:
     configs: tuple[str, ...] = ("demo",)
     seed: int = 0
     num_train: int = NUM_TRAIN
+    num_renderings: int = NUM_RENDERINGS
     shuffle_captions: bool = False
     overrides: tuple[str, ...] = ()
 
@@ -76,7 +85,7 @@ class Stages:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @contextmanager
+    @contextlib.contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Times a block."""
         print(f"── {name}: {what}", flush=True)
@@ -137,6 +146,12 @@ def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
     parser.add_argument("--seed", type=int, default=0, help="of training (0)")
     parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training videos (6000)")
     parser.add_argument(
+        "--num-renderings",
+        type=int,
+        default=NUM_RENDERINGS,
+        help="validation videos of each of the 100 held-out combinations (3)",
+    )
+    parser.add_argument(
         "--shuffle-captions",
         action="store_true",
         help="control: train with the captions of other videos; retrieval must be at chance",
@@ -148,6 +163,7 @@ def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
         configs=tuple(known.config or ("demo",)),
         seed=known.seed,
         num_train=known.num_train,
+        num_renderings=known.num_renderings,
         shuffle_captions=known.shuffle_captions,
         overrides=tuple(overrides),
     )
@@ -160,23 +176,24 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         What `metrics.json` holds.
     """
     started, stages = time.monotonic(), Stages()
+    check_fit_options(options)
     with stages.stage("corpus", f"{options.num_train} narrated videos as H.264/AAC files"):
         corpus = write_corpus(
             options.data / "corpus",
             num_train=options.num_train,
-            num_validation_renderings=NUM_RENDERINGS,
+            num_validation_renderings=options.num_renderings,
         )
     with stages.stage("shards", "videos and captions → tar shards"):
         train_shards, validation_shards = build_demo_shards(corpus, options)
     with stages.stage("fit", "contrastive training from random weights"):
         checkpoint, tokenizer, training_seconds = train(options, train_shards, validation_shards)
-    stages.seconds["training"] = round(training_seconds, 1)
     with stages.stage("evaluate", "retrieval among combinations never seen in training"):
         model = load_model(checkpoint)
         save_model(model, options.out / "model", tokenizer)
         validation = read_validation_set(validation_shards, model, tokenizer)
         table = embed(model, validation.batches)
         metrics = measure(table, validation, options)
+    metrics["training"]["seconds"] = round(training_seconds, 1)
     metrics["seconds"] = stages.seconds
     with stages.stage("report", str(options.out / "report.html")):
         data = collect_report(model, table, validation, corpus, metrics, options)
@@ -260,6 +277,7 @@ def collect_report(
     }
     return ReportData(
         title="VATT demo",
+        about=ABOUT,
         metrics=metrics,
         history=read_history(options.out),
         clips=[report_clip(validation, row, corpus) for row in gallery],
@@ -320,9 +338,37 @@ def summary(metrics: Mapping[str, Any], options: DemoOptions) -> str:
             lines.append(f"{name.replace('_', ' '):16}{numbers}{ceiling}")
     oracles = ", ".join(f"{name} {value:.0f}" for name, value in metrics["oracles"].items())
     lines.append(f"An oracle that knows only two attributes reaches R@1: {oracles}.")
+    training = metrics["training"]
+    lines.append(
+        f"Trained {training['steps']:.0f} steps in {training['seconds']:.0f} s, "
+        f"{training['clips_per_second']:.0f} clips/s, {training['data_wait_share']:.1%} of it "
+        "waiting for data."
+    )
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
     lines += [f"Time: {spent}.", f"Look at {options.out / 'report.html'}"]
     return "\n".join(lines)
+
+
+def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: Path) -> list[str]:
+    """The command line of `vatt fit`."""
+    return [
+        "fit",
+        *(word for name in options.configs for word in ("--config", name)),
+        f"--run.dir={options.out / 'run'}",
+        f"--seed_everything={options.seed}",
+        f"--data.init_args.seed={options.seed}",
+        f"--data.init_args.train=[{json.dumps(str(train_shards))}]",
+        f"--data.init_args.validation={validation_shards}",
+        *options.overrides,
+    ]
+
+
+def check_fit_options(options: DemoOptions) -> None:
+    """Refuses a mistyped option now, not after the corpus is made."""
+    from vatt.training_cli import main as training_main
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        training_main([*fit_arguments(options, options.data, options.data), "--print_config"])
 
 
 def train(
@@ -335,18 +381,8 @@ def train(
     """
     from vatt.training_cli import main as training_main
 
-    run = options.out / "run"
-    arguments = [
-        "fit",
-        *(word for name in options.configs for word in ("--config", name)),
-        f"--run.dir={run}",
-        f"--seed_everything={options.seed}",
-        f"--data.init_args.seed={options.seed}",
-        f"--data.init_args.train=[{json.dumps(str(train_shards))}]",
-        f"--data.init_args.validation={validation_shards}",
-        *options.overrides,
-    ]
-    checkpoint = run / "checkpoints" / "last.ckpt"
+    arguments = fit_arguments(options, train_shards, validation_shards)
+    checkpoint = options.out / "run" / "checkpoints" / "last.ckpt"
     if checkpoint.exists():
         arguments.append("--ckpt_path=last")
     cli = training_main(arguments)
@@ -377,7 +413,7 @@ def training_figures(history: Sequence[Mapping[str, str]]) -> dict[str, float]:
     clips = [float(row["perf/clips_per_second"]) for row in rows]
     total = sum(seconds)
     return {
-        "steps": float(rows[-1]["step"]),
+        "steps": float(rows[-1]["step"]) + 1,  # rows count from 0
         "clips_per_second": sum(c * s for c, s in zip(clips, seconds, strict=True)) / total,
         "data_wait_share": sum(w * s for w, s in zip(waiting, seconds, strict=True)) / total,
     }

@@ -64,12 +64,15 @@ class VATT(nn.Module):
         self.apply(init_fused_projections)
 
     def _patch_tokens(self, modality: str, agnostic: bool) -> PatchTokens:
-        encoder = self.config.tower(modality)
+        config, encoder = self.config, self.config.tower(modality)
+        drop_token = config.drop_token
+        if modality == "audio" and config.audio_drop_token is not None:
+            drop_token = config.audio_drop_token
         return PatchTokens(
-            self.config.video if modality == "video" else self.config.audio,
+            config.video if modality == "video" else config.audio,
             encoder.d_model,
             agnostic=agnostic,
-            drop_token=self.config.drop_token,
+            drop_token=drop_token,
             dropout=encoder.dropout,
         )
 

@@ -1,0 +1,73 @@
+"""The network and its loss together: where they start, and that they learn."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from vatt.batch import Batch
+from vatt.config import HeadConfig, VATTConfig, preset
+from vatt.losses import ContrastiveLoss, LossConfig
+from vatt.model import VATT
+from vatt.optim import OptimizerConfig, build_optimizer
+
+ROWS = 32
+
+
+def random_batch(config: VATTConfig) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    size = config.video.image_size
+    shape = (ROWS, config.video.num_frames, size, size, 3)
+    return Batch(
+        video=torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator),
+        audio=torch.rand(ROWS, config.audio.num_samples, generator=generator) - 0.5,
+        text=torch.randint(1, config.text.vocab_size, (ROWS, 1, 8), generator=generator),
+    )
+
+
+def test_loss_at_initialisation_is_about_log_2b_for_each_pair() -> None:
+    # The paper's widths, 512 and 256: similarities of random directions spread by 1/sqrt(width),
+    # which adds about (1 / (τ·sqrt(width)))² / 2, 0.2 and 0.4.
+    torch.manual_seed(0)
+    config = dataclasses.replace(preset("tiny"), head=HeadConfig(batch_norm="all"))
+    batch = random_batch(config)
+    loss = ContrastiveLoss(LossConfig())(VATT(config)(batch), batch)
+    for value in (loss.video_audio, loss.video_text):
+        assert value.item() == pytest.approx(math.log(2 * ROWS), abs=0.8)
+
+
+@pytest.mark.parametrize("arrangement", ["agnostic", "specific"])
+@pytest.mark.parametrize("form", ["asymmetric", "symmetric"])
+def test_one_batch_is_learned_by_heart(arrangement: str, form: str) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(preset("tiny"), arrangement=arrangement, drop_token=0.0)
+    model = VATT(config).train()
+    batch = random_batch(config)
+    loss = ContrastiveLoss(LossConfig(form=form))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=3e-3))
+    for _ in range(80):
+        result = loss(model(batch), batch)
+        optimizer.zero_grad()
+        result.total.backward()
+        optimizer.step()
+    assert result.accuracy_video_audio.item() > 0.95
+    assert result.accuracy_video_text.item() > 0.95
+
+
+def test_the_same_seed_gives_the_same_losses() -> None:
+    def losses() -> list[float]:
+        torch.manual_seed(5)
+        config = preset("tiny")
+        model, loss = VATT(config).train(), ContrastiveLoss(LossConfig())
+        optimizer = build_optimizer(model, OptimizerConfig())
+        found = []
+        for _ in range(3):
+            result = loss(model(random_batch(config)), random_batch(config))
+            optimizer.zero_grad()
+            result.total.backward()
+            optimizer.step()
+            found.append(result.total.item())
+        return found
+
+    assert losses() == losses()
