@@ -57,6 +57,7 @@ setup(
         "safetensors>=0.5",
         "tokenizers>=0.21",
         "tqdm>=4.66",
+        "PyYAML>=6",
     ],
     extras_require={
         "dev": [

@@ -6,6 +6,7 @@ is drawn for the view instead of the epoch. The sequence of samples does not cha
 content of a slot depends on nothing but its number, it does not matter who fills it or when.
 """
 
+import logging
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -15,16 +16,18 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from datamodules.clips import ClipSample, Geometry, collate
-from datamodules.loader import StartMethod, ignore_interrupt, worker_context
+from datamodules.loader import StartMethod, open_loader, unpack
 from vatt.batch import Batch
-from vatt.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it; containers often make it small
+SPARED_BYTES = 64 * 2**20  # of shared memory, for the batches that workers hand over
 _FILLED, _VIDEO, _AUDIO = 1, 2, 4  # bits of a slot's state
 _INT16_MAX = 32_767  # sound is kept as int16: an error of 1.5e-5, below that of the codecs
 
@@ -37,10 +40,7 @@ class ClipCache:
     Args:
         num_entries: Clips that could be kept.
         geometry: Shapes of a clip.
-        max_bytes: Bound of the memory.
-
-    Raises:
-        UserError: this machine has less shared memory.
+        max_bytes: Bound of the memory. What this machine can share is another, with a warning.
     """
 
     def __init__(self, num_entries: int, geometry: Geometry, max_bytes: int) -> None:
@@ -54,9 +54,9 @@ class ClipCache:
             "state": ((), torch.uint8),
         }
         self.slot_bytes = sum(math.prod(shape) * kind.itemsize for shape, kind in shapes.values())
-        self.capacity = min(num_entries, max_bytes // self.slot_bytes)
+        wanted_bytes = min(num_entries, max_bytes // self.slot_bytes) * self.slot_bytes
+        self.capacity = _fitting_bytes(wanted_bytes) // self.slot_bytes
         self.num_bytes = self.capacity * self.slot_bytes
-        _check_shared_memory(self.num_bytes)
         self._slots = {
             name: torch.zeros(self.capacity, *shape, dtype=kind).share_memory_()
             for name, (shape, kind) in shapes.items()
@@ -88,6 +88,10 @@ class ClipCache:
             entries: One per row.
             read: Row → its clip; called for the rows that are not in the cache.
             key: Row and index of a record in its set → the record's name.
+
+        Returns:
+            As of `collate`: video uint8 `[B, T, H, W, C]`, audio float32 `[B, S]` in [-1, 1], text
+            int64 `[B, K, J]`, masks bool `[B]`, and the keys.
         """
         numbers = torch.tensor(entries)
         kept = numbers < self.capacity
@@ -166,38 +170,35 @@ def warm_up(
         start_method: How they start.
         show_progress: Whether to show a bar, in clips.
         title: What the bar says.
+
+    Raises:
+        UserError: too many clips are unreadable.
+        ShardError: a shard has changed since it was opened.
     """
     if samples.cache is None:
         return
     missing = samples.cache.missing()
     chunks = [missing[start : start + 16] for start in range(0, len(missing), 16)]
-    workers = min(num_workers, len(chunks))
-    loader = DataLoader(
-        _Filling(samples, chunks),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context=worker_context(start_method, workers),
-        worker_init_fn=ignore_interrupt,
-        generator=torch.Generator(),  # its own: reading ahead must not move the global one
+    loader = open_loader(
+        _Filling(samples),
+        chunks,
+        num_workers=min(num_workers, len(chunks)),
+        start_method=start_method,
     )
     with tqdm(total=len(missing), desc=title, unit="clip", disable=not show_progress) as bar:
-        for number in loader:
-            bar.update(int(number))
+        for number in map(unpack, loader):
+            bar.update(number)
 
 
 class _Filling(Dataset[int]):
-    """Chunks of entries to read; gives how many each had."""
+    """Reads entries into the cache; gives how many there were."""
 
-    def __init__(self, samples: CachedSamples, chunks: list[list[int]]) -> None:
-        self.samples = samples
-        self.chunks = chunks
+    def __init__(self, samples: CachedSamples) -> None:
+        self._samples = samples
 
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, chunk: int) -> int:
-        self.samples.fill_cache(self.chunks[chunk])
-        return len(self.chunks[chunk])
+    def __getitems__(self, entries: list[int]) -> int:
+        self._samples.fill_cache(entries)
+        return len(entries)
 
 
 def _interleave(parts: Sequence[tuple[Batch, list[int]]], order: Tensor) -> tuple[Batch, list[int]]:
@@ -210,11 +211,20 @@ def _interleave(parts: Sequence[tuple[Batch, list[int]]], order: Tensor) -> tupl
     return Batch(**joined), [index[row] for row in order.tolist()]
 
 
-def _check_shared_memory(num_bytes: int) -> None:
+def _fitting_bytes(wanted_bytes: int) -> int:
     """Asks first: writing past the end of shared memory would kill the process silently."""
-    if SHARED_MEMORY.is_dir() and num_bytes > (free := shutil.disk_usage(SHARED_MEMORY).free):
-        raise UserError(
-            f"the cache of decoded clips needs {num_bytes / GIB:.2f} GiB of shared memory, but "
-            f"{SHARED_MEMORY} has {free / GIB:.2f} GiB free: lower data.cache_gib, or enlarge it "
-            "(for Docker: --shm-size)"
+    if not SHARED_MEMORY.is_dir():
+        return wanted_bytes
+    free_bytes = shutil.disk_usage(SHARED_MEMORY).free
+    fitting_bytes = max(0, min(wanted_bytes, free_bytes - SPARED_BYTES))
+    if fitting_bytes < wanted_bytes:
+        logger.warning(
+            "%s has %.2f GiB free: the cache of decoded clips gets %.2f GiB and not the %.2f GiB "
+            "that it was to have, so training is slower; lower data.cache_gib, or enlarge the "
+            "shared memory (for Docker: --shm-size)",
+            SHARED_MEMORY,
+            free_bytes / GIB,
+            fitting_bytes / GIB,
+            wanted_bytes / GIB,
         )
+    return fitting_bytes

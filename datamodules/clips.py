@@ -24,8 +24,8 @@ class ClipSample:
     Args:
         key: Name of the record.
         sample_index: Of the record in its set.
-        video: uint8 `[T, H, W, C]`, or None.
-        audio: float32 `[S]`, or None.
+        video: uint8 `[T, H, W, C]`; None where the file has no picture at that time.
+        audio: float32 `[S]`; None where the file has no sound at that time.
         text: int64 `[K, J]`, zero rows where there are fewer captions.
     """
 
@@ -64,7 +64,12 @@ class Geometry:
 
 
 def collate(samples: Sequence[ClipSample], geometry: Geometry) -> Batch:
-    """Samples to a batch; zeros and a mask where a sample lacks a modality."""
+    """Samples to a batch; zeros and a mask where a sample lacks a modality.
+
+    Returns:
+        video uint8 `[B, T, H, W, C]`, audio float32 `[B, S]` in about [-1, 1], text int64
+        `[B, K, J]`, masks bool `[B]` for video and audio, and the keys.
+    """
     size = len(samples)
     video = torch.zeros(size, *geometry.video_shape, dtype=torch.uint8)
     audio = torch.zeros(size, geometry.audio.num_samples)
@@ -112,7 +117,7 @@ def read_sample(
     return ClipSample(
         key=record.key,
         sample_index=sample_index,
-        video=clip.video,
+        video=clip.video if clip.video_coverage > 0 else None,
         audio=clip.audio if clip.audio_coverage > 0 else None,
         text=text,
     )

@@ -22,12 +22,12 @@ class ReadCounts:
         max_failure_rate: Share of failures above which `add_failure` raises.
 
     Raises:
-        ValueError: a rate out of range.
+        UserError: a rate out of range.
     """
 
     def __init__(self, max_failure_rate: float) -> None:
         if not 0 <= max_failure_rate <= 1:
-            raise ValueError(f"max_failure_rate must be in [0, 1], got {max_failure_rate}")
+            raise UserError(f"data.max_failure_rate must be in [0, 1], got {max_failure_rate}")
         self.max_failure_rate = max_failure_rate
         self._counts = torch.zeros(MAX_PROCESSES, 2, dtype=torch.int64).share_memory_()
         self._last: list[MediaError] = []

@@ -8,7 +8,7 @@ import itertools
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class PositionedLoader:
         pin_memory: Hand out batches in page-locked memory.
 
     Raises:
-        UserError: a batch size that the ranks cannot share.
+        UserError: a batch size that the ranks cannot share, or a negative number of workers.
     """
 
     def __init__(
@@ -77,16 +77,13 @@ class PositionedLoader:
         self._resumed = False
         self._stream: Iterator[Any] | None = None
         self._batches = _GlobalBatches(order, batch_size, rank, world_size)
-        self._loader: DataLoader[Any] = DataLoader(
-            _Messenger(samples),
-            batch_sampler=self._batches,
-            collate_fn=take_batch,
+        self._loader = open_loader(
+            samples,
+            self._batches,
             num_workers=num_workers,
-            multiprocessing_context=worker_context(start_method, num_workers),
+            start_method=start_method,
             prefetch_factor=prefetch_factor if num_workers else None,
-            worker_init_fn=ignore_interrupt,
             pin_memory=pin_memory,
-            generator=torch.Generator(),  # its own: the global one must not move on resume
         )
 
     def __len__(self) -> int:
@@ -138,14 +135,10 @@ class PositionedLoader:
     def _take(self) -> Any:
         assert self._stream is not None, "the loader was closed during a pass"
         try:
-            batch = next(self._stream)
+            return unpack(next(self._stream))
         except BaseException:
             self.close()
             raise
-        if isinstance(batch, _FOR_USERS):
-            self.close()
-            raise batch
-        return batch
 
 
 class _GlobalBatches:
@@ -166,21 +159,65 @@ class _GlobalBatches:
             yield [self._order.ref(start + offset) for offset in self._offsets]
 
 
+def open_loader(
+    samples: Dataset[Any],
+    batches: Iterable[list[Any]],
+    *,
+    num_workers: int,
+    start_method: StartMethod,
+    **options: Any,
+) -> DataLoader[Any]:
+    """A torch loader that has batches made in worker processes.
+
+    Args:
+        samples: Its `__getitems__` makes the batch of a list of indices.
+        batches: The indices of each batch.
+        num_workers: Processes that read; 0 reads in this one.
+        start_method: How they start.
+        options: Further ones of `DataLoader`.
+
+    Returns:
+        What it gives goes through `unpack`.
+
+    Raises:
+        UserError: a negative number of workers.
+    """
+    return DataLoader(
+        _Messenger(samples),
+        batch_sampler=batches,
+        collate_fn=_take_batch,
+        num_workers=num_workers,
+        multiprocessing_context=_worker_context(start_method, num_workers),
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # its own: reading must not move the global one
+        **options,
+    )
+
+
+def unpack(batch: Any) -> Any:
+    """A batch as it is; an error for users that came in its place is raised."""
+    if isinstance(batch, _FOR_USERS):
+        raise batch
+    return batch
+
+
 class _Messenger(Dataset[Any]):
     """Hands errors for users over as values: raised in a worker they arrive inside a traceback."""
 
     def __init__(self, samples: Dataset[Any]) -> None:
         self._samples = samples
 
-    def __getitems__(self, refs: list[SampleRef]) -> Any:
+    def __getitems__(self, indices: list[Any]) -> Any:
         try:
-            return self._samples.__getitems__(refs)  # type: ignore[attr-defined]
+            return self._samples.__getitems__(indices)  # type: ignore[attr-defined]
         except _FOR_USERS as error:
             return error
 
 
-def worker_context(start_method: StartMethod, num_workers: int) -> BaseContext | None:
+def _worker_context(start_method: StartMethod, num_workers: int) -> BaseContext | None:
     """How worker processes start, None without workers; a fork server imports for all of them."""
+    if num_workers < 0:
+        raise UserError(f"data.num_workers must be at least 0, got {num_workers}")
     if num_workers == 0:
         return None
     context = multiprocessing.get_context(start_method)
@@ -189,11 +226,11 @@ def worker_context(start_method: StartMethod, num_workers: int) -> BaseContext |
     return context
 
 
-def ignore_interrupt(worker: int) -> None:
+def _ignore_interrupt(worker: int) -> None:
     """Leaves Ctrl-C, which reaches the whole process group, to the training process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def take_batch(batch: Any) -> Any:
-    """For `DataLoader(collate_fn=…)` over a data set whose `__getitems__` makes the whole batch."""
+def _take_batch(batch: Any) -> Any:
+    """In the place of collating, which `__getitems__` has done."""
     return batch

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vatt.errors import UserError
+
 MIX_BLOCK = (
     10_000  # positions over which the weights of the sets hold exactly: shares are met to 1/10,000
 )
@@ -82,7 +84,8 @@ class GlobalOrder:
         window_shards: Shards whose samples are shuffled together.
 
     Raises:
-        ValueError: no samples, or weights that are not one positive number per set.
+        ValueError: no samples.
+        UserError: weights that are not one positive number per set.
     """
 
     def __init__(
@@ -190,7 +193,7 @@ def _shares(weights: Sequence[float], num_sets: int) -> NDArray[np.int64]:
     """Positions of each set in a block, by largest remainders; none gets fewer than one."""
     shares = np.asarray(weights, dtype=np.float64)
     if shares.shape != (num_sets,) or not np.all(np.isfinite(shares) & (shares > 0)):
-        raise ValueError(f"{num_sets} sets need one positive weight each, got {list(weights)}")
+        raise UserError(f"{num_sets} sets need one positive weight each, got {list(weights)}")
     exact = shares / shares.sum() * MIX_BLOCK
     counts = np.maximum(np.floor(exact), 1).astype(np.int64)
     by_remainder = np.argsort(-(exact - np.floor(exact)), kind="stable")

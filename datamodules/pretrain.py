@@ -20,6 +20,7 @@ from vatt.batch import Batch
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
 from vatt.preprocess import normalize_video
+from vatt.shard_index import find_shards
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer
 from vatt.transforms import AugmentConfig, add_audio_noise, jitter_color
@@ -137,7 +138,15 @@ class PretrainData(LightningDataModule):
         return 0 if self.train_samples is None else self.train_samples.counts.failures
 
     def prepare_data(self) -> None:
-        """Trains the tokenizer where none is given; Lightning runs this on one rank."""
+        """Trains the tokenizer where none is given; Lightning runs this on one rank.
+
+        Raises:
+            ShardError: shards that are missing; before anybody has made a folder for the run.
+        """
+        fits = self.trainer is None or self.trainer.state.fn == "fit"
+        validation = [] if self.validation_folder is None else [self.validation_folder]
+        for folder in [*self.train_folders, *validation] if fits else validation:
+            find_shards(folder)
         self._load_tokenizer()
 
     def setup(self, stage: str | None = None) -> None:
@@ -241,11 +250,23 @@ class PretrainData(LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the training stream."""
-        return {} if self._loader is None else self._loader.state_dict()
+        """The position of the training stream, and which tokenizer made its ids."""
+        if self._loader is None or self.tokenizer is None:
+            return {}
+        return {**self._loader.state_dict(), "tokenizer": _vocabulary_hash(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes there, now or when the loader is made."""
+        """Goes there, now or when the loader is made.
+
+        Raises:
+            UserError: the state is that of a run with another tokenizer.
+        """
+        theirs = state_dict.get("tokenizer")
+        if theirs and self.tokenizer is not None and theirs != _vocabulary_hash(self.tokenizer):
+            raise UserError(
+                "the checkpoint was trained with another tokenizer: give data.tokenizer the "
+                "tokenizer.json of its run"
+            )
         self._state = state_dict or None
         if self._loader is not None and self._state is not None:
             self._loader.load_state_dict(self._state)
@@ -346,6 +367,12 @@ def _fingerprint(sets: Sequence[ShardSet], vocab_size: int) -> str:
     stats = [(path.name, path.stat()) for one in sets for path in one.paths]
     parts = [vocab_size, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def _vocabulary_hash(tokenizer: Tokenizer) -> str:
+    """Names what each id stands for, whatever wrote the file."""
+    words = tokenizer.decode(torch.arange(tokenizer.vocab_size)[:, None])
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 
 
 def _train_tokenizer(sets: Sequence[ShardSet], vocab_size: int, path: Path) -> None:

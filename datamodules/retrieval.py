@@ -2,11 +2,10 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.cache import ClipCache
 from datamodules.clips import (
@@ -18,7 +17,7 @@ from datamodules.clips import (
     read_duration,
     read_sample,
 )
-from datamodules.loader import StartMethod, ignore_interrupt, take_batch, worker_context
+from datamodules.loader import StartMethod, open_loader, unpack
 from vatt.batch import Batch
 from vatt.media import MediaError
 from vatt.shards import ShardSet
@@ -149,15 +148,11 @@ class RetrievalLoader:
     ) -> None:
         num_rows = -(-len(samples) // world_size)
         rows = [(rank + world_size * row) % len(samples) for row in range(num_rows)]
-        self._loader: DataLoader[Any] = DataLoader(
+        self._loader = open_loader(
             samples,
-            batch_size=batch_size,
-            sampler=rows,
-            collate_fn=take_batch,
+            [rows[first : first + batch_size] for first in range(0, num_rows, batch_size)],
             num_workers=num_workers,
-            multiprocessing_context=worker_context(start_method, num_workers),
-            worker_init_fn=ignore_interrupt,
-            generator=torch.Generator(),  # its own: validation must not move the global one
+            start_method=start_method,
         )
 
     def __len__(self) -> int:
@@ -165,5 +160,9 @@ class RetrievalLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """All records of this rank."""
-        return iter(self._loader)
+        """All records of this rank.
+
+        Raises:
+            ShardError: a shard has changed since it was opened.
+        """
+        return map(unpack, self._loader)

@@ -79,7 +79,10 @@ class ClipSamples(Dataset[ClipSample]):
         self.cache = cache
         self.num_views = num_views
         self._first_of_set = [0, *itertools.accumulate(len(one) for one in self.sets)]
-        self._durations = [torch.full((len(one),), torch.nan).share_memory_() for one in self.sets]
+        self._durations = [  # float64, as read: a run must not change when a file is asked again
+            torch.full((len(one),), torch.nan, dtype=torch.float64).share_memory_()
+            for one in self.sets
+        ]
 
     def __len__(self) -> int:
         """Samples of all sets."""

@@ -25,6 +25,7 @@ from datamodules.synthetic_captions import Combination, narrate, narrate_careles
 from datamodules.synthetic_scenes import COLOURS, MOTIONS, SHAPES, draw_scene, render_scene
 from datamodules.synthetic_sounds import synthesize_sound
 from vatt.encode import write_mp4
+from vatt.errors import UserError
 
 VERSION = 3  # of the corpus: raise it when the same seed makes other files
 Split = Literal["train", "validation"]
@@ -166,14 +167,13 @@ def write_corpus(
         show_progress: Whether to draw a progress bar.
 
     Raises:
-        ValueError: a number out of range.
-        FileExistsError: `out` holds something else.
+        UserError: a number out of range, `out` holds something else, or a process was killed.
         OSError: a file could not be written (no space left, for instance); names it.
     """
     numbers = {"num_train": num_train, "num_validation_renderings": num_validation_renderings}
     for name, number in {**numbers, "seed": seed, "num_workers": num_workers or 0}.items():
         if number < 0:
-            raise ValueError(f"{name} must be at least 0, got {number}")
+            raise UserError(f"{name} must be at least 0, got {number}")
     out = Path(out).absolute()
     sizes = {"train": num_train, "validation": num_validation_renderings * NUM_HELD_OUT}
     parameters = {"version": VERSION, "seed": seed, **{f"num_{s}": sizes[s] for s in SPLITS}}
@@ -226,9 +226,7 @@ def _finished_corpus(out: Path, parameters: dict[str, Any]) -> CorpusInfo | None
     if not names and not out.is_file():
         return None
     if "corpus.json" not in names or not names <= {"corpus.json", *SPLITS}:
-        raise FileExistsError(
-            f"{out} exists and is not a demo corpus: give another folder, or remove it"
-        )
+        raise UserError(f"{out} exists and is not a demo corpus: give another folder, or remove it")
     description = json.loads((out / "corpus.json").read_text(encoding="utf-8"))
     if any(description.get(key) != value for key, value in parameters.items()):
         return None

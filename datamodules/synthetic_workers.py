@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from vatt.errors import UserError
+
 Work = Callable[[Any], Any]  # job → result; both travel between processes
 Results = Generator[tuple[Any, Any], None, None]  # of jobs and what came of them
 
@@ -26,7 +28,7 @@ def run_jobs(
 
     Raises:
         Exception: what `work` raised.
-        RuntimeError: a process was killed.
+        UserError: a process was killed.
     """
     if num_workers is None:
         num_workers = _num_cores()
@@ -78,7 +80,7 @@ def _receive(workers: dict[Connection, BaseProcess]) -> Results:
 def _check_exit(worker: BaseProcess) -> None:
     worker.join()
     if worker.exitcode:
-        raise RuntimeError(
+        raise UserError(
             f"a worker process ended with exit code {worker.exitcode}; was it killed for lack of "
             "memory? Fewer num_workers need less"
         )

@@ -15,6 +15,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from vatt.config import AudioConfig, VideoConfig
 from vatt.decode import display_matrix, scaled_size, upright
+from vatt.encode import write_mp4
 
 WIDTH, HEIGHT, FRAME_RATE = 96, 72, 25
 SMALL_VIDEO = VideoConfig(num_frames=8, frame_rate=5.0, image_size=32, patch_size=(4, 8, 8))
@@ -30,6 +31,7 @@ class Kind:
     video_options: tuple[tuple[str, str], ...] = ()
     file_options: tuple[tuple[str, str], ...] = ()
     gop: int | None = 12
+    frame_rate: int = FRAME_RATE
     pixels: str = "yuv420p"
     pixel_aspect: Fraction | None = None
     layout: str = "stereo"
@@ -102,7 +104,7 @@ def make_file(path: Path, kind: Kind) -> None:
         video = audio = None
         if kind.video:
             video = container.add_stream(
-                kind.video, rate=FRAME_RATE, options=dict(kind.video_options)
+                kind.video, rate=kind.frame_rate, options=dict(kind.video_options)
             )
             video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, kind.pixels
             if kind.gop:
@@ -121,11 +123,11 @@ def make_file(path: Path, kind: Kind) -> None:
 
 
 def encode_pictures(stream: Any, kind: Kind) -> Iterator[list[Any]]:
-    time = round(kind.start_seconds * FRAME_RATE)
-    for index in range(round(kind.video_seconds * FRAME_RATE)):
+    time = round(kind.start_seconds * kind.frame_rate)
+    for index in range(round(kind.video_seconds * kind.frame_rate)):
         frame = av.VideoFrame.from_ndarray(picture(index), format="rgb24")
         frame = frame.reformat(format=kind.pixels)
-        frame.pts, frame.time_base = time, Fraction(1, FRAME_RATE)
+        frame.pts, frame.time_base = time, Fraction(1, kind.frame_rate)
         time += (1, 1, 4)[index % 3] if kind.uneven else 1
         yield stream.encode(frame)
     yield stream.encode(None)
@@ -150,11 +152,12 @@ def encode_tone(stream: Any, kind: Kind) -> Iterator[list[Any]]:
     yield stream.encode(None)
 
 
-def make_still(path: Path, codec: str) -> None:
+def make_still(path: Path, codec: str, width: int = WIDTH, height: int = HEIGHT) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=1)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, STILL_PIXELS[codec]
-        frame = av.VideoFrame.from_ndarray(picture(3), format="rgb24")
+        stream.width, stream.height, stream.pix_fmt = width, height, STILL_PIXELS[codec]
+        pixels = np.resize(picture(3), (height, width, 3))
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
         frame = frame.reformat(format=STILL_PIXELS[codec])
         frame.pts = 0
         for packet in [*stream.encode(frame), *stream.encode(None)]:
@@ -183,6 +186,13 @@ def make_folder(folder: Path) -> None:
     (folder / "headless.mp4").write_bytes(plain[: len(plain) // 2])
     (folder / "noise.mp4").write_bytes(random.Random(0).randbytes(20_000))
     (folder / "empty.mp4").touch()
+
+
+def write_noise_clip(path: Path, num_frames: int = 20, silent: bool = False) -> None:
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (num_frames, 32, 48, 3), dtype=np.uint8)
+    sound = None if silent else 0.1 * rng.standard_normal(num_frames * 800).astype(np.float32)
+    write_mp4(path, frames, 20.0, waveform=sound, sample_rate=None if silent else 16_000)
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """Models on disk: they describe themselves, and nothing in a file is executed."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,21 @@ def test_a_saved_model_comes_back_with_its_configuration_and_weights(tmp_path: P
     assert not loaded.training
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_model_whole(tmp_path: Path) -> None:
+    save_model(VATT(preset("tiny")), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))  # as if the disk were full
+        with pytest.raises(OSError, match="model.safetensors"):
+            save_model(VATT(preset("tiny")), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

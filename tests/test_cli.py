@@ -68,6 +68,7 @@ def fit(shards: Path, tmp_path: Path, *more: str) -> list[str]:
         ("--ckpt_path=nowhere.ckpt", "no checkpoint nowhere.ckpt"),
         ("--run.checkpoint_every_n_steps=0", "must be at least 1"),
         ("--run.time_budget_seconds=-3", "must be positive"),
+        ("--trainer.val_check_interval=0.001", "val_check_interval"),
     ],
 )
 def test_wrong_setting_gets_one_sentence_that_names_it(
@@ -113,13 +114,17 @@ def test_wrong_configuration_file_gets_one_sentence(
     assert shown.count("\n") == 1
 
 
-def test_missing_and_empty_shard_folders_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_missing_and_empty_shard_folders_are_named_and_leave_nothing(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    offline = "--run.wandb=offline"
     for folder in (tmp_path / "missing", tmp_path / "empty"):
-        assert main(fit(folder, tmp_path)) == 1
+        assert main(fit(folder, tmp_path, offline)) == 1
         assert str(folder / "train") in capsys.readouterr().err
         (tmp_path / "empty" / "train").mkdir(parents=True, exist_ok=True)
+    validation = f"--data.init_args.validation={tmp_path / 'nothing'}"
+    assert main(fit(tiny_shards, tmp_path, offline, validation)) == 1
+    assert str(tmp_path / "nothing") in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -186,6 +191,8 @@ def test_shards_are_built_and_checked(
 def test_wrong_arguments_of_a_small_command_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shards", "build", "a", "b", "--samples-per-shard", "0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
+    assert main(["shards", "check", "a", "--workers=-1"]) == 2
+    assert "must be at least 0, got -1" in capsys.readouterr().err
 
 
 def test_doctor_finds_what_training_needs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,16 +202,32 @@ def test_doctor_finds_what_training_needs(capsys: pytest.CaptureFixture[str]) ->
     assert "all that training needs is there" in text
 
 
+def test_doctor_names_what_does_not_load_and_how_to_get_it() -> None:
+    names = ("torch", "torchaudio", "av", "lightning", "wandb")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({names}))\n"
+        "from vatt.cli import main; sys.exit(main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    for name in ("torch", "av", "lightning"):
+        assert f"{name} does not load" in done.stdout
+        assert f"pip install {name}" in done.stdout.splitlines()[-1]
+
+
 def test_errors_of_the_world_become_sentences_and_bugs_do_not() -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/last.ckpt")
     assert _explain(full) == (
-        "No space left on the disk for run/last.ckpt: free some and run the same command again.",
+        "No space left on the disk for run/last.ckpt: free some, then run the same command again",
         1,
     )
     assert _explain(KeyboardInterrupt()) == ("Stopped.", 130)
     assert _explain(UserError("do this", 2)) == ("do this", 2)
     assert _explain(FileNotFoundError(2, "No such file", "x"))[0] == "x: No such file"
-    assert _explain(ValueError("a bug"))[0] is None
+    hint = "(VATT_TRACEBACK=1 shows where)"
+    assert _explain(ValueError("x must be\n1")) == (f"x must be 1 {hint}", 1)
+    assert _explain(OSError("pipe broke")) == (f"pipe broke {hint}", 1)
+    assert _explain(TypeError("a bug"))[0] is None
 
 
 def test_command_of_the_shell_ends_with_its_exit_code() -> None:

@@ -259,6 +259,16 @@ def test_a_damaged_record_is_an_empty_row_of_the_retrieval_set(make, tmp_path, c
     assert "00000.tar:bad" in caplog.text
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_shard_that_has_changed_ends_validation_with_its_own_error(make, tmp_path, num_workers):
+    validation = write_set(tmp_path / "set", "v", 3)
+    loader = make(validation=str(validation), num_workers=num_workers).val_dataloader()
+    (validation / "00000.tar").write_bytes(b"")
+    with pytest.raises(ShardError) as caught:
+        list(loader)
+    assert str(caught.value).startswith(f"{validation}/00000.tar has become shorter")
+
+
 def test_sets_are_mixed_by_their_weights(make, train, validation):
     data = make(train={str(train): 3.0, str(validation): 1.0})
     loader = data.train_dataloader()
@@ -287,6 +297,27 @@ def test_a_vocabulary_larger_than_the_model_is_refused(make, tmp_path):
         data.setup("fit")
 
 
+def test_the_state_of_a_run_with_another_tokenizer_is_refused(make, tmp_path):
+    data = make()
+    data.train_dataloader()
+    state = data.state_dict()
+    make().load_state_dict(state)  # not opened yet
+    data.load_state_dict(state)
+    data.load_state_dict({**state, "position": 5})
+    Tokenizer.train(["a few other words"], 512).save(tmp_path / "t.json")
+    other = make(tokenizer=str(tmp_path / "t.json"))
+    other.setup("validate")
+    with pytest.raises(UserError, match=r"another tokenizer: give data\.tokenizer"):
+        other.load_state_dict(state)
+
+
+def test_missing_shards_are_named_before_anything_is_made(make, tmp_path):
+    Tokenizer.train(["words"], 512).save(tmp_path / "t.json")
+    for changes in ({"train": [str(tmp_path / "x")]}, {"validation": str(tmp_path / "x")}):
+        with pytest.raises(ShardError, match="no shard folder"):
+            make(tokenizer=str(tmp_path / "t.json"), **changes).prepare_data()
+
+
 def test_captions_without_words_are_refused_by_the_name_of_the_folder(make, tmp_path):
     with ShardWriter(tmp_path / "00000.tar") as writer:
         writer.add("silent", None, "mp4", "")
@@ -303,6 +334,8 @@ def test_captions_without_words_are_refused_by_the_name_of_the_folder(make, tmp_
         ({"max_validation_clips": 0}, UserError, r"data\.max_validation_clips"),
         ({"train": ["nowhere"]}, ShardError, "no shard folder nowhere"),
         ({"batch_size": 0}, UserError, "batch_size"),
+        ({"num_workers": -1}, UserError, r"data\.num_workers"),
+        ({"max_failure_rate": 1.5}, UserError, r"data\.max_failure_rate"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_the_remedy(make, changes, error, message):

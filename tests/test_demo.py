@@ -1,6 +1,7 @@
 """`vatt demo` from nothing to a report, on a corpus that is made in seconds."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,44 @@ def test_the_model_of_the_demo_is_a_folder_that_loads(out: Path) -> None:
     assert model.embed_text(ids)["vt"].shape == (1, model.config.head.d_vt)
 
 
-def test_a_second_demo_goes_on_where_the_first_ended(
-    out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_demo_makes_nothing_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [*(out / "data").rglob("*.mp4"), *(out / "data").rglob("*.tar")]
+    times = [path.stat().st_mtime_ns for path in made]
     before = json.loads((out / "metrics.json").read_text())
     assert main(demo(out)) == 0
+    assert [path.stat().st_mtime_ns for path in made] == times
     after = json.loads((out / "metrics.json").read_text())
     assert after["text_to_video"] == before["text_to_video"]
-    assert after["seconds"]["fit"] < before["seconds"]["fit"] + before["seconds"]["corpus"]
+    assert after["training"]["steps"] == before["training"]["steps"]
     assert "Look at" in capsys.readouterr().out
+
+
+def test_a_run_never_passes_for_one_with_other_options(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*demo(out), "--shuffle-captions"]) == 1
+    message = capsys.readouterr().err
+    assert "holds a demo with shuffle_captions False, not True" in message
+    assert "--out" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--num-train", "0"), "must be at least 1"),
+        (("--trainer.max_steps", "2"), "warmup_steps .2. < max_steps .2"),
+        (("--model.init_args.model.arrangement", "agnositc"), "agnositc"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_any_work(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    option: tuple[str, str],
+    message: str,
+) -> None:
+    assert main(demo(tmp_path / "run", *option)) != 0
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mistyped_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,14 +143,41 @@ def test_accuracy_counts_clips_whose_own_bag_scores_highest() -> None:
     assert result.accuracy_video_text.item() == pytest.approx(4 / 6)
 
 
+def test_mixed_precision_does_not_reach_the_loss() -> None:
+    (video, text), (video_mask, text_mask) = make_pair(), make_masks()
+    output = output_of(video.float(), text[:, 0].float(), text.float())
+    batch = batch_of(video_mask, video_mask, text_mask)
+    loss = ContrastiveLoss(LossConfig())
+    exact = loss(output, batch).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert loss(output, batch).total.item() == exact.item()
+
+
+def test_a_learned_temperature_comes_back_from_its_bound() -> None:
+    (video, text), (video_mask, text_mask) = make_pair(), make_masks()
+    loss = ContrastiveLoss(LossConfig(learn_temperature=True))
+    loss.log_scale.data.fill_(9.0)
+    output, batch = output_of(video, text[:, 0], text), batch_of(video_mask, video_mask, text_mask)
+    result = loss(output, batch)
+    result.total.backward()
+    assert result.temperature_video_audio.item() == pytest.approx(0.01)
+    assert bool(loss.log_scale.grad.all())
+
+
 def test_temperature_learns_only_when_asked() -> None:
     assert not ContrastiveLoss(LossConfig()).log_scale.requires_grad
     assert ContrastiveLoss(LossConfig(learn_temperature=True)).log_scale.requires_grad
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": 0.0}, {"video_audio_weight": 0.0, "video_text_weight": 0.0}]
+    ("values", "message"),
+    [
+        ({"temperature": 0.0}, "must be positive"),
+        ({"video_audio_weight": 0.0, "video_text_weight": 0.0}, "must be positive"),
+        ({"form": "symetric"}, "loss.form must be one of 'asymmetric', 'symmetric'"),
+        ({"temperature": 0.005, "learn_temperature": True}, "starts at 0.01 or above"),
+    ],
 )
-def test_loss_config_refuses_values_without_a_loss(values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="positive"):
+def test_loss_config_refuses_values_without_a_loss(values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         LossConfig(**values)

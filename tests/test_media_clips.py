@@ -19,7 +19,9 @@ from media_files import (
     SMALL_VIDEO,
     STILLS,
     WITH_PICTURE,
+    Kind,
     decode_sequentially,
+    make_file,
     make_folder,
     picture,
     tone,
@@ -51,6 +53,24 @@ def test_frames_are_bit_equal_to_a_sequential_decode(name: str, media: Path) -> 
             short_side=32,
         )
         assert torch.equal(frames, sequence.at(start_seconds, 8, frame_rate))
+
+
+def test_matroska_with_frames_out_of_order_gives_the_right_one_at_any_start(tmp_path: Path) -> None:
+    # After a seek FFmpeg knows no decoding times for the first packets of such a file.
+    options = (("bf", "3"), ("b_strategy", "0"))
+    kind = Kind(audio=None, video_options=options, gop=12, frame_rate=5, video_seconds=12.0)
+    make_file(tmp_path / "slow.mkv", kind)
+    sequence = decode_sequentially(tmp_path / "slow.mkv", 32)
+    for start_seconds in np.arange(0.05, 12, 0.2).tolist():
+        frames, coverage = read_frames(
+            tmp_path / "slow.mkv",
+            start_seconds=start_seconds,
+            num_frames=1,
+            frame_rate=5.0,
+            short_side=32,
+        )
+        assert torch.equal(frames, sequence.at(start_seconds, 1, 5.0)), start_seconds
+        assert coverage == 1
 
 
 def read_packets_of(path: Path) -> list[Any]:

@@ -12,7 +12,7 @@ import av
 import pytest
 import torch
 from conftest import made_once
-from media_files import KINDS, SMALL_AUDIO, SMALL_VIDEO, make_folder
+from media_files import KINDS, SMALL_AUDIO, SMALL_VIDEO, make_folder, make_still
 
 from vatt.media import FileWindow, MediaError, read_clip, read_frames, read_waveform
 
@@ -62,6 +62,15 @@ def test_damage_in_the_pictures_refuses_the_clip_and_spares_others(media: Path) 
     read_frames(bytes(content), start_seconds=0.5, **request)
     with pytest.raises(MediaError, match="video is damaged at [12].[0-9]+ s"):
         read_frames(bytes(content), start_seconds=2.0, **request)
+
+
+def test_pictures_that_would_fill_the_memory_are_refused(media: Path, tmp_path: Path) -> None:
+    make_still(tmp_path / "narrow.png", "png", width=16_000, height=2)
+    request: dict[str, Any] = {"start_seconds": 0.0, "frame_rate": 1e5, "short_side": 224}
+    with pytest.raises(MediaError, match=r"narrow.png: would become 1 pictures of 1792000×224"):
+        read_frames(tmp_path / "narrow.png", num_frames=1, **request)
+    with pytest.raises(MediaError, match=r"plain.mp4: would become 100000 pictures of 298×224"):
+        read_frames(media / "plain.mp4", num_frames=100_000, **request)
 
 
 def test_an_error_survives_pickling_between_processes() -> None:
@@ -126,6 +135,7 @@ def num_open_files() -> int:
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts files through /proc")
 def test_no_file_stays_open(media: Path) -> None:
     names = ("plain.mp4", "silent.mp4", "noise.mp4", "cut_off.mp4", "empty.mp4")
+    gc.collect()  # what earlier tests left behind may go any time
     before = num_open_files()
     for name in names * 5:
         path = media / name
@@ -133,7 +143,7 @@ def test_no_file_stays_open(media: Path) -> None:
             with contextlib.suppress(MediaError):
                 read_clip(source, start_seconds=1.0, video=SMALL_VIDEO, audio=SMALL_AUDIO)
     gc.collect()
-    assert num_open_files() == before
+    assert num_open_files() <= before
 
 
 @pytest.mark.slow

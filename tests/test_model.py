@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from vatt.batch import Batch
-from vatt.config import VATTConfig, preset
+from vatt.config import (
+    TINY,
+    AudioConfig,
+    HeadConfig,
+    TextConfig,
+    VATTConfig,
+    VideoConfig,
+    preset,
+)
 from vatt.model import VATT
 from vatt.tokens import patch_video, sample_kept_tokens
 
@@ -200,9 +208,36 @@ def test_inputs_of_another_geometry_are_refused(
         getattr(model, f"encode_{modality}")(value)
 
 
+@pytest.mark.parametrize(
+    "mask", [torch.ones(2, 3), torch.ones(2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.bool)]
+)
+def test_batch_refuses_masks_that_are_no_bool_per_caption(mask: torch.Tensor) -> None:
+    text = torch.ones(2, 3, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"batch.text_mask must be bool \[2, 3\]"):
+        Batch(text=text, text_mask=mask)
+
+
 def test_batch_refuses_parts_with_different_rows() -> None:
     with pytest.raises(ValueError, match="same number of rows"):
         Batch(audio=torch.zeros(2, 8), text=torch.ones(3, 1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VATTConfig(arrangement="agnositc"), "model.arrangement must be one of 'agnostic'"),
+        (lambda: HeadConfig(batch_norm="some"), "head.batch_norm must be one of"),
+        (lambda: VideoConfig(frame_rate=0), "video.frame_rate must be positive, got 0"),
+        (lambda: AudioConfig(num_samples=0), "audio.num_samples must be positive"),
+        (lambda: AudioConfig(num_samples=100, patch_size=64), "must be a multiple of"),
+        (lambda: TextConfig(relative_buckets=2), "relative_buckets >= 4"),
+        (lambda: VATTConfig(video_encoder=TINY), "agnostic arrangement has one encoder"),
+        (lambda: VATTConfig(drop_token=1.0), r"drop_token must be in \[0, 1\)"),
+    ],
+)
+def test_configurations_that_make_no_model_are_refused(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("name", ["ma-medium", "mbs", "tiny"])

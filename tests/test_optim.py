@@ -1,5 +1,6 @@
 """Schedules and parameter groups."""
 
+import dataclasses
 import math
 from itertools import pairwise
 
@@ -48,7 +49,7 @@ def test_constant_schedule_falls_only_after_its_plateau() -> None:
 
 
 def test_schedule_refuses_a_warm_up_without_end() -> None:
-    with pytest.raises(ValueError, match="warmup_steps \\(10\\) < max_steps \\(10\\)"):
+    with pytest.raises(ValueError, match="warmup_steps \\(10\\) < max_steps \\(10, from trainer"):
         ScheduleConfig(max_steps=10, warmup_steps=10)
 
 
@@ -59,6 +60,19 @@ def test_only_matrices_decay_and_every_weight_is_in_one_group() -> None:
     assert all(p.ndim == 2 for p in decayed["params"])
     assert any(p is model.video_tokens.positions.tables[0] for p in plain["params"])
     assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_t5s_relative_bias_does_not_decay() -> None:
+    model = VATT(dataclasses.replace(preset("tiny"), arrangement="specific"))
+    _, plain = parameter_groups(model, 0.1)
+    bias = model.encoders["text"].relative_bias.weight
+    assert any(p is bias for p in plain["params"])
+
+
+@pytest.mark.parametrize("values", [{"name": "adamW"}, {"learning_rate": -1.0}])
+def test_optimizer_that_cannot_train_is_refused(values: dict) -> None:
+    with pytest.raises(ValueError, match="optimizer"):
+        OptimizerConfig(**values)
 
 
 def test_optimizer_has_the_settings_of_the_release() -> None:

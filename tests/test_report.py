@@ -348,7 +348,7 @@ def test_a_browser_draws_every_chart_and_reports_no_error(data: ReportData, tmp_
     (tmp_path / "report.html").write_text(page.replace("<style>", f"{watch}</script><style>", 1))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync"]
     command += ["--disable-background-networking", "--disable-component-update"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000"]
     address = (tmp_path / "report.html").as_uri()
     run = subprocess.run(
         [*command, "--dump-dom", address], capture_output=True, text=True, timeout=60, check=True

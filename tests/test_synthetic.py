@@ -37,6 +37,8 @@ from datamodules.synthetic_scenes import (
     trajectory,
 )
 from datamodules.synthetic_sounds import synthesize_sound
+from datamodules.synthetic_workers import run_jobs
+from vatt.errors import UserError
 from vatt.evaluate import two_attribute_oracles
 from vatt.media import probe, read_waveform
 
@@ -357,17 +359,26 @@ def test_a_finished_corpus_is_used_again_and_another_or_a_damaged_one_replaced(
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match=r"not a demo corpus: give another folder"):
+    with pytest.raises(UserError, match=r"not a demo corpus: give another folder"):
         small_corpus(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-    with pytest.raises(FileExistsError, match="not a demo corpus"):
+    with pytest.raises(UserError, match="not a demo corpus"):
         small_corpus(tmp_path / "thesis.txt")
 
 
 @pytest.mark.parametrize("name", ["num_train", "num_validation_renderings", "seed", "num_workers"])
 def test_negative_numbers_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
+    with pytest.raises(UserError, match=f"{name} must be at least 0, got -1"):
         small_corpus(tmp_path / "corpus", **{name: -1})
+
+
+def test_a_worker_that_is_killed_is_an_error_for_the_user() -> None:
+    jobs = [signal.SIGKILL]
+    with (
+        run_jobs(signal.raise_signal, jobs, num_workers=1) as results,
+        pytest.raises(UserError, match="exit code -9; was it killed for lack of memory"),
+    ):
+        list(results)
 
 
 PROGRAM = """

@@ -1,3 +1,4 @@
+import json
 import pickle
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from vatt.errors import UserError
 from vatt.text import Tokenizer
 
 CAPTIONS = [
@@ -81,6 +83,13 @@ def test_words_of_other_languages_are_words():
     assert tokenizer.encode(["été, Ёлка. 夏"], max_words=3).ne(1).all()
 
 
+def test_half_an_emoji_is_left_out_of_a_caption():
+    caption = json.loads('"a \\ud83d red square\\ud83d"')
+    tokenizer = Tokenizer.train([caption], vocab_size=10)
+    assert tokenizer.vocab_size == 5
+    assert tokenizer.decode(tokenizer.encode([caption], max_words=5)) == ["a red square"]
+
+
 def test_saved_tokenizer_loads_in_our_class_and_in_the_library(tokenizer, tmp_path):
     import tokenizers
 
@@ -98,10 +107,10 @@ def test_pickled_tokenizer_gives_the_same_ids(tokenizer):
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no tokenizer .*gone.json: correct the path"):
+    with pytest.raises(UserError, match="no tokenizer .*gone.json: correct the path"):
         Tokenizer.load(tmp_path / "gone.json")
     (tmp_path / "bad.json").write_text('{"no": "tokenizer"}')
-    with pytest.raises(ValueError, match=r"bad.json is not a tokenizer that vatt saved"):
+    with pytest.raises(UserError, match=r"bad.json is not a tokenizer that vatt saved"):
         Tokenizer.load(tmp_path / "bad.json")
 
 

@@ -1,95 +1,48 @@
 """Training runs by the real command line, on the tiny corpus."""
 
+import contextlib
 import csv
-import os
 import resource
+import shutil
 import signal
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from runs import STEPS, fit_arguments, read_losses, read_rows
 
 from vatt.batch import Batch
+from vatt.callbacks import StepClock, TimeBudget
 from vatt.checkpoint import load_model
 from vatt.cli import main
-from vatt.config import preset
+from vatt.config import VATTConfig, preset
 from vatt.errors import UserError
+from vatt.evaluate import EmbeddingTable
 from vatt.loggers import MetricsCsv, RunWandb, wandb_mode
 from vatt.losses import LossConfig
 from vatt.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
-from vatt.pretrain import NonFiniteLossError, PretrainModule
+from vatt.pretrain import NonFiniteLossError, PretrainModule, join_ranks
 from vatt.run_checkpoint import AtomicCheckpointIO
+from vatt.text import Tokenizer
 
-STEPS = 10
-HERE = Path(__file__).resolve().parent
-
-
-class SendSignal(Callback):
-    """Sends this process a signal at a step, before it or in the validation after it."""
-
-    def __init__(self, step: int, number: int, in_validation: bool = False) -> None:
-        self.step, self.number, self.in_validation = step, number, in_validation
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and not self.in_validation:
-            os.kill(os.getpid(), self.number)
-
-    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step and self.in_validation:
-            os.kill(os.getpid(), self.number)
-
-
-def fit_arguments(shards: Path, run: Path, *more: str) -> list[str]:
-    return [
-        "fit",
-        "--config=tiny",
-        f"--data.init_args.train=[{shards / 'train'}]",
-        f"--data.init_args.validation={shards / 'validation'}",
-        f"--run.dir={run}",
-        f"--trainer.max_steps={STEPS}",
-        "--trainer.val_check_interval=4",
-        "--trainer.limit_val_batches=2",
-        "--run.checkpoint_every_n_steps=3",
-        *more,
-    ]
-
-
-def signal_options(step: int, number: int, in_validation: bool = False) -> list[str]:
-    return [
-        "--trainer.callbacks+=test_training.SendSignal",
-        f"--trainer.callbacks.step={step}",
-        f"--trainer.callbacks.number={int(number)}",
-        f"--trainer.callbacks.in_validation={in_validation}",
-    ]
-
-
-def read_rows(run: Path) -> list[dict[str, str]]:
-    with (run / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def read_losses(run: Path) -> dict[int, str]:
-    """Digits of the loss by step; a step that stands twice fails."""
-    rows = [row for row in read_rows(run) if row["train/loss"]]
-    losses = {int(row["step"]): row["train/loss"] for row in rows}
-    assert len(losses) == len(rows)
-    return losses
+TINY = preset("tiny").encoder
 
 
 @pytest.fixture(scope="module")
 def finished_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("training") / "run"
-    assert main(fit_arguments(tiny_shards, run)) == 0
+    budget = "--run.time_budget_seconds=600"  # generous: the steps alone make the schedule
+    assert main(fit_arguments(tiny_shards, run, budget)) == 0
     return run
 
 
 def test_run_directory_holds_everything_of_the_run(finished_run: Path) -> None:
     names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*")}
-    assert names == {"config.yaml", "metrics.csv", "checkpoints", "checkpoints/last.ckpt"}
+    files = {"config.yaml", "metrics.csv", "tokenizer.json", "checkpoints/last.ckpt"}
+    assert names == {*files, "checkpoints"}
 
 
 def test_metrics_have_their_names_and_a_row_for_each_step(finished_run: Path) -> None:
@@ -124,54 +77,6 @@ def test_checkpoint_describes_its_model_and_holds_no_objects(finished_run: Path)
     assert load_model(path).config.to_dict() == checkpoint["vatt_config"]
 
 
-def test_killed_run_goes_on_with_identical_losses(
-    tiny_shards: Path, finished_run: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    arguments = fit_arguments(tiny_shards, run, *signal_options(5, signal.SIGKILL))
-    code = f"import sys; from vatt.cli import main; sys.exit(main({arguments!r}))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    assert sorted(read_losses(run)) == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]  # written so far; the checkpoint is of step 3
-    assert main(fit_arguments(tiny_shards, run, "--ckpt_path=last")) == 0
-    assert read_losses(run) == read_losses(finished_run)
-    assert (run / "config.resume-1.yaml").exists()
-
-
-@pytest.mark.parametrize(
-    ("number", "step", "in_validation"),
-    [(signal.SIGINT, 3, False), (signal.SIGTERM, 4, True)],
-    ids=["ctrl-c in a step", "sigterm in validation"],
-)
-def test_signal_leaves_a_checkpoint_that_resumes_exactly(
-    tiny_shards: Path,
-    finished_run: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    number: signal.Signals,
-    step: int,
-    in_validation: bool,
-) -> None:
-    run = tmp_path / "run"
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    code = main(fit_arguments(tiny_shards, run, *signal_options(step, number, in_validation)))
-    assert code == 128 + number
-    assert f"stopped by {number.name} after step 4" in capsys.readouterr().err
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    # the saved configuration is all that is needed to go on
-    without_signal = ["--trainer.callbacks=null"]
-    resume = ["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", *without_signal]
-    assert main(resume) == 0
-    assert read_losses(run) == read_losses(finished_run)
-
-
 def test_time_budget_ends_the_run_with_its_schedule_carried_out(
     tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +93,27 @@ def test_time_budget_ends_the_run_with_its_schedule_carried_out(
     before = len(rows)
     assert main(fit_arguments(tiny_shards, run, *options, "--ckpt_path=last")) == 0
     assert len(read_losses(run)) <= before + 1  # the time that was spent counts after a resume
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(9.0, 0.0), (55.0, 0.5), (100.0, 1.0)])
+def test_time_leads_only_beyond_a_slack(seconds: float, share: float) -> None:
+    clock, module = StepClock(), tiny_module()
+    clock.training_seconds = seconds
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    TimeBudget(clock, 100.0).on_train_start(trainer, module)
+    assert module.time_share == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(4, [3, 5]), (0, [])])
+def test_last_step_has_a_row_unless_nothing_is_logged(
+    tiny_shards: Path, tmp_path: Path, interval: int, steps: list[int]
+) -> None:
+    run = tmp_path / "run"
+    options = [f"--trainer.log_every_n_steps={interval}", "--trainer.max_steps=6"]
+    assert main(fit_arguments(tiny_shards, run, *options, "--trainer.limit_val_batches=0")) == 0
+    rows = read_rows(run) if steps else []
+    assert [int(row["step"]) for row in rows] == steps
+    assert all(row["train/loss"] and row["perf/step_seconds"] for row in rows)
 
 
 def test_resumed_run_that_has_nothing_left_says_so(
@@ -231,6 +157,38 @@ def test_fresh_run_never_overwrites_another(
     assert main(fit_arguments(tiny_shards, finished_run)) == 1
     assert "already holds a run" in capsys.readouterr().err
     assert (finished_run / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "foreign"])
+def test_file_that_is_no_checkpoint_is_named_with_the_remedy(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    path, whole = tmp_path / "x.ckpt", (finished_run / "checkpoints" / "last.ckpt").read_bytes()
+    torch.save({"weight": torch.zeros(2)}, path)
+    others = {"truncated": whole[: len(whole) // 2], "text": b"no checkpoint", "empty": b""}
+    path.write_bytes(others.get(damage, path.read_bytes()))
+    config = finished_run / "config.yaml"
+    assert main(["validate", f"--config={config}", f"--ckpt_path={path}"]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"vatt: {path} is not a checkpoint" in message
+    assert "give --ckpt_path" in message
+
+
+def test_run_goes_on_with_its_own_tokenizer_and_refuses_another(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(tiny_shards, shards)
+    short = ["--trainer.max_steps=3", "--trainer.num_sanity_val_steps=0"]
+    assert main(fit_arguments(shards, run, *short)) == 0
+    shutil.rmtree(shards / "train")  # and the tokenizer beside the shards
+    arguments = [f"--config={run / 'config.yaml'}", "--ckpt_path=last"]
+    assert main(["validate", *arguments]) == 0
+    other = tmp_path / "other.json"
+    Tokenizer.train(["quite other words"], 512).save(other)
+    capsys.readouterr()
+    assert main(["validate", *arguments, f"--data.init_args.tokenizer={other}"]) == 1
+    assert "trained with another tokenizer" in capsys.readouterr().err
 
 
 def test_checkpoint_of_another_geometry_is_refused_by_name(
@@ -298,15 +256,60 @@ def test_module_is_usable_without_the_command_line() -> None:
     checkpoint["vatt_config"]["video"]["num_frames"] = 8
     with pytest.raises(UserError, match="video.num_frames is 8 there and 4 here"):
         module.on_load_checkpoint(checkpoint)
+    with pytest.raises(UserError, match="it has no 'vatt_config'"):
+        module.on_load_checkpoint({})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": replace(TINY, dropout=0.5), "drop_token": 0.1, "audio_drop_token": 0.2}, ""),
+        ({"video_encoder": TINY}, ""),  # the one that the tower has anyway
+        ({"video_encoder": replace(TINY, num_layers=3)}, "video_encoder.num_layers is 3 there"),
+    ],
+)
+def test_geometry_is_what_the_weights_depend_on(changes: dict[str, Any], message: str) -> None:
+    ours = replace(preset("tiny"), arrangement="specific")
+    module = tiny_module(ours)
+    checkpoint = {"vatt_config": replace(ours, **changes).to_dict()}
+    refuses = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
+    with refuses:
+        module.on_load_checkpoint(checkpoint)
 
 
 def test_non_finite_loss_is_an_error_for_users() -> None:
     assert issubclass(NonFiniteLossError, UserError)
 
 
-def tiny_module() -> PretrainModule:
+def tiny_module(config: VATTConfig | None = None) -> PretrainModule:
     schedule = ScheduleConfig(max_steps=10, warmup_steps=1)
-    return PretrainModule(preset("tiny"), LossConfig(), OptimizerConfig(), schedule)
+    return PretrainModule(config or preset("tiny"), LossConfig(), OptimizerConfig(), schedule)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+def test_ranks_are_joined_to_the_set_without_its_repeated_records(world_size: int) -> None:
+    size = 7
+    mask = torch.ones(size, dtype=torch.bool)
+    table = EmbeddingTable(
+        keys=tuple(f"clip {index}" for index in range(size)),
+        video_va=torch.randn(size, 4),
+        audio_va=torch.randn(size, 4),
+        video_vt=None,
+        text_vt=None,
+        video_mask=mask,
+        audio_mask=mask,
+        text_mask=mask[:, None],
+    )
+    rows = range(-(-size // world_size))  # as datamodules.retrieval gives them out
+    parts = [
+        table.select([(rank + world_size * row) % size for row in rows])
+        for rank in range(world_size)
+    ]
+    joined = join_ranks(parts)
+    assert joined.keys == table.keys
+    assert torch.equal(joined.video_va, table.video_va)
+    cut = join_ranks([part.select([0]) for part in parts])  # limit_val_batches
+    assert cut.keys == table.keys[:world_size]
 
 
 def test_csv_goes_on_after_a_resume_and_takes_new_columns(tmp_path: Path) -> None:
@@ -365,6 +368,7 @@ def test_wandb_without_a_key_runs_offline_in_the_run_directory(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     run = tmp_path / "run"
     logger = RunWandb(run, "vatt", "online")  # asked for, but there is no key
+    assert not run.exists()
     logger.log_config({"seed": 1})
     logger.log_metrics({"train/loss": 1.0}, 0)
     assert logger.experiment.offline

@@ -62,6 +62,7 @@ class Batch:
             raise ValueError(f"batch.video must be uint8 or floating point, got {self.video.dtype}")
         self._check_rows()
         self._fill_masks()
+        self._check_masks()
 
     def _check_rows(self) -> None:
         tensors = {
@@ -82,6 +83,19 @@ class Batch:
             self.audio_mask = torch.ones(len(self), dtype=torch.bool, device=self.audio.device)
         if self.text is not None and self.text_mask is None:
             self.text_mask = (self.text != 0).any(dim=-1)
+
+    def _check_masks(self) -> None:
+        """One bool for each clip, or for each caption."""
+        for name in ("video", "audio", "text"):
+            value, mask = getattr(self, name), getattr(self, f"{name}_mask")
+            if value is None or mask is None:
+                continue
+            wanted = value.shape[:2] if name == "text" else value.shape[:1]
+            if mask.dtype != torch.bool or tuple(mask.shape) != tuple(wanted):
+                raise ValueError(
+                    f"batch.{name}_mask must be bool {list(wanted)}, "
+                    f"got {mask.dtype} {list(mask.shape)}"
+                )
 
     def __len__(self) -> int:
         """Number of clips, `B`."""

@@ -88,7 +88,8 @@ def build_shards(
 
     Args:
         source: Media files, and `captions.jsonl` or `captions.csv` as `vatt/captions.py` says.
-        out: Folder to make. Shards there that were built from the same files are kept.
+        out: Folder to make, or an empty one. Shards there that were built from the same files are
+            kept.
         samples_per_shard: The last shard may have fewer.
         captions: Caption file that lies or is called otherwise.
         check_media: Open every file and leave out those that are no media; some ms each.
@@ -99,7 +100,7 @@ def build_shards(
         ValueError: `samples_per_shard` below 1.
     """
     started = time.monotonic()
-    source, out = Path(source), Path(out)
+    source, out = Path(source), Path(out).resolve()
     if samples_per_shard < 1:
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     files = find_media(source)
@@ -299,7 +300,7 @@ def _check_space(source: Path, files: Sequence[str], out: Path) -> None:
     for name in files:
         with contextlib.suppress(OSError):
             needed += (source / name).stat().st_size + TAR_BYTES_PER_SAMPLE
-    existing = next(folder for folder in out.absolute().parents if folder.exists())
+    existing = next(folder for folder in (out, *out.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise ShardError(
@@ -310,12 +311,18 @@ def _check_space(source: Path, files: Sequence[str], out: Path) -> None:
 
 @contextlib.contextmanager
 def _folder_written_whole(out: Path) -> Iterator[Path]:
-    """A folder to fill that appears under its name only when the block ends well."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    """A folder to fill whose content appears in `out` only when the block ends well."""
+    # An empty folder is filled: it can be a mount point or the current folder, which must stay.
+    is_there = out.exists()
+    partial = (out if is_there else out.parent) / f".{out.name}.{os.getpid()}.partial"
     try:
         partial.mkdir(parents=True)
         yield partial
-        partial.rename(out)
+        if not is_there:
+            partial.rename(out)
+            return
+        for path in sorted(partial.iterdir()):  # build.json, which makes them count, is the last
+            path.rename(out / path.name)
     except ShardError as error:  # the user knows the folder by the name it was to get
         raise ShardError(str(error).replace(str(partial), str(out))) from error
     except OSError as error:

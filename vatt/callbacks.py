@@ -1,8 +1,8 @@
 """What a training run needs besides the network: repeatable draws, time, the end, its data."""
 
-import os
 import sys
 import time
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import Profiler
 
+from vatt.machine import num_cores
+from vatt.run_checkpoint import has_stepped
+from vatt.text import Tokenizer
+
 FETCH = "train_dataloader_next"  # end of the name under which Lightning profiles waiting for data
+TOKENIZER = "tokenizer.json"  # of a run, in its directory
+TIME_SLACK = 0.1  # share of a time budget before time can lead, see `TimeBudget`
 
 
 class StepSeed(Callback):
@@ -48,7 +54,7 @@ class StepClock(Callback):
 
     Validation, checkpoints and logging are not training time. Logs `perf/step_seconds`,
     `perf/data_wait_share`, in [0, 1], and `perf/clips_per_second`, over all ranks, each as the mean
-    since the last logged step.
+    since the last logged step. A step is one of the optimiser, with all batches it accumulates.
     """
 
     def __init__(self) -> None:
@@ -90,11 +96,17 @@ class StepClock(Callback):
         self.training_seconds += seconds
         self._step_seconds += seconds
         self._num_clips += len(batch) * trainer.world_size
+        if not has_stepped(trainer):
+            return
         self._num_steps += 1
-        if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
-            self._log(pl_module)
+        interval = cast(Any, trainer).log_every_n_steps
+        if interval and trainer.global_step % interval == 0:
+            self.log_speed(pl_module)
 
-    def _log(self, pl_module: LightningModule) -> None:
+    def log_speed(self, pl_module: LightningModule) -> None:
+        """Logs what was measured since the last time, if there is anything."""
+        if not self._num_steps:
+            return
         values = {
             "perf/step_seconds": self._step_seconds / self._num_steps,
             "perf/data_wait_share": self._wait_seconds / self._step_seconds,
@@ -144,8 +156,10 @@ class _FetchListener(Profiler):
 class TimeBudget(Callback):
     """Ends training within a time, however slow the machine, with the schedule carried out.
 
-    The module's progress becomes the further of steps / max_steps and time / budget. Where the
-    machine is fast enough the steps alone decide, so that the same seed gives the same losses.
+    The module's progress becomes the further of its share of the steps and of the time, where a
+    share t of the budget counts as (t - 0.1) / 0.9: 0 at first, 1 at the end. On a machine that
+    needs the budget or less for all steps, a slow first step or another pause of up to a tenth of
+    it leaves the lead with the steps: the same seed then gives the same losses.
 
     Args:
         clock: Measures the training time; part of the checkpoint, so a resume goes on with it.
@@ -174,19 +188,28 @@ class TimeBudget(Callback):
         batch_idx: int,
     ) -> None:
         """Tells the module how much time is spent, and stops when it is all."""
-        if self._share(trainer, pl_module) >= 1:
+        if self._share(trainer, pl_module) >= 1 and has_stepped(trainer):
             trainer.should_stop = True
 
     def _share(self, trainer: Trainer, pl_module: LightningModule) -> float:
         share = self.clock.training_seconds / self.seconds
         if trainer.world_size > 1:  # ranks must agree on the learning rate and on stopping
             share = trainer.strategy.broadcast(share)
-        cast(Any, pl_module).time_share = share
+        cast(Any, pl_module).time_share = max(0.0, (share - TIME_SLACK) / (1 - TIME_SLACK))
         return share
 
 
-class EndWithValidation(Callback):
-    """Lets a run that ends by its steps validate at its last one, whatever the interval."""
+class EndOfRun(Callback):
+    """Lets a run validate and log at its last step, whatever the intervals.
+
+    Comes after whatever may end a run.
+
+    Args:
+        clock: Logs its part of the row.
+    """
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
 
     def on_train_batch_end(
         self,
@@ -199,21 +222,32 @@ class EndWithValidation(Callback):
         """Asks Lightning to stop; it validates then, unless there is no validation at all."""
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True
+        untyped = cast(Any, trainer)
+        if trainer.should_stop and untyped.log_every_n_steps and has_stepped(trainer):
+            self.clock.log_speed(pl_module)
+            untyped.log_every_n_steps = 1  # this row too; there is none after it
 
 
 class DataReport(Callback):
-    """Fills the datamodule's cache before training and logs `data/decode_failures` during it.
+    """What a run does about its data, where the datamodule has it as `datamodules.PretrainData`.
 
-    Both only where the datamodule has them, as `datamodules.PretrainData` does.
+    Fills the cache before training, keeps the tokenizer in the run directory, and logs
+    `data/decode_failures`.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decodes ahead what the cache will hold, so that training does not wait for it."""
         data = cast(Any, trainer).datamodule
         if getattr(data, "cache_bytes", 0):
-            data.warm_up_cache(
-                num_workers=len(os.sched_getaffinity(0)), show_progress=sys.stderr.isatty()
-            )
+            data.warm_up_cache(num_workers=num_cores(), show_progress=sys.stderr.isatty())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the tokenizer: the weights mean nothing with other ids."""
+        tokenizer = getattr(cast(Any, trainer).datamodule, "tokenizer", None)
+        if isinstance(tokenizer, Tokenizer) and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(folder / TOKENIZER)
 
     def on_train_batch_end(
         self,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vatt.config import VATTConfig
+from vatt.files import write_atomically
 from vatt.model import VATT
 from vatt.text import Tokenizer
 
@@ -28,17 +29,19 @@ def save_model(
         model: What to save.
         folder: Made if missing; files in it are replaced one by one, atomically.
         tokenizer: Goes along as `tokenizer.json`.
+
+    Raises:
+        OSError: a file cannot be written, for example for want of space; names it.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / "model.safetensors.partial"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial)
-    partial.replace(out / "model.safetensors")
-    partial = out / "config.json.partial"
-    partial.write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
-    partial.replace(out / "config.json")
+    # not save_file: on a full disk it raises an error of its own kind and leaves half a file
+    weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
+    write_atomically(out / "model.safetensors", weights)
+    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    write_atomically(out / "config.json", config.encode())
     if tokenizer is not None:
         tokenizer.save(out / "tokenizer.json")
 

@@ -1,6 +1,5 @@
 """The `vatt` command: finds the command asked for and imports only what that one needs."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import vatt
 from vatt.config_files import shipped_configs
 from vatt.errors import UserError
+from vatt.files import NO_SPACE, no_space
 
 # name: (module, function, what it does)
 COMMANDS = {
@@ -23,7 +23,12 @@ COMMANDS = {
     "doctor": ("vatt.commands", "doctor", "versions, codecs, devices, and what is missing"),
 }
 SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# errors that say what to do, of modules that may never be loaded
+KINDS = (
+    ("vatt.shard_index", "ShardError"),
+    ("vatt.media", "MediaError"),
+    ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +68,8 @@ def _run(function: Callable[[Sequence[str]], Any], arguments: Sequence[str]) -> 
     try:
         result = function(arguments)
     except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # how Lightning ends on Ctrl-C
+            raise KeyboardInterrupt from None
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return result if isinstance(result, int) else 0
 
@@ -74,15 +81,15 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, UserError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.errno in NO_SPACE:
-        where = f" for {error.filename}" if error.filename else ""
-        return f"No space left on the disk{where}: free some and run the same command again.", 1
+        return no_space(error, "run the same command again"), 1
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", 1
-    # both modules are loaded already where one of these was raised
-    for module, name in (("vatt.shard_index", "ShardError"), ("vatt.media", "MediaError")):
+    for module, name in KINDS:  # the module is loaded already where its error was raised
         kind = getattr(sys.modules.get(module), name, None)
         if kind is not None and isinstance(error, kind):
             return str(error), 1
+    if isinstance(error, (OSError, ValueError)):  # a value that cannot work, most often
+        return f"{' '.join(str(error).split())} ({SHOW_TRACEBACK}=1 shows where)", 1
     return None, 1
 
 

@@ -1,15 +1,21 @@
 """The commands that do not train: one short function each, given its arguments."""
 
 import argparse
-import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vatt.errors import UserError
+from vatt.machine import num_cores
+
+# what a command needs, each from the package of the same name
+PACKAGES = (
+    *("torch", "torchaudio", "av", "lightning", "jsonargparse", "tokenizers", "safetensors"),
+    *("huggingface_hub", "einops", "numpy", "tqdm", "PyYAML", "wandb"),
+)
 
 
 def shards(argv: Sequence[str]) -> int:
@@ -24,7 +30,7 @@ def shards(argv: Sequence[str]) -> int:
     build.add_argument("--check-media", action="store_true", help="leave out what does not open")
     check = actions.add_parser("check", help="decode every sample, list the faults")
     check.add_argument("folder", type=Path)
-    check.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    check.add_argument("--workers", type=_not_negative, default=num_cores())
     check.add_argument("--csv", type=Path, help="write the table of all samples here")
     arguments = parser.parse_args(argv)
     return _build(arguments) if arguments.action == "build" else _check(arguments)
@@ -59,22 +65,41 @@ def doctor(argv: Sequence[str]) -> int:
     """`vatt doctor`: 0 if everything needed to train is there."""
     parser = argparse.ArgumentParser("vatt doctor", description="What is installed and missing.")
     parser.parse_args(argv)
-    missing: list[str] = []
-    for title, lines in {
-        "packages": _packages(missing),
-        "media": _media(missing),
-        "devices": _devices(),
-        "tracking": _tracking(),
-    }.items():
-        print("\n".join([title, *(f"  {line}" for line in lines)]))
-    print(f"missing: {'; '.join(missing)}" if missing else "all that training needs is there")
+    remedies: list[str] = []
+    for title, find in (
+        ("packages", _packages),
+        ("media", _media),
+        ("devices", _devices),
+        ("tracking", _tracking),
+    ):
+        print("\n".join([title, *(f"  {line}" for line in _guarded(find, remedies))]))
+    missing = "; ".join(dict.fromkeys(remedies))
+    print(f"missing: {missing}" if missing else "all that training needs is there")
     return int(bool(missing))
 
 
+def _guarded(find: Callable[[list[str]], list[str]], missing: list[str]) -> list[str]:
+    """Lines of a section, or what keeps it from being looked at."""
+    try:
+        return find(missing)
+    except (ImportError, OSError) as error:  # OSError: a library that a package loads
+        name = (getattr(error, "name", None) or "").partition(".")[0]
+        missing.append(f"pip install {name}" if name else f"a library ({error})")
+        return [f"{name or 'something'} does not load: {error}"]
+
+
 def _positive(text: str) -> int:
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
     return value
 
 
@@ -107,35 +132,23 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _packages(missing: list[str]) -> list[str]:
-    names = (
-        "vatt",
-        "torch",
-        "torchaudio",
-        "av",
-        "lightning",
-        "jsonargparse",
-        "tokenizers",
-        "wandb",
-    )
-    lines = [f"python        {platform.python_version()}"]
-    for name in names:
+    lines = [f"python          {platform.python_version()}"]
+    for name in ("vatt", *PACKAGES):
         try:
-            lines.append(f"{name:13} {version(name)}")
+            lines.append(f"{name:15} {version(name)}")
         except PackageNotFoundError:
-            lines.append(f"{name:13} not installed")
+            lines.append(f"{name:15} not installed")
             if name != "vatt":  # a checkout on the path needs no installation
                 missing.append(f"pip install {name}")
     return lines
 
 
 def _media(missing: list[str]) -> list[str]:
-    """Codecs of PyAV's FFmpeg, and which torchaudio there is."""
+    """Codecs of PyAV's FFmpeg."""
+    from av.codec import Codec, codecs_available
+    from av.codec.codec import UnknownCodecError
+
     lines = []
-    try:
-        from av.codec import Codec, codecs_available
-        from av.codec.codec import UnknownCodecError
-    except ImportError as error:
-        return [f"PyAV does not load: {error}"]
     for name, encodes in (("h264", False), ("aac", False), ("libx264", True), ("aac", True)):
         what = f"{name} {'encoder' if encodes else 'decoder'}"
         try:
@@ -148,12 +161,12 @@ def _media(missing: list[str]) -> list[str]:
     return [*lines, f"{len(codecs_available)} codecs in all"]
 
 
-def _devices() -> list[str]:
+def _devices(missing: list[str]) -> list[str]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    lines = [f"CPU cores     {len(os.sched_getaffinity(0))} (torch uses {torch.get_num_threads()})"]
+    lines = [f"CPU cores     {num_cores()} (torch uses {torch.get_num_threads()})"]
     lines += [f"GPU           {name}" for name in gpus] or [
         "GPU           none: training uses the CPU"
     ]
@@ -162,7 +175,7 @@ def _devices() -> list[str]:
     return [*lines, f"disk here     {free:.0f} GB free"]
 
 
-def _tracking() -> list[str]:
+def _tracking(missing: list[str]) -> list[str]:
     """What a run would do about Weights & Biases."""
     from vatt.loggers import has_wandb_key, wandb_mode
 

@@ -8,10 +8,27 @@ google-research/vatt/configs.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 MODALITIES = ("video", "audio", "text")
 FORMAT_VERSION = 1  # of config.json and of the dict in a checkpoint
+
+
+def check_choices(config: Any, where: str) -> None:
+    """Refuses a value that its field's `Literal` does not list; Python itself checks none."""
+    hints = get_type_hints(type(config))
+    for name, hint in hints.items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise ValueError(f"{where}.{name} must be one of {choices}, got {value!r}")
+
+
+def check_positive(config: Any, where: str, *names: str) -> None:
+    """Refuses sizes and rates that are not above zero."""
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{where}.{name} must be positive, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +52,7 @@ class VideoConfig:
 
     def __post_init__(self) -> None:
         """Refuses a grid that the patches do not fill."""
+        check_positive(self, "video", "num_frames", "frame_rate", "image_size")
         sizes = (self.num_frames, self.image_size, self.image_size)
         for axis, size, patch in zip(
             ("num_frames", "image_size", "image_size"), sizes, self.patch_size, strict=True
@@ -81,6 +99,7 @@ class AudioConfig:
 
     def __post_init__(self) -> None:
         """Refuses a length that the patches do not fill."""
+        check_positive(self, "audio", "sample_rate", "num_samples")
         if self.patch_size <= 0 or self.num_samples % self.patch_size:
             raise ValueError(
                 f"audio.num_samples ({self.num_samples}) must be a multiple of "
@@ -120,6 +139,17 @@ class TextConfig:
     relative_buckets: int = 32
     relative_max_distance: int = 64
 
+    def __post_init__(self) -> None:
+        """Refuses sizes that make no tower."""
+        check_positive(self, "text", "max_words", "d_embedding")
+        if self.vocab_size < 2:  # padding and a word
+            raise ValueError(f"text.vocab_size must be at least 2, got {self.vocab_size}")
+        if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 4:
+            raise ValueError(
+                "text needs relative_buckets >= 4 and relative_max_distance > a quarter of them, "
+                f"got {self.relative_buckets} and {self.relative_max_distance}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
@@ -144,9 +174,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes that make no network."""
-        for name in ("num_layers", "d_model", "d_ff", "num_heads", "d_kv"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"encoder.{name} must be at least 1, got {getattr(self, name)}")
+        check_positive(self, "encoder", "num_layers", "d_model", "d_ff", "num_heads", "d_kv")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
 
@@ -168,6 +196,11 @@ class HeadConfig:
     d_vt: int = 256
     batch_norm: Literal["video", "all"] = "video"
     audio_layers: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        """Refuses spaces without width and arrangements that there are not."""
+        check_choices(self, "head")
+        check_positive(self, "head", "d_va", "d_vt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +240,8 @@ class VATTConfig:
 
     def __post_init__(self) -> None:
         """Refuses rates out of range and tower encoders that the arrangement would not use."""
+        check_choices(self, "model")
+        check_positive(self, "model", "d_post")
         for name in ("drop_token", "audio_drop_token"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

@@ -34,6 +34,7 @@ from vatt.sources import CONVERT, Damage
 GAP_SECONDS = 0.02
 MAX_SIDE_PIXELS = 16_384
 MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
+MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
 # Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
 # takes this only when it is opened; for VP8 and VP9 it gains nothing.)
 SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"})
@@ -74,6 +75,15 @@ def _check_size(width: int, height: int) -> None:
         raise Damage(
             f"claims a picture of {width}×{height} pixels; at most {MAX_SIDE_PIXELS} a side and "
             f"{MAX_FRAME_PIXELS} in all are read: scale it down"
+        )
+
+
+def _check_clip_size(num_frames: int, width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE_PIXELS or num_frames * width * height > MAX_CLIP_PIXELS:
+        raise Damage(
+            f"would become {num_frames} pictures of {width}×{height} pixels; at most "
+            f"{MAX_SIDE_PIXELS} a side and {MAX_CLIP_PIXELS} in all are read: ask for fewer or "
+            "smaller ones, or cut the picture to a less narrow shape"
         )
 
 
@@ -202,6 +212,7 @@ class Picture:
             self._matrix = display_matrix(frame)
             aspect = self._video.sample_aspect_ratio
             width, height = scaled_size(frame.width, frame.height, self._short_side, aspect)
+            _check_clip_size(len(self._times), width, height)
             self._array = np.empty((len(self._times), height, width, 3), np.uint8)
         _, height, width, _ = self._array.shape
         scaled = self._scaler.reformat(

@@ -5,53 +5,50 @@ Five stages, each of which keeps what it made: corpus → shards → fit → eva
 
 import argparse
 import contextlib
-import csv
 import io
 import json
-import platform
 import random
+import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 
 from datamodules.clips import Geometry
 from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
 from datamodules.synthetic import CorpusInfo, write_corpus
-from vatt.batch import Batch
 from vatt.build_shards import build_shards
 from vatt.checkpoint import load_model, save_model
-from vatt.encode import write_atomically
+from vatt.config import VATTConfig
+from vatt.demo_report import (
+    ValidationSet,
+    collect_report,
+    read_history,
+    summary,
+    training_figures,
+)
+from vatt.errors import UserError
 from vatt.evaluate import (
     ATTRIBUTES,
-    DIRECTIONS,
     EmbeddingTable,
-    demo_confusions,
     demo_retrieval,
     embed,
     two_attribute_oracles,
 )
+from vatt.files import write_atomically
 from vatt.model import VATT
-from vatt.report import AttentionExample, ReportClip, ReportData, write_report
+from vatt.optim import ScheduleConfig
+from vatt.report import write_report
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer
 
-NUM_TRAIN = 6_000  # videos; their clips fit a 1 GiB cache
+NUM_TRAIN = 6_000  # videos; two decoded clips of each take 1.7 GiB
 NUM_RENDERINGS = 3  # validation videos of each held-out combination
 EVALUATION_BATCH = 50
-NUM_ATTENTION = 6  # clips whose attention the report shows
-ABOUT = (
-    "Short narrated scenes, made as real H.264/AAC files: a textured shape moves, turns, grows or "
-    "bounces, with a sound that belongs to it. None of the combinations of shape, colour and "
-    "motion searched here occurs in training. The numbers are means over the captions and the "
-    "renderings of each combination."
-)
-VERSIONS = ("vatt", "torch", "lightning", "av", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,28 +92,6 @@ class Stages:
         print(f"   {name} took {self.seconds[name]:.0f} s", flush=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValidationSet:
-    """The retrieval set of the demo: clips, and what they show.
-
-    Args:
-        shards: Where they are.
-        batches: All clips, in the order of the shards.
-        combinations: Shape, colour and motion of each clip.
-        renderings: Which rendering of its combination a clip is.
-    """
-
-    shards: ShardSet
-    batches: Sequence[Batch]
-    combinations: list[tuple[str, ...]]
-    renderings: list[int]
-
-    def gallery(self) -> list[int]:
-        """Rows of the first rendering, in the order of the combinations."""
-        rows = [row for row, rendering in enumerate(self.renderings) if rendering == 0]
-        return sorted(rows, key=lambda row: self.combinations[row])
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo as a command; returns its exit code."""
     run_demo(parse_options(argv))
@@ -129,7 +104,7 @@ def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
         prog="vatt demo",
         description="Makes a small corpus of narrated videos, trains a VATT on it from random "
         "weights, measures retrieval on combinations never seen in training, writes a report.",
-        epilog="Further options go to `vatt fit`, for instance --trainer.max_steps 100.",
+        epilog="Further options go to `vatt fit`, for instance --trainer.max_steps 500.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder of the run (runs/demo)"
@@ -141,13 +116,15 @@ def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
         "--config",
         action="append",
         metavar="NAME",
-        help="config name or path, may be repeated: demo, demo_long, demo_specific (demo)",
+        help="config name or path, may be repeated: demo, demo_long, overlay_specific (demo)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of training (0)")
-    parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="training videos (6000)")
+    parser.add_argument(
+        "--num-train", type=positive, default=NUM_TRAIN, help="training videos (6000)"
+    )
     parser.add_argument(
         "--num-renderings",
-        type=int,
+        type=positive,
         default=NUM_RENDERINGS,
         help="validation videos of each of the 100 held-out combinations (3)",
     )
@@ -169,6 +146,14 @@ def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
     )
 
 
+def positive(text: str) -> int:
+    """An option's value that must be at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
 def run_demo(options: DemoOptions) -> dict[str, Any]:
     """Runs all stages.
 
@@ -177,6 +162,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     """
     started, stages = time.monotonic(), Stages()
     check_fit_options(options)
+    refuse_other_run(options)
     with stages.stage("corpus", f"{options.num_train} narrated videos as H.264/AAC files"):
         corpus = write_corpus(
             options.data / "corpus",
@@ -196,17 +182,45 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     metrics["training"]["seconds"] = round(training_seconds, 1)
     metrics["seconds"] = stages.seconds
     with stages.stage("report", str(options.out / "report.html")):
-        data = collect_report(model, table, validation, corpus, metrics, options)
+        data = collect_report(model, table, validation, corpus.folder, metrics, options.out)
         write_report(options.out / "report.html", data)
     stages.seconds["total"] = round(time.monotonic() - started, 1)
     text = json.dumps(metrics, indent=2) + "\n"
     write_atomically(options.out / "metrics.json", text.encode())
-    print(summary(metrics, options))
+    print(summary(metrics, options.out))
     return metrics
+
+
+def refuse_other_run(options: DemoOptions) -> None:
+    """Notes what a run was asked for, so that another one never passes for it.
+
+    Raises:
+        UserError: the folder holds a run with other options.
+    """
+    asked = {
+        "configs": list(options.configs),
+        "seed": options.seed,
+        "num_train": options.num_train,
+        "num_renderings": options.num_renderings,
+        "shuffle_captions": options.shuffle_captions,
+        "overrides": list(options.overrides),
+    }
+    note = options.out / "demo.json"
+    held = json.loads(note.read_text()) if note.exists() else asked
+    if differing := [name for name in asked if held.get(name) != asked[name]]:
+        name = differing[0]
+        raise UserError(
+            f"{options.out} holds a demo with {name} {held.get(name)}, not {asked[name]}: "
+            f"give another --out (and --data {options.data} to share its corpus), or delete it"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, (json.dumps(asked, indent=1) + "\n").encode())
 
 
 def build_demo_shards(corpus: CorpusInfo, options: DemoOptions) -> tuple[Path, Path]:
     """Packs the two splits into shards; returns their folders."""
+    if not corpus.reused:  # shards of an earlier corpus
+        shutil.rmtree(options.data / "shards", ignore_errors=True)
     captions = None
     train = options.data / "shards" / "train"
     if options.shuffle_captions:
@@ -256,99 +270,6 @@ def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> Vali
     )
 
 
-def collect_report(
-    model: VATT,
-    table: EmbeddingTable,
-    validation: ValidationSet,
-    corpus: CorpusInfo,
-    metrics: Mapping[str, Any],
-    options: DemoOptions,
-) -> ReportData:
-    """All that the report shows, from one gallery: a rendering of each combination."""
-    gallery = validation.gallery()
-    shown = table.select(gallery)
-    assert shown.video_va is not None
-    assert shown.video_vt is not None
-    assert shown.audio_va is not None
-    assert shown.text_vt is not None
-    spaces = {
-        "va": {"video": shown.video_va.numpy(), "audio": shown.audio_va.numpy()},
-        "vt": {"video": shown.video_vt.numpy(), "text": shown.text_vt[:, 0].numpy()},
-    }
-    return ReportData(
-        title="VATT demo",
-        about=ABOUT,
-        metrics=metrics,
-        history=read_history(options.out),
-        clips=[report_clip(validation, row, corpus) for row in gallery],
-        similarity={
-            "text_to_video": (shown.text_vt[:, 0] @ shown.video_vt.T).numpy(),
-            "audio_to_video": (shown.audio_va @ shown.video_va.T).numpy(),
-        },
-        spaces=spaces,
-        attention=attention_examples(model, validation, gallery),
-        confusions=demo_confusions(table, validation.combinations, validation.renderings),
-        config=model.config.to_dict(),
-        versions={name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
-    )
-
-
-def report_clip(validation: ValidationSet, row: int, corpus: CorpusInfo) -> ReportClip:
-    """A clip of the gallery, with its first caption."""
-    record = validation.shards[row]
-    shape, colour, motion = validation.combinations[row]
-    return ReportClip(
-        title=f"{colour} {shape}, {motion}",
-        caption=record.segments[0].text,
-        media=corpus.folder / "validation" / record.metadata["file"],
-        attributes=validation.combinations[row],
-    )
-
-
-def attention_examples(
-    model: VATT, validation: ValidationSet, gallery: Sequence[int]
-) -> list[AttentionExample]:
-    """Attention of the AGG token in some clips, spread over the gallery."""
-    stride = max(1, len(gallery) // NUM_ATTENTION)
-    rows = list(gallery[stride // 2 :: stride])[:NUM_ATTENTION]
-    videos = torch.cat([b.video for b in validation.batches if b.video is not None])[rows]
-    attention = model.agg_attention(videos)
-    return [
-        AttentionExample(
-            title=" ".join(validation.combinations[row]),
-            frames=video.numpy(),
-            attention=weights.numpy(),
-        )
-        for row, video, weights in zip(rows, videos, attention, strict=True)
-    ]
-
-
-def summary(metrics: Mapping[str, Any], options: DemoOptions) -> str:
-    """The result as a table, and where the report is."""
-    lines = [
-        f"\nRetrieval among {metrics['num_candidates']} combinations never seen in training "
-        f"(chance R@1 {100 / metrics['num_candidates']:.0f} %):",
-        f"{'':16}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}   ceiling of R@1",
-    ]
-    for name in DIRECTIONS:
-        row = metrics.get(name)
-        if row is not None:
-            numbers = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10", "MedR"))
-            ceiling = f"   {row['ceiling']:.0f}" if "ceiling" in row else ""
-            lines.append(f"{name.replace('_', ' '):16}{numbers}{ceiling}")
-    oracles = ", ".join(f"{name} {value:.0f}" for name, value in metrics["oracles"].items())
-    lines.append(f"An oracle that knows only two attributes reaches R@1: {oracles}.")
-    training = metrics["training"]
-    lines.append(
-        f"Trained {training['steps']:.0f} steps in {training['seconds']:.0f} s, "
-        f"{training['clips_per_second']:.0f} clips/s, {training['data_wait_share']:.1%} of it "
-        "waiting for data."
-    )
-    spent = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
-    lines += [f"Time: {spent}.", f"Look at {options.out / 'report.html'}"]
-    return "\n".join(lines)
-
-
 def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: Path) -> list[str]:
     """The command line of `vatt fit`."""
     return [
@@ -364,11 +285,18 @@ def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: P
 
 
 def check_fit_options(options: DemoOptions) -> None:
-    """Refuses a mistyped option now, not after the corpus is made."""
+    """Refuses a mistyped or impossible option now, not after the corpus is made."""
     from vatt.training_cli import main as training_main
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
-        training_main([*fit_arguments(options, options.data, options.data), "--print_config"])
+    printed = io.StringIO()
+    arguments = fit_arguments(options, options.data, options.data)
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        training_main([*arguments, "--print_config"])
+    config = yaml.safe_load(printed.getvalue())
+    settings = config["model"]["init_args"]
+    VATTConfig.from_dict(settings["model"])
+    max_steps = config["trainer"]["max_steps"]  # the command line copies it into the schedule
+    ScheduleConfig(**{**settings["schedule"], "max_steps": max_steps})
 
 
 def train(
@@ -403,23 +331,3 @@ def measure(
         "captions_shuffled": options.shuffle_captions,
         "training": training_figures(read_history(options.out)),
     }
-
-
-def training_figures(history: Sequence[Mapping[str, str]]) -> dict[str, float]:
-    """Steps, clips per second and share of time waiting for data, over the whole training."""
-    rows = [row for row in history if row.get("perf/step_seconds")]
-    seconds = [float(row["perf/step_seconds"]) for row in rows]
-    waiting = [float(row["perf/data_wait_share"]) for row in rows]
-    clips = [float(row["perf/clips_per_second"]) for row in rows]
-    total = sum(seconds)
-    return {
-        "steps": float(rows[-1]["step"]) + 1,  # rows count from 0
-        "clips_per_second": sum(c * s for c, s in zip(clips, seconds, strict=True)) / total,
-        "data_wait_share": sum(w * s for w, s in zip(waiting, seconds, strict=True)) / total,
-    }
-
-
-def read_history(out: Path) -> list[dict[str, str]]:
-    """Rows of the run's `metrics.csv`."""
-    with (out / "run" / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))

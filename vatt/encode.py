@@ -9,6 +9,8 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from vatt.files import write_atomically
+
 # Sampling rates that AAC can carry, in Hz (ISO/IEC 14496-3, samplingFrequencyIndex).
 # fmt: off
 AAC_SAMPLE_RATES = (
@@ -64,22 +66,6 @@ def write_mp4(
             _encode_audio(container, audio, sound)
         _encode_video(container, video, frames)
     write_atomically(Path(path), buffer.getbuffer())
-
-
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file under a temporary name and renames: readers see the old one or all of the new.
-
-    Raises:
-        OSError: names `path`.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_frames(frames: np.ndarray) -> np.ndarray:

@@ -204,11 +204,10 @@ def demo_retrieval(
 ) -> dict[str, dict[str, float]]:
     """Retrieval on the demo corpus, averaged over captions and renderings.
 
-    A gallery is one rendering of every combination. Every caption of every rendering is searched in
-    every gallery of videos, every video in every gallery of captions (one slot of one rendering):
-    the answer is the clip of the same combination, whoever rendered it. Sound is searched among the
-    videos of its own rendering only, and the reverse: it was recorded with them, and what the two
-    share beyond the combination (speed, size) is fair to use.
+    A gallery is one rendering of every combination. Every caption, sound and video of every
+    rendering is searched in every gallery (of captions: one slot of one rendering). The answer is
+    the clip of the same combination, whoever rendered it: what a sound and its own picture share
+    beyond the combination (speed, phase) helps in one gallery of several only.
 
     Args:
         table: Embeddings of the validation set.
@@ -358,12 +357,17 @@ def _searches(
                 queries_v = table.video_vt[videos]
                 yield from _search("video_to_text", queries_v, videos, candidates, written, labels)
     if table.video_va is not None and table.audio_va is not None:
+        videos, sounds = table.video_mask.nonzero()[:, 0], table.audio_mask.nonzero()[:, 0]
+        seen, heard = table.video_va[videos], table.audio_va[sounds]
         for gallery in galleries:
             shown = gallery[table.video_mask[gallery]]
-            heard = gallery[table.audio_mask[gallery]]
-            video, audio = table.video_va[shown], table.audio_va[heard]
-            yield from _search("audio_to_video", audio, heard, video, shown, labels)
-            yield from _search("video_to_audio", video, shown, audio, heard, labels)
+            played = gallery[table.audio_mask[gallery]]
+            yield from _search(
+                "audio_to_video", heard, sounds, table.video_va[shown], shown, labels
+            )
+            yield from _search(
+                "video_to_audio", seen, videos, table.audio_va[played], played, labels
+            )
 
 
 def _search(

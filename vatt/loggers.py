@@ -1,6 +1,7 @@
 """Where metrics go: a CSV file always, Weights & Biases where it can."""
 
 import csv
+import io
 import netrc
 import os
 import sys
@@ -14,10 +15,13 @@ from urllib.parse import urlparse
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vatt.files import write_atomically
+
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 # hosts under which `wandb login` files a key
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 CONNECT_SECONDS = 30  # then the run goes on offline
+RUN_ID = "wandb_run_id"  # file in the run directory
 
 
 class MetricsCsv(Logger):
@@ -90,12 +94,11 @@ class MetricsCsv(Logger):
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".csv.partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(self._rows)
-        partial.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, text.getvalue().encode())
 
 
 def wandb_mode(mode: WandbMode) -> WandbMode:
@@ -133,7 +136,8 @@ class RunWandb(WandbLogger):
     """Weights & Biases for a run directory: never a prompt, never a hang.
 
     Online only with a key, and if the server does not answer in time the run goes on offline. The
-    run's id is kept in the directory, so that a resumed run continues the same curves.
+    run's id is kept in the directory, so that a resumed run continues the same curves. Nothing is
+    written before the run begins, which is after Lightning has prepared the data.
 
     Args:
         folder: The run directory; W&B's files go to `wandb/` in it.
@@ -147,14 +151,14 @@ class RunWandb(WandbLogger):
                 "W&B: no key (`wandb login` stores one), so this run is offline.", file=sys.stderr
             )
             mode = "offline"
-        folder.mkdir(parents=True, exist_ok=True)
         import wandb
 
+        self._folder = folder
         super().__init__(
             name=folder.name,
             save_dir=folder,
             project=project,
-            id=_run_id(folder / "wandb_run_id"),
+            id=_stored_id(folder),
             mode=mode,
             # offline there is nothing to resume from: pieces of one id are joined by `wandb sync`
             resume="allow" if mode == "online" else None,
@@ -167,6 +171,8 @@ class RunWandb(WandbLogger):
         """The W&B run, begun when first used; offline if the server cannot be reached."""
         import wandb
 
+        if self._experiment is None:
+            self._name_run()
         try:
             return super().experiment
         except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
@@ -175,6 +181,11 @@ class RunWandb(WandbLogger):
             wandb.teardown()  # its service would call the run's id taken
             self._wandb_init.update(mode="offline", resume=None)
             return super().experiment
+
+    @rank_zero_only
+    def _name_run(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._id = self._wandb_init["id"] = _stored_id(self._folder) or _new_id(self._folder)
 
     @property
     def files(self) -> Path | None:
@@ -188,10 +199,14 @@ class RunWandb(WandbLogger):
         self.experiment.config.update(dict(config), allow_val_change=True)
 
 
-def _run_id(path: Path) -> str:
-    """The id of the run in this directory, made once."""
-    if path.exists():
-        return path.read_text().strip()
+def _stored_id(folder: Path) -> str | None:
+    """The id of the W&B run in this directory, if it has begun."""
+    path = folder / RUN_ID
+    return path.read_text().strip() if path.exists() else None
+
+
+def _new_id(folder: Path) -> str:
+    """An id for the run in this directory, the same after a resume."""
     name = uuid.uuid4().hex[:8]
-    path.write_text(name + "\n")
+    write_atomically(folder / RUN_ID, f"{name}\n".encode())
     return name

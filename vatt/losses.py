@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vatt.batch import Batch
+from vatt.config import check_choices
 from vatt.heads import sum_over_ranks
 from vatt.model import VATTOutput
 
 BLOCKED = -1e9  # score of what is absent [C]
-MAX_SCALE = 100.0  # 1 / temperature never learns beyond this (CLIP, section 2.5)
+MAX_SCALE = 100.0  # a learned 1 / temperature stays below (CLIP, section 2.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,13 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Refuses values for which there is no loss."""
+        check_choices(self, "loss")
         if self.temperature <= 0:
             raise ValueError(f"loss.temperature must be positive, got {self.temperature}")
         if min(self.video_audio_weight, self.video_text_weight) < 0:
             raise ValueError("loss weights must not be negative")
+        if self.learn_temperature and self.temperature < 1 / MAX_SCALE:
+            raise ValueError(f"a learned temperature starts at {1 / MAX_SCALE} or above")
         if self.video_audio_weight + self.video_text_weight == 0:
             raise ValueError("at least one loss weight must be positive")
 
@@ -69,8 +73,9 @@ class LossOutput:
 class ContrastiveLoss(nn.Module):
     """The pre-training loss over a batch of all ranks.
 
-    Its value is the mean over the valid rows of all ranks, scaled so that the mean of the ranks'
-    gradients is the gradient of one process with the whole batch.
+    Each rank's value is the sum over its valid rows, divided by the number of valid rows of all
+    ranks and multiplied by the number of ranks: the mean over ranks, of values as of gradients, is
+    that of one process with the whole batch.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -85,7 +90,9 @@ class ContrastiveLoss(nn.Module):
         """Contrasts what the model made of `batch`; see `LossOutput`."""
         video_rows = batch.video_mask
         embeddings = output.embeddings
-        scale = self.log_scale.exp().clamp(max=MAX_SCALE)
+        if self.config.learn_temperature:  # clamped here: a clamp in the graph has no way back
+            self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
+        scale = self.log_scale.exp()
         audio_mask = None if batch.audio_mask is None else batch.audio_mask[:, None]
         audio = embeddings.get("audio_va")
         video_audio, accuracy_audio = self._pair(
@@ -124,14 +131,15 @@ class ContrastiveLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if video_BD is None or other_BKD is None or video_mask_B is None or other_mask_BK is None:
             return scale * 0.0, scale.new_tensor(float("nan"))
-        loss_B, correct_B, valid_B = contrast(
-            F.normalize(video_BD, dim=-1),
-            F.normalize(other_BKD, dim=-1),
-            video_mask_B,
-            other_mask_BK,
-            scale,
-            symmetric=self.config.form == "symmetric",
-        )
+        with torch.autocast(video_BD.device.type, enabled=False):  # 1e9 is not a half
+            loss_B, correct_B, valid_B = contrast(
+                F.normalize(video_BD.float(), dim=-1),
+                F.normalize(other_BKD.float(), dim=-1),
+                video_mask_B,
+                other_mask_BK,
+                scale,
+                symmetric=self.config.form == "symmetric",
+            )
         num_valid = sum_over_ranks(valid_B.sum().to(loss_B.dtype))
         share = world_size() / num_valid.clamp(min=1)
         accuracy = (correct_B & valid_B).sum() / valid_B.sum()

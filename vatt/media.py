@@ -314,6 +314,8 @@ def _decode_pictures(
         return decode_frames(video, packets, wanted, short_side)
     except Damage:
         more = read_packets(container, video, None, span, careful=True)
+        if not more.video:  # a source that cannot go back: the first fault is the one to tell
+            raise
         return decode_frames(video, more, wanted, short_side, careful=True)
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from vatt.config import check_choices
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -22,8 +24,7 @@ class OptimizerConfig:
         betas: Adam's averages of gradient and its square.
         eps: Adam's epsilon.
         momentum: SGD's.
-        weight_decay: On matrices only; biases, norms, positions, AGG and temperatures are never
-            decayed.
+        weight_decay: On the weights of linear layers and word vectors only.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -32,6 +33,15 @@ class OptimizerConfig:
     eps: float = 1e-7
     momentum: float = 0.9
     weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuses an optimiser that there is not, and rates that cannot train."""
+        check_choices(self, "optimizer")
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"optimizer needs learning_rate > 0 and weight_decay >= 0, got "
+                f"{self.learning_rate} and {self.weight_decay}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +66,11 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         """Refuses a warm-up that never ends and shares out of range."""
+        check_choices(self, "schedule")
         if self.max_steps < 1 or not 0 <= self.warmup_steps < self.max_steps:
             raise ValueError(
-                f"schedule needs 0 <= warmup_steps ({self.warmup_steps}) < "
-                f"max_steps ({self.max_steps})"
+                f"schedule needs 0 <= warmup_steps ({self.warmup_steps}) < max_steps "
+                f"({self.max_steps}, from trainer.max_steps)"
             )
         if not 0 <= self.constant_until < 1:
             raise ValueError(
@@ -91,11 +102,15 @@ def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters in two groups: weights of linear layers with decay, the rest without."""
+    """Trainable parameters in two groups: with decay and without.
+
+    Weights of linear layers and word vectors decay; biases, norms, positions, AGG, T5's relative
+    bias and temperatures do not.
+    """
     decayed = {
         id(module.weight)
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Embedding)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and not name.endswith("relative_bias")
     }
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -104,10 +119,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """The optimiser over the trainable parameters of `model`, at the peak learning rate."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
+    """The optimiser over the trainable parameters of `model`, at the peak learning rate.
+
+    Args:
+        model: Whose parameters.
+        config: Which optimiser.
+        fused: One kernel for all parameters. Lightning refuses it beside gradient clipping where
+            it runs in mixed precision.
+    """
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)

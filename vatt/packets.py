@@ -1,5 +1,6 @@
 """Which packets of a file a clip needs: choosing streams, seeking, reading without decoding."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -203,11 +204,10 @@ def _collect(
         if pts is None and not packet.size:
             continue  # PyAV's sign that a stream has ended
         if packet.stream_index == video_index:
-            dts = packet.dts
-            seconds = (dts if dts is not None else pts or 0) * video_tick
-            if (
-                seconds > video_limit
-            ):  # dts rise and dts ≤ pts: what follows is shown after the clip
+            # dts rise and dts ≤ pts: after a late one all that follows is shown after the clip. The
+            # pts of a packet without dts (Matroska, after a seek) says nothing about the next one.
+            seconds = -math.inf if packet.dts is None else packet.dts * video_tick
+            if seconds > video_limit:
                 video_done, found.video_ended = True, False
                 audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
             else:

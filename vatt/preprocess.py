@@ -51,7 +51,8 @@ def read_view(
         view: Which square.
 
     Returns:
-        A clip whose video is uint8 `[T, image_size, image_size, C]`.
+        A clip whose video is uint8 `[T, H, W, C]`, H = W = `video.image_size`, and whose audio is
+        float32 `[S]`; None where not asked for or not in the file.
 
     Raises:
         MediaError: the file is unreadable, damaged in this place, or ends before the start.
@@ -68,7 +69,19 @@ def read_view(
 
 
 def cut_view(frames: Tensor, image_size: int, view: View = CENTER) -> Tensor:
-    """`[..., H, W, C]`, already scaled, to the view's square."""
+    """Cuts pictures that are already scaled to the view's square.
+
+    Args:
+        frames: `[..., H, W, C]`, any dtype; H and W of at least `image_size`.
+        image_size: Side of the square in pixels.
+        view: Which square.
+
+    Returns:
+        The same dtype, `[..., image_size, image_size, C]`; may share memory with `frames`.
+
+    Raises:
+        ValueError: pictures smaller than the square.
+    """
     square = transforms.crop(frames, image_size, vertical=view.vertical, horizontal=view.horizontal)
     return transforms.flip_horizontally(square) if view.flip else square
 

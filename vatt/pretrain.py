@@ -1,5 +1,7 @@
 """Contrastive pre-training as a Lightning system: network, losses, optimiser, retrieval metrics."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,12 +12,14 @@ from torch.optim import Optimizer
 
 from vatt.batch import Batch
 from vatt.checkpoint import CONFIG_KEY
-from vatt.config import VATTConfig
+from vatt.config import MODALITIES, VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
 from vatt.losses import ContrastiveLoss, LossConfig, LossOutput, world_size
 from vatt.model import VATT
 from vatt.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
+
+TRAINING_ONLY = ("dropout", "drop_token", "audio_drop_token")  # a checkpoint fits with others, too
 
 
 class NonFiniteLossError(UserError):
@@ -103,7 +107,8 @@ class PretrainModule(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimiser of the network and of the temperatures, where they learn."""
-        return build_optimizer(self, self.optimizer_config)
+        fused = "mixed" not in self.trainer.precision  # Lightning clips no fused ones there
+        return build_optimizer(self, self.optimizer_config, fused=fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the checkpoint describe its model, in plain containers."""
@@ -115,14 +120,21 @@ class PretrainModule(LightningModule):
         Raises:
             UserError: the checkpoint's model is not this one.
         """
-        theirs = _flatten(checkpoint.get(CONFIG_KEY, {}))
-        ours = _flatten(self.network.config.to_dict())
-        differing = [name for name in ours if theirs.get(name) != ours[name]]
-        if theirs and differing:
+        if CONFIG_KEY not in checkpoint:
+            raise UserError(
+                f"the checkpoint is not one of {type(self).__name__}: it has no {CONFIG_KEY!r}; "
+                "give --ckpt_path one that `vatt fit` wrote"
+            )
+        theirs = _geometry(VATTConfig.from_dict(checkpoint[CONFIG_KEY]))
+        ours = _geometry(self.network.config)
+        names = [*ours, *(theirs.keys() - ours.keys())]
+        differing = [name for name in names if theirs.get(name) != ours.get(name)]
+        if differing:
             name = differing[0]
             raise UserError(
                 f"the checkpoint holds another model: {name} is {theirs.get(name)} there and "
-                f"{ours[name]} here ({len(differing)} settings differ): use its run's config.yaml"
+                f"{ours.get(name)} here ({len(differing)} settings differ): use its run's "
+                "config.yaml"
             )
 
     def _optimizer(self) -> Optimizer:
@@ -157,13 +169,14 @@ class PretrainModule(LightningModule):
 
     def _log_retrieval(self, prefix: str) -> None:
         tables, self._tables = self._tables, []
+        ranks: list[Any] = [tables]
         if world_size() > 1:  # each rank embedded its share of the set
-            parts: list[Any] = [None] * world_size()
-            dist.all_gather_object(parts, tables)
-            tables = [table for part in parts for table in part]
-        if not tables:
+            ranks = [None] * world_size()
+            dist.all_gather_object(ranks, tables)
+        parts = [concatenate(share) for share in ranks if share]
+        if not parts:
             return
-        metrics = retrieval(concatenate(tables))
+        metrics = retrieval(join_ranks(parts))
         named = {
             f"{prefix}/{direction}/{name}": value
             for direction, values in metrics.items()
@@ -172,9 +185,39 @@ class PretrainModule(LightningModule):
         self.log_dict(named, sync_dist=world_size() > 1)  # the same on every rank
 
 
+def join_ranks(parts: Sequence[EmbeddingTable]) -> EmbeddingTable:
+    """The table of a set of which rank `r` of `W` embedded the records `r::W`.
+
+    Some ranks embed first records again, so that all make the same number of steps: these are left
+    out here, each record counts once.
+
+    Args:
+        parts: Those of all ranks, in their order.
+    """
+    joined, start = concatenate(parts), 0
+    places = []  # record, then its row in `joined`
+    for rank, part in enumerate(parts):
+        places += [(rank + len(parts) * row, start + row) for row in range(len(part))]
+        start += len(part)
+    rows = [row for _, row in sorted(places)]
+    keys = [joined.keys[row] for row in rows]
+    repeated = (n for n in range(len(parts) - 1, 0, -1) if all(keys[:n]) and keys[-n:] == keys[:n])
+    return joined.select(rows[: len(rows) - next(repeated, 0)])
+
+
 def _share_present(mask: Tensor | None) -> Tensor | float:
     """Share of the clips that have a modality, from a mask `[B]` or `[B, K]`."""
     return 0.0 if mask is None else mask.reshape(len(mask), -1).any(dim=1).float().mean()
+
+
+def _geometry(config: VATTConfig) -> dict[str, Any]:
+    """What the weights depend on, by dotted name; every tower with the encoder that it has."""
+    values = asdict(config)
+    if config.arrangement == "specific":
+        values |= {f"{name}_encoder": asdict(config.tower(name)) for name in MODALITIES}
+        del values["encoder"]
+    flat = _flatten(values)
+    return {name: flat[name] for name in flat if name.rpartition(".")[2] not in TRAINING_ONLY}
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from vatt.encode import write_atomically
 from vatt.evaluate import ATTRIBUTES, AUDIBLE_ATTRIBUTES, AttributeConfusion
+from vatt.files import write_atomically
 from vatt.media import MediaInfo, probe
 from vatt.report_clips import Example, examples_of
 from vatt.report_media import project_to_plane, read_poster, read_spectrogram

@@ -18,6 +18,7 @@ from tokenizers.normalizers import Sequence as NormalizerSequence
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
+from vatt.errors import UserError
 from vatt.shard_index import written_whole
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
@@ -59,10 +60,10 @@ class Tokenizer:
             raise ValueError(
                 f"vocab_size must leave room for words, at least {UNKNOWN_ID + 2}, got {vocab_size}"
             )
-        cleaned = _word_level({})
+        normalizer = _word_level({}).normalizer
         # Not by the library's trainer: its threads make it warn in workers that are forked later.
         counts = Counter(
-            word for text in texts for word in cleaned.normalizer.normalize_str(text).split()
+            word for text in texts for word in normalizer.normalize_str(_valid(text)).split()
         )
         if not counts:
             raise ValueError(
@@ -80,18 +81,18 @@ class Tokenizer:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: no such file, or not a tokenizer.
+            UserError: no such file, or not a tokenizer.
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(
+            raise UserError(
                 f"no tokenizer {path}: correct the path, or leave it out to train one from the "
                 "captions"
             )
         try:
             return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
         except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"{path} is not a tokenizer that vatt saved: {error}") from error
+            raise UserError(f"{path} is not a tokenizer that vatt saved: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, all of it or nothing."""
@@ -111,7 +112,7 @@ class Tokenizer:
         """
         ids = torch.full((len(texts), max_words), PADDING_ID, dtype=torch.int64)
         for row, text in enumerate(texts):
-            words = self._tokenizer.encode(text, add_special_tokens=False).ids[:max_words]
+            words = self._tokenizer.encode(_valid(text), add_special_tokens=False).ids[:max_words]
             ids[row, : len(words)] = torch.tensor(words, dtype=torch.int64)
         return ids
 
@@ -128,6 +129,11 @@ class Tokenizer:
         return [
             " ".join(token if token is not None else UNKNOWN for token in row) for row in tokens
         ]
+
+
+def _valid(text: str) -> str:
+    """A caption without half characters, which JSON can hold and the library does not take."""
+    return text.encode(errors="replace").decode()
 
 
 def _word_level(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:

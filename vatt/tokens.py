@@ -13,7 +13,7 @@ from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.layers import NORM_EPS
 from vatt.preprocess import normalize_video
 
-POSITION_DROPOUT = 0.1  # hard-coded in the official code, for every encoder that has dropout at all
+POSITION_DROPOUT = 0.1  # hard-coded [C]; here off where the encoder's dropout is 0
 
 
 def patch_video(video_BTHWC: Tensor, patch_size: tuple[int, int, int]) -> Tensor:

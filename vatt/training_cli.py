@@ -17,14 +17,15 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from vatt.callbacks import DataReport, EndWithValidation, StepClock, StepSeed, TimeBudget
+from vatt.callbacks import TOKENIZER, DataReport, EndOfRun, StepClock, StepSeed, TimeBudget
 from vatt.config import MODALITIES
 from vatt.config_files import config_paths, explain, given_keys, with_config_paths
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate
+from vatt.files import NO_SPACE, no_space, write_atomically
 from vatt.loggers import MetricsCsv, RunWandb, WandbMode, wandb_mode
 from vatt.progress import TrainingProgress, fit_summary, retrieval_lines
 from vatt.run_checkpoint import LAST_CHECKPOINT, AtomicCheckpointIO, RunCheckpoint, StopOnSignal
@@ -132,6 +133,8 @@ class TrainingCLI(LightningCLI):
         checkpoint = _find_checkpoint(given, self.run_dir, self.subcommand or "")
         config["ckpt_path"] = None if checkpoint is None else str(checkpoint)
         config["weights_only"] = True
+        if checkpoint is not None:
+            self._take_tokenizer_of_run(config)
         if fits:
             assert self.run_dir is not None
             self.config_path = _config_path(self.run_dir, resumes=checkpoint is not None)
@@ -156,13 +159,15 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
         kwargs |= {"plugins": plugins, "enable_model_summary": False}
+        if self.run_dir is not None:
+            kwargs["default_root_dir"] = self.run_dir
         # these two have a part in the checkpoint, which every command reads
         callbacks: list[Any] = [StepSeed(int(self._of("seed_everything"))), self._clock]
         if self.subcommand == "fit":
             callbacks += self._fit_callbacks()
             if config.get("enable_progress_bar") is not False:
                 callbacks.append(TrainingProgress())
-            kwargs |= {"default_root_dir": self.run_dir, "logger": self._loggers()}
+            kwargs["logger"] = self._loggers()
         else:
             kwargs |= {"logger": False, "enable_checkpointing": False}
         self.trainer_defaults["callbacks"] = callbacks
@@ -170,12 +175,17 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains; processes that read data and end by the signal that ends the run are no news."""
-        try:
-            self.trainer.fit(**kwargs)
-        except (RuntimeError, SystemExit):  # Lightning ends by sys.exit after a second Ctrl-C
-            if self.stop.stopping:
-                raise self.stop.error(self.trainer) from None
-            raise
+        with self.stop.listening():
+            try:
+                self.trainer.fit(**kwargs)
+            except (RuntimeError, SystemExit, KeyboardInterrupt):  # Lightning exits on Ctrl-C
+                if self.stop.asked:
+                    raise self.stop.error(self.trainer) from None
+                raise
+            except OSError as error:
+                if error.errno in NO_SPACE and self.checkpoint.path.exists():
+                    raise UserError(no_space(error, self._go_on)) from error
+                raise
 
     def after_fit(self) -> None:
         """Says where everything is."""
@@ -231,12 +241,19 @@ class TrainingCLI(LightningCLI):
         run = self._of("run")
         folder = self.run_dir / "checkpoints"
         self.checkpoint = RunCheckpoint(folder, run["checkpoint_every_n_steps"])
-        advice = f"Go on with: vatt fit --config {self.config_path} --ckpt_path last"
-        self.stop = StopOnSignal(self.checkpoint, advice)
-        callbacks = [DataReport(), EndWithValidation(), self.checkpoint, self.stop]
+        self._go_on = f"go on with: vatt fit --config {self.config_path} --ckpt_path last"
+        self.stop = StopOnSignal(self.checkpoint, self._go_on)
+        callbacks = [DataReport(), self.checkpoint, self.stop]
         if run["time_budget_seconds"] is not None:
             callbacks.append(TimeBudget(self._clock, run["time_budget_seconds"]))
-        return callbacks
+        return [*callbacks, EndOfRun(self._clock)]
+
+    def _take_tokenizer_of_run(self, config: Any) -> None:
+        """What is trained goes on with the ids it was trained with, unless told otherwise."""
+        settings = (config["data"] or {}).get("init_args") or {}
+        kept = None if self.run_dir is None else self.run_dir / TOKENIZER
+        if kept is not None and kept.is_file() and settings.get("tokenizer", "") is None:
+            settings["tokenizer"] = str(kept)
 
     def _loggers(self) -> list[Any]:
         """CSV always, W&B unless it is disabled, and what the configuration adds."""
@@ -339,6 +356,4 @@ def _find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: st
 def _save_table(table: EmbeddingTable, path: Path) -> None:
     """Embeddings and masks as safetensors; the keys of the clips are JSON in its metadata."""
     tensors = {name: value for name, value in vars(table).items() if isinstance(value, Tensor)}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"keys": json.dumps(table.keys)})
-    partial.replace(path)
+    write_atomically(path, save(tensors, metadata={"keys": json.dumps(table.keys)}))

@@ -58,10 +58,13 @@ def crop(frames: Tensor, size: int, *, vertical: float = 0.5, horizontal: float 
     """The same square of every picture.
 
     Args:
-        frames: `[..., H, W, C]`.
+        frames: `[..., H, W, C]`, any dtype.
         size: Side of the square in pixels.
         vertical: Place along the height, 0 = top, 1 = bottom.
         horizontal: Place along the width, 0 = left, 1 = right.
+
+    Returns:
+        A view of `frames`, `[..., size, size, C]`.
 
     Raises:
         ValueError: pictures smaller than the square.
@@ -74,7 +77,7 @@ def crop(frames: Tensor, size: int, *, vertical: float = 0.5, horizontal: float 
 
 
 def flip_horizontally(frames: Tensor) -> Tensor:
-    """Mirrors left and right of `[..., H, W, C]`."""
+    """Mirrors left and right of pictures `[..., H, W, C]`, any dtype; a copy of the same shape."""
     return frames.flip(-2)
 
 
@@ -86,9 +89,12 @@ def jitter_color(video: Tensor, rate: float, generator: torch.Generator) -> Tens
     picture's mean, HSV, and clips after each step.
 
     Args:
-        video: Float `[B, T, H, W, C]` in [-1, 1].
-        rate: Share of the clips that are changed.
+        video: Float `[B, T, H, W, C]`, RGB in [-1, 1].
+        rate: Share of the clips that are changed, in [0, 1].
         generator: On the video's device.
+
+    Returns:
+        The same dtype, shape and range; `video` itself stays as it is.
     """
     draws = torch.rand(len(video), 5, generator=generator, device=video.device)
     active = draws[:, 0] < rate
@@ -129,9 +135,12 @@ def add_audio_noise(audio: Tensor, level: float, generator: torch.Generator) -> 
     """Adds Gaussian noise in proportion to each clip's largest amplitude; silence stays silent.
 
     Args:
-        audio: Float `[B, S]`.
+        audio: Float `[B, S]`, in about [-1, 1].
         level: Standard deviation as a share of the largest amplitude.
         generator: On the audio's device.
+
+    Returns:
+        The same dtype and shape, not clipped; `audio` itself stays as it is.
     """
     noise = torch.randn(audio.shape, generator=generator, device=audio.device, dtype=audio.dtype)
     return audio + noise * (level * audio.abs().amax(dim=-1, keepdim=True))

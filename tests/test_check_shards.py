@@ -1,0 +1,104 @@
+"""The check that decodes every sample of finished shards."""
+
+import csv
+from pathlib import Path
+
+import av
+import pytest
+from media_files import write_noise_clip
+
+from vatt.check_shards import check_shards
+from vatt.shards import ShardError, ShardWriter
+
+
+def check(folder: Path, **options):
+    return check_shards(folder, show_progress=False, **options)
+
+
+@pytest.fixture
+def checked(tmp_path) -> Path:
+    """Shards with two good clips, and one each of the ways in which a clip is unusable."""
+    write_noise_clip(tmp_path / "good.mp4")
+    write_noise_clip(tmp_path / "silent.mp4", silent=True)
+    good = (tmp_path / "good.mp4").read_bytes()
+    damaged = bytearray(good)
+    start = good.index(b"mdat") + len(good) // 3
+    damaged[start : start + 400] = b"\xff" * 400
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    with ShardWriter(folder / "00000.tar") as shard:
+        shard.add("good", good, "mp4", "a caption")
+        shard.add("damaged", bytes(damaged), "mp4")
+        shard.add("cut", good[: len(good) // 2], "mp4")
+        shard.add("garbage", b"garbage" * 100, "mp4")
+    with ShardWriter(folder / "00002.tar") as shard:
+        shard.add("silent", tmp_path / "silent.mp4", "mp4")
+        shard.add("no_media", None, "", "only text")
+    (folder / "00001.tar").write_bytes((folder / "00000.tar").read_bytes()[:2000])
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_check_finds_every_fault_and_nothing_else(checked, num_workers):
+    report = check(checked, num_workers=num_workers)
+    assert [(row.shard, row.key) for row in report.rows] == [
+        *(("00000.tar", key) for key in ("good", "damaged", "cut", "garbage")),
+        ("00001.tar", ""),
+        ("00002.tar", "silent"),
+        ("00002.tar", "no_media"),
+    ]
+    assert [row.key for row in report.faults] == ["damaged", "cut", "garbage", "", "no_media"]
+    good, *_, silent, _ = report.rows
+    assert (good.num_frames, good.num_captions, good.sample_rate) == (20, 1, 16_000)
+    assert (good.width, good.height) == (48, 32)
+    assert good.duration_seconds == pytest.approx(1.0, abs=0.1)
+    assert (silent.num_frames, silent.sample_rate) == (20, None)
+
+
+def test_report_of_a_check_reads_well_and_is_a_csv(checked, tmp_path):
+    report = check(checked)
+    lines = str(report).splitlines()
+    assert "6 samples" in lines[0]
+    assert "5 faults" in lines[0]
+    assert any("fault: 00000.tar:garbage: " in line for line in lines)
+    assert any("00001.tar is truncated" in line for line in lines)
+    report.write_csv(tmp_path / "check.csv")
+    with (tmp_path / "check.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["key"] for row in rows] == [row.key for row in report.rows]
+    assert [row["fault"] for row in rows] == [row.fault for row in report.rows]
+    assert rows[0]["num_frames"] == "20"
+
+
+def test_check_of_an_incomplete_file_says_so(tmp_path):
+    write_noise_clip(tmp_path / "a.mp4", num_frames=100)
+    whole, packet_ends = with_header_first(tmp_path / "a.mp4")
+    cut = whole[: packet_ends[len(packet_ends) // 2]]  # no packet is damaged, half of them are lost
+    with ShardWriter(tmp_path / "00000.tar") as shard:
+        shard.add("whole", whole, "mp4")
+        shard.add("cut", cut, "mp4")
+    whole_row, cut_row = check(tmp_path).rows
+    assert whole_row.fault == ""
+    assert "is incomplete: it says it ends at 5.0" in cut_row.fault
+
+
+def with_header_first(path: Path) -> tuple[bytes, list[int]]:
+    """The file as it is made for streaming, and where its packets end."""
+    remuxed = path.with_name("header_first.mp4")
+    with (
+        av.open(path) as source,
+        av.open(remuxed, "w", options={"movflags": "faststart"}) as target,
+    ):
+        streams = [target.add_stream_from_template(stream) for stream in source.streams]
+        for packet in source.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream_index]
+                target.mux(packet)
+    with av.open(remuxed) as container:
+        ends = sorted(packet.pos + packet.size for packet in container.demux() if packet.size)
+    return remuxed.read_bytes(), ends
+
+
+def test_check_of_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(ShardError, match="no shard folder"):
+        check(tmp_path / "gone")
