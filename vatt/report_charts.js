@@ -25,9 +25,13 @@ function html(name, className, text, parent) {
 const decimal = (value) => value.toFixed(2).replace("-", "\u2212");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-/** Draws now and whenever the width changes; what is drawn may change the height. */
+/** Draws when the script has run and whenever the width changes; drawing may change the height. */
 function onWidth(node, draw) {
   let width = 0;
+  queueMicrotask(() => {
+    width = node.clientWidth;
+    draw();
+  });
   new ResizeObserver(() => {
     if (node.clientWidth === width) return;
     width = node.clientWidth;
