@@ -92,22 +92,6 @@ class PretrainData(LightningDataModule):
         max_validation_clips: int | None = None,
     ) -> None:
         super().__init__()
-        if not train:
-            raise UserError("data.train names no shard folder: give at least one")
-        if not 1 <= (captions_per_step or 1) <= num_candidates:
-            raise UserError(
-                f"data.captions_per_step ({captions_per_step}) must be between 1 and "
-                f"data.num_candidates ({num_candidates})"
-            )
-        if max_validation_clips is not None and max_validation_clips < 1:
-            raise UserError(
-                f"data.max_validation_clips must be at least 1, got {max_validation_clips}"
-            )
-        if cache_views < 1 or cache_gib < 0:
-            raise UserError(
-                "data.cache_views must be at least 1 and data.cache_gib at least 0, got "
-                f"{cache_views} and {cache_gib}"
-            )
         self.train_folders = [Path(folder) for folder in train]
         self.weights = [*train.values()] if isinstance(train, Mapping) else None
         self.validation_folder = None if validation is None else Path(validation)
@@ -131,6 +115,26 @@ class PretrainData(LightningDataModule):
         self.validation_samples: RetrievalSamples | None = None
         self._loader: PositionedLoader | None = None
         self._state: dict[str, Any] | None = None
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Refuses what cannot be used before any file is opened."""
+        bag, drawn = self.geometry.num_candidates, self.captions_per_step
+        views, clips = self.cache_views, self.max_validation_clips
+        if not self.train_folders:
+            raise UserError("data.train names no shard folder: give at least one")
+        if drawn is not None and not 1 <= drawn <= bag:
+            raise UserError(
+                f"data.captions_per_step ({drawn}) must be between 1 and "
+                f"data.num_candidates ({bag})"
+            )
+        if clips is not None and clips < 1:
+            raise UserError(f"data.max_validation_clips must be at least 1, got {clips}")
+        if views < 1 or self.cache_bytes < 0:
+            raise UserError(
+                "data.cache_views must be at least 1 and data.cache_gib at least 0, got "
+                f"{views} and {self.cache_bytes / GIB:g}"
+            )
 
     @property
     def decode_failures(self) -> int:
