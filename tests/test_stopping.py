@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import fit_arguments, read_losses, signal_options
+from training_runs import fit_arguments, read_losses, signal_options
 
 from vatt.cli import main
 

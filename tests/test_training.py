@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from runs import STEPS, fit_arguments, read_losses, read_rows
+from training_runs import STEPS, fit_arguments, read_losses, read_rows
 
 from vatt.batch import Batch
 from vatt.callbacks import StepClock, TimeBudget
