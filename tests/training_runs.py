@@ -73,7 +73,7 @@ def signal_options(
     when: str, number: signal.Signals, *, step: int = 0, times: int = 1
 ) -> list[str]:
     return [
-        "--trainer.callbacks+=runs.SendSignal",
+        "--trainer.callbacks+=training_runs.SendSignal",
         f"--trainer.callbacks.when={when}",
         f"--trainer.callbacks.number={int(number)}",
         f"--trainer.callbacks.times={times}",
