@@ -128,7 +128,7 @@ def test_ctrl_c_in_an_evaluation_is_one_sentence(
 def test_full_disk_says_how_the_run_goes_on(
     tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    full = ["--trainer.callbacks+=runs.FillDisk", "--trainer.callbacks.step=4"]
+    full = ["--trainer.callbacks+=training_runs.FillDisk", "--trainer.callbacks.step=4"]
     assert main(fit_arguments(tiny_shards, tmp_path / "run", *full)) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on the disk for some.file: free some, then go on with: " in message
