@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -11,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from vatt.errors import UserError
+from vatt.machine import num_cores
 
 Work = Callable[[Any], Any]  # job → result; both travel between processes
 Results = Generator[tuple[Any, Any], None, None]  # of jobs and what came of them
@@ -31,16 +31,10 @@ def run_jobs(
         UserError: a process was killed.
     """
     if num_workers is None:
-        num_workers = _num_cores()
+        num_workers = num_cores()
     if num_workers == 0:
         return contextlib.closing((job, work(job)) for job in jobs)
     return contextlib.closing(_run_in_processes(work, jobs, min(num_workers, len(jobs))))
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # Linux: knows what the process may use
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _run_in_processes(work: Work, jobs: Sequence[Any], num_workers: int) -> Results:
