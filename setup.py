@@ -60,8 +60,10 @@ setup(
         "PyYAML>=6",
     ],
     extras_require={
+        "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
         "dev": [
             "filelock",
+            "google-crc32c>=1.5",
             "mypy>=2.0",
             "pytest>=8.0",
             "pytest-timeout>=2.3",

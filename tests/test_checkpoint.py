@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from vatt.checkpoint import load_model, save_model
-from vatt.config import preset
 from vatt.model import VATT
+from vatt.presets import preset
 
 
 def test_a_saved_model_comes_back_with_its_configuration_and_weights(tmp_path: Path) -> None:
@@ -82,5 +82,13 @@ def test_damaged_and_missing_models_are_named(tmp_path: Path) -> None:
     save_model(VATT(preset("tiny")), tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_model(tmp_path)
+    trace = tmp_path / "trace"
+    torch.save({"vatt_config": Bomb(trace)}, weights)  # a pickle in its place
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_model(tmp_path)
+    assert not trace.exists()
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"model.safetensors is missing"):
         load_model(tmp_path)

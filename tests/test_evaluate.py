@@ -84,7 +84,7 @@ def batches_of_every_kind(config):
 
 
 def test_embed_gives_unit_vectors_on_the_cpu_and_zeros_where_a_clip_lacks_something():
-    config = replace(vatt.config.preset("tiny"), drop_token=0.5)
+    config = replace(vatt.preset("tiny"), drop_token=0.5)
     model = VATT(config).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     table = embed(model, batches_of_every_kind(config))
@@ -105,7 +105,7 @@ def test_embed_gives_unit_vectors_on_the_cpu_and_zeros_where_a_clip_lacks_someth
 
 
 def test_a_clip_gets_the_same_embedding_alone_or_in_a_batch():
-    config = vatt.config.preset("tiny")
+    config = vatt.preset("tiny")
     model = VATT(config).eval()
     batch = batches_of_every_kind(config)[0]
     alone = Batch(video=batch.video[:1], audio=batch.audio[:1], text=batch.text[:1])
@@ -244,6 +244,6 @@ def test_tables_join_in_order_and_select_keeps_metadata():
 
 def test_an_empty_loader_and_rows_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="gave no batch"):
-        embed(VATT(vatt.config.preset("tiny")), [])
+        embed(VATT(vatt.preset("tiny")), [])
     with pytest.raises(ValueError, match=r"12 keys, but other numbers of rows: \{'video_mask': 3"):
         make_table(video_mask=torch.ones(3, dtype=torch.bool))

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from vatt.batch import Batch
-from vatt.config import HeadConfig, VATTConfig, preset
+from vatt.config import HeadConfig, VATTConfig
 from vatt.losses import ContrastiveLoss, LossConfig
 from vatt.model import VATT
 from vatt.optim import OptimizerConfig, build_optimizer
+from vatt.presets import preset
 
 ROWS = 32
 
@@ -32,7 +33,10 @@ def test_loss_at_initialisation_is_about_log_2b_for_each_pair() -> None:
     config = dataclasses.replace(preset("tiny"), head=head)
     batch = random_batch(config)
     loss = ContrastiveLoss(LossConfig())(VATT(config)(batch), batch)
-    for value, width in ((loss.video_audio, head.d_va), (loss.video_text, head.d_vt)):
+    for value, width in (
+        (loss.losses["video_audio"], head.d_va),
+        (loss.losses["video_text"], head.d_vt),
+    ):
         # scores of random directions spread by s = 1 / (τ·sqrt(width)), which adds s² / 2
         expected = math.log(2 * ROWS) + (1 / 0.07 / math.sqrt(width)) ** 2 / 2
         assert value.item() == pytest.approx(expected, abs=0.3)
@@ -52,8 +56,8 @@ def test_one_batch_is_learned_by_heart(arrangement: str, form: str) -> None:
         optimizer.zero_grad()
         result.total.backward()
         optimizer.step()
-    assert result.accuracy_video_audio.item() > 0.95
-    assert result.accuracy_video_text.item() > 0.95
+    assert result.accuracies["video_audio"].item() > 0.95
+    assert result.accuracies["video_text"].item() > 0.95
 
 
 def test_the_same_seed_gives_the_same_losses() -> None:

@@ -82,8 +82,8 @@ def test_total_is_the_weighted_mean_of_the_pairs_over_valid_rows() -> None:
     output = output_of(video, text[:, 0], text)
     result = ContrastiveLoss(config)(output, batch_of(video_mask, audio_mask, text_mask))
     words = looped_loss(video, text, video_mask, text_mask, symmetric=False).values()
-    assert result.video_text.item() == pytest.approx(sum(words) / len(words), rel=1e-5)
-    expected = (result.video_audio + 3 * result.video_text) / 4
+    assert result.losses["video_text"].item() == pytest.approx(sum(words) / len(words), rel=1e-5)
+    expected = (result.losses["video_audio"] + 3 * result.losses["video_text"]) / 4
     assert result.total.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -125,8 +125,8 @@ def test_a_batch_without_any_text_has_a_finite_loss() -> None:
     output = VATTOutput(embeddings={"video_va": video, "audio_va": text[:, 0]})
     batch = batch_of(everything, everything, torch.zeros(ROWS, CANDIDATES, dtype=torch.bool))
     result = ContrastiveLoss(LossConfig())(output, batch)
-    assert result.video_text.item() == 0
-    assert bool(result.accuracy_video_text.isnan())
+    assert result.losses["video_text"].item() == 0
+    assert bool(result.accuracies["video_text"].isnan())
     assert bool(result.total.isfinite())
 
 
@@ -139,8 +139,8 @@ def test_accuracy_counts_clips_whose_own_bag_scores_highest() -> None:
         output_of(video, video, bags),
         batch_of(everything, everything, torch.ones(ROWS, CANDIDATES, dtype=torch.bool)),
     )
-    assert result.accuracy_video_audio.item() == 1
-    assert result.accuracy_video_text.item() == pytest.approx(4 / 6)
+    assert result.accuracies["video_audio"].item() == 1
+    assert result.accuracies["video_text"].item() == pytest.approx(4 / 6)
 
 
 def test_mixed_precision_does_not_reach_the_loss() -> None:
@@ -160,7 +160,7 @@ def test_a_learned_temperature_comes_back_from_its_bound() -> None:
     output, batch = output_of(video, text[:, 0], text), batch_of(video_mask, video_mask, text_mask)
     result = loss(output, batch)
     result.total.backward()
-    assert result.temperature_video_audio.item() == pytest.approx(0.01)
+    assert result.temperatures["video_audio"].item() == pytest.approx(0.01)
     assert bool(loss.log_scale.grad.all())
 
 

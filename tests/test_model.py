@@ -8,15 +8,14 @@ from torch import nn
 
 from vatt.batch import Batch
 from vatt.config import (
-    TINY,
     AudioConfig,
     HeadConfig,
     TextConfig,
     VATTConfig,
     VideoConfig,
-    preset,
 )
 from vatt.model import VATT
+from vatt.presets import TINY, preset
 from vatt.tokens import patch_video, sample_kept_tokens
 
 ARRANGEMENTS = ("agnostic", "specific")
@@ -194,8 +193,12 @@ def test_agg_attention_refuses_a_model_in_training() -> None:
 @pytest.mark.parametrize(
     ("modality", "value", "message"),
     [
-        ("video", torch.zeros(1, 4, 32, 30, 3), r"video must be \[B, 4, 32, 32, 3\].*32, 30"),
-        ("audio", torch.zeros(1, 100), r"audio must be \[B, 6400\].*100"),
+        (
+            "video",
+            torch.zeros(1, 4, 32, 30, 3),
+            r"multiples of the patch \(2, 8, 8\), got float32 \[1, 4, 32, 30, 3\]",
+        ),
+        ("audio", torch.zeros(1, 100), r"S a multiple of the patch 128, got float32 \[1, 100\]"),
         ("text", torch.zeros(1, 17, dtype=torch.int64).fill_(3), "text must be"),
         ("text", torch.tensor([[300]]), "text id 300 is outside the vocabulary of 256"),
     ],

@@ -18,12 +18,13 @@ from vatt.batch import Batch
 from vatt.callbacks import StepClock, TimeBudget
 from vatt.checkpoint import load_model
 from vatt.cli import main
-from vatt.config import VATTConfig, preset
+from vatt.config import VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable
 from vatt.loggers import MetricsCsv, RunWandb, wandb_mode
 from vatt.losses import LossConfig
 from vatt.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
+from vatt.presets import preset
 from vatt.pretrain import NonFiniteLossError, PretrainModule, join_ranks
 from vatt.run_checkpoint import AtomicCheckpointIO
 from vatt.text import Tokenizer

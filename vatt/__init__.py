@@ -13,22 +13,25 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from vatt.checkpoint import load_model, save_model
     from vatt.config import (
         AudioConfig,
+        ClassifierConfig,
         EncoderConfig,
         HeadConfig,
+        SpectrogramConfig,
         TextConfig,
         VATTConfig,
         VideoConfig,
-        preset,
     )
     from vatt.losses import ContrastiveLoss, LossConfig
     from vatt.media import Clip, MediaError, probe, read_clip, read_frames, read_waveform
     from vatt.model import VATT, VATTOutput
+    from vatt.presets import as_classifier, preset
     from vatt.shards import ShardSet, ShardWriter
     from vatt.text import Tokenizer
 
 _MODULE_OF = {
     "AudioConfig": "config",
     "Batch": "batch",
+    "ClassifierConfig": "config",
     "Clip": "media",
     "ContrastiveLoss": "losses",
     "EncoderConfig": "config",
@@ -37,14 +40,16 @@ _MODULE_OF = {
     "MediaError": "media",
     "ShardSet": "shards",
     "ShardWriter": "shards",
+    "SpectrogramConfig": "config",
     "TextConfig": "config",
     "Tokenizer": "text",
     "VATT": "model",
     "VATTConfig": "config",
     "VATTOutput": "model",
     "VideoConfig": "config",
+    "as_classifier": "presets",
     "load_model": "checkpoint",
-    "preset": "config",
+    "preset": "presets",
     "probe": "media",
     "read_clip": "media",
     "read_frames": "media",
@@ -56,6 +61,7 @@ __all__ = [
     "VATT",
     "AudioConfig",
     "Batch",
+    "ClassifierConfig",
     "Clip",
     "ContrastiveLoss",
     "EncoderConfig",
@@ -64,11 +70,13 @@ __all__ = [
     "MediaError",
     "ShardSet",
     "ShardWriter",
+    "SpectrogramConfig",
     "TextConfig",
     "Tokenizer",
     "VATTConfig",
     "VATTOutput",
     "VideoConfig",
+    "as_classifier",
     "load_model",
     "preset",
     "probe",

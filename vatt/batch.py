@@ -1,9 +1,9 @@
 """Batch: the one contract between data and model.
 
 Shape legend of the project: `B` clips in the batch · `G` clips over all ranks · `T` frames · `H W`
-pixels · `C` channels ·
-`S` waveform samples · `F` mel bins · `L` tokens · `D` width · `N` heads · `E` width per head · `K`
-candidate captions · `J` words · `P` values in a patch.
+pixels · `C` channels · `S` waveform samples · `M` windows of a spectrogram · `F` mel bins · `L`
+tokens · `D` width · `N` heads · `E` width per head · `K` candidate captions · `J` words · `P`
+values in a patch.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -22,7 +22,7 @@ class Batch:
 
     Args:
         video: uint8 `[B, T, H, W, C]` in 0…255, or float in [-1, 1].
-        audio: float32 `[B, S]` in [-1, 1].
+        audio: float32 `[B, S]` in [-1, 1]; or log-mel spectrograms in [0, 1], `[B, M, F]`.
         text: int64 `[B, K, J]` token ids, 0 = padding.
         video_mask: bool `[B]`, True where the clip has a picture. None: every row has.
         audio_mask: bool `[B]`, True where the clip has sound. None: every row has.
@@ -44,10 +44,11 @@ class Batch:
 
     def __post_init__(self) -> None:
         """Checks ranks, dtypes and rows, and fills the masks."""
-        for name, rank in (("video", 5), ("audio", 2), ("text", 3)):
+        for name, ranks in (("video", (5,)), ("audio", (2, 3)), ("text", (3,))):
             value = getattr(self, name)
-            if value is not None and value.ndim != rank:
-                raise ValueError(f"batch.{name} must have {rank} axes, got {tuple(value.shape)}")
+            if value is not None and value.ndim not in ranks:
+                wanted = " or ".join(map(str, ranks))
+                raise ValueError(f"batch.{name} must have {wanted} axes, got {tuple(value.shape)}")
         if self.text is not None and self.text.dtype != torch.int64:
             raise ValueError(f"batch.text must be int64 token ids, got {self.text.dtype}")
         if self.audio is not None and not self.audio.is_floating_point():

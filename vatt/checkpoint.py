@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from vatt.config import VATTConfig
 from vatt.files import write_atomically
@@ -46,6 +47,50 @@ def save_model(
         tokenizer.save(out / "tokenizer.json")
 
 
+def save_optimizer_state(state: dict[str, Tensor], folder: str | os.PathLike[str]) -> None:
+    """Writes `optimizer.safetensors` beside a model.
+
+    Args:
+        state: The optimiser's tensors as `KIND.PARAMETER`, such as `exp_avg.video_tokens.agg`, and
+            the number of `steps` that it has made.
+        folder: Of `save_model`.
+    """
+    from safetensors.torch import save
+
+    write_atomically(Path(folder) / "optimizer.safetensors", save(state))
+
+
+def load_optimizer_state(
+    optimizer: Optimizer, network: nn.Module, folder: str | os.PathLike[str]
+) -> int:
+    """Gives an optimiser the state that lies beside a model.
+
+    Args:
+        optimizer: Of the same kind as the one that the state is of.
+        network: Whose parameters it moves; those without state, such as frozen ones, start afresh.
+        folder: Of `save_model`.
+
+    Returns:
+        Number of steps that the state has seen.
+
+    Raises:
+        ValueError: there is no state, or it is not of this network.
+    """
+    state = _read_tensors(Path(folder) / "optimizer.safetensors")
+    steps = int(state.pop("steps", torch.tensor(0)))
+    parameters = dict(network.named_parameters())
+    for name, value in state.items():
+        kind, _, parameter = name.partition(".")
+        target = parameters.get(parameter)
+        if target is None or target.shape != value.shape:
+            shape = "nothing" if target is None else list(target.shape)
+            raise ValueError(f"{folder}: optimiser state {name} {list(value.shape)} is for {shape}")
+        optimizer.state[target][kind] = value.to(target)
+        if kind.startswith("exp_avg"):
+            optimizer.state[target].setdefault("step", torch.tensor(float(steps)))
+    return steps
+
+
 def load_model(source: str | os.PathLike[str]) -> VATT:
     """Loads a folder of `save_model` or a Lightning checkpoint of pre-training, in evaluation mode.
 
@@ -54,7 +99,7 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
     """
     path = Path(source)
     if path.is_dir():
-        config, weights = _read_folder(path)
+        config, weights = _read_config(path), _read_tensors(path / "model.safetensors")
     elif path.is_file():
         config, weights = _read_checkpoint(path)
     else:
@@ -76,17 +121,45 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
     return model.eval()
 
 
-def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_config(source: str | os.PathLike[str]) -> VATTConfig:
+    """The configuration of a model folder, without its weights, or of a checkpoint.
+
+    Raises:
+        ValueError: there is no model at `source`.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return VATTConfig.from_dict(_read_config(path))
+    if not path.is_file():
+        raise ValueError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+    return VATTConfig.from_dict(_read_checkpoint(path)[0])
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a model folder: config.json is missing") from error
+    except ValueError as error:  # no JSON, or no text at all
+        raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(
+            f"{folder / 'config.json'} must hold an object, got {type(config).__name__}"
+        )
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; a pickle, or anything else, is refused unread."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        config = json.loads((folder / "config.json").read_text())
-        return config, load_file(folder / "model.safetensors")
+        return load_file(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is not a model folder: {error.filename} is missing") from error
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise ValueError(f"{folder} cannot be read: {error}") from error
+        raise ValueError(f"{path.parent} is not complete: {path.name} is missing") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -20,13 +20,16 @@ COMMANDS = {
     "predict": ("vatt.training_cli", "main", "embeddings of a set"),
     "shards": ("vatt.commands", "shards", "build: media folder → tar shards; check: decode all"),
     "tokenizer": ("vatt.commands", "tokenizer", "train a tokenizer from the captions of shards"),
-    "doctor": ("vatt.commands", "doctor", "versions, codecs, devices, and what is missing"),
+    "convert": ("vatt.commands", "convert", "official TensorFlow checkpoint → model folder"),
+    "doctor": ("vatt.doctor", "doctor", "what is missing; --model NAME: what a model costs"),
 }
 SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
 # errors that say what to do, of modules that may never be loaded
 KINDS = (
     ("vatt.shard_index", "ShardError"),
     ("vatt.media", "MediaError"),
+    ("vatt.tensor_bundle", "CheckpointError"),
+    ("vatt.official", "ConversionError"),
     ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),
 )
 

@@ -1,21 +1,13 @@
 """The commands that do not train: one short function each, given its arguments."""
 
 import argparse
-import platform
-import shutil
+import json
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Sequence
 from pathlib import Path
 
 from vatt.errors import UserError
 from vatt.machine import num_cores
-
-# what a command needs, each from the package of the same name
-PACKAGES = (
-    *("torch", "torchaudio", "av", "lightning", "jsonargparse", "tokenizers", "safetensors"),
-    *("huggingface_hub", "einops", "numpy", "tqdm", "PyYAML", "wandb"),
-)
 
 
 def shards(argv: Sequence[str]) -> int:
@@ -61,31 +53,36 @@ def tokenizer(argv: Sequence[str]) -> int:
     return 0
 
 
-def doctor(argv: Sequence[str]) -> int:
-    """`vatt doctor`: 0 if everything needed to train is there."""
-    parser = argparse.ArgumentParser("vatt doctor", description="What is installed and missing.")
-    parser.parse_args(argv)
-    remedies: list[str] = []
-    for title, find in (
-        ("packages", _packages),
-        ("media", _media),
-        ("devices", _devices),
-        ("tracking", _tracking),
-    ):
-        print("\n".join([title, *(f"  {line}" for line in _guarded(find, remedies))]))
-    missing = "; ".join(dict.fromkeys(remedies))
-    print(f"missing: {missing}" if missing else "all that training needs is there")
-    return int(bool(missing))
+def convert(argv: Sequence[str]) -> int:
+    """`vatt convert CHECKPOINT OUT`."""
+    parser = argparse.ArgumentParser(
+        "vatt convert",
+        description="Official TensorFlow checkpoint, pre-trained or fine-tuned → model folder.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="prefix (…/ckpt-7), a file of it, or folder")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument(
+        "--settings", type=Path, metavar="JSON", help="official configuration, for other sizes"
+    )
+    parser.add_argument(
+        "--optimizer", action="store_true", help="take the optimiser's moments along"
+    )
+    arguments = parser.parse_args(argv)
+    from vatt.convert import convert as convert_checkpoint
 
-
-def _guarded(find: Callable[[list[str]], list[str]], missing: list[str]) -> list[str]:
-    """Lines of a section, or what keeps it from being looked at."""
     try:
-        return find(missing)
-    except (ImportError, OSError) as error:  # OSError: a library that a package loads
-        name = (getattr(error, "name", None) or "").partition(".")[0]
-        missing.append(f"pip install {name}" if name else f"a library ({error})")
-        return [f"{name or 'something'} does not load: {error}"]
+        settings = arguments.settings and json.loads(arguments.settings.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{arguments.settings} cannot be read as JSON: {error}") from error
+    report = convert_checkpoint(
+        arguments.checkpoint,
+        arguments.out,
+        settings=settings,
+        with_optimizer=arguments.optimizer,
+    )
+    print(report.summary())
+    print(f"{arguments.out}: config.json, model.safetensors, conversion.json with every variable")
+    return 0
 
 
 def _positive(text: str) -> int:
@@ -129,55 +126,3 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.csv is not None:
         report.write_csv(arguments.csv)
     return int(bool(report.faults))
-
-
-def _packages(missing: list[str]) -> list[str]:
-    lines = [f"python          {platform.python_version()}"]
-    for name in ("vatt", *PACKAGES):
-        try:
-            lines.append(f"{name:15} {version(name)}")
-        except PackageNotFoundError:
-            lines.append(f"{name:15} not installed")
-            if name != "vatt":  # a checkout on the path needs no installation
-                missing.append(f"pip install {name}")
-    return lines
-
-
-def _media(missing: list[str]) -> list[str]:
-    """Codecs of PyAV's FFmpeg."""
-    from av.codec import Codec, codecs_available
-    from av.codec.codec import UnknownCodecError
-
-    lines = []
-    for name, encodes in (("h264", False), ("aac", False), ("libx264", True), ("aac", True)):
-        what = f"{name} {'encoder' if encodes else 'decoder'}"
-        try:
-            Codec(name, "w" if encodes else "r")
-        except UnknownCodecError:
-            missing.append(f"{what}: pip install --force-reinstall av")
-            lines.append(f"{what:16} missing")
-        else:
-            lines.append(f"{what:16} ok")
-    return [*lines, f"{len(codecs_available)} codecs in all"]
-
-
-def _devices(missing: list[str]) -> list[str]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    lines = [f"CPU cores     {num_cores()} (torch uses {torch.get_num_threads()})"]
-    lines += [f"GPU           {name}" for name in gpus] or [
-        "GPU           none: training uses the CPU"
-    ]
-    if torch.backends.mps.is_available():
-        lines.append("GPU           Apple MPS")
-    return [*lines, f"disk here     {free:.0f} GB free"]
-
-
-def _tracking(missing: list[str]) -> list[str]:
-    """What a run would do about Weights & Biases."""
-    from vatt.loggers import has_wandb_key, wandb_mode
-
-    key = "found" if has_wandb_key() else "none: `wandb login` stores one"
-    return [f"W&B runs are  {wandb_mode('auto')}", f"W&B key       {key}"]

@@ -2,33 +2,18 @@
 
 Defaults are those of the official code (``[C]`` below) at the Medium size; ``[P]`` marks what the
 paper says where it differs.
-Source: Akbari et al., "VATT", NeurIPS 2021, Tables 7 and 10, section 4.1, and
-google-research/vatt/configs.
+Source: Akbari et al., "VATT", NeurIPS 2021, section 4.1, and google-research/vatt/configs.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from vatt.config_checks import check_choices, check_positive, check_sizes, from_plain
 
 MODALITIES = ("video", "audio", "text")
 FORMAT_VERSION = 1  # of config.json and of the dict in a checkpoint
-
-
-def check_choices(config: Any, where: str) -> None:
-    """Refuses a value that its field's `Literal` does not list; Python itself checks none."""
-    hints = get_type_hints(type(config))
-    for name, hint in hints.items():
-        value = getattr(config, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            choices = ", ".join(map(repr, get_args(hint)))
-            raise ValueError(f"{where}.{name} must be one of {choices}, got {value!r}")
-
-
-def check_positive(config: Any, where: str, *names: str) -> None:
-    """Refuses sizes and rates that are not above zero."""
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{where}.{name} must be positive, got {getattr(config, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +25,8 @@ class VideoConfig:
         frame_rate: Frames per second at which a clip is sampled; 32 frames at 10 fps = 3.2 s.
         image_size: Height and width in pixels.
         patch_size: Frames, rows and columns of one token.
+        position_grid: Learned positions along time, height and width; None: one for each token of
+            this geometry. Where a clip has another grid, they are interpolated.
         input_scale: Factor on the pixels in [-1, 1] before patching, 1 [P, C]. Small models that
             train for minutes learn faster when tokens are as large as their positions.
     """
@@ -48,18 +35,18 @@ class VideoConfig:
     frame_rate: float = 10.0
     image_size: int = 224
     patch_size: tuple[int, int, int] = (4, 16, 16)
+    position_grid: tuple[int, int, int] | None = None
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses a grid that the patches do not fill."""
         check_positive(self, "video", "num_frames", "frame_rate", "image_size")
-        sizes = (self.num_frames, self.image_size, self.image_size)
-        for axis, size, patch in zip(
-            ("num_frames", "image_size", "image_size"), sizes, self.patch_size, strict=True
-        ):
-            if patch <= 0 or size % patch:
+        check_sizes("video.patch_size", self.patch_size, 3)
+        check_sizes("video.position_grid", self.position_grid, 3)
+        for axis, patches in (("num_frames", self.patch_size[:1]), ("image_size", self.patch_size)):
+            if any(getattr(self, axis) % patch for patch in patches[-2:]):
                 raise ValueError(
-                    f"video.{axis} ({size}) must be a multiple of its patch size, "
+                    f"video.{axis} ({getattr(self, axis)}) must be a multiple of its patch size, "
                     f"got patch_size={self.patch_size}"
                 )
 
@@ -82,34 +69,94 @@ class VideoConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpectrogramConfig:
+    """Log-mel spectrogram of a waveform, `[M, F]` in [0, 1] (`vatt.audio.LogMel`).
+
+    Args:
+        window_samples: Samples under one Hann window; 2048 at 48 kHz = 43 ms.
+        hop_samples: Samples from one window to the next.
+        num_mels: Mel bins, `F`.
+        min_hertz: Lower edge of the lowest mel bin.
+        max_hertz: Upper edge of the highest mel bin.
+        patch_size: Windows and mel bins of one token; what fills no patch is left out.
+        transposed_positions: Numbers the tokens mel bin by mel bin when their positions are looked
+            up, though they are stored window by window: a fault of the official code that its
+            released weights need [C].
+    """
+
+    window_samples: int = 2048
+    hop_samples: int = 1024
+    num_mels: int = 80
+    min_hertz: float = 80.0
+    max_hertz: float = 7600.0
+    patch_size: tuple[int, int] = (16, 5)
+    transposed_positions: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that make no spectrogram."""
+        check_positive(self, "audio.spectrogram", "window_samples", "hop_samples", "num_mels")
+        check_sizes("audio.spectrogram.patch_size", self.patch_size, 2)
+        if self.patch_size[1] > self.num_mels:
+            raise ValueError(
+                f"audio.spectrogram.patch_size must fit {self.num_mels} mel bins, "
+                f"got {self.patch_size}"
+            )
+        if not 0 <= self.min_hertz < self.max_hertz:
+            raise ValueError(
+                "audio.spectrogram needs 0 <= min_hertz < max_hertz, "
+                f"got {self.min_hertz} and {self.max_hertz}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class AudioConfig:
     """Geometry of a mono waveform in [-1, 1].
 
     Args:
         sample_rate: Hz.
         num_samples: Samples per clip, `S`; 153,600 at 48 kHz = 3.2 s.
-        patch_size: Samples of one token.
+        patch_size: Samples of one token, where tokens are pieces of the waveform.
+        spectrogram: Makes tokens of a log-mel spectrogram instead. None: of the waveform.
+        position_grid: Learned positions, (tokens,) for a waveform, (time, mel) for a spectrogram;
+            None: one for each token of this geometry. Otherwise they are interpolated.
         input_scale: Factor on the waveform before patching, 1 [P, C]; as for video.
     """
 
     sample_rate: int = 48_000
     num_samples: int = 153_600
     patch_size: int = 128
+    spectrogram: SpectrogramConfig | None = None
+    position_grid: tuple[int, ...] | None = None
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses a length that the patches do not fill."""
-        check_positive(self, "audio", "sample_rate", "num_samples")
-        if self.patch_size <= 0 or self.num_samples % self.patch_size:
+        check_positive(self, "audio", "sample_rate", "num_samples", "patch_size")
+        check_sizes("audio.position_grid", self.position_grid, len(self.grid))
+        if self.spectrogram is not None and self.spectrogram.max_hertz > self.sample_rate / 2:
             raise ValueError(
-                f"audio.num_samples ({self.num_samples}) must be a multiple of "
-                f"audio.patch_size ({self.patch_size})"
+                f"audio.spectrogram.max_hertz ({self.spectrogram.max_hertz}) must not be above "
+                f"half of audio.sample_rate ({self.sample_rate})"
             )
+        if self.spectrogram is None and self.num_samples % self.patch_size:
+            sizes = f"audio.num_samples ({self.num_samples})"
+            raise ValueError(f"{sizes} must be a multiple of audio.patch_size ({self.patch_size})")
+        if 0 in self.grid:
+            raise ValueError(f"audio.num_samples ({self.num_samples}) do not fill one patch")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along time or, for a spectrogram, along time and mel bins."""
+        mel = self.spectrogram
+        if mel is None:
+            return (self.num_samples // self.patch_size,)
+        windows = -(-self.num_samples // mel.hop_samples)
+        return windows // mel.patch_size[0], mel.num_mels // mel.patch_size[1]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of a whole clip, before DropToken."""
-        return self.num_samples // self.patch_size
+        return math.prod(self.grid)
 
     @property
     def duration_seconds(self) -> float:
@@ -119,9 +166,11 @@ class AudioConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Geometry of a caption, and what is particular to the T5 text tower.
+    """Geometry of a caption, and what is particular to a text tower of its own.
 
     Args:
+        tower: Text tower of the specific arrangement: `t5`, or `linear`: relu(Dense) of each word
+            vector, maximum over all words, padding included.
         vocab_size: Number of ids, padding included; id 0 is padding.
         max_words: Words kept of a caption, `J`.
         d_embedding: Width of the word vectors. The agnostic arrangement projects it to `d_model`
@@ -130,18 +179,22 @@ class TextConfig:
             vectors they must learn.
         relative_buckets: Buckets of the T5 relative attention bias.
         relative_max_distance: Distance from which all words share the last bucket.
+        d_linear: Width of the linear tower.
     """
 
+    tower: Literal["t5", "linear"] = "t5"
     vocab_size: int = 65_536
     max_words: int = 16
     d_embedding: int = 300
     train_embedding: bool = True
     relative_buckets: int = 32
     relative_max_distance: int = 64
+    d_linear: int = 2048
 
     def __post_init__(self) -> None:
         """Refuses sizes that make no tower."""
-        check_positive(self, "text", "max_words", "d_embedding")
+        check_choices(self, "text")
+        check_positive(self, "text", "max_words", "d_embedding", "d_linear")
         if self.vocab_size < 2:  # padding and a word
             raise ValueError(f"text.vocab_size must be at least 2, got {self.vocab_size}")
         if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 4:
@@ -161,6 +214,8 @@ class EncoderConfig:
         d_ff: Width inside the MLP.
         num_heads: Attention heads, `N`.
         d_kv: Width per head, `E`; num_heads · d_kv need not equal d_model.
+        bias: Whether attention and MLP have biases; the spectrogram tower's have none [C], T5's
+            never.
         dropout: Rate of every dropout of the encoder ([C]: attention weights, MLP, residual
             branches, after the final norm and after adding positions).
     """
@@ -170,6 +225,7 @@ class EncoderConfig:
     d_ff: int = 4096
     num_heads: int = 16
     d_kv: int = 64
+    bias: bool = True
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
@@ -181,50 +237,85 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """The fine and coarse common spaces (FAC).
+    """The common spaces.
 
     Args:
+        kind: `fac`: a fine space for video and audio, and below it a coarse one for video and text
+            [P, C]; `joint`: one space for the three, through ReLU → Dense → BatchNorm each [C].
         d_va: Width of the video-audio space.
         d_vt: Width of the video-text space.
+        d_joint: Width of the joint space.
         batch_norm: `video`: only the video head normalises, audio and text heads are one Dense with
             bias [C]; `all`: BatchNorm after each linear layer of every head [P].
         audio_layers: Linear layers of the audio head, 1 [P, C] or 2 (with ReLU between, as the
             video head has).
     """
 
+    kind: Literal["fac", "joint"] = "fac"
     d_va: int = 512
     d_vt: int = 256
+    d_joint: int = 512
     batch_norm: Literal["video", "all"] = "video"
     audio_layers: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
         """Refuses spaces without width and arrangements that there are not."""
         check_choices(self, "head")
-        check_positive(self, "head", "d_va", "d_vt")
+        check_positive(self, "head", "d_va", "d_vt", "d_joint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Dropout and a Dense on the pooled features of one modality.
+
+    Args:
+        modality: Whose features; images are video of as many frames as a patch has.
+        num_classes: Classes.
+        dropout: On the features: 0.5 for video, 0 for audio [C].
+        multi_label: Whether a clip may have several labels (AudioSet): sigmoid instead of softmax,
+            and a bias that starts at −log(num_classes − 1).
+    """
+
+    modality: Literal["video", "audio", "text"] = "video"
+    num_classes: int
+    dropout: float = 0.5
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses a classifier that has nothing to choose between."""
+        check_choices(self, "classifier")
+        if self.num_classes < 2 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                "classifier needs num_classes >= 2 and dropout in [0, 1), "
+                f"got {self.num_classes} and {self.dropout}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VATTConfig:
-    """A whole pre-training model.
+    """A whole model.
 
     Args:
+        modalities: Which it has; a fine-tuned classifier has one.
         arrangement: `agnostic`: one encoder for the three modalities; `specific`: one each, text by
             T5.
         video: Geometry of the video clip.
-        audio: Geometry of the waveform.
+        audio: Geometry of the sound.
         text: Geometry of the caption.
         encoder: The shared encoder; in the specific arrangement the one of each tower that has none
             of its own below.
         video_encoder: Own encoder of the video tower (specific arrangement only).
         audio_encoder: Own encoder of the audio tower (specific arrangement only).
         text_encoder: Own encoder of the text tower (specific arrangement only).
-        head: The common spaces.
+        head: The common spaces. None: there are none.
+        classifier: A classifier on one modality's features. None: there is none.
         drop_token: Share of video and audio tokens dropped in training, in [0, 1).
         audio_drop_token: Share of audio tokens, where it is another one; None: as `drop_token`.
         d_post: Width of the Dense(GELU) after the shared encoder (agnostic arrangement only) [C:
             1024].
     """
 
+    modalities: tuple[str, ...] = MODALITIES
     arrangement: Literal["agnostic", "specific"] = "agnostic"
     video: VideoConfig = field(default_factory=VideoConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
@@ -233,29 +324,59 @@ class VATTConfig:
     video_encoder: EncoderConfig | None = None
     audio_encoder: EncoderConfig | None = None
     text_encoder: EncoderConfig | None = None
-    head: HeadConfig = field(default_factory=HeadConfig)
+    head: HeadConfig | None = field(default_factory=HeadConfig)
+    classifier: ClassifierConfig | None = None
     drop_token: float = 0.5
     audio_drop_token: float | None = None
     d_post: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuses rates out of range and tower encoders that the arrangement would not use."""
+        """Refuses rates out of range, and parts that the model would not use or has not."""
+        object.__setattr__(self, "modalities", tuple(self.modalities))  # YAML has lists
         check_choices(self, "model")
         check_positive(self, "model", "d_post")
         for name in ("drop_token", "audio_drop_token"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        self._check_towers()
+
+    def _check_towers(self) -> None:
+        unknown = [name for name in self.modalities if name not in MODALITIES]
+        if unknown or not self.modalities or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(
+                f"modalities must be some of {', '.join(MODALITIES)}, got {self.modalities}"
+            )
         own = [name for name in MODALITIES if getattr(self, f"{name}_encoder") is not None]
         if self.arrangement == "agnostic" and own:
             raise ValueError(
                 f"the agnostic arrangement has one encoder, but {own[0]}_encoder is given: "
                 "remove it or use 'specific'"
             )
+        if self.arrangement == "agnostic" and self.text.tower == "linear":
+            raise ValueError("text.tower 'linear' needs the specific arrangement")
+        if self.text_encoder is not None and self.text.tower == "linear":
+            raise ValueError("text.tower 'linear' has no encoder, but text_encoder is given")
+        if self.head is not None and ("video" not in self.modalities or len(self.modalities) < 2):
+            raise ValueError(
+                "a head needs video and another modality, the model has "
+                f"{', '.join(self.modalities)}: set head to null"
+            )
+        if self.classifier is not None and self.classifier.modality not in self.modalities:
+            has, reads = ", ".join(self.modalities), self.classifier.modality
+            raise ValueError(f"the classifier reads {reads}, the model has {has}")
 
     def tower(self, modality: str) -> EncoderConfig:
         """The encoder configuration that a modality goes through."""
         own: EncoderConfig | None = getattr(self, f"{modality}_encoder")
         return own or self.encoder
+
+    def feature_width(self, modality: str) -> int:
+        """Width of a modality's pooled features."""
+        if self.arrangement == "agnostic":
+            return self.d_post
+        if modality == "text" and self.text.tower == "linear":
+            return self.text.d_linear
+        return self.tower(modality).d_model
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, for JSON and checkpoints that load with `weights_only=True`."""
@@ -275,69 +396,5 @@ class VATTConfig:
                 f"config has format_version {version}, this vatt reads {FORMAT_VERSION}: "
                 "update vatt"
             )
-        return _build(cls, values, "config")
-
-
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
-    """Fills a dataclass from nested dicts, refusing keys that it does not have."""
-    hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(hints)}")
-    arguments = {}
-    for name, value in values.items():
-        kinds = get_args(hints[name]) or (hints[name],)
-        nested: Any = next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
-        if nested is not None and isinstance(value, dict):
-            value = _build(nested, value, f"{where}.{name}")
-        arguments[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**arguments)
-
-
-# Encoder sizes, paper Table 7. Small is the T5 text tower.
-SMALL = EncoderConfig(num_layers=6, d_model=512, d_ff=2048, num_heads=8)
-BASE = EncoderConfig(num_layers=12, d_model=768, d_ff=3072, num_heads=12)
-MEDIUM = EncoderConfig(num_layers=12, d_model=1024, d_ff=4096, num_heads=16)
-LARGE = EncoderConfig(num_layers=24, d_model=1024, d_ff=4096, num_heads=16)
-TINY = EncoderConfig(num_layers=2, d_model=32, d_ff=64, num_heads=2, d_kv=16, dropout=0.0)
-
-
-def _agnostic(encoder: EncoderConfig) -> VATTConfig:
-    return VATTConfig(arrangement="agnostic", encoder=encoder)
-
-
-def _specific(video: EncoderConfig) -> VATTConfig:
-    return VATTConfig(
-        arrangement="specific", video_encoder=video, audio_encoder=BASE, text_encoder=SMALL
-    )
-
-
-_PRESETS = {
-    "ma-base": _agnostic(BASE),
-    "ma-medium": _agnostic(MEDIUM),
-    "ma-large": _agnostic(LARGE),
-    "bbs": _specific(BASE),
-    "mbs": _specific(MEDIUM),
-    "lbs": _specific(LARGE),
-    "tiny": VATTConfig(
-        video=VideoConfig(num_frames=4, frame_rate=5.0, image_size=32, patch_size=(2, 8, 8)),
-        audio=AudioConfig(
-            sample_rate=8_000, num_samples=6_400, patch_size=128
-        ),  # 0.8 s, as the video
-        text=TextConfig(vocab_size=256, d_embedding=16),
-        encoder=TINY,
-        head=HeadConfig(d_va=24, d_vt=12),
-        d_post=32,
-    ),
-}
-
-
-def preset(name: str) -> VATTConfig:
-    """A published model's configuration by name.
-
-    Raises:
-        ValueError: no such preset.
-    """
-    if name not in _PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(_PRESETS)}")
-    return _PRESETS[name]
+        result: VATTConfig = from_plain(cls, values, "config")
+        return result

@@ -35,7 +35,8 @@ class EmbeddingTable:
 
     Args:
         keys: `N` names.
-        video_va: float32 `[N, D_va]` on the CPU, of unit length, as all of these.
+        video_va: float32 `[N, D_va]` on the CPU, of unit length, as all of these. A joint space
+            stands for both.
         audio_va: float32 `[N, D_va]`.
         video_vt: float32 `[N, D_vt]`.
         text_vt: float32 `[N, K, D_vt]`; captions that a clip lacks are zeros.
@@ -123,10 +124,10 @@ def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
     none = torch.zeros(len(batch), dtype=torch.bool)
     return EmbeddingTable(
         keys=batch.keys or ("",) * len(batch),
-        video_va=unit.get("video_va"),
-        audio_va=unit.get("audio_va"),
-        video_vt=unit.get("video_vt"),
-        text_vt=unit.get("text_vt"),
+        video_va=unit.get("video_va", unit.get("video_joint")),
+        audio_va=unit.get("audio_va", unit.get("audio_joint")),
+        video_vt=unit.get("video_vt", unit.get("video_joint")),
+        text_vt=unit.get("text_vt", unit.get("text_joint")),
         video_mask=none if batch.video_mask is None else batch.video_mask.cpu(),
         audio_mask=none if batch.audio_mask is None else batch.audio_mask.cpu(),
         text_mask=none[:, None] if batch.text_mask is None else batch.text_mask.cpu(),

@@ -5,6 +5,7 @@ code.
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from vatt.config import EncoderConfig
 
 NORM_EPS = 1e-6  # every LayerNorm and RMS norm of the official encoders
+RELATIVE_BIAS_RANGE = 0.05  # Keras' default for embeddings, which [C] leaves as it is
+# Standard deviation of a unit normal cut at two of them; Keras' Glorot normal divides by it.
+TRUNCATED_STD = 0.87962566103423978
+AttentionLayer = int | Literal["rollout"]  # whose attention is asked for; -1: the last block
 
 
 class Attention(nn.Module):
@@ -32,6 +37,12 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.query_key_value = nn.Linear(config.d_model, 3 * width, bias=bias)
         self.output = nn.Linear(width, config.d_model, bias=bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot bounds of the three projections that the fused one stands for."""
+        for part in self.query_key_value.weight.chunk(3):
+            nn.init.xavier_uniform_(part.data)
 
     def forward(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
         """`[B, L, D]` → `[B, L, D]`; `score_bias`, added to the scores, is `[B, N, L, L]`-like."""
@@ -46,13 +57,17 @@ class Attention(nn.Module):
         )
         return self.output(y_BNLE.transpose(1, 2).flatten(2))
 
-    def weights(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
-        """Attention weights `[B, N, L, L]`, rows summing to 1; for reports, not for training."""
-        query, key, _ = self._project(x_BLD)
+    def forward_with_weights(
+        self, x_BLD: Tensor, score_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, without dropout, and the attention weights `[B, N, L, L]`."""
+        query, key, value = self._project(x_BLD)
         scores_BNLL = query @ key.transpose(-1, -2) * self.scale
         if score_bias is not None:
             scores_BNLL = scores_BNLL + score_bias
-        return scores_BNLL.softmax(dim=-1)
+        weights_BNLL = scores_BNLL.softmax(dim=-1)
+        y_BNLE = weights_BNLL @ value
+        return self.output(y_BNLE.transpose(1, 2).flatten(2)), weights_BNLL
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BL3NE = self.query_key_value(x_BLD).unflatten(-1, (3, self.num_heads, -1))
@@ -85,16 +100,27 @@ class Block(nn.Module):
     def __init__(self, config: EncoderConfig, *, t5: bool = False) -> None:
         super().__init__()
         norm = nn.RMSNorm if t5 else nn.LayerNorm
+        bias = config.bias and not t5
         self.attention_norm = norm(config.d_model, eps=NORM_EPS)
-        self.attention = Attention(config, bias=not t5, scaled=not t5)
+        self.attention = Attention(config, bias=bias, scaled=not t5)
         self.mlp_norm = nn.LayerNorm(config.d_model, eps=NORM_EPS)  # also in the official T5
-        self.mlp = MLP(config, bias=not t5)
+        self.mlp = MLP(config, bias=bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
         """`[B, L, D]` → `[B, L, D]`."""
         x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), score_bias))
         return x_BLD + self.dropout(self.mlp(self.mlp_norm(x_BLD)))
+
+    def forward_with_weights(
+        self, x_BLD: Tensor, score_bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attention weights `[B, N, L, L]`."""
+        y_BLD, weights_BNLL = self.attention.forward_with_weights(
+            self.attention_norm(x_BLD), score_bias
+        )
+        x_BLD = x_BLD + self.dropout(y_BLD)
+        return x_BLD + self.dropout(self.mlp(self.mlp_norm(x_BLD))), weights_BNLL
 
 
 class Encoder(nn.Module):
@@ -122,6 +148,13 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.relative_max_distance = relative_max_distance
         self.relative_bias = nn.Embedding(relative_buckets, config.num_heads) if t5 else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Small relative biases."""
+        if self.relative_bias is not None:
+            limit = RELATIVE_BIAS_RANGE
+            nn.init.uniform_(self.relative_bias.weight, -limit, limit)
 
     def forward(self, x_BLD: Tensor, token_mask_BL: Tensor | None = None) -> Tensor:
         """Encodes tokens.
@@ -139,14 +172,49 @@ class Encoder(nn.Module):
             x_BLD = block(x_BLD, score_bias)
         return self.dropout(self.final_norm(x_BLD))
 
-    def last_attention(self, x_BLD: Tensor, token_mask_BL: Tensor | None = None) -> Tensor:
-        """Attention weights of the last block, `[B, N, L, L]`."""
+    def forward_with_attention(
+        self, x_BLD: Tensor, token_mask_BL: Tensor | None, layer: AttentionLayer
+    ) -> tuple[Tensor, Tensor]:
+        """As `forward`, and where tokens look.
+
+        Args:
+            x_BLD: float `[B, L, D]`.
+            token_mask_BL: bool `[B, L]` or None.
+            layer: Index of a block, negative from the end; or `rollout`.
+
+        Returns:
+            Encoded tokens float `[B, L, D]`, and attention whose rows sum to 1: of a block
+            `[B, N, L, L]`, of rollout `[B, 1, L, L]`: the product over all blocks of the mean
+            over heads, half of it replaced by the identity for the residual branch.
+
+        Raises:
+            ValueError: there is no such block.
+
+        Source: Abnar & Zuidema, "Quantifying attention flow in transformers", ACL 2020.
+        """
+        wanted = self._block_index(layer)
         score_bias = self._score_bias(x_BLD, token_mask_BL)
-        *before, last = self.blocks
-        for block in before:
-            x_BLD = block(x_BLD, score_bias)
-        assert isinstance(last, Block)
-        return last.attention.weights(last.attention_norm(x_BLD), score_bias)
+        attention: Tensor | None = None
+        for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            if wanted is not None and number != wanted:
+                x_BLD = block(x_BLD, score_bias)
+                continue
+            x_BLD, weights_BNLL = block.forward_with_weights(x_BLD, score_bias)
+            attention = weights_BNLL if wanted is not None else _roll_out(attention, weights_BNLL)
+        assert attention is not None
+        return self.dropout(self.final_norm(x_BLD)), attention
+
+    def _block_index(self, layer: AttentionLayer) -> int | None:
+        """Index from the front; None for rollout, which needs all blocks."""
+        if layer == "rollout":
+            return None
+        count = len(self.blocks)
+        if isinstance(layer, bool) or not isinstance(layer, int) or not -count <= layer < count:
+            raise ValueError(
+                f"attention_layer must be in [-{count}, {count}) or 'rollout', got {layer!r}"
+            )
+        return layer % count
 
     def _score_bias(self, x_BLD: Tensor, token_mask_BL: Tensor | None) -> Tensor | None:
         """What is added to the attention scores; None where nothing is: the fast kernels."""
@@ -164,6 +232,14 @@ class Encoder(nn.Module):
             relative = self.relative_bias(buckets_LL).permute(2, 0, 1)[None].to(x_BLD.dtype)
             bias = relative if bias is None else bias + relative
         return bias
+
+
+def _roll_out(before: Tensor | None, weights_BNLL: Tensor) -> Tensor:
+    """One more block of attention rollout: `[B, 1, L, L]`."""
+    mean = weights_BNLL.mean(dim=1, keepdim=True)
+    identity = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+    step = (mean + identity) / 2
+    return step if before is None else step @ before
 
 
 def relative_position_buckets(
@@ -189,16 +265,20 @@ def relative_position_buckets(
     return torch.where(distance < num_exact, distance, far) + half * (offset_LL > 0)
 
 
-def init_dense(module: nn.Module) -> None:
-    """Glorot uniform kernels and zero biases, as every Dense [C]; for `nn.Module.apply`."""
+def init_weights(module: nn.Module) -> None:
+    """Draws a module's weights as Keras draws those of the official one; for `nn.Module.apply`.
+
+    A Dense is Glorot uniform with bias zero; what a module does otherwise is its own
+    `reset_parameters`, after those of its parts.
+    """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
 
 
-def init_fused_projections(module: nn.Module) -> None:
-    """Glorot bounds of the three projections that one fused stands for; for `apply`."""
-    if isinstance(module, Attention):
-        for part in module.query_key_value.weight.chunk(3):
-            nn.init.xavier_uniform_(part.data)
+def truncated_normal(tensor: Tensor, std: float) -> None:
+    """Fills with Keras' `TruncatedNormal`: what lies beyond two of `std` is drawn again."""
+    nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)

@@ -4,7 +4,6 @@ Source: Akbari et al., NeurIPS 2021, section 3; google-research/vatt `modeling`.
 `vatt.batch`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from vatt.batch import Batch
 from vatt.config import VATTConfig
-from vatt.heads import FACHead
-from vatt.layers import Encoder, init_dense, init_fused_projections
-from vatt.tokens import PatchTokens, WordTokens
+from vatt.heads import Classifier, FACHead, JointHead, at_least_float32
+from vatt.inputs import expect_image
+from vatt.layers import AttentionLayer, Encoder, init_weights
+from vatt.tokens import LinearText, PatchTokens, WordTokens
 
 
 @dataclass(kw_only=True)
@@ -26,12 +26,19 @@ class VATTOutput:
 
     Args:
         features: Pooled AGG features: `video` and `audio` float `[B, D]`, `text` float `[B, K, D]`.
-        embeddings: In the common spaces, not normalised: `video_va`, `audio_va` float32 `[B,
-            d_va]`, `video_vt` float32 `[B, d_vt]`, `text_vt` float32 `[B, K, d_vt]`.
+        embeddings: In the common spaces, not normalised, float32. FAC head: `video_va`, `audio_va`
+            `[B, d_va]`, `video_vt` `[B, d_vt]`, `text_vt` `[B, K, d_vt]`; joint head:
+            `video_joint`, `audio_joint` `[B, d_joint]`, `text_joint` `[B, K, d_joint]`.
+        logits: Of the classifier, float32 `[B, num_classes]`; None: there is none.
+        attention: Where asked for, by modality: float `[B, N, 1 + L, 1 + L]`, text
+            `[B, K, N, 1 + L, 1 + L]` with `L` of the longest caption, AGG first; `N` is 1 for
+            rollout.
     """
 
     features: dict[str, Tensor] = field(default_factory=dict)
     embeddings: dict[str, Tensor] = field(default_factory=dict)
+    logits: Tensor | None = None
+    attention: dict[str, Tensor] = field(default_factory=dict)
 
 
 class VATT(nn.Module):
@@ -44,26 +51,33 @@ class VATT(nn.Module):
     def __init__(self, config: VATTConfig) -> None:
         super().__init__()
         self.config = config
-        agnostic = config.arrangement == "agnostic"
-        self.video_tokens = self._patch_tokens("video", agnostic)
-        self.audio_tokens = self._patch_tokens("audio", agnostic)
-        text = config.tower("text")
-        self.text_tokens = WordTokens(
-            config.text, text.d_model, agnostic=agnostic, dropout=text.dropout
-        )
-        self.encoders = nn.ModuleDict(self._encoders(agnostic))
+        self.agnostic = config.arrangement == "agnostic"
+        has = config.modalities.__contains__
+        self.video_tokens = self._patch_tokens("video") if has("video") else None
+        self.audio_tokens = self._patch_tokens("audio") if has("audio") else None
+        self.text_tokens = self._text_tokens() if has("text") else None
+        self.encoders = nn.ModuleDict(self._encoders())
+        d_model = config.encoder.d_model
         self.post_projections = nn.ModuleDict(
-            {name: nn.Linear(text.d_model, config.d_post) for name in ("video", "audio", "text")}
-            if agnostic
+            {name: nn.Linear(d_model, config.d_post) for name in config.modalities}
+            if self.agnostic
             else {}
         )
-        self.head = FACHead(
-            config.head, *(self.feature_width(m) for m in ("video", "audio", "text"))
-        )
-        self.apply(init_dense)
-        self.apply(init_fused_projections)
+        widths = {name: config.feature_width(name) for name in config.modalities}
+        self.head: FACHead | JointHead | None = None
+        if config.head is not None:
+            head = FACHead if config.head.kind == "fac" else JointHead
+            self.head = head(config.head, widths)
+        self.classifier = None
+        if config.classifier is not None:
+            self.classifier = Classifier(config.classifier, widths[config.classifier.modality])
+        self.init_weights()
 
-    def _patch_tokens(self, modality: str, agnostic: bool) -> PatchTokens:
+    def init_weights(self) -> None:
+        """Draws all weights anew, as Keras draws those of the official model."""
+        self.apply(init_weights)
+
+    def _patch_tokens(self, modality: str) -> PatchTokens:
         config, encoder = self.config, self.config.tower(modality)
         drop_token = config.drop_token
         if modality == "audio" and config.audio_drop_token is not None:
@@ -71,120 +85,183 @@ class VATT(nn.Module):
         return PatchTokens(
             config.video if modality == "video" else config.audio,
             encoder.d_model,
-            agnostic=agnostic,
+            agnostic=self.agnostic,
             drop_token=drop_token,
             dropout=encoder.dropout,
         )
 
-    def _encoders(self, agnostic: bool) -> dict[str, Encoder]:
-        config = self.config
-        if agnostic:
-            return {"shared": Encoder(config.encoder)}
-        text = Encoder(
-            config.tower("text"),
-            t5=True,
-            relative_buckets=config.text.relative_buckets,
-            relative_max_distance=config.text.relative_max_distance,
+    def _text_tokens(self) -> WordTokens | LinearText:
+        config, encoder = self.config, self.config.tower("text")
+        if config.text.tower == "linear":
+            return LinearText(config.text)
+        return WordTokens(
+            config.text, encoder.d_model, agnostic=self.agnostic, dropout=encoder.dropout
         )
-        return {
-            "video": Encoder(config.tower("video")),
-            "audio": Encoder(config.tower("audio")),
-            "text": text,
-        }
 
-    def feature_width(self, modality: str) -> int:
-        """Width of a modality's pooled features."""
-        if self.config.arrangement == "agnostic":
-            return self.config.d_post
-        return self.config.tower(modality).d_model
+    def _encoders(self) -> dict[str, Encoder]:
+        config = self.config
+        if self.agnostic:
+            return {"shared": Encoder(config.encoder)}
+        encoders = {
+            name: Encoder(config.tower(name)) for name in config.modalities if name != "text"
+        }
+        if isinstance(self.text_tokens, WordTokens):
+            encoders["text"] = Encoder(
+                config.tower("text"),
+                t5=True,
+                relative_buckets=config.text.relative_buckets,
+                relative_max_distance=config.text.relative_max_distance,
+            )
+        return encoders
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Clips uint8 or float in [-1, 1], `[B, T, H, W, C]` → features float `[B, D]`."""
-        return self._encode("video", self.video_tokens(video))
+        return self._encode("video", video)[0]
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Images uint8 or float in [-1, 1], `[B, H, W, C]` → features float `[B, D]`.
+
+        An image enters as a video that stands still for one patch [P].
+        """
+        expect_image(image)
+        num_frames = self.config.video.patch_size[0]
+        return self.encode_video(image.unsqueeze(1).expand(-1, num_frames, -1, -1, -1))
 
     def encode_audio(self, audio: Tensor) -> Tensor:
-        """Waveforms float in [-1, 1], `[B, S]` → pooled features float `[B, D]`."""
-        return self._encode("audio", self.audio_tokens(audio))
+        """Waveforms float in [-1, 1], `[B, S]` → pooled features float `[B, D]`.
+
+        A spectrogram model takes its log-mel, float in [0, 1], `[B, M, F]`, too.
+        """
+        return self._encode("audio", audio)[0]
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Captions int64 `[B, J]`, 0 = padding → pooled features float `[B, D]`.
 
         Captions are cut to the longest of them; where none is padded no mask is made.
         """
-        longest = max(1, int((text != 0).sum(dim=1).max())) if text.numel() else 1
-        tokens, mask = self.text_tokens(text[:, :longest])
-        return self._encode("text", tokens, None if bool(mask.all()) else mask)
+        return self._encode("text", text)[0]
 
-    def _encode(self, modality: str, tokens_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        encoder = self._encoder(modality)
-        pooled = encoder(tokens_BLD, mask_BL)[:, 0]
-        if modality in self.post_projections:
-            pooled = F.gelu(self.post_projections[modality](pooled))
-        return pooled
+    def encode_tokens(self, modality: str, raw: Tensor) -> Tensor:
+        """What the encoder makes of every token; in training, of those that DropToken keeps.
 
-    def _encoder(self, modality: str) -> Encoder:
-        shared = self.config.arrangement == "agnostic"
-        encoder = self.encoders["shared" if shared else modality]
-        assert isinstance(encoder, Encoder)
-        return encoder
+        Args:
+            modality: `video`, `audio` or `text`.
+            raw: As for `encode_video`, `encode_audio` or `encode_text`.
+
+        Returns:
+            float `[B, 1 + L, D]`, AGG first; of the linear text tower `[B, L, D]`, it has no AGG.
+        """
+        if isinstance(self._tokens(modality), LinearText):
+            return self._tokens(modality)(raw)
+        return self._project(modality, self._hidden(modality, raw, None)[0])
 
     def embed_video(self, video: Tensor) -> dict[str, Tensor]:
-        """Clips → `va` float32 `[B, d_va]` and `vt` float32 `[B, d_vt]`, not normalised."""
-        return self.head.video(self.encode_video(video))
+        """Clips → `va` float32 `[B, d_va]` and `vt` float32 `[B, d_vt]`, or `joint`."""
+        return self._embed("video", self.encode_video(video))
 
     def embed_audio(self, audio: Tensor) -> dict[str, Tensor]:
-        """Waveforms → `va` float32 `[B, d_va]`, not normalised."""
-        return self.head.audio(self.encode_audio(audio))
+        """Waveforms → `va` float32 `[B, d_va]`, or `joint`; not normalised, as all of these."""
+        return self._embed("audio", self.encode_audio(audio))
 
     def embed_text(self, text: Tensor) -> dict[str, Tensor]:
-        """Captions → `vt` float32 `[B, d_vt]`, not normalised."""
-        return self.head.text(self.encode_text(text))
+        """Captions → `vt` float32 `[B, d_vt]`, or `joint`."""
+        return self._embed("text", self.encode_text(text))
 
-    def forward(self, batch: Batch) -> VATTOutput:
-        """Encodes what the batch holds; absent rows and empty captions cost nothing."""
+    def forward(
+        self,
+        batch: Batch,
+        *,
+        return_attention: bool = False,
+        attention_layer: AttentionLayer = -1,
+    ) -> VATTOutput:
+        """Encodes what the batch holds; absent rows and empty captions cost nothing.
+
+        Args:
+            batch: Clips; modalities that the model does not have are passed over.
+            return_attention: Whether to return where tokens look; costs nothing when off. When on,
+                attention has no dropout; in training DropToken leaves out tokens. The linear text
+                tower has none.
+            attention_layer: The block whose attention to return, or `rollout`
+                (`Encoder.forward_with_attention`).
+        """
         output = VATTOutput()
-        self._fill(
-            output, "video", batch.video, batch.video_mask, self.encode_video, self.head.video
-        )
-        self._fill(
-            output, "audio", batch.audio, batch.audio_mask, self.encode_audio, self.head.audio
-        )
-        self._fill(output, "text", batch.text, batch.text_mask, self.encode_text, self.head.text)
+        layer = attention_layer if return_attention else None
+        for modality in self.config.modalities:
+            raw, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
+            if raw is not None and mask is not None and bool(mask.any()):
+                self._fill(output, modality, raw, mask, layer)
         return output
 
     def _fill(
         self,
         output: VATTOutput,
         modality: str,
-        raw: Tensor | None,
-        mask: Tensor | None,
-        encode: Callable[[Tensor], Tensor],
-        embed: Callable[[Tensor], dict[str, Tensor]],
+        raw: Tensor,
+        mask: Tensor,
+        layer: AttentionLayer | None,
     ) -> None:
-        if raw is None or mask is None or not bool(mask.any()):
-            return
+        """Computes the rows of one modality that are there and puts them in their places."""
         everything = bool(mask.all())
-        features = encode(raw.flatten(0, mask.ndim - 1) if everything else raw[mask])
-        output.features[modality] = self._rows(features, mask, everything)
-        for space, embedding in embed(features).items():
-            output.embeddings[f"{modality}_{space}"] = self._rows(
-                embedding.float(), mask, everything
-            )
+        rows = raw.flatten(0, mask.ndim - 1) if everything else raw[mask]
+        features, attention = self._encode(modality, rows, layer)
+        output.features[modality] = place_rows(features, mask, everything)
+        if self.head is not None:
+            for space, embedding in self._embed(modality, features).items():
+                output.embeddings[f"{modality}_{space}"] = place_rows(embedding, mask, everything)
+        if attention is not None:
+            output.attention[modality] = place_rows(attention, mask, everything)
+        if self.classifier is not None and self.classifier.config.modality == modality:
+            output.logits = place_rows(self.classifier(features), mask, everything)
 
-    @staticmethod
-    def _rows(values: Tensor, mask: Tensor, everything: bool) -> Tensor:
-        """Puts computed rows where the mask is True: `[rows, D]` → `[*mask.shape, D]`."""
-        if everything:
-            return values.unflatten(0, mask.shape)
-        full = values.new_zeros(*mask.shape, values.shape[-1])
-        return full.masked_scatter(mask.unsqueeze(-1), values)
+    def _tokens(self, modality: str) -> nn.Module:
+        tokens = getattr(self, f"{modality}_tokens", None)
+        if tokens is None:
+            raise ValueError(
+                f"this model has {' and '.join(self.config.modalities)}, not {modality!r}"
+            )
+        assert isinstance(tokens, nn.Module)
+        return tokens
+
+    def _encode(
+        self, modality: str, raw: Tensor, layer: AttentionLayer | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pooled features `[rows, D]` and, where asked for, attention."""
+        tokens = self._tokens(modality)
+        if isinstance(tokens, LinearText):
+            return tokens(raw).amax(dim=1), None
+        hidden, attention = self._hidden(modality, raw, layer)
+        return self._project(modality, hidden[:, 0]), attention
+
+    def _hidden(
+        self, modality: str, raw: Tensor, layer: AttentionLayer | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens after the encoder `[rows, 1 + L, D]`, and attention."""
+        made = self._tokens(modality)(raw)
+        tokens, mask = made if isinstance(made, tuple) else (made, None)
+        encoder = self.encoders["shared" if self.agnostic else modality]
+        assert isinstance(encoder, Encoder)
+        if layer is None:
+            return encoder(tokens, mask), None
+        return encoder.forward_with_attention(tokens, mask, layer)
+
+    def _project(self, modality: str, hidden: Tensor) -> Tensor:
+        if modality not in self.post_projections:
+            return hidden
+        return F.gelu(self.post_projections[modality](hidden))
+
+    def _embed(self, modality: str, features: Tensor) -> dict[str, Tensor]:
+        if self.head is None:
+            raise ValueError("this model has no common spaces: its config has head null")
+        embeddings = self.head(modality, features)
+        return {space: at_least_float32(value) for space, value in embeddings.items()}
 
     @torch.no_grad()
-    def agg_attention(self, video: Tensor) -> Tensor:
-        """Where the AGG token of the last block looks in a clip, mean over heads.
+    def agg_attention(self, video: Tensor, layer: AttentionLayer = -1) -> Tensor:
+        """Where the AGG token looks in a clip, mean over heads.
 
         Args:
             video: As in `encode_video`.
+            layer: The block, or `rollout`.
 
         Returns:
             float `[B, T', H', W']` on the token grid; a row's sum is 1 minus what AGG gives to
@@ -197,5 +274,17 @@ class VATT(nn.Module):
             raise RuntimeError(
                 "agg_attention needs the whole grid of tokens: call model.eval() first"
             )
-        attention_BNLL = self._encoder("video").last_attention(self.video_tokens(video))
-        return attention_BNLL[:, :, 0, 1:].mean(dim=1).unflatten(1, self.config.video.grid)
+        attention_BNLL = self._hidden("video", video, layer)[1]
+        assert attention_BNLL is not None
+        assert self.video_tokens is not None
+        return (
+            attention_BNLL[:, :, 0, 1:].mean(dim=1).unflatten(1, self.video_tokens.grid_of(video))
+        )
+
+
+def place_rows(values: Tensor, mask: Tensor, everything: bool) -> Tensor:
+    """Puts computed rows where the mask is True: `[rows, …]` → `[*mask.shape, …]`, else zeros."""
+    if everything:
+        return values.unflatten(0, mask.shape)
+    full = values.new_zeros(*mask.shape, *values.shape[1:])
+    return full.masked_scatter(mask.reshape(*mask.shape, *[1] * (values.ndim - 1)), values)

@@ -4,14 +4,17 @@ Source: paper section 4.1 and appendix; google-research/vatt `configs/experiment
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vatt.config import check_choices
+from vatt.config_checks import check_choices
+
+HEAD_PREFIXES = ("head.", "classifier.")  # of parameters in a network; the rest is its backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +22,16 @@ class OptimizerConfig:
     """Optimiser of the trainable weights; defaults are those of pre-training [P, C].
 
     Args:
-        name: `adam`, `adamw` (decoupled weight decay) or `sgd`.
+        name: `adam` (Keras' form, see `KerasAdam`), `adamw` (torch's, decoupled weight decay) or
+            `sgd` (Keras' form, see `KerasSGD`).
         learning_rate: The schedule's peak.
         betas: Adam's averages of gradient and its square.
         eps: Adam's epsilon.
         momentum: SGD's.
         weight_decay: On the weights of linear layers and word vectors only.
+        clip_backbone: Largest global norm of the backbone's gradients; None: not clipped. 0.75 in
+            video fine-tuning [C].
+        clip_head: The same for the projection or classification heads and what the loss learns.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -33,15 +40,28 @@ class OptimizerConfig:
     eps: float = 1e-7
     momentum: float = 0.9
     weight_decay: float = 0.0
+    clip_backbone: float | None = None
+    clip_head: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses an optimiser that there is not, and rates that cannot train."""
+        """Refuses an optimiser that there is not, and values that cannot train."""
         check_choices(self, "optimizer")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise ValueError(
                 f"optimizer needs learning_rate > 0 and weight_decay >= 0, got "
                 f"{self.learning_rate} and {self.weight_decay}"
             )
+        for name in ("clip_backbone", "clip_head"):
+            norm = getattr(self, name)
+            if norm is not None and norm <= 0:
+                raise ValueError(
+                    f"optimizer.{name} must be a norm above 0, or null for no clipping, got {norm}"
+                )
+
+    @property
+    def clips(self) -> bool:
+        """Whether the gradients of any part are clipped."""
+        return self.clip_backbone is not None or self.clip_head is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +139,126 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
+class KerasAdam(torch.optim.Adam):
+    """Adam as Keras has it: epsilon is added to the root of the uncorrected second moment.
+
+    `w -= lr · √(1 - β2^t) / (1 - β1^t) · m / (√v + ε)`, where torch divides `√v` by `√(1 - β2^t)`
+    before it adds ε. Torch's with `ε / √(1 - β2^t)` is the same, so its kernels do the work: at
+    step 1 that is 32 times ε. As in Keras, `t` counts the steps of all parameters, also of one
+    that had no gradient in some of them. A group of the state dict holds the configured ε as
+    `epsilon` and `t` as `num_steps`; its `eps` is that of the last step.
+
+    Source: `keras.optimizers.Adam`, with which google-research/vatt trains.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
+        # a loss scaler shall leave out steps that overflow, and not hand them to the fused kernel,
+        # which would leave out its part of them in silence: they must not count
+        self._step_supports_amp_scaling = False
+
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
+        """What torch's `step` calls before it reads the state and eps of a group."""
+        is_complex = super()._init_group(group, *lists)
+        step_counts = lists[-1]
+        if "num_steps" not in group:  # the first step, or the first after a state of torch's Adam
+            group["epsilon"] = group["eps"]
+            group["num_steps"] = max((int(count) for count in step_counts), default=0)
+        for count in step_counts:
+            count.fill_(group["num_steps"])
+        group["num_steps"] += 1
+        correction = 1 - group["betas"][1] ** group["num_steps"]
+        group["eps"] = group["epsilon"] / math.sqrt(correction)
+        return is_complex
+
+
+class KerasSGD(Optimizer):
+    """SGD with momentum as Keras has it: the velocity holds learning rates along with gradients.
+
+    `velocity = momentum · velocity - lr · gradient`, then `w += velocity`, without Nesterov. Torch
+    multiplies by the learning rate after the momentum, which is another path wherever the rate
+    changes: in a warm-up from 0 its steps are longer.
+
+    Source: `keras.optimizers.SGD`, with which google-research/vatt fine-tunes.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Moves the parameters that have a gradient; `closure` computes the gradients before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if weights:
+                self._move(weights, group)
+        return loss
+
+    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["velocity"] = torch.zeros_like(weight)
+        velocities = [self.state[weight]["velocity"] for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if group["weight_decay"]:
+            decay = group["weight_decay"]
+            gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
+        torch._foreach_add_(weights, velocities)
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
     """The optimiser over the trainable parameters of `model`, at the peak learning rate.
 
     Args:
         model: Whose parameters.
         config: Which optimiser.
-        fused: One kernel for all parameters. Lightning refuses it beside gradient clipping where
-            it runs in mixed precision.
+        fused: One kernel for all parameters; not for `sgd`. Lightning refuses `adamw`'s beside
+            gradient clipping where it runs in mixed precision.
     """
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+        return KerasSGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    kind = torch.optim.AdamW if config.name == "adamw" else KerasAdam
     return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def backbone_and_head(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters of a network in its two parts: what makes the features, and what uses them."""
+    named = list(network.named_parameters())
+    backbone = [parameter for name, parameter in named if not name.startswith(HEAD_PREFIXES)]
+    head = [parameter for name, parameter in named if name.startswith(HEAD_PREFIXES)]
+    return backbone, head
+
+
+def clip_gradients(
+    backbone: Iterable[nn.Parameter], head: Iterable[nn.Parameter], config: OptimizerConfig
+) -> None:
+    """Scales the gradients of each part down to its largest global norm, in place.
+
+    Source: `tf.clip_by_global_norm`, `clip / max(norm, clip)`; torch's own adds 1e-6 to the norm.
+
+    Args:
+        backbone: Clipped to `config.clip_backbone`.
+        head: Clipped to `config.clip_head`.
+        config: The norms.
+    """
+    for part, largest in ((backbone, config.clip_backbone), (head, config.clip_head)):
+        gradients = [p.grad for p in part if p.grad is not None]
+        if largest is None or not gradients:
+            continue
+        norm = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, largest / norm.clamp(min=largest))

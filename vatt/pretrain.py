@@ -15,9 +15,16 @@ from vatt.checkpoint import CONFIG_KEY
 from vatt.config import MODALITIES, VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
-from vatt.losses import ContrastiveLoss, LossConfig, LossOutput, world_size
+from vatt.losses import PAIRS, ContrastiveLoss, LossConfig, LossOutput, world_size
 from vatt.model import VATT
-from vatt.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
+from vatt.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    backbone_and_head,
+    build_optimizer,
+    clip_gradients,
+    learning_rate_factor,
+)
 
 TRAINING_ONLY = ("dropout", "drop_token", "audio_drop_token")  # a checkpoint fits with others, too
 
@@ -34,6 +41,9 @@ class PretrainModule(LightningModule):
         loss: Which contrastive loss.
         optimizer: Which optimiser.
         schedule: The learning rate over the run.
+
+    Raises:
+        UserError: the model's head has no space for a pair that the loss weighs.
     """
 
     def __init__(
@@ -44,6 +54,7 @@ class PretrainModule(LightningModule):
         schedule: ScheduleConfig,
     ) -> None:
         super().__init__()
+        _check_spaces(model, loss)
         self.network = VATT(model)
         self.loss = ContrastiveLoss(loss)
         self.optimizer_config = optimizer
@@ -77,6 +88,19 @@ class PretrainModule(LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips backbone and head apart, or all gradients as the trainer's settings say."""
+        if self.optimizer_config.clips:
+            backbone, head = backbone_and_head(self.network)
+            clip_gradients(backbone, [*head, *self.loss.parameters()], self.optimizer_config)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_validation_epoch_start(self) -> None:
         """Starts with an empty gallery."""
         self._tables = []
@@ -106,7 +130,16 @@ class PretrainModule(LightningModule):
         return vars(embed_batch(self.network, batch))
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimiser of the network and of the temperatures, where they learn."""
+        """The optimiser of the network and of the temperatures, where they learn.
+
+        Raises:
+            UserError: the gradients would be clipped twice.
+        """
+        if self.optimizer_config.clips and self.trainer.gradient_clip_val:
+            raise UserError(
+                f"trainer.gradient_clip_val {self.trainer.gradient_clip_val} would clip what "
+                "optimizer.clip_backbone and clip_head clip: set it to null, or them"
+            )
         fused = "mixed" not in self.trainer.precision  # Lightning clips no fused ones there
         return build_optimizer(self, self.optimizer_config, fused=fused)
 
@@ -143,13 +176,14 @@ class PretrainModule(LightningModule):
         return optimizer
 
     def _measurements(self, loss: LossOutput, batch: Batch) -> dict[str, Tensor | float]:
+        parts = {
+            "loss": loss.losses,
+            "accuracy": loss.accuracies,
+            "temperature": loss.temperatures,
+            "bias": loss.biases,
+        }
         return {
-            "train/loss_video_audio": loss.video_audio,
-            "train/loss_video_text": loss.video_text,
-            "train/accuracy_video_audio": loss.accuracy_video_audio,
-            "train/accuracy_video_text": loss.accuracy_video_text,
-            "train/temperature_video_audio": loss.temperature_video_audio,
-            "train/temperature_video_text": loss.temperature_video_text,
+            **{f"train/{kind}_{pair}": v for kind, of in parts.items() for pair, v in of.items()},
             "train/learning_rate": self._optimizer().param_groups[0]["lr"],
             "data/audio_coverage": _share_present(batch.audio_mask),
             "data/text_coverage": _share_present(batch.text_mask),
@@ -158,8 +192,11 @@ class PretrainModule(LightningModule):
     def _refuse_non_finite(self, loss: LossOutput, batch: Batch) -> None:
         if torch.isfinite(loss.total):
             return
-        pairs = {"video-audio": loss.video_audio, "video-text": loss.video_text}
-        broken = [f"{name} {value.item()}" for name, value in pairs.items() if not value.isfinite()]
+        broken = [
+            f"{pair.replace('_', '-')} {value.item()}"
+            for pair, value in loss.losses.items()
+            if not value.isfinite()
+        ]
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.global_step} ({', '.join(broken)}; learning "
             f"rate {self._optimizer().param_groups[0]['lr']:.3g}). Clips of the batch: "
@@ -203,6 +240,24 @@ def join_ranks(parts: Sequence[EmbeddingTable]) -> EmbeddingTable:
     keys = [joined.keys[row] for row in rows]
     repeated = (n for n in range(len(parts) - 1, 0, -1) if all(keys[:n]) and keys[-n:] == keys[:n])
     return joined.select(rows[: len(rows) - next(repeated, 0)])
+
+
+def _check_spaces(model: VATTConfig, loss: LossConfig) -> None:
+    """Refuses a loss whose modalities never meet in the model, before anything is built."""
+    if model.head is None:
+        raise UserError("pre-training needs common spaces: model.head must not be null")
+    for name, weight in loss.weights.items():
+        pair = PAIRS[name]
+        absent = {pair.first, pair.second} - set(model.modalities)
+        if weight > 0 and absent:
+            raise UserError(
+                f"loss.{name}_weight is {weight}, but the model has no {absent.pop()}: set it to 0"
+            )
+        if weight > 0 and pair.fac_space is None and model.head.kind == "fac":
+            raise UserError(
+                f"loss.{name}_weight is {weight}, but the fac head has no space for that pair: "
+                "set it to 0, or head.kind to joint"
+            )
 
 
 def _share_present(mask: Tensor | None) -> Tensor | float:

@@ -7,16 +7,17 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from vatt.errors import UserError
 
 LAST_CHECKPOINT = "last.ckpt"
+AVERAGING_STATE = "averaging_state"  # Lightning's key in a checkpoint whose model is an average
 
 
 def has_stepped(trainer: Trainer) -> bool:
@@ -51,6 +52,22 @@ class RunCheckpoint(Checkpoint):
         self.path = folder / LAST_CHECKPOINT
         self.every_n_steps = every_n_steps
         self.saved_step = 0
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuses to train averaged weights on, as if they were those that the optimiser moved.
+
+        Raises:
+            UserError: the checkpoint's model is an average, and this run keeps none.
+        """
+        callbacks = cast(Any, trainer).callbacks
+        keeps_average = any(isinstance(callback, WeightAveraging) for callback in callbacks)
+        if AVERAGING_STATE in checkpoint and not keeps_average:
+            raise UserError(
+                "the checkpoint holds averaged weights beside those in training: go on with the "
+                "run.ema_decay of its run, or start a new run"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run need not write what it was read from."""

@@ -4,13 +4,18 @@ Source: paper sections 3.1 to 3.3; google-research/vatt `modeling/backbones`. Sh
 `vatt.batch`.
 """
 
+import math
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vatt.audio import LogMel
 from vatt.config import AudioConfig, TextConfig, VideoConfig
-from vatt.layers import NORM_EPS
+from vatt.inputs import expect_spectrogram, expect_text, expect_video, expect_waveform
+from vatt.layers import NORM_EPS, TRUNCATED_STD, truncated_normal
 from vatt.preprocess import normalize_video
 
 POSITION_DROPOUT = 0.1  # hard-coded [C]; here off where the encoder's dropout is 0
@@ -26,6 +31,14 @@ def patch_video(video_BTHWC: Tensor, patch_size: tuple[int, int, int]) -> Tensor
 def patch_waveform(waveform_BS: Tensor, patch_size: int) -> Tensor:
     """`[B, S]` → patches `[B, L, P]`."""
     return rearrange(waveform_BS, "b (l p) -> b l p", p=patch_size)
+
+
+def patch_spectrogram(mel_BMF: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """`[B, M, F]` → patches `[B, L, P]`, time-major; what fills no patch is left out [C]."""
+    time, mel = patch_size
+    num_time, num_mel = mel_BMF.shape[1] // time, mel_BMF.shape[2] // mel
+    whole = mel_BMF[:, : num_time * time, : num_mel * mel]
+    return rearrange(whole, "b (t pt) (f pf) -> b (t f) (pt pf)", pt=time, pf=mel)
 
 
 def sample_kept_tokens(num_rows: int, num_tokens: int, drop: float, device: torch.device) -> Tensor:
@@ -53,32 +66,82 @@ def select_tokens(x_BLD: Tensor, kept_BL: Tensor) -> Tensor:
     return x_BLD.gather(1, kept_BL[:, :, None].expand(-1, -1, x_BLD.shape[2]))
 
 
+@lru_cache(maxsize=64)
+def interpolation_matrix(num_from: int, num_to: int) -> Tensor:
+    """Weights that carry a table of positions to another length: float32 `[num_to, num_from]`.
+
+    The cubic polyharmonic spline, a sum of |distance|³ and a straight line, through entry i of the
+    table at i / num_from, read at j / num_to.
+
+    Source: `ExpandableEmbedding` of google-research/vatt `modeling/common/transformers.py`.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):  # kept for callers in any mode
+        return _interpolation_matrix(num_from, num_to)
+
+
+def _interpolation_matrix(num_from: int, num_to: int) -> Tensor:
+    if num_from == 1:
+        return torch.ones(num_to, 1)
+    knots = torch.arange(num_from, dtype=torch.float64) / num_from
+    queries = torch.arange(num_to, dtype=torch.float64) / num_to
+    line = torch.stack([knots, torch.ones_like(knots)], dim=1)
+    system = torch.zeros(num_from + 2, num_from + 2, dtype=torch.float64)
+    system[:num_from, :num_from] = (knots[:, None] - knots).abs() ** 3
+    system[:num_from, num_from:], system[num_from:, :num_from] = line, line.T
+    basis = (queries[:, None] - knots).abs() ** 3
+    at_queries = torch.cat([basis, queries[:, None], torch.ones(num_to, 1)], dim=1)
+    return torch.linalg.solve(system, at_queries, left=False)[:, :num_from].float()
+
+
 class Positions(nn.Module):
     """Learned tables, one per axis, whose sum is normalised by a LayerNorm.
 
     Args:
-        grid: Entries of each table: (8, 14, 14) for the paper's video, (1200,) for its audio.
+        grid: Entries of each table: (8, 14, 14) for the paper's video, (1200,) for its waveform.
         d_model: Width.
+        transposed: Reads a grid of two axes as if its second were the slower
+            (`SpectrogramConfig.transposed_positions`).
     """
 
-    def __init__(self, grid: tuple[int, ...], d_model: int) -> None:
+    def __init__(self, grid: tuple[int, ...], d_model: int, *, transposed: bool = False) -> None:
         super().__init__()
         self.grid = grid
+        self.transposed = transposed
         self.tables = nn.ParameterList(nn.Parameter(torch.empty(size, d_model)) for size in grid)
         self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
-        for table in self.tables:
-            nn.init.trunc_normal_(table, std=d_model**-0.5)
+        self.reset_parameters()
 
-    def forward(self) -> Tensor:
-        """Positions of the whole grid, float `[L, D]`, first axis slowest."""
-        total = self.tables[0]
-        for table in list(self.tables)[1:]:
+    def reset_parameters(self) -> None:
+        """Truncated normal [C]; the norm makes its scale matter to Adam only."""
+        for table in self.tables:
+            truncated_normal(table, std=table.shape[1] ** -0.5)
+
+    def forward(self, grid: tuple[int, ...] | None = None) -> Tensor:
+        """Positions of a whole grid, float `[L, D]`, first axis slowest; None: of the tables' own.
+
+        Each axis that has another length than its table is interpolated.
+        """
+        tables = [
+            self._resize(table, size)
+            for table, size in zip(self.tables, grid or self.grid, strict=True)
+        ]
+        if self.transposed:
+            tables = tables[::-1]
+        total = tables[0]
+        for table in tables[1:]:
             total = total.unsqueeze(-2) + table
         return self.norm(total.flatten(0, -2))
 
+    @staticmethod
+    def _resize(table: Tensor, size: int) -> Tensor:
+        if size == table.shape[0]:
+            return table
+        with torch.autocast(table.device.type, enabled=False):
+            return interpolation_matrix(table.shape[0], size).to(table) @ table
+
 
 class PatchTokens(nn.Module):
-    """Video or waveform patches → tokens with AGG in front.
+    """Video, waveform or spectrogram patches → tokens with AGG in front.
 
     Patches are dropped before they are projected, so that what DropToken drops costs nothing.
 
@@ -102,29 +165,51 @@ class PatchTokens(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.drop_token = drop_token
-        grid: tuple[int, ...]
-        if isinstance(geometry, VideoConfig):
-            frames, height, width = geometry.patch_size
-            num_values, grid = frames * height * width * 3, geometry.grid
-        else:
-            num_values, grid = geometry.patch_size, (geometry.num_tokens,)
-        self.patch_projection = nn.Linear(
-            num_values, d_model
-        )  # a strided convolution, as one product
+        self.kernel, num_channels = patch_kernel(geometry)
+        num_values = math.prod(self.kernel) * num_channels
+        # a strided convolution, as one product
+        self.patch_projection = nn.Linear(num_values, d_model)
         self.pre_projection = nn.Linear(d_model, d_model) if agnostic else None
-        self.positions = Positions(grid, d_model)
+        mel = geometry.spectrogram if isinstance(geometry, AudioConfig) else None
+        self.positions = Positions(
+            geometry.position_grid or geometry.grid,
+            d_model,
+            transposed=mel is not None and mel.transposed_positions,
+        )
         self.agg = nn.Parameter(torch.empty(d_model))
         self.position_dropout = nn.Dropout(POSITION_DROPOUT if dropout else 0.0)
+        self.log_mel = None
+        if isinstance(geometry, AudioConfig) and mel is not None:
+            self.log_mel = LogMel(
+                sample_rate=geometry.sample_rate,
+                window_samples=mel.window_samples,
+                hop_samples=mel.hop_samples,
+                num_mels=mel.num_mels,
+                min_hertz=mel.min_hertz,
+                max_hertz=mel.max_hertz,
+            )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot uniform of the convolution, whose fans count all positions of its kernel [C]."""
         init_agg(self.agg)
+        d_model, num_values = self.patch_projection.weight.shape
+        bound = math.sqrt(6 / (num_values + math.prod(self.kernel) * d_model))
+        nn.init.uniform_(self.patch_projection.weight, -bound, bound)
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Video `[B, T, H, W, C]` or waveform `[B, S]` → tokens float `[B, 1 + L, D]`.
+        """Raw input → tokens float `[B, 1 + L, D]`.
+
+        Args:
+            raw: Video uint8 or float in [-1, 1] `[B, T, H, W, C]`; waveform float in [-1, 1]
+                `[B, S]`; for a spectrogram model also the log-mel itself, float in [0, 1]
+                `[B, M, F]`. Another geometry than the model's gets interpolated positions.
 
         Raises:
-            ValueError: the input has another geometry than the model.
+            ValueError: wrong rank, dtype or channels, or sizes that the patches do not divide.
         """
-        patches_BLP = self._patch(raw)
-        positions_LD = self.positions()
+        patches_BLP, grid = self._patch(raw)
+        positions_LD = self.positions(grid)
         if self.training and self.drop_token > 0:
             num_rows, num_tokens, _ = patches_BLP.shape
             kept_BL = sample_kept_tokens(num_rows, num_tokens, self.drop_token, raw.device)
@@ -135,19 +220,49 @@ class PatchTokens(nn.Module):
             patches_BLP = normalize_video(patches_BLP)
         if self.geometry.input_scale != 1:
             patches_BLP = patches_BLP * self.geometry.input_scale
-        x_BLD = self.patch_projection(patches_BLP)
+        x_BLD = self.patch_projection(patches_BLP.to(self.patch_projection.weight.dtype))
         if self.pre_projection is not None:
             x_BLD = F.gelu(self.pre_projection(x_BLD))
         return prepend_agg(self.agg, self.position_dropout(x_BLD + positions))
 
-    def _patch(self, raw: Tensor) -> Tensor:
-        geometry = self.geometry
-        if isinstance(geometry, VideoConfig):
-            size = geometry.image_size
-            expect_shape("video", raw, (geometry.num_frames, size, size, 3))
-            return patch_video(raw, geometry.patch_size)
-        expect_shape("audio", raw, (geometry.num_samples,))
-        return patch_waveform(raw, geometry.patch_size)
+    def grid_of(self, raw: Tensor) -> tuple[int, ...]:
+        """Tokens along each axis that an input is cut into.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        if isinstance(self.geometry, VideoConfig):
+            expect_video(raw, self.kernel)
+            return tuple(n // p for n, p in zip(raw.shape[1:4], self.kernel, strict=True))
+        if self.geometry.spectrogram is None:
+            expect_waveform(raw, self.geometry.patch_size)
+            return (raw.shape[1] // self.geometry.patch_size,)
+        hop = self.geometry.spectrogram.hop_samples
+        expect_spectrogram(raw, self.kernel, hop)
+        num_windows = raw.shape[1] if raw.ndim == 3 else -(-raw.shape[1] // hop)
+        num_mels = raw.shape[2] if raw.ndim == 3 else self.geometry.spectrogram.num_mels
+        return num_windows // self.kernel[0], num_mels // self.kernel[1]
+
+    def _patch(self, raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Patches `[B, L, P]` and the grid that they come from."""
+        grid = self.grid_of(raw)
+        if isinstance(self.geometry, VideoConfig):
+            return patch_video(raw, self.geometry.patch_size), grid
+        if self.geometry.spectrogram is None:
+            return patch_waveform(raw, self.geometry.patch_size), grid
+        if raw.ndim == 2:
+            assert self.log_mel is not None
+            raw = self.log_mel(raw)
+        return patch_spectrogram(raw, self.geometry.spectrogram.patch_size), grid
+
+
+def patch_kernel(geometry: VideoConfig | AudioConfig) -> tuple[tuple[int, ...], int]:
+    """Extent of a patch along each axis of the grid, and channels."""
+    if isinstance(geometry, VideoConfig):
+        return geometry.patch_size, 3
+    if geometry.spectrogram is not None:
+        return geometry.spectrogram.patch_size, 1
+    return (geometry.patch_size,), 1
 
 
 class WordTokens(nn.Module):
@@ -163,35 +278,69 @@ class WordTokens(nn.Module):
 
     def __init__(self, config: TextConfig, d_model: int, *, agnostic: bool, dropout: float) -> None:
         super().__init__()
+        self.embedding = word_vectors(config)
         self.max_words = config.max_words
-        self.vocab_size = config.vocab_size
-        self.embedding = nn.Embedding(config.vocab_size, config.d_embedding)
-        self.embedding.weight.requires_grad_(config.train_embedding)
         self.pre_projection = nn.Linear(config.d_embedding, d_model, bias=agnostic)
         self.positions = Positions((config.max_words,), d_model) if agnostic else None
         self.agg = nn.Parameter(torch.empty(d_model if agnostic else config.d_embedding))
         self.position_dropout = nn.Dropout(POSITION_DROPOUT if dropout and agnostic else 0.0)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The word vectors are the embedding's own N(0, 1): [C] has them from word2vec."""
         init_agg(self.agg)
 
-    def forward(self, ids_BJ: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids `[B, J]` → tokens float `[B, 1 + J, D]` and their mask bool `[B, 1 + J]`.
+    def forward(self, ids_BJ: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Ids int64 `[B, J]` → tokens float `[B, 1 + J, D]` and their mask.
+
+        Captions are cut to the longest of them, so `J` may shrink. The mask, bool `[B, 1 + J]`, is
+        None where nothing is padded.
 
         Raises:
-            ValueError: more words than the model has positions, or an id outside the vocabulary.
+            ValueError: wrong rank or dtype, more words than the model has positions, or an id
+                outside the vocabulary.
         """
-        if ids_BJ.ndim != 2 or ids_BJ.shape[1] > self.max_words:
-            raise ValueError(f"text must be [B, J ≤ {self.max_words}], got {tuple(ids_BJ.shape)}")
-        if not ids_BJ.is_cuda and ids_BJ.numel() and int(ids_BJ.max()) >= self.vocab_size:
-            raise ValueError(
-                f"text id {int(ids_BJ.max())} is outside the vocabulary of {self.vocab_size}"
-            )
+        expect_text(ids_BJ, self.max_words, self.embedding.num_embeddings)
+        used = (ids_BJ != 0).any(dim=0).nonzero()
+        ids_BJ = ids_BJ[:, : int(used[-1]) + 1 if len(used) else 1]
         words = self.embedding(ids_BJ)
         if self.positions is None:
             tokens = F.gelu(self.pre_projection(prepend_agg(self.agg, words)))
         else:
             words = F.gelu(self.pre_projection(words)) + self.positions()[: ids_BJ.shape[1]]
             tokens = prepend_agg(self.agg, self.position_dropout(words))
-        return tokens, F.pad(ids_BJ != 0, (1, 0), value=True)
+        mask = F.pad(ids_BJ != 0, (1, 0), value=True)
+        return tokens, None if bool(mask.all()) else mask
+
+
+class LinearText(nn.Module):
+    """The linear text tower: relu(Dense) of each word vector.
+
+    Source: google-research/vatt `modeling/backbones/text/linear.py`.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embedding = word_vectors(config)
+        self.max_words = config.max_words
+        self.projection = nn.Linear(config.d_embedding, config.d_linear)
+
+    def forward(self, ids_BJ: Tensor) -> Tensor:
+        """Ids int64 `[B, J]` → float `[B, max_words, D]`, padding included.
+
+        Raises:
+            ValueError: as `WordTokens`.
+        """
+        expect_text(ids_BJ, self.max_words, self.embedding.num_embeddings)
+        ids_BJ = F.pad(ids_BJ, (0, self.max_words - ids_BJ.shape[1]))
+        return F.relu(self.projection(self.embedding(ids_BJ)))
+
+
+def word_vectors(config: TextConfig) -> nn.Embedding:
+    """The table of word vectors, frozen or not."""
+    embedding = nn.Embedding(config.vocab_size, config.d_embedding)
+    embedding.weight.requires_grad_(config.train_embedding)
+    return embedding
 
 
 def prepend_agg(agg: Tensor, x_BLD: Tensor) -> Tensor:
@@ -201,11 +350,4 @@ def prepend_agg(agg: Tensor, x_BLD: Tensor) -> Tensor:
 
 def init_agg(agg: Tensor) -> None:
     """Glorot normal of a vector, whose fans are both its length [C]."""
-    nn.init.normal_(agg, std=agg.shape[0] ** -0.5)
-
-
-def expect_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless `value` is `[B, *shape]`."""
-    if tuple(value.shape[1:]) != shape:
-        wanted = ", ".join(map(str, shape))
-        raise ValueError(f"{name} must be [B, {wanted}] for this model, got {tuple(value.shape)}")
+    truncated_normal(agg, std=agg.shape[0] ** -0.5 / TRUNCATED_STD)

@@ -20,7 +20,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from safetensors.torch import save
 from torch import Tensor
 
-from vatt.callbacks import TOKENIZER, DataReport, EndOfRun, StepClock, StepSeed, TimeBudget
+from vatt.callbacks import (
+    TOKENIZER,
+    DataReport,
+    EndOfRun,
+    StepClock,
+    StepSeed,
+    TimeBudget,
+    WeightAverage,
+)
 from vatt.config import MODALITIES
 from vatt.config_files import config_paths, explain, given_keys, with_config_paths
 from vatt.errors import UserError
@@ -46,6 +54,8 @@ class RunConfig:
         time_budget_seconds: Training time after which the run ends, its schedule carried out, if
             `trainer.max_steps` did not end it before; None: no limit.
         checkpoint_every_n_steps: Steps between two writes of `checkpoints/last.ckpt`.
+        ema_decay: Decay of a moving average of the weights, which is then what is validated and
+            what the checkpoint's model is; 0.999 averages over about 1000 steps. None: no average.
         wandb: `auto`: online with a key, else offline.
         wandb_project: Project of the W&B run.
     """
@@ -53,6 +63,7 @@ class RunConfig:
     dir: str | None = None
     time_budget_seconds: float | None = None
     checkpoint_every_n_steps: int = 500
+    ema_decay: float | None = None
     wandb: WandbMode = "auto"
     wandb_project: str = "vatt"
 
@@ -244,6 +255,8 @@ class TrainingCLI(LightningCLI):
         self._go_on = f"go on with: vatt fit --config {self.config_path} --ckpt_path last"
         self.stop = StopOnSignal(self.checkpoint, self._go_on)
         callbacks = [DataReport(), self.checkpoint, self.stop]
+        if run["ema_decay"] is not None:
+            callbacks.append(WeightAverage(run["ema_decay"]))
         if run["time_budget_seconds"] is not None:
             callbacks.append(TimeBudget(self._clock, run["time_budget_seconds"]))
         return [*callbacks, EndOfRun(self._clock)]

@@ -1,0 +1,67 @@
+"""What the raw inputs of a model must be; one error each that says expected and actual."""
+
+import torch
+from torch import Tensor
+
+
+def expect_video(video: Tensor, patch_size: tuple[int, ...]) -> None:
+    """Raises ValueError unless patches cut `video`, `[B, T, H, W, 3]`, without remainder."""
+    wanted = "video must be uint8 or float [B, T, H, W, 3]"
+    if video.ndim != 5 or video.shape[-1] != 3 or not is_raw(video, torch.uint8):
+        raise ValueError(f"{wanted}, got {described(video)}")
+    if any(size == 0 or size % p for size, p in zip(video.shape[1:4], patch_size, strict=True)):
+        raise ValueError(
+            f"{wanted} with T, H, W multiples of the patch {patch_size}, got {described(video)}"
+        )
+
+
+def expect_image(image: Tensor) -> None:
+    """Raises ValueError unless `image` is `[B, H, W, 3]`."""
+    if image.ndim != 4 or image.shape[-1] != 3 or not is_raw(image, torch.uint8):
+        raise ValueError(f"image must be uint8 or float [B, H, W, 3], got {described(image)}")
+
+
+def expect_waveform(audio: Tensor, patch_size: int) -> None:
+    """Raises ValueError unless patches cut `audio`, `[B, S]`, without remainder."""
+    if audio.ndim != 2 or not is_raw(audio) or audio.shape[1] == 0 or audio.shape[1] % patch_size:
+        raise ValueError(
+            f"audio must be float [B, S] with S a multiple of the patch {patch_size}, "
+            f"got {described(audio)}"
+        )
+
+
+def expect_spectrogram(audio: Tensor, patch_size: tuple[int, ...], hop_samples: int) -> None:
+    """Raises ValueError unless `audio` is a waveform or log-mel of one patch or more."""
+    waveform_samples = (patch_size[0] - 1) * hop_samples + 1  # the windows of one patch
+    smallest = (waveform_samples,) if audio.ndim == 2 else patch_size
+    if (
+        audio.ndim not in (2, 3)
+        or not is_raw(audio)
+        or any(size < least for size, least in zip(audio.shape[1:], smallest, strict=True))
+    ):
+        raise ValueError(
+            f"audio must be a float waveform [B, S >= {waveform_samples}] or log-mel spectrogram "
+            f"[B, M >= {patch_size[0]}, F >= {patch_size[1]}], got {described(audio)}"
+        )
+
+
+def expect_text(ids_BJ: Tensor, max_words: int, vocab_size: int) -> None:
+    """Raises ValueError unless `ids_BJ` are word ids of the vocabulary, not too many."""
+    if ids_BJ.ndim != 2 or ids_BJ.dtype != torch.int64 or ids_BJ.shape[1] > max_words:
+        raise ValueError(f"text must be int64 [B, J ≤ {max_words}], got {described(ids_BJ)}")
+    if not ids_BJ.numel():
+        return
+    low, high = torch.stack(ids_BJ.aminmax()).tolist()
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"text id {wrong} is outside the vocabulary of {vocab_size}")
+
+
+def is_raw(value: Tensor, *also: torch.dtype) -> bool:
+    """Whether a tensor has a dtype that an input may have: floating point, or one of `also`."""
+    return value.is_floating_point() or value.dtype in also
+
+
+def described(value: Tensor) -> str:
+    """Dtype and shape, for messages."""
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
