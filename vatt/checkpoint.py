@@ -16,6 +16,7 @@ from vatt.config import VATTConfig
 from vatt.files import write_atomically
 from vatt.model import VATT
 from vatt.text import Tokenizer
+from vatt.tokens import interpolation_matrix
 
 CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
 NETWORK_PREFIX = "network."  # where PretrainModule keeps its VATT
@@ -97,14 +98,41 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
     Raises:
         ValueError: there is no model at `source`, or its weights do not fit its configuration.
     """
-    path = Path(source)
-    if path.is_dir():
-        config, weights = _read_config(path), _read_tensors(path / "model.safetensors")
-    elif path.is_file():
-        config, weights = _read_checkpoint(path)
-    else:
-        raise ValueError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+    config, weights = _read_model(Path(source))
     model = VATT(VATTConfig.from_dict(config))
+    _load(model, weights, source)
+    return model.eval()
+
+
+def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
+    """Gives a model the weights of another one of the same sizes, such as a converted one.
+
+    Positions of another grid are interpolated, as the official code does before fine-tuning.
+
+    Args:
+        model: What gets the weights.
+        source: As of `load_model`.
+
+    Raises:
+        ValueError: there is no model at `source`, or its weights do not fit.
+    """
+    _, weights = _read_model(Path(source))
+    for name, value in model.state_dict().items():
+        table = weights.get(name)
+        if ".positions.tables." in name and table is not None and len(table) != len(value):
+            weights[name] = interpolation_matrix(len(table), len(value)) @ table
+    _load(model, weights, source)
+
+
+def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if path.is_dir():
+        return _read_config(path), _read_tensors(path / "model.safetensors")
+    if path.is_file():
+        return _read_checkpoint(path)
+    raise ValueError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+
+
+def _load(model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     expected = set(model.state_dict())
     if missing := sorted(expected - set(weights)):
         raise ValueError(
@@ -117,8 +145,7 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit its own configuration: {error}") from error
-    return model.eval()
+        raise ValueError(f"{path} does not fit the model's configuration: {error}") from error
 
 
 def read_config(source: str | os.PathLike[str]) -> VATTConfig:

@@ -116,7 +116,7 @@ def read_model(
         ConversionError: as `convert`.
     """
     shapes = {name.removesuffix(SUFFIX): shape for name, shape in bundle.shapes.items()}
-    config = config_of_settings(settings or settings_of_variables(shapes))
+    config = config_of_settings(settings_of_variables(shapes) if settings is None else settings)
     parts = parts_of(config)
     with torch.device("meta"):
         model = VATT(config)

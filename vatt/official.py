@@ -119,11 +119,11 @@ def config_of_settings(settings: Settings) -> VATTConfig:
     Raises:
         ConversionError: a model that is not of the VATT family, or with parts that ours has not.
     """
-    model = settings.get("model_config") or settings
+    inner = settings.get("model_config") if isinstance(settings, Mapping) else None
+    model = inner or settings
     if not isinstance(model, Mapping):
-        raise ConversionError(
-            f"official settings must be a JSON object, got {type(model).__name__}"
-        )
+        kind = type(model).__name__
+        raise ConversionError(f"official settings must be a JSON object, got {kind}")
     backbone = model.get("backbone_config")
     if backbone is None:
         return _classifier_config(complete(model.get("name"), model))

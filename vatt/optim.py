@@ -72,7 +72,9 @@ class ScheduleConfig:
         kind: After the linear warm-up: `half_cosine` [C] or `quarter_cosine` [P] from the peak to
             `final_factor`; or `constant_then_linear`: the peak until `constant_until`, then
             straight to `final_factor`.
-        max_steps: Optimiser steps of the whole run.
+        max_steps: Optimiser steps of the run.
+        start_step: Steps that were made before the run, by the weights that it starts from; the
+            schedule is that of all steps together.
         warmup_steps: Steps from 0 to the peak.
         final_factor: Factor at the last step; 1e-4 → 5e-5 in the paper.
         constant_until: Share of the run, in [0, 1], at which `constant_then_linear` begins to fall.
@@ -80,6 +82,7 @@ class ScheduleConfig:
 
     kind: Literal["half_cosine", "quarter_cosine", "constant_then_linear"] = "half_cosine"
     max_steps: int = 500_000
+    start_step: int = 0
     warmup_steps: int = 5_000
     final_factor: float = 0.5
     constant_until: float = 0.7
@@ -87,15 +90,25 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Refuses a warm-up that never ends and shares out of range."""
         check_choices(self, "schedule")
-        if self.max_steps < 1 or not 0 <= self.warmup_steps < self.max_steps:
+        if self.max_steps < 1 or self.start_step < 0:
+            raise ValueError(
+                f"schedule needs max_steps >= 1 (from trainer.max_steps) and start_step >= 0, "
+                f"got {self.max_steps} and {self.start_step}"
+            )
+        if not 0 <= self.warmup_steps < self.total_steps:
             raise ValueError(
                 f"schedule needs 0 <= warmup_steps ({self.warmup_steps}) < max_steps "
-                f"({self.max_steps}, from trainer.max_steps)"
+                f"({self.total_steps}, from trainer.max_steps)"
             )
         if not 0 <= self.constant_until < 1:
             raise ValueError(
                 f"schedule.constant_until must be in [0, 1), got {self.constant_until}"
             )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole schedule, those before the run included."""
+        return self.start_step + self.max_steps
 
 
 def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
@@ -103,13 +116,13 @@ def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
 
     Args:
         config: The schedule.
-        progress: Share of the run that is done, step / max_steps; beyond 1 counts as 1.
+        progress: Share of the schedule that is done, step / total_steps; beyond 1 counts as 1.
 
     Returns:
         In [0, 1], finite everywhere (the official schedule is NaN at its last step).
     """
     progress = min(max(progress, 0.0), 1.0)
-    warmup = config.warmup_steps / config.max_steps
+    warmup = config.warmup_steps / config.total_steps
     if progress < warmup:
         return progress / warmup
     if config.kind == "constant_then_linear":

@@ -26,7 +26,7 @@ from vatt.config import (
 )
 
 # Encoder sizes, paper Table 7. Small is the T5 text tower.
-SMALL = EncoderConfig(num_layers=6, d_model=512, d_ff=2048, num_heads=8)
+SMALL = EncoderConfig(num_layers=6, d_model=512, d_ff=2048, num_heads=8, bias=False)
 BASE = EncoderConfig(num_layers=12, d_model=768, d_ff=3072, num_heads=12)
 MEDIUM = EncoderConfig(num_layers=12, d_model=1024, d_ff=4096, num_heads=16)
 LARGE = EncoderConfig(num_layers=24, d_model=1024, d_ff=4096, num_heads=16)

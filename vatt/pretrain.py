@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vatt.batch import Batch
-from vatt.checkpoint import CONFIG_KEY
+from vatt.checkpoint import CONFIG_KEY, load_optimizer_state, load_weights
 from vatt.config import MODALITIES, VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
@@ -41,6 +41,10 @@ class PretrainModule(LightningModule):
         loss: Which contrastive loss.
         optimizer: Which optimiser.
         schedule: The learning rate over the run.
+        init_from: Model folder or checkpoint whose weights training starts from, for example a
+            converted one; not read when a run is resumed. None: random weights.
+        init_optimizer: Whether the optimiser starts from the state beside them, too
+            (`vatt convert --optimizer`).
 
     Raises:
         UserError: the model's head has no space for a pair that the loss weighs.
@@ -52,6 +56,8 @@ class PretrainModule(LightningModule):
         loss: LossConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
+        init_from: str | None = None,
+        init_optimizer: bool = False,
     ) -> None:
         super().__init__()
         _check_spaces(model, loss)
@@ -59,6 +65,8 @@ class PretrainModule(LightningModule):
         self.loss = ContrastiveLoss(loss)
         self.optimizer_config = optimizer
         self.schedule = schedule
+        self.init_from = init_from
+        self.init_optimizer = init_optimizer
         self.time_share = (
             0.0  # share of a time budget that is spent; `callbacks.TimeBudget` sets it
         )
@@ -66,8 +74,25 @@ class PretrainModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the training that is done, by steps or time, the further of both; in [0, 1]."""
-        return min(1.0, max(self.global_step / self.schedule.max_steps, self.time_share))
+        """Share of the schedule that is done, by steps or time, the further of both; in [0, 1]."""
+        schedule = self.schedule
+        share = max(self.global_step / schedule.max_steps, self.time_share)
+        return min(1.0, (schedule.start_step + share * schedule.max_steps) / schedule.total_steps)
+
+    def on_fit_start(self) -> None:
+        """Takes the weights to start from, unless a run goes on with its own.
+
+        Raises:
+            UserError: they are not there, or are those of another model.
+        """
+        if self.init_from is None or self.trainer.ckpt_path is not None:
+            return
+        try:
+            load_weights(self.network, self.init_from)
+            if self.init_optimizer:
+                load_optimizer_state(self._optimizer(), self.network, self.init_from)
+        except ValueError as error:
+            raise UserError(f"init_from: {error}") from error
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Sets the learning rate of this step: a function of the progress, so it needs no state."""
