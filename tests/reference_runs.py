@@ -96,7 +96,8 @@ def add_gradients(
             assert piece.abs().max() <= KEY_BIAS_GRADIENT, name
             continue
         exact = pack.theirs(name, precise[part.ours].grad)
-        differences.add(name, piece, reference, double=exact)
+        rounding = 2 * float((piece - exact).abs().max())  # theirs is not less than ours
+        differences.add(name, piece, reference, rounding=rounding)
 
 
 def in_double(pack: Pack) -> VATT:
@@ -141,24 +142,31 @@ def training_loss(pack: Pack, model: VATT, prefix: str) -> tuple[Tensor, dict[st
         multi_label = pack.model.config.classifier.multi_label
         targets = torch.from_numpy(values["one_hot"])
         return classification_loss(model(batch).logits, targets, multi_label=multi_label), {}
+    # the official code encodes what is absent, too, and a BatchNorm of audio and text sees it
+    output = model(pack.batch(values))
     masks = pack.masks(pack.io["audio_mask"], pack.io["text_mask"])
-    batch = pack.batch(values, **masks)
-    result = ContrastiveLoss(loss_config(pack.settings))(model(batch), batch)
+    result = ContrastiveLoss(loss_config(pack.settings))(output, pack.batch(values, **masks))
     return result.total, result.losses
 
 
 def train(
     pack: Pack, model: VATT, config: OptimizerConfig, differences: Differences
 ) -> tuple[torch.optim.Optimizer, list[float]]:
-    """Makes the steps of a pack; compares the losses, gives the optimiser and the rates."""
+    """Makes the steps of a pack; compares the losses, gives the optimiser and the rates.
+
+    From the second moving step on, losses are those of weights that rounding has moved.
+    """
     optimizer = build_optimizer(model.train(), config)
     num_steps = sum(1 for key in pack.io if re.fullmatch(r"step\d+/lr", key))
     rates = [float(pack.io[f"step{step}/lr"]) for step in range(num_steps)]
     for step, rate in enumerate(rates):
         loss, losses = training_loss(pack, model, f"step{step}/")
-        differences.add(f"step{step}/total_loss", loss, pack.io[f"step{step}/total_loss"])
+        rounding = 5e-5 * loss.item() if step else 0.0
+        key = f"step{step}/total_loss"
+        differences.add(key, loss, pack.io[key], rounding=rounding)
         for key in [key for key in pack.io if re.match(rf"step{step}/bridge_losses/.*_nce/", key)]:
-            differences.add(key, losses[pair_of(key.rpartition("/")[2])], pack.io[key])
+            ours = losses[pair_of(key.rpartition("/")[2])]
+            differences.add(key, ours, pack.io[key], rounding=rounding)
         optimizer.zero_grad()
         loss.backward()
         clip_gradients(*backbone_and_head(model), config)
@@ -166,6 +174,27 @@ def train(
             group["lr"] = rate
         optimizer.step()
     return optimizer, rates
+
+
+def without_dead_weights(
+    pack: Pack, name: str, ours: Tensor, official: Tensor, before: Tensor, moved: float
+) -> tuple[Tensor, Tensor]:
+    """Both without the weights whose gradient is nothing but rounding, which Adam makes steps of.
+
+    Keys' biases have no gradient in exact arithmetic, nor has what a ReLU shuts for the whole
+    batch. They move by no more than the sum of the learning rates.
+    """
+    part, _ = pack.parts[name]
+    weight = dict(pack.model.named_parameters()).get(part.ours)
+    gradient = None if weight is None else weight.grad
+    if gradient is None:  # frozen, or a statistic of BatchNorm
+        return ours, official
+    size = pack.theirs(name, gradient).abs()
+    dead = size <= 1e-6 * size.max()
+    if name.endswith("/k/bias"):
+        dead = torch.ones_like(dead)
+    assert ((ours - before)[dead].abs() <= moved * 1.001).all(), name
+    return ours.where(~dead, official), official
 
 
 def check_moments(pack: Pack, optimizer: torch.optim.Optimizer, state: dict[str, Tensor]) -> None:
@@ -179,7 +208,7 @@ def check_moments(pack: Pack, optimizer: torch.optim.Optimizer, state: dict[str,
         if "query_key_value.bias" in name:  # of keys there is nothing but rounding
             ours, reference = (torch.cat([v.chunk(3)[0], v.chunk(3)[2]]) for v in (ours, reference))
         differences.add(name, ours, reference.numpy(), tolerance=1e-4)
-    differences.check(at_least=50)
+    differences.check(at_least=20)
 
 
 def official_losses(
