@@ -24,7 +24,7 @@ from vatt.tensor_bundle import TensorBundle
 
 DATA = Path(__file__).parent / "data"
 TOLERANCE = 1e-5  # of the largest absolute value of an array
-KEY_BIAS_GRADIENT = 1e-6  # keys' biases have no gradient in exact arithmetic
+DEAD_GRADIENT = 1e-6  # what rounding leaves where exact arithmetic has none, as in keys' biases
 SHORT = {"vid": "video", "aud": "audio", "txt": "text"}
 
 
