@@ -255,7 +255,7 @@ def test_weights_after_training_steps_equal_the_official_ones(folder: Path) -> N
         differences.add(name, mine, official.numpy(), rounding=rounding)
     assert int(state["steps"]) == len(rates)
     differences.check(at_least=30)
-    check_moments(pack, optimizer, state)
+    check_moments(pack, optimizer, state, dead)
 
 
 @pytest.mark.parametrize("path", named(archives("emb/video/toaud", "emb/text/tovid")))
