@@ -35,7 +35,7 @@ def test_links_and_scripts_exist() -> None:
         assert (ROOT / name).is_file()
 
 
-def test_python_block_runs(
+def test_python_blocks_run(
     tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = sorted((tiny_corpus / "train").glob("*.mp4"))
@@ -43,8 +43,19 @@ def test_python_block_runs(
     shutil.copy(with_sound, tmp_path / "kitchen.mp4")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1], names)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(blocks[0], names)
     assert names["video"].shape == names["audio"].shape == (1, 32)
+    for block in blocks[1:]:
+        exec(block, names)
+    assert names["output"].embeddings["video_vt"].shape == (2, 12)
+    assert names["logits"].shape == (2, 400)
+    assert names["features"].shape == (1, 32)
+
+
+def test_table_of_models_is_what_the_doctor_prints(capsys: pytest.CaptureFixture) -> None:
+    assert main(["doctor", "--model", "all"]) == 0
+    assert capsys.readouterr().out in README
 
 
 def test_training_command_is_understood(capsys: pytest.CaptureFixture) -> None:
