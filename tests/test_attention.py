@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vatt.batch import Batch
 from vatt.config import EncoderConfig, HeadConfig, TextConfig, VATTConfig, VideoConfig
+from vatt.flops import count_flops
 from vatt.layers import Attention, AttentionLayer, Encoder
 from vatt.model import VATT
 from vatt.presets import TINY, as_classifier, preset
@@ -278,3 +280,19 @@ def test_a_classifier_has_one_tower() -> None:
         "encoders.audio"
     ]
     assert model.head is None
+
+
+def test_the_whole_base_model_does_on_the_cpu_what_is_counted() -> None:
+    config = preset("ma-base")
+    config = replace(config, encoder=replace(config.encoder, dropout=0.0))
+    model = VATT(config).train()
+    batch = Batch(
+        video=torch.zeros(1, 32, 224, 224, 3, dtype=torch.uint8),
+        audio=torch.zeros(1, 153_600),
+        text=torch.ones(1, 1, 16, dtype=torch.int64),
+    )
+    # torch's counter does not know the fused attention of the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        output = model(batch)
+    assert counter.get_total_flops() == count_flops(config, num_captions=1).total
+    assert output.embeddings["text_vt"].shape == (1, 1, 256)
