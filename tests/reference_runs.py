@@ -149,6 +149,12 @@ def training_loss(pack: Pack, model: VATT, prefix: str) -> tuple[Tensor, dict[st
     return result.total, result.losses
 
 
+def weighted(pack: Pack, losses: dict[str, Tensor], name: str) -> Tensor:
+    """The loss of a pair as the official code logs it, multiplied by its weight."""
+    pair = pair_of(name)
+    return losses[pair] * loss_config(pack.settings).weights[pair]
+
+
 def train(
     pack: Pack, model: VATT, config: OptimizerConfig, differences: Differences
 ) -> tuple[torch.optim.Optimizer, list[float]]:
@@ -165,7 +171,7 @@ def train(
         key = f"step{step}/total_loss"
         differences.add(key, loss, pack.io[key], rounding=rounding)
         for key in [key for key in pack.io if re.match(rf"step{step}/bridge_losses/.*_nce/", key)]:
-            ours = losses[pair_of(key.rpartition("/")[2])]
+            ours = weighted(pack, losses, key.rpartition("/")[2])
             differences.add(key, ours, pack.io[key], rounding=rounding)
         optimizer.zero_grad()
         loss.backward()

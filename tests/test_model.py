@@ -105,6 +105,18 @@ def test_audio_can_drop_another_share_of_its_tokens_than_video() -> None:
     assert model.audio_tokens(make_batch(config).audio).shape[1] == 1 + config.audio.num_tokens // 2
 
 
+def test_t5_drops_out_its_whole_input_and_the_others_their_positions() -> None:
+    encoder = dataclasses.replace(TINY, dropout=0.3)
+    specific = make_model("specific", encoder=encoder).train()
+    assert specific.text_tokens.input_dropout.p == 0.3
+    tokens, _ = specific.text_tokens(torch.ones(64, 8, dtype=torch.int64))
+    assert 0.25 < (tokens == 0).float().mean().item() < 0.35
+    assert (tokens[:, 0] == 0).any()  # AGG, too
+    agnostic = make_model(encoder=encoder).train()
+    assert agnostic.text_tokens.input_dropout.p == agnostic.video_tokens.position_dropout.p == 0.1
+    assert not make_model().text_tokens.input_dropout.p
+
+
 def test_droptoken_is_off_in_evaluation() -> None:
     model = make_model(drop_token=0.75).eval()
     batch = make_batch(model.config)

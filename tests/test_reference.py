@@ -17,7 +17,6 @@ from reference_packs import (
     loss_config,
     model_packs,
     named,
-    pair_of,
     pretraining_packs,
     settings_of,
     training_packs,
@@ -38,6 +37,7 @@ from reference_runs import (
     optimizer_of,
     raw_input,
     train,
+    weighted,
     whole_batch,
 )
 
@@ -160,7 +160,7 @@ def test_losses_equal_the_official_ones(pretrained: Pack, form: str, masked: boo
         result: LossOutput = loss(pack.model(batch), batch)
     for key in [key for key in pack.io if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        ours = result.total if name == "total" else result.losses[pair_of(name)]
+        ours = result.total if name == "total" else weighted(pack, result.losses, name)
         differences.add(key, ours, pack.io[key])
     differences.check(at_least=3)
 
@@ -175,7 +175,8 @@ def test_gradients_of_the_masked_loss_equal_the_official_ones(pretrained: Pack) 
     loss(double(batch), batch).total.backward()
     differences.add("loss_fn/total_loss", result.total, pack.io["loss_fn/total_loss"])
     for key in [key for key in pack.io if re.search(r"loss_fn/bridge_losses/.*_nce/", key)]:
-        differences.add(key, result.losses[pair_of(key.rpartition("/")[2])], pack.io[key])
+        ours = weighted(pack, result.losses, key.rpartition("/")[2])
+        differences.add(key, ours, pack.io[key])
     add_gradients(differences, pack, double, gradients_of(pack.folder))
     differences.check(at_least=20)
 

@@ -217,7 +217,7 @@ class EncoderConfig:
         bias: Whether attention and MLP have biases; the spectrogram tower's have none [C], T5's
             never.
         dropout: Rate of every dropout of the encoder ([C]: attention weights, MLP, residual
-            branches, after the final norm and after adding positions).
+            branches, after the final norm, after adding positions, T5's input).
     """
 
     num_layers: int = 12
@@ -241,7 +241,8 @@ class HeadConfig:
 
     Args:
         kind: `fac`: a fine space for video and audio, and below it a coarse one for video and text
-            [P, C]; `joint`: one space for the three, through ReLU → Dense → BatchNorm each [C].
+            [P, C]; `joint`: one space for the three, ReLU → Dense → BatchNorm each [C], whose
+            statistics leave out clips without the modality; [C] takes them in as zeros.
         d_va: Width of the video-audio space.
         d_vt: Width of the video-text space.
         d_joint: Width of the joint space.

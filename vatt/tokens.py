@@ -283,7 +283,9 @@ class WordTokens(nn.Module):
         self.pre_projection = nn.Linear(config.d_embedding, d_model, bias=agnostic)
         self.positions = Positions((config.max_words,), d_model) if agnostic else None
         self.agg = nn.Parameter(torch.empty(d_model if agnostic else config.d_embedding))
-        self.position_dropout = nn.Dropout(POSITION_DROPOUT if dropout and agnostic else 0.0)
+        # agnostic: after adding positions, as for patches; T5 drops out its whole input [C]
+        rate = (POSITION_DROPOUT if dropout else 0.0) if agnostic else dropout
+        self.input_dropout = nn.Dropout(rate)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -305,10 +307,10 @@ class WordTokens(nn.Module):
         ids_BJ = ids_BJ[:, : int(used[-1]) + 1 if len(used) else 1]
         words = self.embedding(ids_BJ)
         if self.positions is None:
-            tokens = F.gelu(self.pre_projection(prepend_agg(self.agg, words)))
+            tokens = self.input_dropout(F.gelu(self.pre_projection(prepend_agg(self.agg, words))))
         else:
             words = F.gelu(self.pre_projection(words)) + self.positions()[: ids_BJ.shape[1]]
-            tokens = prepend_agg(self.agg, self.position_dropout(words))
+            tokens = prepend_agg(self.agg, self.input_dropout(words))
         mask = F.pad(ids_BJ != 0, (1, 0), value=True)
         return tokens, None if bool(mask.all()) else mask
 
