@@ -342,11 +342,9 @@ class VATTConfig:
         self._check_towers()
 
     def _check_towers(self) -> None:
-        unknown = [name for name in self.modalities if name not in MODALITIES]
-        if unknown or not self.modalities or len(set(self.modalities)) < len(self.modalities):
-            raise ValueError(
-                f"modalities must be some of {', '.join(MODALITIES)}, got {self.modalities}"
-            )
+        kinds = set(self.modalities)
+        if not kinds or kinds - {*MODALITIES} or len(kinds) < len(self.modalities):
+            raise ValueError(f"modalities must be some of {MODALITIES}, got {self.modalities}")
         own = [name for name in MODALITIES if getattr(self, f"{name}_encoder") is not None]
         if self.arrangement == "agnostic" and own:
             raise ValueError(
@@ -357,14 +355,11 @@ class VATTConfig:
             raise ValueError("text.tower 'linear' needs the specific arrangement")
         if self.text_encoder is not None and self.text.tower == "linear":
             raise ValueError("text.tower 'linear' has no encoder, but text_encoder is given")
-        if self.head is not None and ("video" not in self.modalities or len(self.modalities) < 2):
-            raise ValueError(
-                "a head needs video and another modality, the model has "
-                f"{', '.join(self.modalities)}: set head to null"
-            )
-        if self.classifier is not None and self.classifier.modality not in self.modalities:
-            has, reads = ", ".join(self.modalities), self.classifier.modality
-            raise ValueError(f"the classifier reads {reads}, the model has {has}")
+        has = f"the model has {', '.join(self.modalities)}"
+        if self.head is not None and ("video" not in kinds or len(kinds) < 2):
+            raise ValueError(f"a head needs video and another modality, {has}: set head to null")
+        if self.classifier is not None and self.classifier.modality not in kinds:
+            raise ValueError(f"the classifier reads {self.classifier.modality}, {has}")
 
     def tower(self, modality: str) -> EncoderConfig:
         """The encoder configuration that a modality goes through."""
