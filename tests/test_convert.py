@@ -10,12 +10,18 @@ import pytest
 import torch
 from reference_packs import DATA, Pack, settings_of
 from test_official_sizes import OFFICIAL_MODELS
-from training_runs import fit_arguments, read_losses
+from training_runs import fit_arguments, read_losses, read_rows
 
-from vatt.checkpoint import load_model, load_optimizer_state, load_weights, save_model
+from vatt.checkpoint import (
+    load_model,
+    load_optimizer_state,
+    load_weights,
+    save_model,
+    save_optimizer_state,
+)
 from vatt.cli import main
 from vatt.config import VATTConfig, VideoConfig
-from vatt.convert import ConversionError, compare, convert, read_model
+from vatt.convert import ConversionError, compare, convert, read_optimizer_state
 from vatt.model import VATT
 from vatt.official import config_of_settings
 from vatt.official_names import parts_of
@@ -23,6 +29,7 @@ from vatt.official_shapes import settings_of_variables
 from vatt.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
 from vatt.presets import preset
 from vatt.tensor_bundle import CheckpointError, TensorBundle
+from vatt.text import Tokenizer
 
 
 def checkpoint_of(name: str) -> Path:
@@ -199,15 +206,56 @@ def test_state_of_another_network_is_refused(tmp_path: Path) -> None:
         load_optimizer_state(build_optimizer(model, OptimizerConfig()), model, tmp_path)
 
 
-def test_a_checkpoint_without_optimiser_has_none_to_take(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("OPTIMIZER_SLOT", "has no optimiser state: convert it without"),
+        ("layers/0/mha/q/kernel/.OPTIMIZER_SLOT", "has no optimiser state of .*layers/0/mha/q"),
+    ],
+)
+def test_a_checkpoint_without_all_of_its_optimiser_has_none_to_take(
+    lost: str, message: str
+) -> None:
     pack = Pack(DATA / "ft_wat")
-    bundle = pack.bundle
-    bundle.shapes = {name: s for name, s in bundle.shapes.items() if "OPTIMIZER_SLOT" not in name}
-    model, _ = read_model(bundle, pack.settings)
-    from vatt.convert import read_optimizer_state
+    pack.bundle.shapes = {name: s for name, s in pack.bundle.shapes.items() if lost not in name}
+    with pytest.raises(ConversionError, match=message):
+        read_optimizer_state(pack.bundle, pack.model.config)
 
-    with pytest.raises(ConversionError, match="has no optimiser state"):
-        read_optimizer_state(bundle, model.config)
+
+def test_an_optimiser_of_other_weights_does_not_stay_in_the_folder(tmp_path: Path) -> None:
+    folder, settings = DATA / "train3_ut_fac", settings_of(DATA / "train3_ut_fac")
+    convert(folder / "ckpt_after3", tmp_path, settings=settings, with_optimizer=True)
+    assert (tmp_path / "optimizer.safetensors").is_file()
+    convert(folder / "ckpt_before", tmp_path, settings=settings)
+    assert not (tmp_path / "optimizer.safetensors").exists()
+
+
+def test_state_of_another_kind_of_optimiser_is_refused(tmp_path: Path) -> None:
+    folder, settings = DATA / "train3_ut_fac", settings_of(DATA / "train3_ut_fac")
+    convert(folder / "ckpt_after3", tmp_path, settings=settings, with_optimizer=True)
+    model = load_model(tmp_path)
+    with pytest.raises(ValueError, match=r"exp_avg, exp_avg_sq .* not of KerasSGD"):
+        load_optimizer_state(build_optimizer(model, OptimizerConfig(name="sgd")), model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"backbone_config": "abc"},
+        {"backbone_config": {"unified_backbone": "ut_base", "unified_model_kwargs": 5}},
+        {"backbone_config": {"unified_backbone": "ut_base"}, "head_config": 5},
+        {"backbone_config": {"unified_backbone": "ut_base"}, "head_config": {"bridge": [5]}},
+        {"name": "vit_base", "d_model": "x"},
+    ],
+)
+def test_settings_of_another_form_are_refused_in_a_sentence(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConversionError):
+        config_of_settings(settings)
+
+
+def test_fine_tuned_models_read_clips_at_the_rates_of_fine_tuning() -> None:
+    assert Pack(DATA / "ft_vit").model.config.video.frame_rate == 12.5
+    assert Pack(DATA / "ft_wat").model.config.audio.sample_rate == 24_000
 
 
 def test_weights_for_another_grid_get_interpolated_positions(tmp_path: Path) -> None:
@@ -233,8 +281,8 @@ def test_training_starts_from_given_weights_and_resumes_without_them(
     save_model(load_model(first / "checkpoints" / "last.ckpt"), model)
     start = f"--model.init_args.init_from={model}"
     rate = "--model.init_args.optimizer.learning_rate=1e-30"  # what it learns does not show
-    tokens = f"--data.init_args.tokenizer={first / 'tokenizer.json'}"
-    arguments = fit_arguments(tiny_shards, second, start, rate, tokens, "--trainer.max_steps=4")
+    shutil.copy(first / "tokenizer.json", model)
+    arguments = fit_arguments(tiny_shards, second, start, rate, "--trainer.max_steps=4")
     assert main(arguments) == 0
     ours = load_model(second / "checkpoints" / "last.ckpt").state_dict()
     for name, value in load_model(model).state_dict().items():
@@ -247,15 +295,61 @@ def test_training_starts_from_given_weights_and_resumes_without_them(
     assert len(read_losses(second)) == 6
 
 
+def test_training_goes_on_with_the_optimiser_and_its_place_in_the_schedule(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    first, model = tmp_path / "first", tmp_path / "model"
+    adam = "--model.init_args.optimizer.name=adam"
+    assert main(fit_arguments(tiny_shards, first, adam, "--trainer.max_steps=3")) == 0
+    checkpoint = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+    network = load_model(first / "checkpoints" / "last.ckpt")
+    save_model(network, model)
+    shutil.copy(first / "tokenizer.json", model)
+    parameters = [name for name, value in network.named_parameters() if value.requires_grad]
+    names = [name for group in groups_of(network) for name in group]
+    assert sorted(names) == sorted(parameters)
+    state = checkpoint["optimizer_states"][0]["state"]
+    moments = {
+        f"{kind}.{name}": state[number][kind]
+        for number, name in enumerate(names)
+        for kind in ("exp_avg", "exp_avg_sq")
+    }
+    save_optimizer_state({**moments, "steps": torch.tensor(100)}, model)
+    arguments = fit_arguments(
+        *(tiny_shards, tmp_path / "second", adam, "--trainer.max_steps=4"),
+        f"--model.init_args.init_from={model}",
+        "--model.init_args.init_optimizer=true",
+        "--model.init_args.schedule={kind: half_cosine, warmup_steps: 2, start_step: 4}",
+    )
+    assert main(arguments) == 0
+    second = torch.load(tmp_path / "second/checkpoints/last.ckpt", weights_only=True)
+    assert second["optimizer_states"][0]["param_groups"][0]["num_steps"] == 104
+    rates = [float(row["train/learning_rate"]) for row in read_rows(tmp_path / "second")]
+    whole = ScheduleConfig(max_steps=8, warmup_steps=2, final_factor=0.0)
+    expected = [1e-3 * learning_rate_factor(whole, step / 8) for step in (4, 5, 6, 7)]
+    assert rates == pytest.approx(expected)
+
+
+def groups_of(network: VATT) -> list[list[str]]:
+    """Names of the parameters in the order of the optimiser's groups."""
+    names = {id(value): name for name, value in network.named_parameters()}
+    groups = build_optimizer(network, OptimizerConfig()).param_groups
+    return [[names[id(value)] for value in group["params"]] for group in groups]
+
+
 def test_weights_of_another_model_are_refused_before_training(
     tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_model(VATT(preset("tiny")), tmp_path / "model")
     start = f"--model.init_args.init_from={tmp_path / 'model'}"
     width = "--model.init_args.model.encoder.d_ff=48"
-    assert main(fit_arguments(tiny_shards, tmp_path / "run", start, width)) == 1
+    arguments = fit_arguments(tiny_shards, tmp_path / "run", start, width)
+    assert main(arguments) == 2
+    assert "which says what its word ids stand for" in capsys.readouterr().err
+    Tokenizer.train(["a dog barks"], 256).save(tmp_path / "model" / "tokenizer.json")
+    assert main(arguments) == 1
     assert "init_from: " in (shown := capsys.readouterr().err)
-    assert "does not fit the model's configuration" in shown
+    assert "holds another model: " in shown
 
 
 def test_a_schedule_goes_on_where_the_weights_left_it() -> None:

@@ -181,6 +181,14 @@ def test_demo_evaluates_and_keeps_the_average(tmp_path: Path) -> None:
     assert not same(kept, {name: checkpoint["current_model_state"][name] for name in kept})
 
 
+def test_weights_too_coarse_to_be_averaged_are_refused(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse = "--trainer.precision=bf16-true"
+    assert main(fit_arguments(tiny_shards, tmp_path / "run", AVERAGE, SHORT, coarse)) == 1
+    assert "set it to bf16-mixed, or ema_decay to null" in capsys.readouterr().err
+
+
 def test_weights_that_are_spread_over_processes_are_refused() -> None:
     trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), logger=False)
     with pytest.raises(UserError, match="ModelParallelStrategy does not promise"):

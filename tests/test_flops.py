@@ -15,7 +15,6 @@ from vatt.batch import Batch
 from vatt.checkpoint import CONFIG_KEY, save_model
 from vatt.cli import main
 from vatt.config import (
-    ClassifierConfig,
     EncoderConfig,
     HeadConfig,
     SpectrogramConfig,
@@ -61,12 +60,7 @@ MODELS = {
     "no head": replace(AGNOSTIC, head=None),
     "video classifier": as_classifier(SPECIFIC, "video", 7),
     "audio classifier": as_classifier(AGNOSTIC, "audio", 7),
-    "text classifier": replace(
-        AGNOSTIC,
-        modalities=("text",),
-        head=None,
-        classifier=ClassifierConfig(modality="text", num_classes=7),
-    ),
+    "text alone": replace(AGNOSTIC, modalities=("text",), head=None),
 }
 
 
@@ -334,7 +328,7 @@ def test_doctor_shows_a_spectrogram_and_the_parts_of_the_agnostic_model(
 def test_doctor_shows_a_model_folder_and_a_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = VATT(MODELS["text classifier"])
+    model = VATT(MODELS["text alone"])
     save_model(model, tmp_path / "model")
     checkpoint = tmp_path / "last.ckpt"
     torch.save({CONFIG_KEY: model.config.to_dict(), "state_dict": {}}, checkpoint)

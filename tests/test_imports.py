@@ -18,7 +18,8 @@ FLOORS = (
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.transforms"}
     | {"vatt.files", "vatt.machine", "vatt.sources", "vatt.shard_index", "vatt.inputs"},
     {"vatt.config", "vatt.audio", "vatt.tensor_bundle"},
-    {"vatt.presets", "vatt.official"},
+    {"vatt.presets"},
+    {"vatt.official"},
     {"vatt.official_names"},
     {"vatt.official_shapes"},
     # media and shards

@@ -255,7 +255,7 @@ def test_a_model_in_half_precision_takes_the_same_inputs(method: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VATTConfig(modalities=("video", "video")), r"some of .'video', 'audio', 'text'., got"),
+        (lambda: VATTConfig(modalities=("video", "video")), r"some of .*'text'., got"),
         (lambda: VATTConfig(modalities=("video", "smell")), r"got \('video', 'smell'\)"),
         (lambda: VATTConfig(modalities=()), r"got \(\)"),
         (

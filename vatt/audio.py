@@ -306,6 +306,6 @@ def _spectrogram(
 @cache
 def _resampler(source_rate: int, target_rate: int, device: torch.device) -> nn.Module:
     transforms = load_torchaudio().transforms
-    with torch.inference_mode(mode=False):
+    with torch.inference_mode(mode=False), torch.device("cpu"):
         resampler: nn.Module = transforms.Resample(source_rate, target_rate)
         return resampler.to(device)

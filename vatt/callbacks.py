@@ -267,8 +267,14 @@ class WeightAverage(WeightAveraging):
         """Makes the average.
 
         Raises:
-            UserError: the weights are spread over processes.
+            UserError: the weights are spread over processes, or too coarse to be averaged.
         """
+        precision = str(trainer.precision)
+        if precision.endswith("true") and not precision.startswith(("32", "64")):
+            raise UserError(
+                f"run.ema_decay needs float32 weights, those of trainer.precision {precision} are "
+                "too coarse: set it to bf16-mixed, or ema_decay to null"
+            )
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             strategy = type(trainer.strategy).__name__
             raise UserError(

@@ -5,6 +5,8 @@ Nothing in a file is ever executed: safetensors for folders, `weights_only=True`
 
 import json
 import os
+from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,12 @@ from vatt.model import VATT
 from vatt.text import Tokenizer
 from vatt.tokens import interpolation_matrix
 
+TRAINING_ONLY = ("dropout", "drop_token", "audio_drop_token")  # weights fit others, too
+# What positions can be interpolated over, and what only says which clips are read.
+CLIP_SIZES = (
+    *("video.num_frames", "video.image_size", "video.frame_rate", "video.position_grid"),
+    *("audio.num_samples", "audio.sample_rate", "audio.position_grid", "text.train_embedding"),
+)
 CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
 NETWORK_PREFIX = "network."  # where PretrainModule keeps its VATT
 
@@ -48,17 +56,21 @@ def save_model(
         tokenizer.save(out / "tokenizer.json")
 
 
-def save_optimizer_state(state: dict[str, Tensor], folder: str | os.PathLike[str]) -> None:
+def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathLike[str]) -> None:
     """Writes `optimizer.safetensors` beside a model.
 
     Args:
         state: The optimiser's tensors as `KIND.PARAMETER`, such as `exp_avg.video_tokens.agg`, and
-            the number of `steps` that it has made.
+            the number of `steps` that it has made. None: one that is there, of other weights, goes.
         folder: Of `save_model`.
     """
     from safetensors.torch import save
 
-    write_atomically(Path(folder) / "optimizer.safetensors", save(state))
+    path = Path(folder) / "optimizer.safetensors"
+    if state is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomically(path, save(state))
 
 
 def load_optimizer_state(
@@ -79,6 +91,12 @@ def load_optimizer_state(
     """
     state = _read_tensors(Path(folder) / "optimizer.safetensors")
     steps = int(state.pop("steps", torch.tensor(0)))
+    kinds = {name.partition(".")[0] for name in state}
+    if (isinstance(optimizer, torch.optim.Adam)) != ("exp_avg" in kinds):
+        raise ValueError(
+            f"{folder} has {', '.join(sorted(kinds))} of its optimiser, which is not of "
+            f"{type(optimizer).__name__}: choose the same optimizer.name"
+        )
     parameters = dict(network.named_parameters())
     for name, value in state.items():
         kind, _, parameter = name.partition(".")
@@ -88,7 +106,8 @@ def load_optimizer_state(
             raise ValueError(f"{folder}: optimiser state {name} {list(value.shape)} is for {shape}")
         optimizer.state[target][kind] = value.to(target)
         if kind.startswith("exp_avg"):
-            optimizer.state[target].setdefault("step", torch.tensor(float(steps)))
+            step = torch.tensor(float(steps), device=target.device)  # where fused kernels want it
+            optimizer.state[target].setdefault("step", step)
     return steps
 
 
@@ -105,22 +124,24 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
 
 
 def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
-    """Gives a model the weights of another one of the same sizes, such as a converted one.
+    """Gives a model the weights of another one, such as a converted one.
 
-    Positions of another grid are interpolated, as the official code does before fine-tuning.
+    Both must compute the same, for clips of whatever length and size: positions of another grid
+    are interpolated.
 
     Args:
         model: What gets the weights.
         source: As of `load_model`.
 
     Raises:
-        ValueError: there is no model at `source`, or its weights do not fit.
+        ValueError: there is no model at `source`, or it is another one; names what differs.
     """
-    _, weights = _read_model(Path(source))
+    config, weights = _read_model(Path(source))
+    check_same(VATTConfig.from_dict(config), model.config, source, apart_from=CLIP_SIZES)
     for name, value in model.state_dict().items():
         table = weights.get(name)
         if ".positions.tables." in name and table is not None and len(table) != len(value):
-            weights[name] = interpolation_matrix(len(table), len(value)) @ table
+            weights[name] = interpolation_matrix(len(table), len(value)) @ table.float()
     _load(model, weights, source)
 
 
@@ -192,15 +213,73 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     import pickle
 
+    remedy = "give a .ckpt that `vatt fit` wrote, or a model folder"
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
-    if not isinstance(checkpoint, dict) or CONFIG_KEY not in checkpoint:
-        raise ValueError(f"{path} is not a checkpoint of vatt: it has no {CONFIG_KEY!r}")
+    # what the restricted unpickler says of files that are no pickles, or hold more than tensors
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        reason = f"{path} is not a checkpoint that can be read without running code from it"
+        raise ValueError(f"{reason}: {remedy}") from error
+    parts = (
+        [checkpoint.get(key) for key in (CONFIG_KEY, "state_dict")]
+        if isinstance(checkpoint, dict)
+        else []
+    )
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{path} is not a checkpoint of vatt, without {CONFIG_KEY!r}: {remedy}")
     weights = {
         name.removeprefix(NETWORK_PREFIX): value
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(NETWORK_PREFIX)
     }
     return checkpoint[CONFIG_KEY], weights
+
+
+def check_same(
+    theirs: VATTConfig,
+    ours: VATTConfig,
+    source: str | os.PathLike[str],
+    *,
+    apart_from: Collection[str] = (),
+) -> None:
+    """Refuses weights of a model that computes something else, also where the shapes are the same.
+
+    Args:
+        theirs: Configuration of the weights.
+        ours: Configuration that they are for.
+        source: Where the weights are from, for the message.
+        apart_from: Dotted names that may differ.
+
+    Raises:
+        ValueError: names the first setting that differs, with both values.
+    """
+    there, here = _settings(theirs), _settings(ours)
+    names = [*here, *(there.keys() - here.keys())]
+    differing = [n for n in names if n not in apart_from and there.get(n) != here.get(n)]
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{source} holds another model: {name} is {there.get(name)} there and {here.get(name)} "
+            f"here ({len(differing)} settings differ)"
+        )
+
+
+def _settings(config: VATTConfig) -> dict[str, Any]:
+    """What the weights depend on, by dotted name; every tower with the encoder that it has."""
+    values = config.to_dict()
+    if config.arrangement == "specific":
+        values |= {f"{name}_encoder": asdict(config.tower(name)) for name in config.modalities}
+        del values["encoder"]
+    flat = _flatten(values)
+    return {name: flat[name] for name in flat if name.rpartition(".")[2] not in TRAINING_ONLY}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"video": {"num_frames": 8}}` → `{"video.num_frames": 8}`; lists become tuples."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return flat

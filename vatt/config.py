@@ -277,7 +277,7 @@ class ClassifierConfig:
             and a bias that starts at −log(num_classes − 1).
     """
 
-    modality: Literal["video", "audio", "text"] = "video"
+    modality: Literal["video", "audio"] = "video"
     num_classes: int
     dropout: float = 0.5
     multi_label: bool = False
@@ -314,8 +314,10 @@ class VATTConfig:
         audio_drop_token: Share of audio tokens, where it is another one; None: as `drop_token`.
         d_post: Width of the Dense(GELU) after the shared encoder (agnostic arrangement only) [C:
             1024].
+        format_version: Of this configuration where it is stored.
     """
 
+    format_version: int = FORMAT_VERSION
     modalities: tuple[str, ...] = MODALITIES
     arrangement: Literal["agnostic", "specific"] = "agnostic"
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -333,6 +335,7 @@ class VATTConfig:
 
     def __post_init__(self) -> None:
         """Refuses rates out of range, and parts that the model would not use or has not."""
+        _check_version(self.format_version)
         object.__setattr__(self, "modalities", tuple(self.modalities))  # YAML has lists
         check_choices(self, "model")
         check_positive(self, "model", "d_post")
@@ -376,7 +379,7 @@ class VATTConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, for JSON and checkpoints that load with `weights_only=True`."""
-        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "VATTConfig":
@@ -385,12 +388,13 @@ class VATTConfig:
         Raises:
             ValueError: an unknown key, or a format version that this code does not read.
         """
-        values = dict(values)
-        version = values.pop("format_version", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"config has format_version {version}, this vatt reads {FORMAT_VERSION}: "
-                "update vatt"
-            )
+        _check_version(values.get("format_version", FORMAT_VERSION))
         result: VATTConfig = from_plain(cls, values, "config")
         return result
+
+
+def _check_version(version: object) -> None:
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"config has format_version {version}, this vatt reads {FORMAT_VERSION}: update vatt"
+        )

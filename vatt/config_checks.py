@@ -28,7 +28,7 @@ def check_positive(config: Any, where: str, *names: str) -> None:
 
 
 def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:
-    """Fills a dataclass from nested dicts, refusing keys that it does not have."""
+    """Fills a dataclass from nested dicts, refusing unknown keys and values of other types."""
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
@@ -40,4 +40,21 @@ def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:
         if nested is not None and isinstance(value, dict):
             value = from_plain(nested, value, f"{where}.{name}")
         arguments[name] = tuple(value) if isinstance(value, list) else value
+        if not _fits(arguments[name], hints[name]):
+            wanted = getattr(hints[name], "__name__", str(hints[name]))
+            raise ValueError(f"{where}.{name} must be {wanted}, got {value!r}")
     return cls(**arguments)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type of its field; JSON has one kind of number."""
+    kinds = get_args(hint)
+    if get_origin(hint) is Literal:
+        return True  # `check_choices` names them
+    if get_origin(hint) is tuple:  # its length is the field's own business
+        return isinstance(value, tuple) and all(_fits(one, kinds[0]) for one in value)
+    if kinds:
+        return any(_fits(value, kind) for kind in kinds)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)

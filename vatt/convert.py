@@ -95,9 +95,9 @@ def convert(
     """
     bundle = TensorBundle.open(checkpoint)
     model, report = read_model(bundle, settings)
+    state = read_optimizer_state(bundle, model.config) if with_optimizer else None
     save_model(model, out)
-    if with_optimizer:
-        save_optimizer_state(read_optimizer_state(bundle, model.config), out)
+    save_optimizer_state(state, out)
     report_json = json.dumps(asdict(report), indent=2) + "\n"
     write_atomically(Path(out) / "conversion.json", report_json.encode())
     return report
@@ -193,14 +193,22 @@ def read_optimizer_state(bundle: TensorBundle, config: VATTConfig) -> dict[str, 
     """Moments of every trained tensor, `exp_avg.NAME` and so on, and the number of `steps`.
 
     Raises:
-        ConversionError: the checkpoint has none.
+        ConversionError: the checkpoint has none, or not of all that is trained.
     """
+    names = [name for part in parts_of(config) for name in part.theirs]
+    slots = [s for s in SLOTS if any(f"{n}{SLOT}{s}{SUFFIX}" in bundle.shapes for n in names)]
+    if not slots:
+        raise ConversionError(f"{bundle.prefix} has no optimiser state: convert it without")
     state: dict[str, Tensor] = {}
     for part in parts_of(config):
-        for slot, ours in SLOTS.items():
-            if f"{part.theirs[0]}{SLOT}{slot}{SUFFIX}" in bundle.shapes:
-                state[f"{ours}.{part.ours}"] = read_part(bundle, part, slot)
-    if not state:
-        raise ConversionError(f"{bundle.prefix} has no optimiser state: convert it without")
+        if part.ours.endswith(("running_mean", "running_variance")) or (
+            part.ours == "text_tokens.embedding.weight" and not config.text.train_embedding
+        ):
+            continue  # what is not trained has no state
+        for slot in slots:
+            absent = [n for n in part.theirs if f"{n}{SLOT}{slot}{SUFFIX}" not in bundle.shapes]
+            if absent:
+                raise ConversionError(f"{bundle.prefix} has no optimiser state of {absent[0]}")
+            state[f"{SLOTS[slot]}.{part.ours}"] = read_part(bundle, part, slot)
     steps = int(bundle.read(f"optimizer/iter{SUFFIX}"))
     return {**state, "steps": torch.tensor(steps)}

@@ -202,7 +202,10 @@ def kept_tokens(geometry: VideoConfig | AudioConfig, rate: float) -> int:
 def _comparable(config: VATTConfig) -> VATTConfig:
     """The configuration with settings that change no size at their defaults."""
     text = replace(config.text, train_embedding=True)
-    return replace(config, text=text, drop_token=0.5, audio_drop_token=None)
+    audio = config.audio
+    if audio.spectrogram is not None:
+        audio = replace(audio, spectrogram=replace(audio.spectrogram, transposed_positions=False))
+    return replace(config, text=text, audio=audio, drop_token=0.5, audio_drop_token=None)
 
 
 def _video_or_audio(config: VATTConfig, modality: str, rate: float, convention: Convention) -> int:
@@ -276,8 +279,7 @@ def _classifier(config: VATTConfig, num_captions: int) -> int:
     classifier = config.classifier
     if classifier is None:
         return 0
-    rows = num_captions if classifier.modality == "text" else 1
-    return _dense(rows, config.feature_width(classifier.modality), classifier.num_classes)
+    return _dense(1, config.feature_width(classifier.modality), classifier.num_classes)
 
 
 def _dense(rows: int, d_in: int, d_out: int) -> int:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 def expect_video(video: Tensor, patch_size: tuple[int, ...]) -> None:
     """Raises ValueError unless patches cut `video`, `[B, T, H, W, 3]`, without remainder."""
+    expect_tensor("video", video)
     wanted = "video must be uint8 or float [B, T, H, W, 3]"
     if video.ndim != 5 or video.shape[-1] != 3 or not is_raw(video, torch.uint8):
         raise ValueError(f"{wanted}, got {described(video)}")
@@ -17,12 +18,14 @@ def expect_video(video: Tensor, patch_size: tuple[int, ...]) -> None:
 
 def expect_image(image: Tensor) -> None:
     """Raises ValueError unless `image` is `[B, H, W, 3]`."""
+    expect_tensor("image", image)
     if image.ndim != 4 or image.shape[-1] != 3 or not is_raw(image, torch.uint8):
         raise ValueError(f"image must be uint8 or float [B, H, W, 3], got {described(image)}")
 
 
 def expect_waveform(audio: Tensor, patch_size: int) -> None:
     """Raises ValueError unless patches cut `audio`, `[B, S]`, without remainder."""
+    expect_tensor("audio", audio)
     if audio.ndim != 2 or not is_raw(audio) or audio.shape[1] == 0 or audio.shape[1] % patch_size:
         raise ValueError(
             f"audio must be float [B, S] with S a multiple of the patch {patch_size}, "
@@ -32,6 +35,7 @@ def expect_waveform(audio: Tensor, patch_size: int) -> None:
 
 def expect_spectrogram(audio: Tensor, patch_size: tuple[int, ...], hop_samples: int) -> None:
     """Raises ValueError unless `audio` is a waveform or log-mel of one patch or more."""
+    expect_tensor("audio", audio)
     waveform_samples = (patch_size[0] - 1) * hop_samples + 1  # the windows of one patch
     smallest = (waveform_samples,) if audio.ndim == 2 else patch_size
     if (
@@ -47,6 +51,7 @@ def expect_spectrogram(audio: Tensor, patch_size: tuple[int, ...], hop_samples: 
 
 def expect_text(ids_BJ: Tensor, max_words: int, vocab_size: int) -> None:
     """Raises ValueError unless `ids_BJ` are word ids of the vocabulary, not too many."""
+    expect_tensor("text", ids_BJ)
     if ids_BJ.ndim != 2 or ids_BJ.dtype != torch.int64 or ids_BJ.shape[1] > max_words:
         raise ValueError(f"text must be int64 [B, J ≤ {max_words}], got {described(ids_BJ)}")
     if not ids_BJ.numel():
@@ -60,6 +65,12 @@ def expect_text(ids_BJ: Tensor, max_words: int, vocab_size: int) -> None:
 def is_raw(value: Tensor, *also: torch.dtype) -> bool:
     """Whether a tensor has a dtype that an input may have: floating point, or one of `also`."""
     return value.is_floating_point() or value.dtype in also
+
+
+def expect_tensor(name: str, value: object) -> None:
+    """Raises ValueError for anything but a tensor."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 
 
 def described(value: Tensor) -> str:

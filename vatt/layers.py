@@ -192,7 +192,7 @@ class Encoder(nn.Module):
 
         Source: Abnar & Zuidema, "Quantifying attention flow in transformers", ACL 2020.
         """
-        wanted = self._block_index(layer)
+        wanted = self.block_index(layer)
         score_bias = self._score_bias(x_BLD, token_mask_BL)
         attention: Tensor | None = None
         for number, block in enumerate(self.blocks):
@@ -205,7 +205,7 @@ class Encoder(nn.Module):
         assert attention is not None
         return self.dropout(self.final_norm(x_BLD)), attention
 
-    def _block_index(self, layer: AttentionLayer) -> int | None:
+    def block_index(self, layer: AttentionLayer) -> int | None:
         """Index from the front; None for rollout, which needs all blocks."""
         if layer == "rollout":
             return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vatt.batch import Batch
 from vatt.config_checks import check_choices
-from vatt.heads import at_least_float32, sum_over_ranks
+from vatt.heads import at_least_float32, sum_over_ranks, world_size
 from vatt.model import VATTOutput
 
 BLOCKED = -1e9  # score of what is absent [C]
@@ -345,11 +345,6 @@ def own_bag_is_best(score_BGK: Tensor) -> Tensor:
     num_rows, _, num_candidates = score_BGK.shape
     best_B = score_BGK.detach().flatten(1).argmax(dim=1) // num_candidates
     return best_B == torch.arange(num_rows, device=best_B.device) + rank() * num_rows
-
-
-def world_size() -> int:
-    """Number of ranks, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:

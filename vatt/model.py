@@ -181,16 +181,31 @@ class VATT(nn.Module):
             return_attention: Whether to return where tokens look; costs nothing when off. When on,
                 attention has no dropout; in training DropToken leaves out tokens. The linear text
                 tower has none.
-            attention_layer: The block whose attention to return, or `rollout`
-                (`Encoder.forward_with_attention`).
+            attention_layer: The block whose attention to return, which all encoders must have, or
+                `rollout` (`Encoder.forward_with_attention`).
+
+        Raises:
+            ValueError: inputs that `vatt.inputs` refuses, or no such block.
         """
+        if not isinstance(batch, Batch):
+            raise TypeError(f"the model takes a vatt.Batch, got {type(batch).__name__}")
         output = VATTOutput()
         layer = attention_layer if return_attention else None
+        self._check_layer(layer)
         for modality in self.config.modalities:
             raw, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
             if raw is not None and mask is not None and bool(mask.any()):
                 self._fill(output, modality, raw, mask, layer)
         return output
+
+    def _check_layer(self, layer: AttentionLayer | None) -> None:
+        """Refuses a block that one of the encoders does not have, before any is run."""
+        for name, encoder in self.encoders.items():
+            assert isinstance(encoder, Encoder)
+            try:
+                encoder.block_index("rollout" if layer is None else layer)
+            except ValueError as error:
+                raise ValueError(f"the {name} encoder: {error}") from error
 
     def _fill(
         self,

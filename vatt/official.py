@@ -19,6 +19,7 @@ from vatt.config import (
     VATTConfig,
     VideoConfig,
 )
+from vatt.presets import FINE_TUNING_FRAME_RATE, FINE_TUNING_SAMPLE_RATE
 
 Settings = Mapping[str, Any]
 
@@ -124,16 +125,16 @@ def config_of_settings(settings: Settings) -> VATTConfig:
     if not isinstance(model, Mapping):
         kind = type(model).__name__
         raise ConversionError(f"official settings must be a JSON object, got {kind}")
-    backbone = model.get("backbone_config")
-    if backbone is None:
+    backbone = part(model, "backbone_config")
+    if not backbone:
         return _classifier_config(complete(model.get("name"), model))
-    head = _head_config(model.get("head_config") or {})
+    head = _head_config(part(model, "head_config"))
     if "unified_backbone" in backbone:
-        kwargs = backbone.get("unified_model_kwargs") or {}
+        kwargs = part(backbone, "unified_model_kwargs")
         return replace(_unified_config(complete(backbone["unified_backbone"], kwargs)), head=head)
     towers = {}
     for modality in NAMES:
-        kwargs = backbone.get(f"{modality}_model_kwargs") or {}
+        kwargs = part(backbone, f"{modality}_model_kwargs")
         towers[modality] = complete(backbone.get(f"{modality}_backbone"), kwargs)
     text_encoder = None if towers["text"]["kind"] == "linear" else _encoder(towers["text"])
     return VATTConfig(
@@ -168,7 +169,23 @@ def complete(name: object, kwargs: Settings) -> dict[str, Any]:
     else:
         wanted = {**ONLY, "temporal_patch_stride": full.get("temporal_patch_size")}
     _expect(str(name), full, wanted)
+    for key, value in full.items():
+        default = {**COMMON, **SIZES["base"], **TOWERS[kind]}.get(key)
+        if isinstance(default, int) and type(value) is not type(default):
+            raise ConversionError(f"{name}: {key} must be {default} or the like, got {value!r}")
     return full
+
+
+def part(settings: Settings, key: str) -> Settings:
+    """An object within settings; empty where it is not given.
+
+    Raises:
+        ConversionError: something else stands there.
+    """
+    value = settings.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ConversionError(f"official settings: {key} must be an object, got {value!r}")
+    return value
 
 
 def _expect(where: str, settings: Settings, wanted: Settings) -> None:
@@ -256,13 +273,13 @@ def _unified_config(tower: Settings) -> VATTConfig:
 
 def _head_config(head: Settings) -> HeadConfig:
     bridges = head.get("bridge") or [{}]
-    if len(bridges) != 1:
-        raise ConversionError(f"this implementation has one head, the settings have {len(bridges)}")
+    if not isinstance(bridges, list) or len(bridges) != 1 or not isinstance(bridges[0], Mapping):
+        raise ConversionError(f"this implementation has one head, the settings have {bridges!r}")
     bridge = bridges[0]
-    _expect("bn_config", bridge.get("bn_config") or {}, BATCH_NORM)
+    _expect("bn_config", part(bridge, "bn_config"), BATCH_NORM)
     widths = {
-        part: (bridge.get(part) or {}).get("d_model", default)
-        for part, default in (
+        name: part(bridge, name).get("d_model", default)
+        for name, default in (
             ("vid_to_aud_txt_kwargs", 512),
             ("aud_to_vid_txt_kwargs", 512),
             ("txt_to_vid_aud_kwargs", 512 if bridge.get("name") == "mlp_joint" else 256),
@@ -284,6 +301,7 @@ def _classifier_config(tower: Settings) -> VATTConfig:
         raise ConversionError(f"a classifier stands on a vit, wat or spt tower, not on {kind}")
     if tower["pre_projection"] != tower["post_projection"]:
         raise ConversionError("pre_projection and post_projection come together or not at all")
+    frame_rate, sample_rate = FINE_TUNING_FRAME_RATE, FINE_TUNING_SAMPLE_RATE
     modality: Literal["video", "audio"] = "video" if kind == "vit" else "audio"
     classifier = None
     if tower["num_classes"] is not None:
@@ -296,8 +314,8 @@ def _classifier_config(tower: Settings) -> VATTConfig:
     return VATTConfig(
         modalities=(modality,),
         arrangement="agnostic" if tower["pre_projection"] else "specific",
-        video=_video(tower) if modality == "video" else VideoConfig(),
-        audio=_audio(tower) if modality == "audio" else AudioConfig(),
+        video=replace(_video(tower) if kind == "vit" else VideoConfig(), frame_rate=frame_rate),
+        audio=replace(_audio(tower) if kind != "vit" else AudioConfig(), sample_rate=sample_rate),
         encoder=_encoder(tower),
         head=None,
         classifier=classifier,

@@ -25,6 +25,10 @@ from vatt.config import (
     VideoConfig,
 )
 
+# What fine-tuning reads, paper section 4.2: 25 fps and a stride of 2; AudioSet at 24 kHz.
+FINE_TUNING_FRAME_RATE = 12.5
+FINE_TUNING_SAMPLE_RATE = 24_000
+
 # Encoder sizes, paper Table 7. Small is the T5 text tower.
 SMALL = EncoderConfig(num_layers=6, d_model=512, d_ff=2048, num_heads=8, bias=False)
 BASE = EncoderConfig(num_layers=12, d_model=768, d_ff=3072, num_heads=12)
@@ -100,7 +104,9 @@ def as_classifier(
     Raises:
         ValueError: no classifier reads that modality.
     """
-    video = config.video
+    # 32 frames at a stride of 2 from 25 fps; AudioSet: 153,600 samples are 6.4 s
+    video = replace(config.video, frame_rate=FINE_TUNING_FRAME_RATE)
+    audio = replace(config.audio, sample_rate=FINE_TUNING_SAMPLE_RATE)
     if modality == "image":
         grid = video.position_grid or video.grid
         video = replace(video, num_frames=video.patch_size[0], position_grid=grid)
@@ -116,6 +122,7 @@ def as_classifier(
     parts: dict[str, Any] = {
         "modalities": (modality,),
         "video": video,
+        "audio": audio,
         "head": None,
         "classifier": classifier,
         "drop_token": 0.0,  # [C] forgets to switch it off

@@ -1,7 +1,6 @@
 """Contrastive pre-training as a Lightning system: network, losses, optimiser, retrieval metrics."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vatt.batch import Batch
-from vatt.checkpoint import CONFIG_KEY, load_optimizer_state, load_weights
-from vatt.config import MODALITIES, VATTConfig
+from vatt.checkpoint import CONFIG_KEY, check_same, load_optimizer_state, load_weights
+from vatt.config import VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
-from vatt.losses import PAIRS, ContrastiveLoss, LossConfig, LossOutput, world_size
+from vatt.heads import world_size
+from vatt.losses import PAIRS, ContrastiveLoss, LossConfig, LossOutput
 from vatt.model import VATT
 from vatt.optim import (
     OptimizerConfig,
@@ -25,8 +25,6 @@ from vatt.optim import (
     clip_gradients,
     learning_rate_factor,
 )
-
-TRAINING_ONLY = ("dropout", "drop_token", "audio_drop_token")  # a checkpoint fits with others, too
 
 
 class NonFiniteLossError(UserError):
@@ -61,6 +59,8 @@ class PretrainModule(LightningModule):
     ) -> None:
         super().__init__()
         _check_spaces(model, loss)
+        if init_optimizer and init_from is None:
+            raise UserError("init_optimizer needs init_from: whose optimiser's state to take")
         self.network = VATT(model)
         self.loss = ContrastiveLoss(loss)
         self.optimizer_config = optimizer
@@ -183,17 +183,11 @@ class PretrainModule(LightningModule):
                 f"the checkpoint is not one of {type(self).__name__}: it has no {CONFIG_KEY!r}; "
                 "give --ckpt_path one that `vatt fit` wrote"
             )
-        theirs = _geometry(VATTConfig.from_dict(checkpoint[CONFIG_KEY]))
-        ours = _geometry(self.network.config)
-        names = [*ours, *(theirs.keys() - ours.keys())]
-        differing = [name for name in names if theirs.get(name) != ours.get(name)]
-        if differing:
-            name = differing[0]
-            raise UserError(
-                f"the checkpoint holds another model: {name} is {theirs.get(name)} there and "
-                f"{ours.get(name)} here ({len(differing)} settings differ): use its run's "
-                "config.yaml"
-            )
+        theirs = VATTConfig.from_dict(checkpoint[CONFIG_KEY])
+        try:
+            check_same(theirs, self.network.config, "the checkpoint")
+        except ValueError as error:
+            raise UserError(f"{error}: use its run's config.yaml") from error
 
     def _optimizer(self) -> Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -288,24 +282,3 @@ def _check_spaces(model: VATTConfig, loss: LossConfig) -> None:
 def _share_present(mask: Tensor | None) -> Tensor | float:
     """Share of the clips that have a modality, from a mask `[B]` or `[B, K]`."""
     return 0.0 if mask is None else mask.reshape(len(mask), -1).any(dim=1).float().mean()
-
-
-def _geometry(config: VATTConfig) -> dict[str, Any]:
-    """What the weights depend on, by dotted name; every tower with the encoder that it has."""
-    values = asdict(config)
-    if config.arrangement == "specific":
-        values |= {f"{name}_encoder": asdict(config.tower(name)) for name in MODALITIES}
-        del values["encoder"]
-    flat = _flatten(values)
-    return {name: flat[name] for name in flat if name.rpartition(".")[2] not in TRAINING_ONLY}
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"video": {"num_frames": 8}}` → `{"video.num_frames": 8}`; lists become tuples."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return flat

@@ -144,8 +144,7 @@ class TrainingCLI(LightningCLI):
         checkpoint = _find_checkpoint(given, self.run_dir, self.subcommand or "")
         config["ckpt_path"] = None if checkpoint is None else str(checkpoint)
         config["weights_only"] = True
-        if checkpoint is not None:
-            self._take_tokenizer_of_run(config)
+        self._take_tokenizer(config)
         if fits:
             assert self.run_dir is not None
             self.config_path = _config_path(self.run_dir, resumes=checkpoint is not None)
@@ -261,11 +260,24 @@ class TrainingCLI(LightningCLI):
             callbacks.append(TimeBudget(self._clock, run["time_budget_seconds"]))
         return [*callbacks, EndOfRun(self._clock)]
 
-    def _take_tokenizer_of_run(self, config: Any) -> None:
-        """What is trained goes on with the ids it was trained with, unless told otherwise."""
+    def _take_tokenizer(self, config: Any) -> None:
+        """What is trained goes on with the ids it was trained with, unless told otherwise.
+
+        Raises:
+            UserError: the weights to start from do not say what their ids stand for.
+        """
         settings = (config["data"] or {}).get("init_args") or {}
-        kept = None if self.run_dir is None else self.run_dir / TOKENIZER
-        if kept is not None and kept.is_file() and settings.get("tokenizer", "") is None:
+        start = ((config["model"] or {}).get("init_args") or {}).get("init_from")
+        resumes, told = config["ckpt_path"] is not None, settings.get("tokenizer", "")
+        if told is not None and not (told and resumes and not Path(told).is_file()):
+            return
+        if resumes:
+            kept = None if self.run_dir is None else self.run_dir / TOKENIZER
+        elif start is not None:
+            kept = _tokenizer_beside(Path(start))
+        else:
+            return
+        if kept is not None and kept.is_file():
             settings["tokenizer"] = str(kept)
 
     def _loggers(self) -> list[Any]:
@@ -348,6 +360,22 @@ def _config_path(run_dir: Path, *, resumes: bool) -> Path:
     if not resumes:
         return run_dir / "config.yaml"
     return run_dir / f"config.resume-{len(list(run_dir.glob('config.resume-*.yaml'))) + 1}.yaml"
+
+
+def _tokenizer_beside(model: Path) -> Path:
+    """The tokenizer of a model folder, or of the run that a checkpoint is of.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = model if model.is_dir() else model.parent.parent
+    if not (folder / TOKENIZER).is_file():
+        raise UserError(
+            f"{model} has no {TOKENIZER}, which says what its word ids stand for: give "
+            "--data.init_args.tokenizer FILE",
+            2,
+        )
+    return folder / TOKENIZER
 
 
 def _find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:
