@@ -183,6 +183,12 @@ def test_shards_are_built_and_checked(
     assert len(table.read_text().splitlines()) == 4
     assert main(["tokenizer", str(out), str(tmp_path / "tokenizer.json")]) == 0
     assert Tokenizer.load(tmp_path / "tokenizer.json").vocab_size == 5  # padding, unknown, 3 words
+    pieces = ["tokenizer", str(out), "--kind", "bpe", "--vocab-size", "260"]
+    assert main([*pieces, str(tmp_path / "bpe.json")]) == 0
+    assert 258 <= Tokenizer.load(tmp_path / "bpe.json").vocab_size <= 260
+    pieces[-1] = "257"
+    assert main([*pieces, str(tmp_path / "small.json")]) == 1
+    assert "at least 258, got 257" in capsys.readouterr().err
     capsys.readouterr()
     assert main(["shards", "check", str(tmp_path / "nowhere")]) == 1
     assert str(tmp_path / "nowhere") in capsys.readouterr().err

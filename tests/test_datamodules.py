@@ -311,6 +311,19 @@ def test_the_state_of_a_run_with_another_tokenizer_is_refused(make, tmp_path):
         other.load_state_dict(state)
 
 
+def test_tokenizers_of_byte_pairs_are_told_apart(make, tmp_path):
+    for name, caption in (("one", "夏"), ("two", "秋")):
+        Tokenizer.train([caption] * 3, 259, kind="bpe").save(tmp_path / f"{name}.json")
+    data = make(tokenizer=str(tmp_path / "one.json"))
+    data.train_dataloader()
+    state = data.state_dict()
+    data.load_state_dict(state)
+    other = make(tokenizer=str(tmp_path / "two.json"))
+    other.setup("validate")
+    with pytest.raises(UserError, match="trained with another tokenizer"):
+        other.load_state_dict(state)
+
+
 def test_missing_shards_are_named_before_anything_is_made(make, tmp_path):
     Tokenizer.train(["words"], 512).save(tmp_path / "t.json")
     for changes in ({"train": [str(tmp_path / "x")]}, {"validation": str(tmp_path / "x")}):

@@ -17,7 +17,7 @@ FLOORS = (
     # what stands alone
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.transforms"}
     | {"vatt.files", "vatt.machine", "vatt.sources", "vatt.shard_index", "vatt.inputs"},
-    {"vatt.config", "vatt.audio", "vatt.tensor_bundle"},
+    {"vatt.config", "vatt.audio", "vatt.tensor_bundle", "vatt.vocabulary"},
     {"vatt.presets"},
     {"vatt.official"},
     {"vatt.official_names"},

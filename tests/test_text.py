@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import random
 import subprocess
 import sys
 
@@ -122,23 +124,128 @@ def test_tokenizer_with_other_padding_is_refused():
         Tokenizer(tokenizers.Tokenizer(model))
 
 
-def test_captions_without_words_are_refused():
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_captions_without_words_are_refused(kind):
     with pytest.raises(ValueError, match="no word to train"):
-        Tokenizer.train(["", "?!"], vocab_size=10)
-    with pytest.raises(ValueError, match="at least 3, got 2"):
+        Tokenizer.train(["", "?!"], vocab_size=300, kind=kind)
+    with pytest.raises(ValueError, match="no word to train"):
+        Tokenizer.train([], vocab_size=300, kind=kind)
+
+
+def test_vocabulary_sizes_that_leave_no_room_are_refused():
+    with pytest.raises(ValueError, match="room for words, at least 3, got 2"):
         Tokenizer.train(CAPTIONS, vocab_size=2)
+    with pytest.raises(ValueError, match="room for every byte, at least 258, got 257"):
+        Tokenizer.train(CAPTIONS, vocab_size=257, kind="bpe")
+    assert Tokenizer.train(CAPTIONS, vocab_size=258, kind="bpe").vocab_size == 258
 
 
-def test_forked_workers_encode_without_a_warning_of_the_library():
+def test_other_kinds_are_refused():
+    with pytest.raises(ValueError, match='must be "word" or "bpe", got \'unigram\''):
+        Tokenizer.train(CAPTIONS, vocab_size=300, kind="unigram")
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_processes_that_train_and_encode_can_be_forked(kind):
     program = (
         "import os\nfrom vatt.text import Tokenizer\n"
-        "tokenizer = Tokenizer.train(['a red square'] * 1000, 100)\n"
+        "threads = lambda: len(os.listdir('/proc/self/task')) if os.path.isdir('/proc') else 1\n"
+        "before = threads()\n"
+        f"tokenizer = Tokenizer.train(['a red square'] * 1000, 300, {kind!r})\n"
         "tokenizer.encode(['a red square'] * 1000, 16)\n"
+        "assert threads() == before, threads()\n"
+        "assert 'TOKENIZERS_PARALLELISM' not in os.environ\n"
         "child = os.fork()\n"
         "tokenizer.encode(['a red square'] * 10, 16)\n"
         "os._exit(0) if child == 0 else os.waitpid(child, 0)\n"
     )
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
-    assert done.stderr == ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_training_leaves_the_setting_of_the_librarys_threads_as_it_was(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    Tokenizer.train(CAPTIONS, vocab_size=300, kind="bpe")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+@pytest.fixture
+def bpe() -> Tokenizer:
+    return Tokenizer.train([*CAPTIONS, "a lower, slower, lowest square"] * 3, 400, kind="bpe")
+
+
+def test_frequent_words_are_one_piece_and_words_never_seen_are_several(bpe):
+    ids = bpe.encode(["square", "lowering"], max_words=8)
+    assert ids.ne(0).sum(dim=1)[0] == 1
+    assert 1 < ids.ne(0).sum(dim=1)[1] < len("lowering")
+    assert 258 < bpe.vocab_size <= 400
+
+
+def test_pieces_join_into_the_words_that_they_came_from(bpe):
+    captions = ["A lowered square?", "two  words", "no[PAD] [UNK]"]
+    decoded = bpe.decode(bpe.encode(captions, max_words=32))
+    assert decoded == ["a lowered square", "two words", "nopad unk"]
+
+
+def test_no_text_is_unknown_to_byte_pairs():
+    bpe = Tokenizer.train(["a red square"], 258, kind="bpe")
+    draw = random.Random(0)
+    texts = [
+        "夏 🎈 don’t",
+        "<pad> [PAD] <unk> [UNK]",
+        "\ud83d",
+        "?!",
+        "İ ß ﬁ Å n\u0303 ु \x1c \x00a",
+    ]
+    for _ in range(300):
+        most = draw.choice([0x7F, 0x2FF, 0x30FF, 0x10FFFF])
+        texts.append("".join(chr(draw.randint(0, most)) for _ in range(20)))
+    ids = bpe.encode(texts, max_words=200)
+    assert not ids.eq(1).any()
+    words = Tokenizer.train(texts, 10_000)
+    assert bpe.decode(ids) == words.decode(words.encode(texts, max_words=200))
+
+
+def test_a_character_that_is_cut_in_two_is_left_out(bpe):
+    ids = bpe.encode(["été 夏"], max_words=64)
+    length = int(ids.ne(0).sum())
+    assert bpe.decode(ids) == ["été 夏"]
+    assert bpe.decode(bpe.encode(["été 夏"], max_words=length - 1)) == ["été"]
+
+
+def test_byte_pairs_do_not_depend_on_order_threads_or_process(tmp_path):
+    captions = [*CAPTIONS, "a lower, slower, lowest square", "ÉTÉ ёлка 夏"] * 3
+    Tokenizer.train(captions[::-1], 330, kind="bpe").save(tmp_path / "here")
+    program = (
+        "import sys\nfrom vatt.text import Tokenizer\n"
+        f"Tokenizer.train({captions!r}, 330, kind='bpe').save(sys.argv[1])\n"
+    )
+    for seed in ("1", "2"):
+        threads = {"PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed}
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path / seed)],
+            check=True,
+            env=os.environ | threads | {"TOKENIZERS_PARALLELISM": "true"},
+        )
+        assert (tmp_path / seed).read_bytes() == (tmp_path / "here").read_bytes()
+
+
+def test_byte_pairs_are_saved_loaded_and_pickled(bpe, tmp_path):
+    captions = [*CAPTIONS, "words never seen"]
+    expected = bpe.encode(captions, 32)
+    bpe.save(tmp_path / "tokenizer.json")
+    for copy in (Tokenizer.load(tmp_path / "tokenizer.json"), pickle.loads(pickle.dumps(bpe))):
+        assert copy.encode(captions, 32).equal(expected)
+        assert copy.decode(expected) == bpe.decode(expected)
+        assert copy.tokens == bpe.tokens
+
+
+def test_tokens_are_listed_by_id(tokenizer, bpe):
+    assert tokenizer.tokens[:4] == ["[PAD]", "[UNK]", "a", "red"]
+    alone = torch.arange(tokenizer.vocab_size)[:, None]
+    assert tokenizer.decode(alone) == ["", *tokenizer.tokens[1:]]
+    assert bpe.tokens[:2] == ["[PAD]", "[UNK]"]
+    assert len(set(bpe.tokens)) == bpe.vocab_size

@@ -19,7 +19,7 @@ COMMANDS = {
     "test": ("vatt.training_cli", "main", "the same over the test set"),
     "predict": ("vatt.training_cli", "main", "embeddings of a set"),
     "shards": ("vatt.commands", "shards", "build: media folder → tar shards; check: decode all"),
-    "tokenizer": ("vatt.commands", "tokenizer", "train a tokenizer from the captions of shards"),
+    "tokenizer": ("vatt.commands", "tokenizer", "captions of shards, or a vocabulary → tokenizer"),
     "convert": ("vatt.commands", "convert", "official TensorFlow checkpoint → model folder"),
     "doctor": ("vatt.doctor", "doctor", "what is missing; --model NAME: what a model costs"),
 }

@@ -5,9 +5,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vatt.errors import UserError
 from vatt.machine import num_cores
+
+if TYPE_CHECKING:
+    from vatt.text import Tokenizer
 
 
 def shards(argv: Sequence[str]) -> int:
@@ -29,27 +33,40 @@ def shards(argv: Sequence[str]) -> int:
 
 
 def tokenizer(argv: Sequence[str]) -> int:
-    """`vatt tokenizer SHARDS OUT`."""
+    """`vatt tokenizer SHARDS OUT` and `vatt tokenizer --vocabulary FILE OUT`."""
     parser = argparse.ArgumentParser(
-        "vatt tokenizer", description="Trains a word-level tokenizer from the captions of shards."
+        "vatt tokenizer",
+        description="Trains a tokenizer from the captions of shards, or takes a vocabulary over.",
     )
-    parser.add_argument("shards", type=Path, nargs="+", help="shard folders")
+    parser.add_argument("shards", type=Path, nargs="*", help="shard folders")
     parser.add_argument("out", type=Path, help="tokenizer.json to write")
-    parser.add_argument("--vocab-size", type=_positive, default=2**16, help="most ids")
-    arguments = parser.parse_args(argv)
-    from vatt.shards import ShardSet
-    from vatt.text import Tokenizer
+    parser.add_argument(
+        "--kind", choices=("word", "bpe"), help="ids of words (default), or of pieces of words"
+    )
+    parser.add_argument("--vocab-size", type=_positive, help=f"most ids, default {2**16:,}")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="the official vocabulary (howto100m_en.txt), in place of shards; keeps its ids",
+    )
+    arguments = parser.parse_intermixed_args(argv)  # options may stand before OUT
+    if arguments.vocabulary is None:
+        if not arguments.shards:
+            parser.error("give shard folders to train from, or --vocabulary")
+        made = _trained_tokenizer(arguments)
+    else:
+        if arguments.shards or arguments.kind or arguments.vocab_size:
+            parser.error("--vocabulary takes no shards, no --kind and no --vocab-size")
+        from vatt.text import Tokenizer
 
-    sets = [ShardSet(folder) for folder in arguments.shards]
-    try:
-        trained = Tokenizer.train(
-            (caption for one in sets for caption in one.captions()), arguments.vocab_size
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        made = Tokenizer.from_vocabulary(arguments.vocabulary)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    trained.save(arguments.out)
-    print(f"{arguments.out}: {trained.vocab_size} ids, padding and unknown included")
+    made.save(arguments.out)
+    print(
+        f"{arguments.out}: {made.vocab_size} ids, padding (0) and unknown ({made.unknown_id}) "
+        "included"
+    )
     return 0
 
 
@@ -98,6 +115,20 @@ def _at_least(least: int, text: str) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
     return value
+
+
+def _trained_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
+    from vatt.shards import ShardSet
+    from vatt.text import Tokenizer
+
+    sets = [ShardSet(folder) for folder in arguments.shards]
+    captions = (caption for one in sets for caption in one.captions())
+    try:
+        return Tokenizer.train(
+            captions, arguments.vocab_size or 2**16, kind=arguments.kind or "word"
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _build(arguments: argparse.Namespace) -> int:
