@@ -99,6 +99,27 @@ def test_the_command_says_what_became_of_the_variables(
     assert "42 optimiser state" in shown
 
 
+def test_the_official_words_become_the_tokenizer(tmp_path: Path) -> None:
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"word{number}" for number in range(93))]
+    (tmp_path / "words.txt").write_text("\n".join(words))
+    arguments = ["convert", str(checkpoint_of("ut_fac")), str(tmp_path / "out")]
+    arguments += [f"--settings={DATA / 'ut_fac' / 'model_config.json'}"]
+    assert main([*arguments, f"--vocabulary={tmp_path / 'words.txt'}"]) == 0
+    ids = Tokenizer.load(tmp_path / "out" / "tokenizer.json").encode(["Word5, other!"], 4)
+    assert ids.tolist() == [[9, 3, 0, 0]]
+
+
+def test_a_list_of_other_words_than_the_model_has_vectors_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.txt").write_text("<pad>\n<bos>\n<eos>\n<unk>\ndog")
+    arguments = ["convert", str(checkpoint_of("ut_fac")), str(tmp_path / "out")]
+    arguments += [f"--settings={DATA / 'ut_fac' / 'model_config.json'}"]
+    assert main([*arguments, f"--vocabulary={tmp_path / 'words.txt'}"]) == 1
+    assert "has 5 words, the model 97 word vectors" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_words_that_the_release_keeps_frozen_stay_so(tmp_path: Path) -> None:
     model = Pack(DATA / "ut_fac").model
     frozen = [name for name, value in model.named_parameters() if not value.requires_grad]

@@ -84,7 +84,11 @@ def convert(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--optimizer", action="store_true", help="take the optimiser's moments along"
     )
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="TXT", help="official list of words → tokenizer.json"
+    )
     arguments = parser.parse_args(argv)
+    from vatt.checkpoint import read_config
     from vatt.convert import convert as convert_checkpoint
 
     try:
@@ -96,9 +100,12 @@ def convert(argv: Sequence[str]) -> int:
         arguments.out,
         settings=settings,
         with_optimizer=arguments.optimizer,
+        vocabulary=arguments.vocabulary,
     )
     print(report.summary())
     print(f"{arguments.out}: config.json, model.safetensors, conversion.json with every variable")
+    if arguments.vocabulary is None and "text" in read_config(arguments.out).modalities:
+        print("no tokenizer.json: give the list of words that its ids stand for by --vocabulary")
     return 0
 
 

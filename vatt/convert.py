@@ -21,6 +21,7 @@ from vatt.official import ConversionError, config_of_settings
 from vatt.official_names import SLOT, Part, parts_of
 from vatt.official_shapes import settings_of_variables
 from vatt.tensor_bundle import TensorBundle
+from vatt.text import Tokenizer
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 SLOTS = {"m": "exp_avg", "v": "exp_avg_sq", "momentum": "velocity"}  # Keras' names → torch's
@@ -79,6 +80,7 @@ def convert(
     *,
     settings: Mapping[str, Any] | None = None,
     with_optimizer: bool = False,
+    vocabulary: str | os.PathLike[str] | None = None,
 ) -> Conversion:
     """Converts an official checkpoint, pre-trained or fine-tuned.
 
@@ -88,15 +90,23 @@ def convert(
             every variable) and, where asked for, `optimizer.safetensors`.
         settings: The official configuration, where the checkpoint is not of a published size.
         with_optimizer: Whether the optimiser's moments come along, to go on training.
+        vocabulary: The official list of words, which becomes `tokenizer.json`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         ConversionError: it does not fit the model, or its model cannot be told.
+        UserError: the vocabulary is none.
     """
+    tokenizer = None if vocabulary is None else Tokenizer.from_vocabulary(vocabulary)
     bundle = TensorBundle.open(checkpoint)
     model, report = read_model(bundle, settings)
+    num_vectors = model.config.text.vocab_size
+    if tokenizer is not None and tokenizer.vocab_size != num_vectors:
+        raise ConversionError(
+            f"{vocabulary} has {tokenizer.vocab_size} words, the model {num_vectors} word vectors"
+        )
     state = read_optimizer_state(bundle, model.config) if with_optimizer else None
-    save_model(model, out)
+    save_model(model, out, tokenizer)
     save_optimizer_state(state, out)
     report_json = json.dumps(asdict(report), indent=2) + "\n"
     write_atomically(Path(out) / "conversion.json", report_json.encode())
