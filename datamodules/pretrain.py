@@ -10,25 +10,24 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
+from datamodules.augment import augment_batch
 from datamodules.cache import GIB, ClipCache, warm_up
 from datamodules.clips import Geometry
 from datamodules.loader import PositionedLoader, StartMethod
-from datamodules.order import GlobalOrder, draw_bits
+from datamodules.order import GlobalOrder
 from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
 from datamodules.samples import ClipSamples
 from vatt.batch import Batch
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
-from vatt.preprocess import normalize_video
 from vatt.shard_index import find_shards
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer
-from vatt.transforms import AugmentConfig, add_audio_noise, jitter_color
+from vatt.transforms import AugmentConfig
 
 logger = logging.getLogger(__name__)
 
 RECIPE = AugmentConfig()
-_AUGMENT = 21  # what a number is drawn for; order.py uses 1…3, samples.py 11…13
 
 
 class PretrainData(LightningDataModule):
@@ -237,21 +236,10 @@ class PretrainData(LightningDataModule):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Changes colours and sound of training clips, on the device.
-
-        The draws are named by the position, so that a resumed run repeats them.
-        """
-        if self.trainer is None or not self.trainer.training or self._loader is None:
+        """Changes colours and sound of training clips, on the device."""
+        if self.trainer is None or not self.trainer.training:
             return batch
-        if batch.video is not None and self.augment.color_jitter_rate > 0:
-            video, rate = normalize_video(batch.video), self.augment.color_jitter_rate
-            changed = jitter_color(video, rate, self._generator(video.device, 0))
-            batch = dataclasses.replace(batch, video=changed)
-        if batch.audio is not None and self.augment.audio_noise > 0:
-            generator = self._generator(batch.audio.device, 1)
-            noisy = add_audio_noise(batch.audio, self.augment.audio_noise, generator)
-            batch = dataclasses.replace(batch, audio=noisy)
-        return batch
+        return augment_batch(batch, self.augment)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the training stream, and which tokenizer made its ids."""
@@ -295,11 +283,6 @@ class PretrainData(LightningDataModule):
     def _close(self) -> None:
         if self._loader is not None:
             self._loader.close()
-
-    def _generator(self, device: torch.device, purpose: int) -> torch.Generator:
-        assert self._loader is not None
-        bits = draw_bits(self.seed, _AUGMENT, self._loader.position, self._rank, purpose)
-        return torch.Generator(device).manual_seed(int(bits[0] >> 1))
 
     def _open_train(self, tokenizer: Tokenizer) -> ClipSamples:
         sets = [ShardSet(folder) for folder in self.train_folders]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -37,7 +38,7 @@ from vatt.transforms import AugmentConfig
 
 STARTS_PER_FILE = 2  # the planned start and one other, before the next sample is taken
 FILES_PER_SAMPLE = 10  # so many unreadable files in a row are no accident
-_DRAW, _TIES, _KEEP = 11, 12, 13  # what a number is drawn for; order.py uses 1…3
+_DRAW, _TIES, _KEEP, _CHANGES = 11, 12, 13, 14  # what a number is drawn for; order.py uses 1…3
 
 
 class ClipSamples(Dataset[ClipSample]):
@@ -48,7 +49,8 @@ class ClipSamples(Dataset[ClipSample]):
         tokenizer: Captions → ids.
         geometry: Shapes of a sample; `num_candidates` nearest captions make the MIL-NCE bag.
         seed: Names the draws.
-        augment: Random views; colours and noise are changed later, on the device.
+        augment: Random views; colours and noise are changed later, on the device, as the batch's
+            seeds say.
         captions_per_step: So many captions of a bag, drawn anew every epoch. None: the whole bag.
         max_failure_rate: Share of unreadable clips above which reading stops.
         cache: Keeps decoded clips, one for each of `num_views` views of a sample.
@@ -116,6 +118,7 @@ class ClipSamples(Dataset[ClipSample]):
             batch = collate([self[ref] for ref in refs], self.geometry)
         else:
             batch = self._read_cached(self.cache, refs)
+        batch = dataclasses.replace(batch, seeds=name_seeds(refs, seed=self.seed))
         if self.captions_per_step is None or batch.text is None:
             return batch
         text = draw_captions(batch.text, refs, count=self.captions_per_step, seed=self.seed)
@@ -208,8 +211,26 @@ def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: 
     Returns:
         int64 `[B, count, J]`.
     """
-    names = np.array([(ref.set_index, ref.sample_index, ref.epoch) for ref in refs]).T[..., None]
-    chances = draw_uniforms(seed, *names, _KEEP, np.arange(text.shape[1]))
+    chances = draw_uniforms(seed, *_names(refs)[..., None], _KEEP, np.arange(text.shape[1]))
     blank = (text == 0).all(dim=-1)
     order = (torch.from_numpy(chances) + blank).argsort(dim=1)[:, :count]
     return text.gather(1, order[..., None].expand(-1, -1, text.shape[2]))
+
+
+def name_seeds(refs: Sequence[SampleRef], *, seed: int) -> Tensor:
+    """What the random changes of each clip are drawn from: by sample and epoch, no place or rank.
+
+    Args:
+        refs: The rows' samples.
+        seed: Names the draws.
+
+    Returns:
+        int64 `[B]`, at least 0.
+    """
+    bits = draw_bits(seed, *_names(refs), _CHANGES)
+    return torch.from_numpy((bits >> np.uint64(1)).astype(np.int64))
+
+
+def _names(refs: Sequence[SampleRef]) -> NDArray[np.int64]:
+    """Set, sample and epoch of each row, `[3, B]`."""
+    return np.array([(ref.set_index, ref.sample_index, ref.epoch) for ref in refs]).T

@@ -10,6 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from datamodules.augment import augment_batch
+from datamodules.loader import PositionedLoader
+from datamodules.order import GlobalOrder
 from datamodules.pretrain import PretrainData
 from datamodules.retrieval import RetrievalLoader
 from vatt.config import AudioConfig, TextConfig, VideoConfig
@@ -176,6 +179,53 @@ def test_colours_and_noise_are_changed_in_training_only(make):
     assert [keys for keys, _ in plain] == [keys for keys, _ in changed]
     assert all(a != b for (_, a), (_, b) in zip(plain, changed, strict=True))
     assert next(iter(data.val_dataloader())).video.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_clip_is_changed_alike_by_any_number_of_ranks_and_in_batches_of_any_size(
+    make, num_workers
+):
+    data = make(augment=AugmentConfig(audio_noise=0.1))
+    data.setup("fit")
+    order = GlobalOrder([data.train_samples.sets[0].shard_sizes], seed=5)
+
+    def heard(batch_size, ranks=1):
+        clips = {}
+        for rank in range(ranks):
+            loader = PositionedLoader(
+                data.train_samples,
+                order,
+                batch_size=batch_size,
+                rank=rank,
+                world_size=ranks,
+                num_workers=num_workers,
+                start_method="fork",
+            )
+            for batch in loader:
+                batch = augment_batch(batch, data.augment)
+                rows = zip(batch.keys, batch.video, batch.audio, strict=True)
+                clips |= {key: (video, audio) for key, video, audio in rows}
+            loader.close()
+        return clips
+
+    expected = heard(24)
+    assert len(expected) == 24
+    for settings in ({"batch_size": 4}, {"batch_size": 8, "ranks": 2}, {"batch_size": 3}):
+        found = heard(**settings)
+        assert found.keys() == expected.keys()
+        for key, (video, audio) in found.items():
+            torch.testing.assert_close(video, expected[key][0], rtol=0, atol=1e-6)
+            assert torch.equal(audio, expected[key][1])
+
+
+def test_without_augmentation_a_batch_stays_as_it_is_to_the_bit(make):
+    batch = next(iter(make().train_dataloader()))
+    assert batch.seeds is not None
+    plain = augment_batch(batch, PLAIN)
+    assert plain.video is batch.video
+    assert plain.audio is batch.audio
+    for unseeded in (dataclasses.replace(batch, seeds=None), next(iter(make().val_dataloader()))):
+        assert augment_batch(unseeded, AugmentConfig()) is unseeded
 
 
 def test_noise_is_new_at_every_step(make):

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file imports from lower floors only. A new file gets its place here.
 FLOORS = (
     # what stands alone
-    {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.transforms"}
+    {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
     | {"vatt.files", "vatt.machine", "vatt.sources", "vatt.shard_index", "vatt.inputs"},
-    {"vatt.config", "vatt.audio", "vatt.tensor_bundle", "vatt.vocabulary"},
+    {"vatt.config", "vatt.audio", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"},
     {"vatt.presets"},
     {"vatt.official"},
     {"vatt.official_names"},
@@ -44,7 +44,7 @@ FLOORS = (
     {"vatt.report"},
     {"vatt.demo_report"},
     # training data
-    {"datamodules.order", "datamodules.failures", "datamodules.clips"},
+    {"datamodules.order", "datamodules.failures", "datamodules.clips", "datamodules.augment"},
     {"datamodules.loader"},
     {"datamodules.cache"},
     {"datamodules.samples", "datamodules.retrieval"},

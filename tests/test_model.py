@@ -235,6 +235,19 @@ def test_batch_refuses_masks_that_are_no_bool_per_caption(mask: torch.Tensor) ->
 def test_batch_refuses_parts_with_different_rows() -> None:
     with pytest.raises(ValueError, match="same number of rows"):
         Batch(audio=torch.zeros(2, 8), text=torch.ones(3, 1, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match="same number of rows"):
+        Batch(audio=torch.zeros(2, 8), seeds=torch.arange(3))
+
+
+def test_batch_moves_its_seeds_and_refuses_seeds_that_are_no_number_per_clip() -> None:
+    seeds = torch.tensor([5, 2**63 - 1])
+    assert torch.equal(Batch(audio=torch.zeros(2, 8), seeds=seeds).to("cpu").seeds, seeds)
+    assert Batch(audio=torch.zeros(2, 8), seeds=seeds).to("meta").seeds.is_meta
+    for wrong in (seeds.float(), seeds[:, None]):
+        with pytest.raises(ValueError, match=r"batch.seeds must be int64 \[B\]"):
+            Batch(audio=torch.zeros(2, 8), seeds=wrong)
+    with pytest.raises(ValueError, match="at least one modality"):
+        Batch(seeds=seeds)
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,26 @@ def test_draws_are_named_by_seed_set_sample_and_epoch_alone(shards):
     assert all(not torch.equal(one.audio, base.audio) for one in others)
 
 
+def test_the_seeds_of_random_changes_are_named_by_seed_set_sample_and_epoch_alone(shards):
+    samples = make(shards, shards)
+    refs = [ref(0), ref(1), ref(0, epoch=1), ref(0, set_index=1)]
+    seeds = samples.__getitems__(refs).seeds
+    assert seeds.dtype == torch.int64
+    assert seeds.min() >= 0
+    assert len(set(seeds.tolist())) == 4
+    moved = [dataclasses.replace(one, position=77) for one in refs[::-1]]
+    cached = open_cache(shards, shards)
+    assert cached.__getitems__(moved).seeds.tolist() == seeds.tolist()[::-1]
+    assert make(shards, seed=4).__getitems__(refs[:1]).seeds[0] not in seeds
+
+
+def test_the_draws_of_a_run_without_augmentation_stay_those_that_they_were(shards):
+    samples = make(shards)
+    bags = [samples.tokenizer.decode(samples[ref(0, epoch)].text) for epoch in range(4)]
+    first = (["zero", "one", "two"], ["two", "three", "one"], ["three", "two", "four"])
+    assert bags == [*first, first[0]]
+
+
 def test_the_length_of_a_file_stays_the_same_number_when_it_is_asked_for_again(tmp_path):
     write_mp4(tmp_path / "clip.mp4", np.zeros((61, 32, 48, 3), dtype=np.uint8), 10)  # 6.1 s
     shards = write_set(
@@ -268,11 +288,11 @@ def test_a_batch_has_as_many_captions_as_a_step_wants(shards):
     assert batch.text_mask.tolist() == [[True, True], [False, False]]
 
 
-def open_cache(shards, *, num_views=1, num_clips=1_000, **changes):
-    num_entries = len(shards) * num_views
+def open_cache(*sets, num_views=1, num_clips=1_000, **changes):
+    num_entries = sum(map(len, sets)) * num_views
     slot_bytes = ClipCache(1, GEOMETRY, 2**20).slot_bytes
     cache = ClipCache(num_entries, GEOMETRY, num_clips * slot_bytes)
-    return make(shards, cache=cache, num_views=num_views, **changes)
+    return make(*sets, cache=cache, num_views=num_views, **changes)
 
 
 @pytest.mark.parametrize("num_clips", [1_000, 3, 1])

@@ -28,6 +28,9 @@ class Batch:
         audio_mask: bool `[B]`, True where the clip has sound. None: every row has.
         text_mask: bool `[B, K]`, True for captions that say something. None: derived, ids not all
             zero.
+        seeds: int64 `[B]`, names the random changes of each clip (colours, noise, masks): the same
+            clip in another batch, worker or rank is changed alike. None: nothing is drawn, as in
+            evaluation.
         keys: `B` names of the clips, for error messages.
 
     Raises:
@@ -40,6 +43,7 @@ class Batch:
     video_mask: Tensor | None = None
     audio_mask: Tensor | None = None
     text_mask: Tensor | None = None
+    seeds: Tensor | None = None
     keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -61,6 +65,10 @@ class Batch:
             and not self.video.is_floating_point()
         ):
             raise ValueError(f"batch.video must be uint8 or floating point, got {self.video.dtype}")
+        if self.seeds is not None and (self.seeds.dtype != torch.int64 or self.seeds.ndim != 1):
+            raise ValueError(
+                f"batch.seeds must be int64 [B], got {self.seeds.dtype} {list(self.seeds.shape)}"
+            )
         self._check_rows()
         self._fill_masks()
         self._check_masks()
@@ -70,7 +78,7 @@ class Batch:
             f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
         }
         rows = {name: value.shape[0] for name, value in tensors.items()}
-        if not rows:
+        if not rows.keys() & {"video", "audio", "text"}:
             raise ValueError("a batch needs at least one modality")
         if len(set(rows.values())) > 1:
             raise ValueError(f"all parts of a batch must have the same number of rows, got {rows}")

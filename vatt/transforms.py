@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vatt.draws import draw_normals, draw_uniforms
+
 # Source: colour augmentation of the official code; brightness and hue are the largest change, of
 # 0…1 and of the colour circle.
 BRIGHTNESS = 32 / 255
 CONTRAST_RANGE = SATURATION_RANGE = (0.6, 1.4)
 HUE = 0.2
+_COLOR, _NOISE = 1, 2  # what a number is drawn for
 
 _RGB_TO_YIQ = torch.tensor(
     [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
@@ -81,7 +84,7 @@ def flip_horizontally(frames: Tensor) -> Tensor:
     return frames.flip(-2)
 
 
-def jitter_color(video: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
     """Changes brightness, saturation, hue and contrast of a share of the clips.
 
     All four together are one affine map of RGB per clip, so that a clip is read and written once.
@@ -91,12 +94,12 @@ def jitter_color(video: Tensor, rate: float, generator: torch.Generator) -> Tens
     Args:
         video: Float `[B, T, H, W, C]`, RGB in [-1, 1].
         rate: Share of the clips that are changed, in [0, 1].
-        generator: On the video's device.
+        seeds: int64 `[B]`, on the video's device; they name what is drawn for each clip.
 
     Returns:
         The same dtype, shape and range; `video` itself stays as it is.
     """
-    draws = torch.rand(len(video), 5, generator=generator, device=video.device)
+    draws = draw_uniforms(seeds, _COLOR, 5)
     active = draws[:, 0] < rate
     matrix, offset = _color_maps(draws[:, 1:], video.mean(dim=(1, 2, 3), dtype=torch.float32))
     matrix = torch.where(active[:, None, None], matrix, torch.eye(3, device=video.device))
@@ -131,16 +134,16 @@ def _color_maps(draws: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     return contrast[:, None, None] * turn, offset
 
 
-def add_audio_noise(audio: Tensor, level: float, generator: torch.Generator) -> Tensor:
+def add_audio_noise(audio: Tensor, level: float, seeds: Tensor) -> Tensor:
     """Adds Gaussian noise in proportion to each clip's largest amplitude; silence stays silent.
 
     Args:
         audio: Float `[B, S]`, in about [-1, 1].
         level: Standard deviation as a share of the largest amplitude.
-        generator: On the audio's device.
+        seeds: int64 `[B]`, on the audio's device; they name what is drawn for each clip.
 
     Returns:
         The same dtype and shape, not clipped; `audio` itself stays as it is.
     """
-    noise = torch.randn(audio.shape, generator=generator, device=audio.device, dtype=audio.dtype)
+    noise = draw_normals(seeds, _NOISE, audio.shape[1]).to(audio.dtype)
     return audio + noise * (level * audio.abs().amax(dim=-1, keepdim=True))
