@@ -34,7 +34,7 @@ from vatt.media import MediaError
 from vatt.preprocess import View
 from vatt.shards import Record, ShardSet
 from vatt.text import Tokenizer
-from vatt.transforms import AugmentConfig
+from vatt.transforms import AugmentConfig, Piece
 
 STARTS_PER_FILE = 2  # the planned start and one other, before the next sample is taken
 FILES_PER_SAMPLE = 10  # so many unreadable files in a row are no accident
@@ -155,7 +155,7 @@ class ClipSamples(Dataset[ClipSample]):
         """Draws time, captions and view, and reads."""
         record = self.sets[ref.set_index][ref.sample_index]
         names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
-        choice, *draws = draw_uniforms(*names, _DRAW, np.arange(6)).tolist()
+        choice, *draws = draw_uniforms(*names, _DRAW, np.arange(7)).tolist()
         segments = record.segments
         duration_seconds = self._duration_seconds(ref, record)
         # The second attempt goes anywhere: a file with one caption would give the damaged place
@@ -180,13 +180,19 @@ class ClipSamples(Dataset[ClipSample]):
         )
 
     def _draw_view(self, draws: Sequence[float]) -> View:
-        scale, vertical, horizontal, flip = draws
-        low, high = self.augment.scale_range
+        extent, vertical, horizontal, flip, aspect = draws
+        augment, piece, scale = self.augment, None, 1.0
+        if augment.crop == "area":
+            aspect = _between(augment.aspect_range, aspect)
+            piece = Piece(aspect=aspect, extent=extent, area_range=augment.area_range)
+        else:
+            scale = _between(augment.scale_range, extent)
         return View(
-            scale=low + scale * (high - low),
+            piece=piece,
+            scale=scale,
             vertical=vertical,
             horizontal=horizontal,
-            flip=flip < self.augment.flip_rate,
+            flip=flip < augment.flip_rate,
         )
 
     def _duration_seconds(self, ref: SampleRef, record: Record) -> float:
@@ -197,6 +203,11 @@ class ClipSamples(Dataset[ClipSample]):
             known = read_duration(record)
             durations[ref.sample_index] = known
         return known
+
+
+def _between(ends: tuple[float, float], share: float) -> float:
+    low, high = ends
+    return low + share * (high - low)
 
 
 def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: int) -> Tensor:

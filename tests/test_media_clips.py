@@ -28,6 +28,7 @@ from media_files import (
     with_matrix,
 )
 
+from vatt.config import VideoConfig
 from vatt.decode import decode_frames
 from vatt.media import MediaError, probe, read_clip, read_frames, read_waveform
 from vatt.packets import Span, decoding_runs, read_packets, without_leading
@@ -215,6 +216,26 @@ def test_frames_are_turned_and_mirrored_as_the_file_says(
     turned, _ = read_frames(with_matrix(stored, matrix), **request)
     for before, after in zip(plain.numpy(), turned.numpy(), strict=True):
         assert np.array_equal(turn(before), after)
+
+
+def test_a_size_rule_is_asked_about_the_picture_as_displayed(media: Path) -> None:
+    turned = with_matrix((media / "plain.mp4").read_bytes(), (0, 1, -1, 0))
+    video = VideoConfig(num_frames=2, frame_rate=5.0, image_size=32, patch_size=(2, 8, 8))
+    shown = probe(turned)
+    assert shown.width is not None
+    assert shown.height is not None
+    assert shown.width < shown.height
+    for source in (turned, media / "wide_pixels.mp4"):
+        info, asked = probe(source), []
+
+        def rule(width: float, height: float, asked: list[Any] = asked) -> tuple[int, int]:
+            asked.append((width, height))
+            return 40, 24
+
+        clip = read_clip(source, start_seconds=0, video=video, audio=None, size_rule=rule)
+        assert asked == [(info.width, info.height)]
+        assert clip.video is not None
+        assert clip.video.shape == (2, 24, 40, 3)
 
 
 def test_wide_pixels_are_shown_wide(media: Path) -> None:

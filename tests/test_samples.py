@@ -368,8 +368,24 @@ def test_an_error_for_the_user_comes_out_of_the_filling_of_a_cache_as_it_is(
 
 def test_views_are_drawn_within_the_picture_and_flipped_at_their_rate(shards):
     samples = make(shards, augment=AugmentConfig(scale_range=(1.0, 1.5), flip_rate=0.25))
-    draws = np.random.default_rng(0).random((400, 4))
+    draws = np.random.default_rng(0).random((400, 5))
     views = [samples._draw_view(one) for one in draws.tolist()]
     assert all(1.0 <= view.scale <= 1.5 for view in views)
     assert 60 < sum(view.flip for view in views) < 140
     assert samples[ref(0)].video.shape == (4, 32, 32, 3)
+
+
+def test_pieces_are_drawn_by_area_and_aspect_and_are_the_same_in_every_batch(shards):
+    samples = make(shards, augment=AugmentConfig(crop="area", area_range=(0.1, 0.4)))
+    draws = np.random.default_rng(0).random((400, 5))
+    pieces = [samples._draw_view(one).piece for one in draws.tolist()]
+    areas = np.array([np.prod(piece.shares(48, 32)) for piece in pieces])
+    aspects = np.array([piece.aspect for piece in pieces])
+    assert 0.1 <= areas.min() < 0.12
+    assert 0.38 < areas.max() <= 0.4
+    assert 0.5 <= aspects.min() < 0.52
+    assert 1.98 < aspects.max() <= 2.0
+    assert abs(np.corrcoef(areas, aspects)[0, 1]) < 0.15
+    batch = samples.__getitems__([ref(0), ref(3)])
+    assert batch.video.shape == (2, 4, 32, 32, 3)
+    assert torch.equal(make(shards, augment=samples.augment)[ref(3)].video, batch.video[1])

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from datamodules import order
+from vatt.config import VideoConfig
 from vatt.draws import draw_normals, draw_uniforms
-from vatt.preprocess import View, cut_view, normalize_video
-from vatt.transforms import AugmentConfig, add_audio_noise, crop, jitter_color
+from vatt.encode import write_mp4
+from vatt.preprocess import PieceFit, View, cut_view, normalize_video, read_view
+from vatt.transforms import AugmentConfig, Piece, add_audio_noise, crop, jitter_color, stretch
 
 
 def seeds_of(count, generator):
@@ -22,6 +24,80 @@ def test_a_view_cuts_the_same_square_from_every_picture():
     assert torch.equal(cut_view(frames, 4, View(flip=True)), frames[:, :, 1:5].flip(2))
     with pytest.raises(ValueError, match="cannot cut 5×5 pixels from pictures of 4×6"):
         crop(frames, 5)
+
+
+def test_a_piece_lies_in_the_picture_and_has_its_aspect_and_area():
+    whole = Piece(aspect=4 / 3, extent=1.0, area_range=(0.08, 1.0))
+    assert whole.shares(640, 480) == pytest.approx((1, 1))
+    for aspect, extent in ((0.5, 0.0), (2.0, 0.0), (1.0, 0.5), (2.0, 1.0), (0.5, 1.0)):
+        across, down = Piece(aspect=aspect, extent=extent, area_range=(0.08, 1.0)).shares(640, 480)
+        assert 0 < across <= 1
+        assert 0 < down <= 1
+        assert across * 640 / (down * 480) == pytest.approx(aspect)
+        if extent == 0:
+            assert across * down == pytest.approx(0.08)
+        if extent == 1:
+            assert max(across, down) == pytest.approx(1)
+    # a strip in which no piece of the aspect has the smallest area
+    strip = Piece(aspect=0.5, extent=0.3, area_range=(0.5, 1.0)).shares(1_000, 10)
+    assert strip == pytest.approx((0.005, 1))
+
+
+def ramps(path, height, width):
+    """Red grows from left to right, green from top to bottom."""
+    red, green = np.meshgrid(np.linspace(20, 230, width), np.linspace(20, 230, height))
+    picture = np.stack([red, green, np.full_like(red, 128)], axis=-1)
+    write_mp4(path, np.broadcast_to(picture, (6, *picture.shape)).astype(np.uint8), 5)
+    return path
+
+
+@pytest.mark.parametrize("extent", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("aspect", [0.5, 1.3, 2.0])
+@pytest.mark.parametrize("sides", [(96, 160), (48, 32)])  # larger and smaller than the piece
+def test_a_piece_of_the_picture_fills_the_square_in_every_frame(tmp_path, sides, aspect, extent):
+    height, width = sides
+    piece = Piece(aspect=aspect, extent=extent, area_range=(0.08, 1.0))
+    view = View(piece=piece, vertical=0.25, horizontal=1.0)
+    clip = read_view(
+        ramps(tmp_path / "ramps.mp4", height, width),
+        start_seconds=0,
+        video=VideoConfig(num_frames=4, frame_rate=5.0, image_size=32, patch_size=(2, 8, 8)),
+        audio=None,
+        view=view,
+    )
+    assert clip.video.shape == (4, 32, 32, 3)
+    across, down = piece.shares(width, height)
+    left, top = 1.0 * (1 - across), 0.25 * (1 - down)
+    centres = (torch.arange(32) + 0.5) / 32
+    red = 20 + 210 * (left + across * centres)
+    green = 20 + 210 * (top + down * centres)
+    inner = slice(3, -3)  # where the ramp ends the picture repeats its border
+    for channel, axis, expected in ((0, 1, red), (1, 2, green)):
+        error = clip.video[..., channel].float().mean(axis) - expected
+        assert error[:, inner].abs().max() < 12  # 2 pixels, and colours have half of those
+
+
+@pytest.mark.parametrize("extent", [0.0, 0.4, 1.0])
+def test_pictures_are_decoded_so_that_the_piece_is_the_square_and_never_enlarged(extent):
+    piece = Piece(aspect=2.0, extent=extent, area_range=(0.08, 1.0))
+    fit = PieceFit(piece, 32)
+    for width, height in ((640, 480), (480, 640)):
+        across, down = piece.shares(width, height)
+        columns, rows = fit(width, height)
+        assert (round(columns * across), round(rows * down)) == (32, 32)
+        square = fit.cut(torch.zeros(2, rows, columns, 3, dtype=torch.uint8), View())
+        assert square.shape == (2, 32, 32, 3)
+    assert fit(20, 12) == (20, 12)
+
+
+def test_stretching_takes_the_mean_where_pictures_become_smaller():
+    stripes = torch.tensor([0, 200], dtype=torch.uint8).repeat(32)[None, None, :, None]
+    stripes = stripes.expand(2, 64, 64, 3)
+    small = stretch(stripes, 8)
+    assert small.shape == (2, 8, 8, 3)
+    assert small.dtype == torch.uint8
+    assert (small.float() - 100).abs().max() < 15
+    assert stretch(stripes, 64) is stripes
 
 
 def test_pictures_become_numbers_from_minus_one_to_one():
@@ -100,7 +176,15 @@ def test_audio_noise_follows_the_loudness_and_leaves_silence_silent():
 
 @pytest.mark.parametrize(
     "values",
-    [{"scale_range": (0.5, 1.0)}, {"flip_rate": 2.0}, {"audio_noise": -1.0}],
+    [
+        {"scale_range": (0.5, 1.0)},
+        {"flip_rate": 2.0},
+        {"audio_noise": -1.0},
+        {"crop": "square"},
+        {"area_range": (0.0, 1.0)},
+        {"area_range": (0.5, 1.5)},
+        {"aspect_range": (2.0, 0.5)},
+    ],
 )
 def test_augmentation_out_of_range_is_refused_by_name(values):
     with pytest.raises(ValueError, match=f"augment.{next(iter(values))}"):

@@ -6,6 +6,7 @@ are chosen by the packets' timestamps, and the decoder then sees only what these
 
 import math
 from bisect import bisect_right
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -40,6 +41,8 @@ MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,08
 SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"})
 
 Matrix = tuple[int, int, int, int]
+SizeRule = Callable[[float, float], tuple[int, int]]  # width, height as displayed → those wanted
+PictureSize = int | SizeRule  # a number is that of the shorter side's pixels
 
 
 def codec_name(stream: MediaStream | None) -> str | None:
@@ -113,7 +116,7 @@ def decode_frames(
     video: VideoStream,
     packets: Packets,
     wanted_seconds: list[float],
-    short_side: int,
+    size: PictureSize,
     careful: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Decodes the last frame at or before each wanted time; before the first there is the first.
@@ -122,7 +125,7 @@ def decode_frames(
         video: The stream.
         packets: Its packets around the clip.
         wanted_seconds: Rising times on the file's own clock, one for each frame.
-        short_side: Pixels of the shorter side.
+        size: Pixels of the shorter side, or what gives width and height.
         careful: Decode every picture, in order. Costs more, and is right for streams whose key
             frames are not complete.
 
@@ -134,7 +137,7 @@ def decode_frames(
     """
     times, coverage = choose_frames(video, packets, wanted_seconds)
     decoder = prepare_decoder(video)
-    picture = Picture(video, short_side, times)
+    picture = Picture(video, size, times)
     needed = set(times)
     may_skip = not careful and video.codec_context.codec.canonical_name in SKIPPING_CODECS
     runs = [packets.video] if careful else decoding_runs(without_leading(packets), needed)
@@ -185,13 +188,13 @@ class Picture:
 
     Args:
         video: Where they come from.
-        short_side: Pixels of the shorter side.
+        size: Pixels of the shorter side, or what gives width and height.
         times: Timestamp to show, for each frame of the clip.
     """
 
-    def __init__(self, video: VideoStream, short_side: int, times: list[int]) -> None:
+    def __init__(self, video: VideoStream, size: PictureSize, times: list[int]) -> None:
         self._video = video
-        self._short_side = short_side
+        self._size = size
         self._places = {pts: times.index(pts) for pts in dict.fromkeys(times)}
         self._times = times
         self._missing = set(times)
@@ -210,8 +213,7 @@ class Picture:
         if self._array is None:
             _check_size(frame.width, frame.height)
             self._matrix = display_matrix(frame)
-            aspect = self._video.sample_aspect_ratio
-            width, height = scaled_size(frame.width, frame.height, self._short_side, aspect)
+            width, height = self._stored_size(frame)
             _check_clip_size(len(self._times), width, height)
             self._array = np.empty((len(self._times), height, width, 3), np.uint8)
         _, height, width, _ = self._array.shape
@@ -221,6 +223,17 @@ class Picture:
         plane: Any = scaled.planes[0]
         rows = np.frombuffer(plane, np.uint8, height * plane.line_size).reshape(height, -1)
         self._array[place] = rows[:, : 3 * width].reshape(height, width, 3)
+
+    def _stored_size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Width and height to scale to, before the picture is turned upright."""
+        aspect = self._video.sample_aspect_ratio
+        if isinstance(self._size, int):
+            return scaled_size(frame.width, frame.height, self._size, aspect)
+        width, height = frame.width * float(aspect or 1), float(frame.height)
+        if swaps_sides(self._matrix):
+            height, width = self._size(height, width)
+            return width, height
+        return self._size(width, height)
 
     def frames(self) -> np.ndarray:
         """The clip, uint8 `[T, H, W, C]`.

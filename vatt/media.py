@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vatt.config import AudioConfig, VideoConfig
 from vatt.decode import (
+    PictureSize,
+    SizeRule,
     codec_name,
     decode_frames,
     decode_waveform,
@@ -104,15 +106,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """Frames at `frame_rate` (frames/s) whose shorter side has `short_side` pixels."""
+    """Frames at `frame_rate` (frames/s) whose shorter side has `size` pixels, or as it says."""
 
     num_frames: int
     frame_rate: float
-    short_side: int
+    size: PictureSize
 
     def __post_init__(self) -> None:
         """Refuses clips that cannot exist."""
-        if self.num_frames < 1 or not self.frame_rate > 0 or self.short_side < 1:
+        too_small = isinstance(self.size, int) and self.size < 1
+        if self.num_frames < 1 or not self.frame_rate > 0 or too_small:
             raise ValueError(
                 f"num_frames and short_side must be at least 1 and frame_rate positive, got {self}"
             )
@@ -186,6 +189,7 @@ def read_clip(
     video: VideoConfig | None,
     audio: AudioConfig | None,
     short_side: int | None = None,
+    size_rule: SizeRule | None = None,
 ) -> Clip:
     """Reads picture and sound from one start.
 
@@ -196,13 +200,15 @@ def read_clip(
         audio: Number of samples and their rate; None reads no sound.
         short_side: Pixels of the frames' shorter side, None is `video.image_size`; the other side
             keeps the aspect.
+        size_rule: Instead: takes width and height as displayed, gives those of the frames.
 
     Raises:
         MediaError: the file is unreadable, damaged in this place, or ends before the start.
     """
     frames = samples = None
     if video is not None:
-        frames = FrameRequest(video.num_frames, video.frame_rate, short_side or video.image_size)
+        size = size_rule or short_side or video.image_size
+        frames = FrameRequest(video.num_frames, video.frame_rate, size)
     if audio is not None:
         samples = SampleRequest(audio.num_samples, audio.sample_rate)
     return _read(source, start_seconds, frames, samples)
@@ -286,7 +292,7 @@ def _read_open(
         waveform = torch.from_numpy(array)
     if video is not None and frames is not None:
         array, video_coverage = _decode_pictures(
-            container, video, packets, span, wanted, frames.short_side
+            container, video, packets, span, wanted, frames.size
         )
         pictures = torch.from_numpy(array)
         video_coverage = 1.0 if still else video_coverage
@@ -307,16 +313,16 @@ def _decode_pictures(
     packets: Packets,
     span: Span,
     wanted: list[float],
-    short_side: int,
+    size: PictureSize,
 ) -> tuple[np.ndarray, float]:
     """Decodes as planned; where that fails once more with care: key frames may be incomplete."""
     try:
-        return decode_frames(video, packets, wanted, short_side)
+        return decode_frames(video, packets, wanted, size)
     except Damage:
         more = read_packets(container, video, None, span, careful=True)
         if not more.video:  # a source that cannot go back: the first fault is the one to tell
             raise
-        return decode_frames(video, more, wanted, short_side, careful=True)
+        return decode_frames(video, more, wanted, size, careful=True)
 
 
 def _check_start(container: InputContainer, start_seconds: float) -> None:

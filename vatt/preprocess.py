@@ -1,13 +1,14 @@
 """Clip → model input, once for training, evaluation and features."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vatt import transforms
 from vatt.config import AudioConfig, VideoConfig
+from vatt.transforms import Piece
 
 if TYPE_CHECKING:
     from vatt.media import Clip, MediaSource
@@ -15,15 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """Which square of the picture the model sees. The default is the largest central one.
+    """What of the picture the model sees. The default is the largest central square.
 
     Args:
-        scale: Short side of the decoded picture as a multiple of the image size, at least 1.
-        vertical: Place of the square, 0 = top, 1 = bottom.
-        horizontal: Place of the square, 0 = left, 1 = right.
+        piece: A piece that is stretched to the model's square. None: a square is cut.
+        scale: Of a square: short side of the decoded picture as a multiple of the image size, at
+            least 1.
+        vertical: Place of square or piece, 0 = top, 1 = bottom.
+        horizontal: Place of square or piece, 0 = left, 1 = right.
         flip: Whether left and right change places.
     """
 
+    piece: Piece | None = None
     scale: float = 1.0
     vertical: float = 0.5
     horizontal: float = 0.5
@@ -59,13 +63,63 @@ def read_view(
     """
     from vatt.media import read_clip  # here: the network imports this file and needs no PyAV
 
-    short_side = round(video.image_size * view.scale) if video is not None else None
-    clip = read_clip(
-        source, start_seconds=start_seconds, video=video, audio=audio, short_side=short_side
-    )
-    if clip.video is None or video is None:
+    asked: dict[str, Any] = {"start_seconds": start_seconds, "video": video, "audio": audio}
+    if video is None:
+        return read_clip(source, **asked)
+    if view.piece is not None:
+        fit = PieceFit(view.piece, video.image_size)
+        clip = read_clip(source, **asked, size_rule=fit)
+        return clip if clip.video is None else replace(clip, video=fit.cut(clip.video, view))
+    clip = read_clip(source, **asked, short_side=round(video.image_size * view.scale))
+    if clip.video is None:
         return clip
     return replace(clip, video=cut_view(clip.video, video.image_size, view))
+
+
+class PieceFit:
+    """How large a picture is decoded so that a piece of it becomes the model's square.
+
+    FFmpeg scales both sides so that the piece is just the square, whose shape is then right without
+    scaling again. It never enlarges: that is left for after the cut, when less is to be enlarged.
+
+    Args:
+        piece: The piece.
+        image_size: Side of the square in pixels.
+    """
+
+    def __init__(self, piece: Piece, image_size: int) -> None:
+        self.piece = piece
+        self.image_size = image_size
+        self._shares = (1.0, 1.0)  # of width and height; known when the picture's shape is
+
+    def __call__(self, width: float, height: float) -> tuple[int, int]:
+        """Width and height to decode a picture of this width and height as displayed at."""
+        self._shares = self.piece.shares(width, height)
+        across, down = (
+            max(1, min(round(self.image_size / share), round(side)))
+            for share, side in zip(self._shares, (width, height), strict=True)
+        )
+        return across, down
+
+    def cut(self, frames: Tensor, view: View) -> Tensor:
+        """Cuts the piece from pictures that are scaled so, and makes it the square.
+
+        Args:
+            frames: uint8 `[T, H, W, C]`.
+            view: Where the piece lies, and whether it is mirrored.
+
+        Returns:
+            uint8 `[T, image_size, image_size, C]`.
+        """
+        columns, rows = (
+            max(1, round(share * side))
+            for share, side in zip(self._shares, reversed(frames.shape[1:3]), strict=True)
+        )
+        place = {"vertical": view.vertical, "horizontal": view.horizontal}
+        square = transforms.stretch(
+            transforms.crop(frames, (rows, columns), **place), self.image_size
+        )
+        return transforms.flip_horizontally(square) if view.flip else square
 
 
 def cut_view(frames: Tensor, image_size: int, view: View = CENTER) -> Tensor:

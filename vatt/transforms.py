@@ -5,8 +5,10 @@ Every picture of a clip is treated alike, so that motion stays motion.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vatt.draws import draw_normals, draw_uniforms
@@ -28,8 +30,13 @@ class AugmentConfig:
     """Random changes of training clips. The defaults are the published recipe.
 
     Args:
-        scale_range: The short side is decoded at this multiple of the image size, drawn uniformly,
-            before a random square is cut from it; (1, 1) cuts along the longer side only.
+        crop: `scale` cuts a random square after a random scaling (pre-training); `area` cuts a
+            piece of random area and aspect and stretches it to the square (paper, fine-tuning).
+            Reading takes longer for `area`: more of the picture is scaled.
+        scale_range: For `scale`: the short side is decoded at this multiple of the image size,
+            drawn uniformly, before the square is cut; (1, 1) cuts along the longer side only.
+        area_range: For `area`: smallest and largest share of the picture.
+        aspect_range: For `area`: smallest and largest width / height of the piece.
         flip_rate: Share of the clips that are mirrored. Use 0 where captions speak of left and
             right.
         color_jitter_rate: Share of the clips whose colours are changed. Use 0 where captions speak
@@ -40,7 +47,10 @@ class AugmentConfig:
         ValueError: a value out of range.
     """
 
+    crop: Literal["scale", "area"] = "scale"
     scale_range: tuple[float, float] = (1.0, 1.25)  # ours: at most 36 % of the area is cut off
+    area_range: tuple[float, float] = (0.08, 1.0)
+    aspect_range: tuple[float, float] = (0.5, 2.0)
     flip_rate: float = 0.5
     color_jitter_rate: float = 0.8
     audio_noise: float = 0.01
@@ -50,6 +60,14 @@ class AugmentConfig:
         low, high = self.scale_range
         if not 1 <= low <= high:
             raise ValueError(f"augment.scale_range must be 1 ≤ low ≤ high, got {self.scale_range}")
+        if self.crop not in ("scale", "area"):
+            raise ValueError(f"augment.crop must be 'scale' or 'area', got {self.crop!r}")
+        low, high = self.area_range
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"augment.area_range must be 0 < low ≤ high ≤ 1, got {low, high}")
+        low, high = self.aspect_range
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"augment.aspect_range must be 0 < low ≤ high, got {low, high}")
         for name in ("flip_rate", "color_jitter_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
@@ -57,12 +75,46 @@ class AugmentConfig:
             raise ValueError(f"augment.audio_noise must be at least 0, got {self.audio_noise}")
 
 
-def crop(frames: Tensor, size: int, *, vertical: float = 0.5, horizontal: float = 0.5) -> Tensor:
-    """The same square of every picture.
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A piece of a picture by area and aspect, whatever the picture's size.
+
+    Source: `sample_distorted_bounding_box` of TensorFlow, which the official code calls: the aspect
+    is uniform, the height is uniform between those of the smallest and the largest area that fit.
+    Where not even the smallest area fits, that code draws again; here the largest piece of the
+    aspect is taken.
+
+    Args:
+        aspect: Width / height of the piece as displayed.
+        extent: 0…1, from the smallest to the largest height.
+        area_range: Smallest and largest share of the picture.
+    """
+
+    aspect: float
+    extent: float
+    area_range: tuple[float, float]
+
+    def shares(self, width: float, height: float) -> tuple[float, float]:
+        """Shares, in (0, 1], of a picture's width and height as displayed."""
+        area = width * height
+        lowest, highest = (math.sqrt(share * area / self.aspect) for share in self.area_range)
+        highest = min(highest, height, width / self.aspect)
+        own_height = min(lowest, highest) + self.extent * max(0.0, highest - lowest)
+        return min(1.0, own_height * self.aspect / width), min(1.0, own_height / height)
+
+
+def crop(
+    frames: Tensor,
+    size: int | tuple[int, int],
+    *,
+    vertical: float = 0.5,
+    horizontal: float = 0.5,
+) -> Tensor:
+    """The same square, or rectangle, of every picture.
 
     Args:
         frames: `[..., H, W, C]`, any dtype.
-        size: Side of the square in pixels.
+        size: Side of the square in pixels, or height and width.
         vertical: Place along the height, 0 = top, 1 = bottom.
         horizontal: Place along the width, 0 = left, 1 = right.
 
@@ -72,11 +124,28 @@ def crop(frames: Tensor, size: int, *, vertical: float = 0.5, horizontal: float 
     Raises:
         ValueError: pictures smaller than the square.
     """
+    rows, columns = (size, size) if isinstance(size, int) else size
     height, width = frames.shape[-3:-1]
-    if min(height, width) < size:
-        raise ValueError(f"cannot cut {size}×{size} pixels from pictures of {height}×{width}")
-    top, left = round(vertical * (height - size)), round(horizontal * (width - size))
-    return frames[..., top : top + size, left : left + size, :]
+    if height < rows or width < columns:
+        raise ValueError(f"cannot cut {rows}×{columns} pixels from pictures of {height}×{width}")
+    top, left = round(vertical * (height - rows)), round(horizontal * (width - columns))
+    return frames[..., top : top + rows, left : left + columns, :]
+
+
+def stretch(frames: Tensor, size: int) -> Tensor:
+    """Scales pictures to a square, bilinear, with antialiasing where they become smaller.
+
+    Args:
+        frames: uint8 or float `[T, H, W, C]`.
+        size: Side of the square in pixels.
+
+    Returns:
+        The same dtype, `[T, size, size, C]`; `frames` itself where they have that size.
+    """
+    if frames.shape[1:3] == (size, size):
+        return frames
+    pixels = frames.permute(0, 3, 1, 2)
+    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
 
 
 def flip_horizontally(frames: Tensor) -> Tensor:
