@@ -9,7 +9,15 @@ from vatt.config import VideoConfig
 from vatt.draws import draw_normals, draw_uniforms
 from vatt.encode import write_mp4
 from vatt.preprocess import PieceFit, View, cut_view, normalize_video, read_view
-from vatt.transforms import AugmentConfig, Piece, add_audio_noise, crop, jitter_color, stretch
+from vatt.transforms import (
+    AugmentConfig,
+    Piece,
+    _color_maps,
+    add_audio_noise,
+    crop,
+    jitter_color,
+    stretch,
+)
 
 
 def seeds_of(count, generator):
@@ -127,6 +135,36 @@ def test_colour_jitter_leaves_grey_clips_grey():
     assert (changed.amax(dim=-1) - changed.amin(dim=-1)).max() < 1e-3
     means = changed.mean(dim=(1, 2, 3, 4)) - video.mean(dim=(1, 2, 3, 4))
     assert 0.15 < means.abs().max() < 2 * 32 / 255 + 0.02  # brightness alone moves the mean
+
+
+@pytest.mark.parametrize(("share", "sign"), [(0.0, -1), (1.0, 1), (0.75, 0.5)])
+def test_colours_change_by_as_much_as_the_published_ranges_say(share, sign):
+    color = torch.tensor([0.3, -0.2, 0.1])
+    luminance = torch.tensor([0.299, 0.587, 0.114]) @ color
+
+    def changed(column, mean=(0.0, 0.0, 0.0)):
+        draws = torch.full((1, 4), 0.5)  # the middle of every range: no change
+        if column is not None:
+            draws[0, column] = share
+        matrix, offset = _color_maps(draws, torch.tensor([mean]))
+        return matrix[0] @ color + offset[0]
+
+    assert changed(None).tolist() == pytest.approx(color.tolist(), abs=1e-6)
+    brighter = color + sign * 2 * 32 / 255  # on -1…1
+    assert changed(0).tolist() == pytest.approx(brighter.tolist(), abs=1e-6)
+    mean = torch.tensor([0.5, 0.0, -0.5])
+    steeper = mean + (1 + 0.4 * sign) * (color - mean)
+    assert changed(1, mean.tolist()).tolist() == pytest.approx(steeper.tolist(), abs=1e-6)
+    stronger = luminance + (1 + 0.4 * sign) * (color - luminance)
+    assert changed(2).tolist() == pytest.approx(stronger.tolist(), abs=1e-3)
+    yiq = torch.tensor(
+        [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+    )
+    before, after = yiq @ color, yiq @ changed(3)
+    turn = (torch.atan2(after[2], after[1]) - torch.atan2(before[2], before[1])) / (2 * torch.pi)
+    assert (float(turn) - 0.2 * sign + 0.5) % 1 - 0.5 == pytest.approx(0, abs=1e-5)
+    assert float(after[0]) == pytest.approx(float(before[0]), abs=1e-6)
+    assert float(after[1:].norm()) == pytest.approx(float(before[1:].norm()), rel=1e-5)
 
 
 def test_the_same_seed_changes_a_clip_alike_in_every_batch():

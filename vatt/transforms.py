@@ -156,9 +156,13 @@ def flip_horizontally(frames: Tensor) -> Tensor:
 def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
     """Changes brightness, saturation, hue and contrast of a share of the clips.
 
-    All four together are one affine map of RGB per clip, so that a clip is read and written once.
-    Contrast turns about the clip's mean colour, hue in YIQ space; the official code takes each
-    picture's mean, HSV, and clips after each step.
+    All four together are one affine map of RGB per clip, so that a clip is read and written once,
+    and one clipping at the end.
+
+    Source: `color_default_augm` of DMVR, which the official code calls in fine-tuning (not in
+    pre-training, where the paper's augmentation has it): the same rate and ranges. That code takes
+    each picture's mean colour for the contrast, here it is the clip's; and saturation and hue in
+    HSV, which keeps the largest of R, G, B, here in YIQ, which keeps the luminance.
 
     Args:
         video: Float `[B, T, H, W, C]`, RGB in [-1, 1].
