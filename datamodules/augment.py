@@ -1,21 +1,24 @@
-"""The random changes of a whole batch, on the device: colours and noise."""
+"""The random changes of a whole batch, on the device: colours, noise, masks."""
 
 import dataclasses
 
+from vatt.audio import LogMel
 from vatt.batch import Batch
 from vatt.preprocess import normalize_video
-from vatt.transforms import AugmentConfig, add_audio_noise, jitter_color
+from vatt.transforms import AugmentConfig, add_audio_noise, jitter_color, mask_spectrogram
 
 
-def augment_batch(batch: Batch, augment: AugmentConfig) -> Batch:
+def augment_batch(batch: Batch, augment: AugmentConfig, log_mel: LogMel | None = None) -> Batch:
     """Changes colours and sound of clips that carry seeds.
 
     Args:
         batch: uint8 video and float waveforms, on any device; without seeds nothing is changed.
         augment: What is changed, and how much. What it leaves out stays as it is, to the bit.
+        log_mel: Makes the spectrogram that the model sees; needed where that is masked.
 
     Returns:
-        A batch with the same rows; changed video is float32 in [-1, 1].
+        A batch with the same rows; changed video is float32 in [-1, 1], masked sound is a
+        spectrogram.
     """
     if batch.seeds is None:
         return batch
@@ -24,4 +27,6 @@ def augment_batch(batch: Batch, augment: AugmentConfig) -> Batch:
         video = jitter_color(normalize_video(video), augment.color_jitter_rate, batch.seeds)
     if audio is not None and augment.audio_noise > 0:
         audio = add_audio_noise(audio, augment.audio_noise, batch.seeds)
+    if audio is not None and log_mel is not None and augment.masks_spectrogram:
+        audio = mask_spectrogram(log_mel(audio), augment, batch.seeds)
     return dataclasses.replace(batch, video=video, audio=audio)

@@ -17,6 +17,7 @@ from datamodules.loader import PositionedLoader, StartMethod
 from datamodules.order import GlobalOrder
 from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
 from datamodules.samples import ClipSamples
+from vatt.audio import log_mel_of
 from vatt.batch import Batch
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
@@ -103,6 +104,7 @@ class PretrainData(LightningDataModule):
         self.batches_per_epoch = batches_per_epoch
         self.seed = seed
         self.augment = augment
+        self._log_mel = log_mel_of(audio) if augment.masks_spectrogram else None
         self.max_failure_rate = max_failure_rate
         self.cache_bytes = int(cache_gib * GIB)
         self.cache_views = cache_views
@@ -129,6 +131,11 @@ class PretrainData(LightningDataModule):
             )
         if clips is not None and clips < 1:
             raise UserError(f"data.max_validation_clips must be at least 1, got {clips}")
+        if self.augment.masks_spectrogram and self.geometry.audio.spectrogram is None:
+            raise UserError(
+                "data.augment has num_time_masks or num_mel_masks, but the model sees waveforms: "
+                "set both to 0, or give model.audio a spectrogram"
+            )
         if views < 1 or self.cache_bytes < 0:
             raise UserError(
                 "data.cache_views must be at least 1 and data.cache_gib at least 0, got "
@@ -236,10 +243,10 @@ class PretrainData(LightningDataModule):
         return self.val_dataloader()
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Changes colours and sound of training clips, on the device."""
+        """Changes colours and sound of training clips, on the device, as their seeds say."""
         if self.trainer is None or not self.trainer.training:
             return batch
-        return augment_batch(batch, self.augment)
+        return augment_batch(batch, self.augment, self._log_mel)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the training stream, and which tokenizer made its ids."""

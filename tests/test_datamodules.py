@@ -15,7 +15,8 @@ from datamodules.loader import PositionedLoader
 from datamodules.order import GlobalOrder
 from datamodules.pretrain import PretrainData
 from datamodules.retrieval import RetrievalLoader
-from vatt.config import AudioConfig, TextConfig, VideoConfig
+from vatt.audio import log_mel_of
+from vatt.config import AudioConfig, SpectrogramConfig, TextConfig, VideoConfig
 from vatt.encode import write_mp4
 from vatt.errors import UserError
 from vatt.shards import Segment, ShardError, ShardSet, ShardWriter
@@ -216,6 +217,28 @@ def test_a_clip_is_changed_alike_by_any_number_of_ranks_and_in_batches_of_any_si
         for key, (video, audio) in found.items():
             torch.testing.assert_close(video, expected[key][0], rtol=0, atol=1e-6)
             assert torch.equal(audio, expected[key][1])
+
+
+def test_a_spectrogram_model_gets_masked_spectrograms_in_training_only(make):
+    class Hears(Recorder):
+        def training_step(self, batch, batch_idx):
+            self.seen.append(batch.audio)
+            return self.weight.sum()
+
+    mel = SpectrogramConfig(window_samples=256, hop_samples=128, num_mels=20, max_hertz=3600.0)
+    audio = dataclasses.replace(AUDIO, spectrogram=mel)
+    masks = dataclasses.replace(PLAIN, num_time_masks=3, num_mel_masks=3)
+    (waveform, *_), (masked, *_) = (
+        fit(make(audio=audio, augment=augment), module=Hears(), max_epochs=1)
+        for augment in (PLAIN, masks)
+    )
+    log_mel = log_mel_of(audio)(waveform)
+    assert masked.shape == log_mel.shape == (5, 50, 20)
+    assert torch.equal(masked[masked != 0], log_mel[masked != 0])
+    assert (masked == 0).float().mean() > (log_mel == 0).float().mean() + 0.1
+    assert next(iter(make(audio=audio, augment=masks).val_dataloader())).audio.ndim == 2
+    with pytest.raises(UserError, match="the model sees waveforms"):
+        make(augment=masks)
 
 
 def test_without_augmentation_a_batch_stays_as_it_is_to_the_bit(make):

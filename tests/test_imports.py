@@ -17,8 +17,8 @@ FLOORS = (
     # what stands alone
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
     | {"vatt.files", "vatt.machine", "vatt.sources", "vatt.shard_index", "vatt.inputs"},
-    {"vatt.config", "vatt.audio", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"},
-    {"vatt.presets"},
+    {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"},
+    {"vatt.presets", "vatt.audio"},
     {"vatt.official"},
     {"vatt.official_names"},
     {"vatt.official_shapes"},

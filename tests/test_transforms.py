@@ -13,9 +13,12 @@ from vatt.transforms import (
     AugmentConfig,
     Piece,
     _color_maps,
+    _draw_beta,
     add_audio_noise,
     crop,
     jitter_color,
+    mask_spectrogram,
+    mixup,
     stretch,
 )
 
@@ -212,9 +215,73 @@ def test_audio_noise_follows_the_loudness_and_leaves_silence_silent():
     assert noise.std(dim=1).tolist() == pytest.approx([0.005, 0.001, 0.0], rel=0.1)
 
 
+def test_masks_blank_stretches_of_time_and_mel_bins_clip_by_clip():
+    seeds = seeds_of(400, torch.Generator().manual_seed(3))
+    log_mel = torch.rand(400, 50, 20, generator=torch.Generator().manual_seed(4)) + 0.001
+    augment = AugmentConfig(num_time_masks=1, largest_time_mask=0.2, num_mel_masks=0)
+    masked = mask_spectrogram(log_mel, augment, seeds) == 0
+    assert torch.equal(masked.any(dim=2), masked.all(dim=2))  # all bins of a window or none
+    windows = masked[:, :, 0].int()
+    assert (windows.diff(dim=1, prepend=torch.zeros(400, 1)).clamp(min=0).sum(1) <= 1).all()
+    assert set(windows.sum(dim=1).tolist()) == set(range(11))  # 0 … 0.2 · 50, all of them
+    assert windows.sum(dim=0).min() > 0  # anywhere, ends included
+    both = AugmentConfig(num_time_masks=2, num_mel_masks=2, largest_mel_mask=0.5)
+    masked = mask_spectrogram(log_mel, both, seeds)
+    assert (masked == 0).all(dim=1).any(dim=1).float().mean() > 0.8
+    assert torch.equal(masked[masked != 0], log_mel[masked != 0])
+    rows = torch.tensor([7, 2])
+    assert torch.equal(mask_spectrogram(log_mel[rows], both, seeds[rows]), masked[rows])
+    assert torch.equal(mask_spectrogram(log_mel, AugmentConfig(), seeds), log_mel)
+
+
+def test_mixup_mixes_inputs_and_targets_of_two_clips_in_the_same_proportion():
+    seeds = seeds_of(6, torch.Generator().manual_seed(5))
+    targets = torch.eye(6)
+    inputs = (targets * 10).view(6, 2, 3)
+    mixed, labels = mixup(inputs, targets, seeds, alpha=5.0)
+    assert torch.equal(mixed.view(6, 6), labels * 10)
+    assert labels.sum(dim=1).tolist() == pytest.approx([1.0] * 6)
+    assert (labels > 0).sum(dim=1).tolist() == [2] * 6  # itself and one other
+    assert (labels > 0).sum(dim=0).tolist() == [2] * 6  # which is another's partner once
+    again, _ = mixup(inputs.flip(0), targets.flip(0), seeds.flip(0), alpha=5.0)
+    assert torch.equal(again.flip(0), mixed)
+    own = mixup(inputs[:3], targets[:3], seeds[:3], alpha=5.0)[1].diagonal()
+    assert own.tolist() == pytest.approx(labels.diagonal()[:3].tolist())
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(5.0, None), (5.0, 2.0), (0.4, None), (1.0, 1.0)])
+def test_shares_of_mixup_are_of_the_beta_distribution(alpha, beta):
+    seeds = seeds_of(40_000, torch.Generator().manual_seed(6))
+    share = _draw_beta(seeds, alpha, beta or alpha)
+    expected = torch.distributions.Beta(alpha, beta or alpha)
+    assert 0 <= share.min() <= share.max() <= 1
+    assert float(share.mean()) == pytest.approx(float(expected.mean), abs=0.008)
+    assert float(share.var()) == pytest.approx(float(expected.variance), rel=0.03)
+    torch.manual_seed(0)
+    theirs = expected.sample((40_000,)).quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
+    ours = share.quantile(torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]))
+    assert (ours - theirs).abs().max() < 0.015
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"targets": torch.tensor([0, 1])}, "one-hot instead of a class number"),
+        ({"inputs": torch.zeros(3, 4)}, r"\(3, 2, 2\)"),
+        ({"alpha": 0.0}, "above 0, got 0.0"),
+    ],
+)
+def test_mixup_refuses_what_it_cannot_mix(values, message):
+    given = {"inputs": torch.zeros(2, 4), "targets": torch.eye(2), "alpha": 5.0} | values
+    with pytest.raises(ValueError, match=message):
+        mixup(**given, seeds=torch.arange(2))
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"num_time_masks": -1},
+        {"largest_mel_mask": 1.5},
         {"scale_range": (0.5, 1.0)},
         {"flip_rate": 2.0},
         {"audio_noise": -1.0},

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vatt.config import AudioConfig
 from vatt.errors import UserError
 
 LOG_FACTOR = 1e4  # log(1 + 1e4 * mel), official preprocessing
@@ -138,6 +139,21 @@ class LogMel(nn.Module):
             min_hertz=self.min_hertz,
             max_hertz=self.max_hertz,
         )
+
+
+def log_mel_of(audio: AudioConfig) -> LogMel | None:
+    """What makes the spectrogram that a model of this geometry sees; None: it sees waveforms."""
+    mel = audio.spectrogram
+    if mel is None:
+        return None
+    return LogMel(
+        sample_rate=audio.sample_rate,
+        window_samples=mel.window_samples,
+        hop_samples=mel.hop_samples,
+        num_mels=mel.num_mels,
+        min_hertz=mel.min_hertz,
+        max_hertz=mel.max_hertz,
+    )
 
 
 def num_spectrogram_frames(num_samples: int, hop_samples: int) -> int:

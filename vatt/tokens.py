@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vatt.audio import LogMel
+from vatt.audio import log_mel_of
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.inputs import expect_spectrogram, expect_text, expect_video, expect_waveform
 from vatt.layers import NORM_EPS, TRUNCATED_STD, truncated_normal
@@ -178,16 +178,7 @@ class PatchTokens(nn.Module):
         )
         self.agg = nn.Parameter(torch.empty(d_model))
         self.position_dropout = nn.Dropout(POSITION_DROPOUT if dropout else 0.0)
-        self.log_mel = None
-        if isinstance(geometry, AudioConfig) and mel is not None:
-            self.log_mel = LogMel(
-                sample_rate=geometry.sample_rate,
-                window_samples=mel.window_samples,
-                hop_samples=mel.hop_samples,
-                num_mels=mel.num_mels,
-                min_hertz=mel.min_hertz,
-                max_hertz=mel.max_hertz,
-            )
+        self.log_mel = log_mel_of(geometry) if isinstance(geometry, AudioConfig) else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
