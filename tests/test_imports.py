@@ -26,7 +26,7 @@ FLOORS = (
     {"vatt.encode", "vatt.packets", "vatt.text"},
     {"vatt.decode"},
     {"vatt.media"},
-    {"vatt.preprocess", "vatt.shards"},
+    {"vatt.preprocess", "vatt.shards", "vatt.views"},
     {"vatt.captions"},
     {"vatt.check_shards"},
     {"vatt.build_shards"},

@@ -220,14 +220,20 @@ def read_frames(
     start_seconds: float,
     num_frames: int,
     frame_rate: float,
-    short_side: int,
+    short_side: int | None = None,
+    size_rule: SizeRule | None = None,
 ) -> tuple[Tensor, float]:
     """Reads pictures: uint8 `[T, H, W, C]`, and the share of their times at which the file has one.
+
+    Their size is given by `short_side` or `size_rule`, as for `read_clip`.
 
     Raises:
         MediaError: as `read_clip`, or the file has no picture.
     """
-    clip = _read(source, start_seconds, FrameRequest(num_frames, frame_rate, short_side), None)
+    size = short_side if size_rule is None else size_rule
+    if size is None:
+        raise ValueError("read_frames needs a size: give short_side or size_rule")
+    clip = _read(source, start_seconds, FrameRequest(num_frames, frame_rate, size), None)
     assert clip.video is not None  # _read refuses files that have nothing of what was asked for
     return clip.video, clip.video_coverage
 
