@@ -6,7 +6,7 @@ import torch
 
 from datamodules import order
 from vatt.config import VideoConfig
-from vatt.draws import draw_normals, draw_uniforms
+from vatt.draws import _normals, draw_normals, draw_uniforms
 from vatt.encode import write_mp4
 from vatt.preprocess import PieceFit, View, cut_view, normalize_video, read_view
 from vatt.transforms import (
@@ -207,6 +207,9 @@ def test_normal_numbers_are_normal_and_independent_of_those_of_other_seeds():
     shifted = torch.stack([drawn[0, place : place + 30_000] for place in (0, 1, 2, 64, 8_192)])
     assert torch.corrcoef(shifted).fill_diagonal_(0).abs().max() < rounding * 1.2
     assert not torch.equal(drawn, draw_normals(seeds, 4, count))
+    high = torch.tensor([0, 0x12345678, 0x5EED5EED, 0x1BADCAFE]) << 32
+    close = _normals(high + 5, count)  # the rare keys whose other half is the same
+    assert torch.corrcoef(close).fill_diagonal_(0).abs().max() < rounding
 
 
 def test_audio_noise_follows_the_loudness_and_leaves_silence_silent():
