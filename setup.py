@@ -61,10 +61,12 @@ setup(
     ],
     extras_require={
         "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
+        "parquet": ["pyarrow>=16"],  # captions in parquet files
         "dev": [
             "filelock",
             "google-crc32c>=1.5",
             "mypy>=2.0",
+            "pyarrow>=16",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -1,3 +1,4 @@
+import datetime
 import errno
 import json
 import math
@@ -11,10 +12,13 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from media_files import write_noise_clip
 
 from vatt.build_shards import build_shards
+from vatt.errors import UserError
 from vatt.shards import Segment, ShardError, ShardSet
 
 
@@ -93,6 +97,65 @@ def test_captions_of_csv_become_segments_in_their_order(media, tmp_path):
     assert records["b"].metadata["speaker"] == "Ann"
 
 
+def test_captions_of_parquet_become_segments_and_metadata(media, tmp_path):
+    rows = {
+        "file": ["b.mp4", "b.mp4", "a.webm", "../x.mp4", None, "a.MP4"],
+        "start_seconds": [0.5, 2.0, math.nan, 0.0, 0.0, 3.0],
+        "end_seconds": [2.0, 3.5, None, 1.0, 1.0, 1.0],
+        "text": ["a dog, barking", "ein Hund läuft", "the whole clip", "out", "of what", "late"],
+        "day": [datetime.date(2020, 2, 1)] * 6,
+        "views": [7, 7, None, 0, 0, 0],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(rows), media / "captions.parquet", row_group_size=2)
+    report = build(media, tmp_path / "out")
+    stored = stored_files(tmp_path / "out")
+    dogs = (Segment(0.5, 2.0, "a dog, barking"), Segment(2.0, 3.5, "ein Hund läuft"))
+    assert stored["b.mp4"] == dogs
+    assert stored["a.webm"] == (Segment(0.0, math.inf, "the whole clip"),)
+    metadata = {record.key: record.metadata for record in ShardSet(tmp_path / "out")}
+    assert (metadata["b"]["day"], metadata["b"]["views"]) == ("2020-02-01", 7)
+    assert [fault.name for fault in report.faults] == [f"captions.parquet:{n}" for n in (4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda whole: whole[:-30], "cannot be read|is damaged or no parquet"),
+        (lambda whole: whole.replace(b"text", b"tixt"), "lacks the column text: .*names file,tixt"),
+    ],
+)
+def test_unusable_parquet_is_named(media, tmp_path, make, reason):
+    table = pyarrow.table({"file": ["b.mp4"], "text": ["a dog"]})
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, store_schema=False)
+    (media / "captions.parquet").write_bytes(make(sink.getvalue().to_pybytes()))
+    with pytest.raises(ShardError, match=f"captions.parquet.*({reason})"):
+        build(media, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parquet_without_pyarrow_says_what_to_install(media, tmp_path, monkeypatch):
+    table = pyarrow.table({"file": ["b.mp4"], "text": ["a dog"]})
+    pyarrow.parquet.write_table(table, media / "captions.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as Python marks what cannot be imported
+    with pytest.raises(
+        UserError, match=r'needs the package pyarrow: pip install "vatt\[parquet\]"'
+    ):
+        build(media, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv"])
+def test_captions_without_a_word_are_dropped_and_counted(media, tmp_path, name):
+    if name.endswith("csv"):
+        (media / name).write_text("file,text\nb.mp4,a\nb.mp4, \na.webm,\n")
+    else:
+        entries = [{"file": "b.mp4", "segments": [{"text": "a"}, {"text": " "}]}]
+        (media / name).write_text(captions_of(*entries, {"file": "a.webm", "text": ""}))
+    report = build(media, tmp_path / "out")
+    assert (report.num_captions, report.num_blank_captions, report.num_without_text) == (1, 2, 4)
+    assert "left out: 2 captions without a word" in str(report)
+
+
 def test_bad_entries_are_reported_and_the_rest_is_built(media, tmp_path):
     (media / "captions.jsonl").write_bytes(
         captions_of(
@@ -160,7 +223,7 @@ def test_unreadable_caption_file_is_named(media, tmp_path, name, content, reason
 def test_two_caption_files_are_refused_and_another_can_be_named(media, tmp_path):
     for name in ("captions.csv", "captions.jsonl", "other.jsonl"):
         (media / name).write_text(captions_of({"file": "b.mp4", "text": name}))
-    with pytest.raises(ShardError, match="remove one of them"):
+    with pytest.raises(ShardError, match="has captions.jsonl and captions.csv: leave one of them"):
         build(media, tmp_path / "out")
     with pytest.raises(ShardError, match="no caption file .*gone.csv"):
         build(media, tmp_path / "out", captions=media / "gone.csv")

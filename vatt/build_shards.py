@@ -13,7 +13,14 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from vatt.captions import Fault, MediaText, fault_lines, find_captions, read_captions
+from vatt.captions import (
+    Captions,
+    Fault,
+    MediaText,
+    fault_lines,
+    find_captions,
+    read_captions,
+)
 from vatt.check_shards import CheckReport, SampleCheck, check_shards
 from vatt.shard_index import MEDIA_EXTENSIONS, ShardError, find_shards, written_whole
 from vatt.shards import ShardWriter
@@ -48,6 +55,7 @@ class BuildReport:
         seconds: Time it took.
         reused: Whether the shards were there already, from the same files.
         faults: What was left out.
+        num_blank_captions: Captions without a word, which were dropped.
     """
 
     out: str
@@ -59,6 +67,7 @@ class BuildReport:
     seconds: float
     reused: bool
     faults: tuple[Fault, ...]
+    num_blank_captions: int = 0
 
     def __str__(self) -> str:
         """A few lines for people."""
@@ -68,6 +77,8 @@ class BuildReport:
             f"{self.num_without_text} samples without text"
             + (" (built before from the same files)" if self.reused else f" ({self.seconds:.1f} s)")
         ]
+        if self.num_blank_captions:
+            lines.append(f"  left out: {self.num_blank_captions} captions without a word")
         return "\n".join(lines + fault_lines(self.faults, "left out"))
 
 
@@ -87,7 +98,7 @@ def build_shards(
     when all of it is there.
 
     Args:
-        source: Media files, and `captions.jsonl` or `captions.csv` as `vatt/captions.py` says.
+        source: Media files, and `captions.jsonl`, `.csv` or `.parquet` as `vatt/captions.py` says.
         out: Folder to make, or an empty one. Shards there that were built from the same files are
             kept.
         samples_per_shard: The last shard may have fewer.
@@ -109,13 +120,14 @@ def build_shards(
     built = _built_before(out, fingerprint)
     if built is not None:
         return built
-    texts, faults = read_captions(caption_file) if caption_file else ({}, [])
-    faults += _unmatched(texts, files, source)
+    said = read_captions(caption_file) if caption_file else Captions()
+    faults = said.faults
+    faults += _unmatched(said.texts, files, source)
     _check_space(source, files, out)
     with _folder_written_whole(out) as partial:
         bar = tqdm(files, "shards", unit="file", disable=not show_progress)
         usable = _openable(source, bar, faults) if check_media else bar
-        counts = _write_shards(source, usable, texts, partial, samples_per_shard, faults)
+        counts = _write_shards(source, usable, said, partial, samples_per_shard)
         if not counts["num_samples"]:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
@@ -127,6 +139,7 @@ def build_shards(
             seconds=time.monotonic() - started,
             reused=False,
             faults=tuple(faults),
+            num_blank_captions=said.num_blank,
         )
         _note_build(partial, fingerprint, report)
     return report
@@ -156,21 +169,20 @@ def find_media(folder: Path) -> list[str]:
 def _write_shards(
     source: Path,
     files: Iterable[str],
-    texts: dict[str, MediaText],
+    captions: Captions,
     out: Path,
     samples_per_shard: int,
-    faults: list[Fault],
 ) -> dict[str, int]:
     """Writes the files that can be read; the numbers for the report."""
     counts = dict.fromkeys(
         ("num_samples", "num_shards", "num_captions", "num_without_text", "num_bytes"), 0
     )
     keys: set[str] = set()
-    media = _read_media(source, files, faults)
+    media = _read_media(source, files, captions.faults)
     while (first := next(media, None)) is not None:
         with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
             for file, content, size in chain([first], islice(media, samples_per_shard - 1)):
-                text = texts.get(file, MediaText())
+                text = captions.texts.get(file, MediaText())
                 _add_sample(shard, _new_key(file, keys), file, content, text)
                 counts["num_samples"] += 1
                 counts["num_captions"] += len(text.segments)
@@ -252,7 +264,9 @@ def _fingerprint(
     """Names, sizes and times of the files, the captions and the options, as one number."""
     digest = hashlib.sha256(repr((BUILD_VERSION, options)).encode())
     if captions is not None:
-        digest.update(captions.read_bytes())
+        with captions.open("rb") as file:  # in pieces: caption files can be larger than memory
+            while piece := file.read(IN_MEMORY_BYTES):
+                digest.update(piece)
     for name in files:
         with contextlib.suppress(OSError):  # a broken link is reported when it is read
             status = (source / name).stat()

@@ -1,4 +1,4 @@
-"""Caption files of a media folder: `captions.jsonl` or `captions.csv`.
+"""Caption files of a media folder: `captions.jsonl`, `captions.csv` or `captions.parquet`.
 
 Paths in them are relative to the folder.
 
@@ -9,24 +9,29 @@ jsonl has one line a media file; further keys become metadata::
     {"file": "b.mp4", "text": "a caption of the whole clip"}
 
 csv has one line a caption, under the header `file,start_seconds,end_seconds,text`; without times a
-caption belongs to the whole clip, and further columns become metadata of the file.
+caption belongs to the whole clip, and further columns become metadata of the file. parquet has the
+same columns, read by the package pyarrow.
 """
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vatt.errors import UserError
 from vatt.shard_index import ShardError, leads_outside
 from vatt.shards import Segment, parse_segments
 
-CAPTION_FILES = ("captions.jsonl", "captions.csv")
+CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet")
 ENTRY_KEYS = ("file", "segments", "text")
 SHOWN_FAULTS = 20  # in printed reports; the report objects hold all
-CSV_COLUMNS = ("file", "start_seconds", "end_seconds", "text")
+COLUMNS = ("file", "start_seconds", "end_seconds", "text")  # of csv and parquet
+PARQUET_ROWS = 10_000  # read at a time
+PARQUET_MARK = b"PAR1"  # first four bytes of every parquet file
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,21 @@ class MediaText:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Captions:
+    """What a caption file says.
+
+    Args:
+        texts: By path relative to the media folder, `/` between its parts.
+        faults: Lines that had to be left out, and why.
+        num_blank: Captions without a word, which were dropped.
+    """
+
+    texts: dict[str, MediaText] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    num_blank: int = 0
+
+
 def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) -> Path | None:
     """The caption file of a media folder, if it has one.
 
@@ -74,37 +94,45 @@ def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) 
         return Path(captions)
     found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
     if len(found) > 1:
-        raise ShardError(f"{folder} has {' and '.join(CAPTION_FILES)}: remove one of them")
+        names = " and ".join(path.name for path in found)
+        raise ShardError(f"{folder} has {names}: leave one of them, or name it with --captions")
     return found[0] if found else None
 
 
-def read_captions(path: Path) -> tuple[dict[str, MediaText], list[Fault]]:
+def read_captions(path: Path) -> Captions:
     """Reads a caption file.
-
-    Returns:
-        By path relative to the folder, `/` between its parts: what is said; and the lines that had
-        to be left out.
 
     Raises:
         ShardError: the file cannot be read at all.
+        UserError: it is parquet, and pyarrow is not installed.
     """
-    texts: dict[str, MediaText] = {}
-    faults: list[Fault] = []
-    entries = _csv_entries if path.suffix == ".csv" else _jsonl_entries
+    captions = Captions()
     try:
-        for line, entry in entries(path):
+        entries, repeats = _entries(path)
+        for place, entry in entries:
             try:
-                _add_entry(texts, entry, repeats=path.suffix == ".csv")
+                _add_entry(captions, entry, repeats=repeats)
             except ValueError as error:
-                faults.append(Fault(f"{path.name}:{line}", str(error)))
+                captions.faults.append(Fault(f"{path.name}:{place}", str(error)))
     except UnicodeDecodeError as error:
         raise ShardError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     except OSError as error:
-        raise ShardError(f"{path} cannot be read: {error.strerror}") from error
-    return texts, faults
+        raise ShardError(f"{path} cannot be read: {error.strerror or error}") from error
+    return captions
 
 
-def _add_entry(texts: dict[str, MediaText], entry: Any, *, repeats: bool) -> None:
+def _entries(path: Path) -> tuple[Iterator[tuple[int, Any]], bool]:
+    """What a file says line by line, and whether several lines may be about the same media."""
+    with path.open("rb") as file:
+        beginning = file.read(len(PARQUET_MARK))
+    if beginning == PARQUET_MARK:
+        return _parquet_entries(path), True
+    if path.suffix == ".csv":
+        return _csv_entries(path), True
+    return _jsonl_entries(path), False
+
+
+def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
     """Takes one line in; `repeats`: several lines may be about the same file."""
     if isinstance(entry, ValueError):
         raise entry
@@ -114,21 +142,22 @@ def _add_entry(texts: dict[str, MediaText], entry: Any, *, repeats: bool) -> Non
     if leads_outside(name):
         raise ValueError(f"{name!r} leads out of the folder: give a path inside it")
     name = str(PurePosixPath(name))
-    if name in texts and not repeats:
+    if name in captions.texts and not repeats:
         raise ValueError(f"{name!r} was described by an earlier line already")
     segments = _entry_segments(entry)
-    text = texts.setdefault(name, MediaText())
-    text.segments += segments
+    spoken = [segment for segment in segments if segment.text.strip()]
+    captions.num_blank += len(segments) - len(spoken)
+    text = captions.texts.setdefault(name, MediaText())
+    text.segments += spoken
     for key, value in entry.items():
         if key not in ENTRY_KEYS:
             text.metadata.setdefault(key, value)
 
 
-def _entry_segments(entry: dict[str, Any]) -> list[Segment]:
+def _entry_segments(entry: dict[str, Any]) -> Sequence[Segment]:
     text = entry.get("text")
     whole_clip = [] if text is None else [{"text": text}]
-    segments = parse_segments(entry.get("segments") or whole_clip)
-    return [segment for segment in segments if segment.text.strip()]
+    return parse_segments(entry.get("segments") or whole_clip)
 
 
 def _jsonl_entries(path: Path) -> Iterator[tuple[int, Any]]:
@@ -146,24 +175,66 @@ def _csv_entries(path: Path) -> Iterator[tuple[int, Any]]:
     """As `_jsonl_entries`, each line in the form that a line of jsonl has."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        missing = {"file", "text"} - set(reader.fieldnames or ())
-        if missing:
-            raise ShardError(
-                f"{path} lacks the column {' and '.join(sorted(missing))}: its first line must "
-                f"name {','.join(CSV_COLUMNS)}, and names "
-                f"{','.join(reader.fieldnames or ()) or 'nothing'}"
-            )
+        _check_columns(path, reader.fieldnames or ())
         try:
             for row in reader:
-                yield reader.line_num, _csv_entry(row)
+                yield reader.line_num, _row_entry(row)
         except csv.Error as error:
             raise ShardError(f"{path}, line {reader.line_num}: {error}: repair the file") from error
 
 
-def _csv_entry(row: dict[str | None, Any]) -> dict[str, Any] | ValueError:
+def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """As `_csv_entries`, by the number of the row, from 1."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        need = f"reading {path} needs the package pyarrow"
+        raise UserError(f'{need}: pip install "vatt[parquet]"') from error
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            _check_columns(path, table.schema_arrow.names)
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _row_entry({name: _plain(row[name]) for name in row})
+    except pyarrow.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise ShardError(f"{path} is damaged or no parquet ({reason}): write it again") from error
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: pandas writes NaN for nothing; times, dates and bytes become text."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return str(value)
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    missing = {"file", "text"} - set(names)
+    if missing:
+        raise ShardError(
+            f"{path} lacks the column {' and '.join(sorted(missing))}: its header must name "
+            f"{','.join(COLUMNS)}, and names {','.join(names) or 'nothing'}"
+        )
+
+
+def _row_entry(row: dict[Any, Any]) -> dict[str, Any] | ValueError:
+    """A row of a table in the form that a line of jsonl has."""
     if None in row:  # DictReader's key for what the header has no column for
         return ValueError("has more columns than the header: put quotes around a text with commas")
-    start, end = (row.get(name) or None for name in ("start_seconds", "end_seconds"))
-    segment = {"start_seconds": start, "end_seconds": end, "text": row["text"] or ""}
-    further = {str(name): value for name, value in row.items() if name not in CSV_COLUMNS}
+    start, end = (row.get(name) for name in ("start_seconds", "end_seconds"))
+    segment = {
+        "start_seconds": None if start == "" else start,
+        "end_seconds": None if end == "" else end,
+        "text": row["text"] or "",
+    }
+    further = {str(name): value for name, value in row.items() if name not in COLUMNS}
     return {"file": row["file"], "segments": [segment], **further}

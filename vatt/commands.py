@@ -19,7 +19,7 @@ def shards(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser("vatt shards", description="Tar shards of media and captions.")
     actions = parser.add_subparsers(dest="action", required=True)
     build = actions.add_parser("build", help="media folder with captions → shards")
-    build.add_argument("source", type=Path, help="media, and captions.jsonl or captions.csv")
+    build.add_argument("source", type=Path, help="media, and captions.jsonl, .csv or .parquet")
     build.add_argument("out", type=Path, help="folder to make")
     build.add_argument("--samples-per-shard", type=_positive, default=500)
     build.add_argument("--captions", type=Path, help="caption file that lies elsewhere")
