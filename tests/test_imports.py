@@ -27,6 +27,7 @@ FLOORS = (
     {"vatt.decode"},
     {"vatt.media"},
     {"vatt.preprocess", "vatt.shards", "vatt.views"},
+    {"vatt.howto100m"},
     {"vatt.captions"},
     {"vatt.check_shards"},
     {"vatt.build_shards"},

@@ -56,6 +56,7 @@ class BuildReport:
         reused: Whether the shards were there already, from the same files.
         faults: What was left out.
         num_blank_captions: Captions without a word, which were dropped.
+        num_unused_videos: Videos that HowTo100M's captions describe and the folder lacks.
     """
 
     out: str
@@ -68,6 +69,7 @@ class BuildReport:
     reused: bool
     faults: tuple[Fault, ...]
     num_blank_captions: int = 0
+    num_unused_videos: int = 0
 
     def __str__(self) -> str:
         """A few lines for people."""
@@ -79,6 +81,8 @@ class BuildReport:
         ]
         if self.num_blank_captions:
             lines.append(f"  left out: {self.num_blank_captions} captions without a word")
+        if self.num_unused_videos:
+            lines.append(f"  captions of {self.num_unused_videos} videos that are not there")
         return "\n".join(lines + fault_lines(self.faults, "left out"))
 
 
@@ -102,7 +106,8 @@ def build_shards(
         out: Folder to make, or an empty one. Shards there that were built from the same files are
             kept.
         samples_per_shard: The last shard may have fewer.
-        captions: Caption file that lies or is called otherwise.
+        captions: Caption file that lies or is called otherwise, or captions of HowTo100M: the
+            JSON, or a folder with a csv a video.
         check_media: Open every file and leave out those that are no media; some ms each.
         show_progress: Whether to draw a progress bar.
 
@@ -120,7 +125,9 @@ def build_shards(
     built = _built_before(out, fingerprint)
     if built is not None:
         return built
-    said = read_captions(caption_file) if caption_file else Captions()
+    said = Captions()
+    if caption_file is not None:
+        said = read_captions(caption_file, files, show_progress=show_progress)
     faults = said.faults
     faults += _unmatched(said.texts, files, source)
     _check_space(source, files, out)
@@ -140,6 +147,7 @@ def build_shards(
             reused=False,
             faults=tuple(faults),
             num_blank_captions=said.num_blank,
+            num_unused_videos=said.num_unused,
         )
         _note_build(partial, fingerprint, report)
     return report
@@ -182,7 +190,7 @@ def _write_shards(
     while (first := next(media, None)) is not None:
         with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
             for file, content, size in chain([first], islice(media, samples_per_shard - 1)):
-                text = captions.texts.get(file, MediaText())
+                text = captions.read_text(file)
                 _add_sample(shard, _new_key(file, keys), file, content, text)
                 counts["num_samples"] += 1
                 counts["num_captions"] += len(text.segments)
@@ -263,15 +271,22 @@ def _fingerprint(
 ) -> str:
     """Names, sizes and times of the files, the captions and the options, as one number."""
     digest = hashlib.sha256(repr((BUILD_VERSION, options)).encode())
-    if captions is not None:
+    if captions is not None and captions.is_dir():
+        tables = {f"{PurePosixPath(name).stem}.csv" for name in files}
+        _add_stamps(digest, captions, sorted(tables))
+    elif captions is not None:
         with captions.open("rb") as file:  # in pieces: caption files can be larger than memory
             while piece := file.read(IN_MEMORY_BYTES):
                 digest.update(piece)
-    for name in files:
-        with contextlib.suppress(OSError):  # a broken link is reported when it is read
-            status = (source / name).stat()
-            digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
+    _add_stamps(digest, source, files)
     return digest.hexdigest()
+
+
+def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):  # a broken link is reported when it is read
+            status = (folder / name).stat()
+            digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
 
 
 def _note_build(out: Path, fingerprint: str, report: BuildReport) -> None:

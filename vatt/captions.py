@@ -11,6 +11,8 @@ jsonl has one line a media file; further keys become metadata::
 csv has one line a caption, under the header `file,start_seconds,end_seconds,text`; without times a
 caption belongs to the whole clip, and further columns become metadata of the file. parquet has the
 same columns, read by the package pyarrow.
+
+The captions of HowTo100M (`howto100m.py`) are known by the ids of videos instead of their files.
 """
 
 import csv
@@ -23,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vatt.errors import UserError
+from vatt.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
 from vatt.shard_index import ShardError, leads_outside
 from vatt.shards import Segment, parse_segments
 
@@ -71,11 +74,41 @@ class Captions:
         texts: By path relative to the media folder, `/` between its parts.
         faults: Lines that had to be left out, and why.
         num_blank: Captions without a word, which were dropped.
+        videos: HowTo100M's, which are read when they are asked for; `texts` is then empty.
     """
 
     texts: dict[str, MediaText] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     num_blank: int = 0
+    videos: VideoJson | VideoFolder | None = None
+
+    @property
+    def num_unused(self) -> int:
+        """Videos that HowTo100M describes and the media folder lacks."""
+        return self.videos.num_unused if self.videos else 0
+
+    def read_text(self, file: str) -> MediaText:
+        """What is said about a media file; faults found on the way are noted."""
+        if self.videos is None:
+            return self.texts.get(file, MediaText())
+        video = PurePosixPath(file).stem
+        name = f"{self.videos.path.name}:{video}"
+        try:
+            values = self.videos.read(video)
+            if values is None:
+                return MediaText()
+            segments, num_blank, num_untimed = segments_of(values)
+        except (ValueError, RecursionError) as error:
+            self.faults.append(Fault(name, str(error)))
+            return MediaText()
+        except OSError as error:
+            self.faults.append(Fault(name, f"cannot be read: {error.strerror}"))
+            return MediaText()
+        self.num_blank += num_blank
+        if num_untimed:
+            reason = f"{num_untimed} captions are no text or have no usable times"
+            self.faults.append(Fault(name, reason))
+        return MediaText(segments)
 
 
 def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) -> Path | None:
@@ -83,13 +116,13 @@ def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) 
 
     Args:
         folder: Where to look for it under its usual names.
-        captions: The file, if it is known; it must then be there.
+        captions: The file, or folder of HowTo100M, if it is known; it must then be there.
 
     Raises:
         ShardError: more than one, or not there.
     """
     if captions is not None:
-        if not Path(captions).is_file():
+        if not Path(captions).exists():
             raise ShardError(f"no caption file {captions}: correct the path")
         return Path(captions)
     found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
@@ -99,8 +132,15 @@ def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) 
     return found[0] if found else None
 
 
-def read_captions(path: Path) -> Captions:
-    """Reads a caption file.
+def read_captions(
+    path: Path, files: Sequence[str] = (), *, show_progress: bool = False
+) -> Captions:
+    """Reads a caption file, or finds out where in it the captions of each file are.
+
+    Args:
+        path: The form is recognised by what is in it; csv by its name.
+        files: The media files; of HowTo100M only their captions are looked at.
+        show_progress: Whether to draw a bar over HowTo100M's JSON.
 
     Raises:
         ShardError: the file cannot be read at all.
@@ -108,6 +148,14 @@ def read_captions(path: Path) -> Captions:
     """
     captions = Captions()
     try:
+        if is_howto100m(path):
+            ids = {PurePosixPath(file).stem for file in files}
+            captions.videos = (
+                VideoFolder(path, ids)
+                if path.is_dir()
+                else VideoJson(path, ids, show_progress=show_progress)
+            )
+            return captions
         entries, repeats = _entries(path)
         for place, entry in entries:
             try:

@@ -22,7 +22,11 @@ def shards(argv: Sequence[str]) -> int:
     build.add_argument("source", type=Path, help="media, and captions.jsonl, .csv or .parquet")
     build.add_argument("out", type=Path, help="folder to make")
     build.add_argument("--samples-per-shard", type=_positive, default=500)
-    build.add_argument("--captions", type=Path, help="caption file that lies elsewhere")
+    build.add_argument(
+        "--captions",
+        type=Path,
+        help="caption file that lies elsewhere; or HowTo100M's, JSON or folder",
+    )
     build.add_argument("--check-media", action="store_true", help="leave out what does not open")
     check = actions.add_parser("check", help="decode every sample, list the faults")
     check.add_argument("folder", type=Path)
