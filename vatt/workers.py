@@ -1,0 +1,198 @@
+"""Work spread over processes: results in order, and nobody waits for what hangs or crashes.
+
+FFmpeg can be brought to hang or to crash by a file. Each process therefore has a pipe of its own,
+and can be ended and replaced without the others.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+TELL_SECONDS = 1.0  # between two signs of life
+ALIVE, RESULT, ERROR = "alive", "result", "error"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Stands where a result would, had its process given one.
+
+    Args:
+        reason: What became of the process.
+    """
+
+    reason: str
+
+
+@contextlib.contextmanager
+def results_in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_workers: int,
+    limit_seconds: float | None = None,
+    prepare: Callable[[], object] | None = None,
+) -> Iterator[Iterator[Result | Lost]]:
+    """Calls a function for each item; no process is left when the block ends, however it ends.
+
+    Args:
+        function: Of a module, not of another function: the processes import it by name.
+        items: Small ones; they and the results are sent through pipes.
+        num_workers: Processes; 0 calls it in this one, where nothing is limited.
+        limit_seconds: A process that gives no sign of life (`tell_alive`) for so long is ended.
+        prepare: Called once in each process before its time counts, to import what is slow.
+
+    Returns:
+        An iterator over the results in the order of the items.
+    """
+    if not num_workers:
+        yield map(function, items)
+        return
+    pool = _Pool(function, num_workers, limit_seconds, prepare)
+    try:
+        yield pool.results(items)
+    finally:
+        pool.end()
+
+
+def tell_alive() -> None:
+    """To be called now and then by a function that takes long: its time starts anew."""
+    if _Here.pipe is not None and time.monotonic() - _Here.told >= TELL_SECONDS:
+        _Here.told = time.monotonic()
+        _Here.pipe.send((ALIVE, None))
+
+
+class _Here:
+    """Of a worker process: the pipe to its parent."""
+
+    pipe: Connection | None = None
+    told = 0.0
+
+
+def _work(
+    pipe: Connection, function: Callable[[Any], Any], prepare: Callable[[], object] | None
+) -> None:
+    """Runs in a worker until the parent closes the pipe or is gone."""
+    _Here.pipe = pipe
+    with contextlib.suppress(EOFError, OSError):
+        try:
+            if prepare is not None:
+                prepare()
+            while True:
+                item = pipe.recv()
+                _Here.told = time.monotonic()
+                pipe.send((ALIVE, None))
+                pipe.send((RESULT, function(item)))
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception as error:  # raised again in the parent
+            pipe.send((ERROR, error))
+
+
+class _Worker:
+    """A process with at most one item."""
+
+    def __init__(
+        self, function: Callable[[Any], Any], prepare: Callable[[], object] | None
+    ) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, function, prepare), daemon=True)
+        # Ctrl-C reaches the whole group of processes, and is the parent's to act on.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self.number = -1  # of its item
+        self.deadline: float | None = None  # none while it prepares
+
+    def give(self, number: int, item: Any) -> None:
+        self.number, self.deadline = number, None
+        with contextlib.suppress(OSError):  # it is dead, and its pipe will say so
+            self.pipe.send(item)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join(1.0)  # a process that waits for a dead disk cannot even be killed
+        self.pipe.close()
+
+
+class _Pool:
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        num_workers: int,
+        limit_seconds: float | None,
+        prepare: Callable[[], object] | None,
+    ) -> None:
+        self.function, self.prepare = function, prepare
+        self.num_workers, self.limit_seconds = num_workers, limit_seconds
+        self.busy: list[_Worker] = []
+        self.idle: list[_Worker] = []
+
+    def end(self) -> None:
+        for worker in self.busy + self.idle:
+            worker.end()
+
+    def results(self, items: Iterable[Any]) -> Iterator[Any]:
+        jobs = enumerate(items)
+        done: dict[int, Any] = {}
+        next_number = 0
+        while True:
+            self._hand_out(jobs)
+            if not self.busy:
+                return
+            done.update(self._collect())
+            while next_number in done:
+                yield done.pop(next_number)
+                next_number += 1
+
+    def _hand_out(self, jobs: Iterator[tuple[int, Any]]) -> None:
+        while len(self.busy) < self.num_workers and (job := next(jobs, None)) is not None:
+            worker = self.idle.pop() if self.idle else _Worker(self.function, self.prepare)
+            self.busy.append(worker)
+            worker.give(*job)
+
+    def _collect(self) -> Iterator[tuple[int, Any]]:
+        """Waits until something happens; results by the numbers of their items."""
+        now = time.monotonic()
+        deadlines = [worker.deadline for worker in self.busy if worker.deadline is not None]
+        timeout = max(0.0, min(deadlines) - now) if deadlines else None
+        ready = wait([worker.pipe for worker in self.busy], timeout)
+        now = time.monotonic()
+        for worker in tuple(self.busy):
+            if worker.pipe in ready:
+                yield from self._receive(worker, now)
+            elif worker.deadline is not None and worker.deadline <= now:
+                worker.end()
+                self.busy.remove(worker)
+                yield worker.number, Lost(f"gave no answer within {self.limit_seconds:g} s")
+
+    def _receive(self, worker: _Worker, now: float) -> Iterator[tuple[int, Any]]:
+        try:
+            kind, value = worker.pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join(1.0)
+            code = worker.process.exitcode or 0
+            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            worker.end()
+            self.busy.remove(worker)
+            yield worker.number, Lost(f"crashed the process that read it ({cause})")
+            return
+        if kind == ERROR:
+            raise value
+        if kind == ALIVE:
+            worker.deadline = None if self.limit_seconds is None else now + self.limit_seconds
+            return
+        self.busy.remove(worker)
+        self.idle.append(worker)
+        yield worker.number, value
