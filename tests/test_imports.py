@@ -29,6 +29,7 @@ FLOORS = (
     {"vatt.preprocess", "vatt.shards", "vatt.views"},
     {"vatt.howto100m"},
     {"vatt.captions"},
+    {"vatt.index_shards"},
     {"vatt.check_shards"},
     {"vatt.build_shards"},
     # the network

@@ -22,7 +22,14 @@ from vatt.captions import (
     read_captions,
 )
 from vatt.check_shards import CheckReport, SampleCheck, check_shards
-from vatt.shard_index import MEDIA_EXTENSIONS, ShardError, find_shards, written_whole
+from vatt.shard_index import (
+    MEDIA_EXTENSIONS,
+    ShardError,
+    find_shards,
+    folder_written_whole,
+    list_shards,
+    written_whole,
+)
 from vatt.shards import ShardWriter
 
 __all__ = [
@@ -33,6 +40,7 @@ __all__ = [
     "build_shards",
     "check_shards",
     "find_media",
+    "holds_shards_only",
 ]
 
 BUILD_FILE = "build.json"  # beside the shards: what they were built from
@@ -131,7 +139,7 @@ def build_shards(
     faults = said.faults
     faults += _unmatched(said.texts, files, source)
     _check_space(source, files, out)
-    with _folder_written_whole(out) as partial:
+    with folder_written_whole(out) as partial:
         bar = tqdm(files, "shards", unit="file", disable=not show_progress)
         usable = _openable(source, bar, faults) if check_media else bar
         counts = _write_shards(source, usable, said, partial, samples_per_shard)
@@ -161,17 +169,34 @@ def find_media(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise ShardError(f"no media folder {folder}: correct the path")
-    found = [
-        (Path(parent) / name).relative_to(folder).as_posix()
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if not name.startswith(".") and Path(name).suffix[1:].lower() in MEDIA_EXTENSIONS
-    ]
+    found = sorted(_walk_media(folder))
     if not found:
+        shards = "; its tars are shards already" if list_shards(folder) else ""
         raise ShardError(
             f"{folder} holds no media: looked for the extensions {', '.join(MEDIA_EXTENSIONS)}"
+            + shards
         )
-    return sorted(found)
+    return found
+
+
+def holds_shards_only(source: Path, out: Path | None) -> bool:
+    """Whether a folder's tars are to be indexed: it has some, and no media to build others from.
+
+    Args:
+        source: Which folder.
+        out: Where the result is to go. With None or `source`, media beside the tars do not count.
+    """
+    if not list_shards(source):
+        return False
+    in_place = out is None or out.resolve() == source.resolve()
+    return in_place or next(_walk_media(source), None) is None
+
+
+def _walk_media(folder: Path) -> Iterator[str]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if not name.startswith(".") and Path(name).suffix[1:].lower() in MEDIA_EXTENSIONS:
+                yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
 def _write_shards(
@@ -336,25 +361,3 @@ def _check_space(source: Path, files: Sequence[str], out: Path) -> None:
             f"{out} needs {needed / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB left: free "
             "some, or choose a folder on another disk"
         )
-
-
-@contextlib.contextmanager
-def _folder_written_whole(out: Path) -> Iterator[Path]:
-    """A folder to fill whose content appears in `out` only when the block ends well."""
-    # An empty folder is filled: it can be a mount point or the current folder, which must stay.
-    is_there = out.exists()
-    partial = (out if is_there else out.parent) / f".{out.name}.{os.getpid()}.partial"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if not is_there:
-            partial.rename(out)
-            return
-        for path in sorted(partial.iterdir()):  # build.json, which makes them count, is the last
-            path.rename(out / path.name)
-    except ShardError as error:  # the user knows the folder by the name it was to get
-        raise ShardError(str(error).replace(str(partial), str(out))) from error
-    except OSError as error:
-        raise ShardError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

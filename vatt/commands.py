@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 
 
 def shards(argv: Sequence[str]) -> int:
-    """`vatt shards build SOURCE OUT` and `vatt shards check FOLDER`."""
+    """`vatt shards build SOURCE [OUT]` and `vatt shards check FOLDER`."""
     parser = argparse.ArgumentParser("vatt shards", description="Tar shards of media and captions.")
     actions = parser.add_subparsers(dest="action", required=True)
-    build = actions.add_parser("build", help="media folder with captions → shards")
-    build.add_argument("source", type=Path, help="media, and captions.jsonl, .csv or .parquet")
-    build.add_argument("out", type=Path, help="folder to make")
-    build.add_argument("--samples-per-shard", type=_positive, default=500)
+    build = actions.add_parser("build", help="media folder with captions → shards; tars → indexes")
+    build.add_argument(
+        "source", type=Path, help="media and captions.jsonl, .csv or .parquet; or tars"
+    )
+    build.add_argument(
+        "out",
+        type=Path,
+        nargs="?",
+        help="folder to make; for a folder of tars: where the indexes go if not beside them",
+    )
+    build.add_argument("--samples-per-shard", type=_positive, help="default 500")
     build.add_argument(
         "--captions",
         type=Path,
         help="caption file that lies elsewhere; or HowTo100M's, JSON or folder",
     )
     build.add_argument("--check-media", action="store_true", help="leave out what does not open")
+    build.add_argument("--workers", type=_not_negative, default=num_cores(), help="processes")
     check = actions.add_parser("check", help="decode every sample, list the faults")
     check.add_argument("folder", type=Path)
     check.add_argument("--workers", type=_not_negative, default=num_cores())
@@ -143,18 +151,45 @@ def _trained_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from vatt.build_shards import build_shards
+    from vatt.build_shards import build_shards, holds_shards_only
 
+    if holds_shards_only(arguments.source, arguments.out):
+        return _index(arguments)
+    if arguments.out is None:
+        raise UserError(
+            f"{arguments.source} holds no tar shards to index: if it holds media, name the folder "
+            f"to make, `vatt shards build {arguments.source} OUT`"
+        )
     report = build_shards(
         arguments.source,
         arguments.out,
-        samples_per_shard=arguments.samples_per_shard,
+        samples_per_shard=arguments.samples_per_shard or 500,
         captions=arguments.captions,
         check_media=arguments.check_media,
         show_progress=sys.stderr.isatty(),
     )
     print(report)
     return 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    """1 if the folder cannot be used because of some of its shards."""
+    from vatt.index_shards import index_shards
+
+    for option in ("captions", "check_media", "samples_per_shard"):
+        if getattr(arguments, option):
+            raise UserError(
+                f"{arguments.source} holds tar shards, which are used as they are: "
+                f"--{option.replace('_', '-')} is for media files"
+            )
+    report = index_shards(
+        arguments.source,
+        arguments.out,
+        num_workers=arguments.workers,
+        show_progress=sys.stderr.isatty(),
+    )
+    print(report)
+    return int(not report.is_usable)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ of the tar that it describes.
 import contextlib
 import errno
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,13 +106,18 @@ def find_shards(folder: Path) -> list[Path]:
         )
     if not folder.is_dir():
         raise ShardError(f"{folder} is a file: give the folder that holds the shards")
-    paths = sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    paths = list_shards(folder)
     if not paths:
         raise ShardError(
             f"{folder} holds no shards (*.tar): if it holds media, make shards with "
             f"`vatt shards build {folder} OUT`"
         )
     return paths
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """The tars of a folder, by name; none of them where there are none."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
 def read_index(shard: Path) -> ShardIndex:
@@ -122,18 +128,29 @@ def read_index(shard: Path) -> ShardIndex:
     Raises:
         ShardError: see `scan_shard`; or the shard holds something else than its index says.
     """
+    index, is_stored = find_index(shard)
+    if not is_stored:
+        with contextlib.suppress(OSError):  # a read-only folder: the index stays in memory
+            write_index(shard, index)
+    return index
+
+
+def find_index(shard: Path) -> tuple[ShardIndex, bool]:
+    """The index of a shard, and whether the one beside it is fresh.
+
+    Raises:
+        ShardError: as `read_index`.
+    """
     stored = _load_index(shard)
     if stored is not None and stored[0] == _stamp(shard):
-        return stored[1]
+        return stored[1], True
     index = scan_shard(shard)
     if stored is not None and not index.same_as(stored[1]):
         raise ShardError(
             f"{index_path(shard)} is stale: {shard} has changed since it was made. If the change "
             "is wanted, delete the index and start again; a resumed run then sees other samples"
         )
-    with contextlib.suppress(OSError):  # a read-only folder: the index stays in memory
-        write_index(shard, index)
-    return index
+    return index, False
 
 
 def scan_shard(shard: Path) -> ShardIndex:
@@ -144,6 +161,8 @@ def scan_shard(shard: Path) -> ShardIndex:
             `..`, links, devices.
     """
     rows: dict[str, tuple[NDArray[np.int64], list[int]]] = {}
+    if not shard.is_file():  # reading a pipe would wait for ever
+        raise ShardError(f"{shard} is no plain file: give tars")
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
@@ -190,6 +209,35 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def folder_written_whole(out: Path) -> Iterator[Path]:
+    """A folder to fill whose content appears in `out` only when the block ends well.
+
+    Args:
+        out: A folder that is not there, or an empty one.
+
+    Raises:
+        ShardError: the folder cannot be written.
+    """
+    # An empty folder is filled: it can be a mount point or the current folder, which must stay.
+    is_there = out.exists()
+    partial = (out if is_there else out.parent) / f".{out.name}.{os.getpid()}.partial"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if not is_there:
+            partial.rename(out)
+            return
+        for path in sorted(partial.iterdir()):  # build.json, which makes them count, is the last
+            path.rename(out / path.name)
+    except ShardError as error:  # the user knows the folder by the name it was to get
+        raise ShardError(str(error).replace(str(partial), str(out))) from error
+    except OSError as error:
+        raise ShardError(f"{out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def index_path(shard: Path) -> Path:
     """Where the index of a shard is."""
     return shard.with_name(shard.name + INDEX_SUFFIX)
@@ -197,7 +245,11 @@ def index_path(shard: Path) -> Path:
 
 def _stamp(shard: Path) -> dict[str, str]:
     """What an index must agree with to be fresh."""
-    status = shard.stat()
+    try:
+        status = shard.stat()
+    except OSError as error:
+        link = f", a link to {shard.readlink()}," if shard.is_symlink() else ""
+        raise ShardError(f"{shard}{link} cannot be read: {error.strerror}") from error
     return {
         "version": INDEX_VERSION,
         "size": str(status.st_size),
