@@ -17,6 +17,7 @@ import pyarrow.parquet
 import pytest
 from media_files import write_noise_clip
 
+import vatt.build_shards
 from vatt.build_shards import build_shards
 from vatt.errors import UserError
 from vatt.shards import Segment, ShardError, ShardSet
@@ -304,14 +305,29 @@ def test_a_build_that_fails_leaves_an_empty_folder_empty(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_files_that_are_no_media_are_left_out_when_asked_to_check(tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_that_are_no_media_are_left_out_when_asked_to_check(tmp_path, num_workers):
+    media, out = tmp_path / "media", tmp_path / "out"
+    media.mkdir()
+    for index in range(6):
+        write_noise_clip(media / f"good_{index}.mp4", num_frames=5)
+    for name in ("bad.mp4", "good_3_bad.mp4"):
+        (media / name).write_bytes(b"garbage" * 100)
+    report = build(media, out, check_media=True, num_workers=num_workers)
+    assert list(stored_files(out)) == [f"good_{index}.mp4" for index in range(6)]
+    assert [fault.name for fault in report.faults] == ["bad.mp4", "good_3_bad.mp4"]
+    assert "media" in report.faults[0].reason
+    assert build(media, out, check_media=True, num_workers=2 - num_workers).reused
+
+
+def test_a_file_that_hangs_is_left_out_when_asked_to_check(tmp_path, monkeypatch):
     (tmp_path / "media").mkdir()
     write_noise_clip(tmp_path / "media/good.mp4")
-    (tmp_path / "media/bad.mp4").write_bytes(b"garbage" * 100)
-    report = build(tmp_path / "media", tmp_path / "out", check_media=True)
+    os.mkfifo(tmp_path / "media/hangs.mp4")  # opening it waits for ever
+    monkeypatch.setattr(vatt.build_shards, "OPEN_LIMIT_SECONDS", 1.0)
+    report = build(tmp_path / "media", tmp_path / "out", check_media=True, num_workers=2)
     assert list(stored_files(tmp_path / "out")) == ["good.mp4"]
-    assert [fault.name for fault in report.faults] == ["bad.mp4"]
-    assert "media" in report.faults[0].reason
+    assert report.faults[0].reason == "gave no answer within 1 s"
 
 
 def test_each_file_is_opened_once_and_the_finished_shards_are_not_read_again(tmp_path, monkeypatch):
@@ -372,6 +388,22 @@ def test_full_disk_leaves_no_folder(tmp_path):
     shard = tmp_path / "out/00001.tar"
     assert done.stdout.startswith(f"no space left to write {shard} ("), done.stderr
     assert done.stdout.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
+def test_interrupted_check_of_media_leaves_no_folder(tmp_path):
+    (tmp_path / "media").mkdir()
+    write_noise_clip(tmp_path / "media/0.mp4")
+    os.mkfifo(tmp_path / "media/waits.mp4")
+    command = [sys.executable, "-m", "vatt.cli", "shards", "build", tmp_path / "media"]
+    options = [tmp_path / "out", "--check-media", "--workers", "2"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*.partial/.00000.tar.*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b"vatt: Stopped.\n"
     assert [path.name for path in tmp_path.iterdir()] == ["media"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from media_files import write_noise_clip
 
 from vatt.check_shards import check_shards
-from vatt.shards import ShardError, ShardWriter
+from vatt.shards import Segment, ShardError, ShardWriter
 
 
 def check(folder: Path, **options):
@@ -53,6 +53,7 @@ def test_check_finds_every_fault_and_nothing_else(checked, num_workers):
     assert (good.width, good.height) == (48, 32)
     assert good.duration_seconds == pytest.approx(1.0, abs=0.1)
     assert (silent.num_frames, silent.sample_rate) == (20, None)
+    assert good.captioned_seconds == good.duration_seconds
 
 
 def test_report_of_a_check_reads_well_and_is_a_csv(checked, tmp_path):
@@ -68,6 +69,42 @@ def test_report_of_a_check_reads_well_and_is_a_csv(checked, tmp_path):
     assert [row["key"] for row in rows] == [row.key for row in report.rows]
     assert [row["fault"] for row in rows] == [row.fault for row in report.rows]
     assert rows[0]["num_frames"] == "20"
+
+
+def test_report_shows_lengths_rates_and_what_captions_cover(tmp_path):
+    for name, options in (("a", {}), ("b", {"num_frames": 60, "silent": True}), ("c", {})):
+        write_noise_clip(tmp_path / f"{name}.mp4", **options)
+    captions = {
+        "a": [Segment(0.1, 0.4, "x"), Segment(0.2, 0.5, "y"), Segment(0.8, 9.0, "z")],
+        "b": [Segment(2.5, 2.6, "x"), Segment(30.0, 31.0, "late"), Segment(-2.0, -1.0, "early")],
+        "c": [],
+    }
+    with ShardWriter(tmp_path / "00000.tar") as shard:
+        for name, segments in captions.items():
+            shard.add(name, tmp_path / f"{name}.mp4", "mp4", segments=segments)
+    report = check(tmp_path)
+    a, b, _ = report.rows
+    assert a.captioned_seconds == pytest.approx(0.4 + a.duration_seconds - 0.8)
+    assert (b.captioned_seconds, b.num_captions) == (pytest.approx(0.1), 3)
+    assert [row.num_outside for row in report.rows] == [0, 2, 0]
+    covered = (a.captioned_seconds + 0.1) / (a.duration_seconds + b.duration_seconds)
+    assert [line.strip() for line in str(report).splitlines()] == [
+        f"{tmp_path}: 3 samples in 1 shards, 0.00 hours, 0 faults",
+        f"length: {a.duration_seconds:.1f} to 3.0 s, median {a.duration_seconds:.1f} s",
+        "picture: 3 × 48×32, 3 × 20 frames/s",
+        "sound: 2 × 16000 Hz, 1 × none",
+        f"captions: 2 of 3 samples (67%), 3.0 each, during {covered:.0%} of their time; "
+        "2 lie outside of their media",
+    ]
+
+
+def test_a_sample_that_takes_too_long_is_a_fault_and_not_waited_for(tmp_path):
+    write_noise_clip(tmp_path / "a.mp4", num_frames=600)
+    with ShardWriter(tmp_path / "00000.tar") as shard:
+        shard.add("long", tmp_path / "a.mp4", "mp4")
+    report = check(tmp_path, num_workers=1, limit_seconds=0.002)
+    assert [row.fault for row in report.faults] == ["gave no answer within 0.002 s"]
+    assert report.faults[0].key == "long"
 
 
 def test_check_of_an_incomplete_file_says_so(tmp_path):

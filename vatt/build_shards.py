@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, count, islice
+from itertools import chain, count, islice, tee
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -21,7 +21,7 @@ from vatt.captions import (
     find_captions,
     read_captions,
 )
-from vatt.check_shards import CheckReport, SampleCheck, check_shards
+from vatt.check_shards import CheckReport, SampleCheck, check_shards, load_decoder
 from vatt.shard_index import (
     MEDIA_EXTENSIONS,
     ShardError,
@@ -31,6 +31,7 @@ from vatt.shard_index import (
     written_whole,
 )
 from vatt.shards import ShardWriter
+from vatt.workers import Lost, results_in_order
 
 __all__ = [
     "BuildReport",
@@ -46,6 +47,7 @@ __all__ = [
 BUILD_FILE = "build.json"  # beside the shards: what they were built from
 BUILD_VERSION = 1
 IN_MEMORY_BYTES = 64 << 20  # larger files are copied in pieces
+OPEN_LIMIT_SECONDS = 60.0  # that a file may take to open
 TAR_BYTES_PER_SAMPLE = 4096  # headers, padding, captions
 
 
@@ -101,6 +103,7 @@ def build_shards(
     samples_per_shard: int = 500,
     captions: str | os.PathLike[str] | None = None,
     check_media: bool = False,
+    num_workers: int = 0,
     show_progress: bool = True,
 ) -> BuildReport:
     """Packs the media of a folder and of the folders in it, with their captions, into shards.
@@ -117,6 +120,7 @@ def build_shards(
         captions: Caption file that lies or is called otherwise, or captions of HowTo100M: the
             JSON, or a folder with a csv a video.
         check_media: Open every file and leave out those that are no media; some ms each.
+        num_workers: Processes that open them, ahead of the packing; 0 opens them in this one.
         show_progress: Whether to draw a progress bar.
 
     Raises:
@@ -141,8 +145,12 @@ def build_shards(
     _check_space(source, files, out)
     with folder_written_whole(out) as partial:
         bar = tqdm(files, "shards", unit="file", disable=not show_progress)
-        usable = _openable(source, bar, faults) if check_media else bar
-        counts = _write_shards(source, usable, said, partial, samples_per_shard)
+        with (
+            _openable(source, bar, faults, num_workers)
+            if check_media
+            else contextlib.nullcontext(bar) as ok
+        ):
+            counts = _write_shards(source, ok, said, partial, samples_per_shard)
         if not counts["num_samples"]:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
@@ -264,17 +272,41 @@ def _new_key(file: str, keys: set[str]) -> str:
     return key
 
 
-def _openable(source: Path, files: Iterable[str], faults: list[Fault]) -> Iterator[str]:
-    """The files that FFmpeg can open."""
-    from vatt.media import MediaError, probe
+@contextlib.contextmanager
+def _openable(
+    source: Path, files: Iterable[str], faults: list[Fault], num_workers: int
+) -> Iterator[Iterator[str]]:
+    """The files that FFmpeg can open, in their order."""
+    first, second = tee(files)
+    with results_in_order(
+        fault_of,
+        (source / name for name in first),
+        num_workers=num_workers,
+        limit_seconds=OPEN_LIMIT_SECONDS,
+        prepare=load_decoder,
+    ) as found:
+        yield _without_faults(second, found, faults)
 
-    for name in files:
-        try:
-            probe(source / name)
-        except MediaError as error:
-            faults.append(Fault(name, error.reason))
+
+def _without_faults(
+    names: Iterable[str], found: Iterable[str | Lost], faults: list[Fault]
+) -> Iterator[str]:
+    for name, fault in zip(names, found, strict=True):
+        if fault:
+            faults.append(Fault(name, fault.reason if isinstance(fault, Lost) else fault))
         else:
             yield name
+
+
+def fault_of(path: Path) -> str:
+    """Why FFmpeg cannot open a file; "" if it can."""
+    from vatt.media import MediaError, probe
+
+    try:
+        probe(path)
+    except MediaError as error:
+        return error.reason
+    return ""
 
 
 def _unmatched(texts: dict[str, MediaText], files: Sequence[str], source: Path) -> list[Fault]:

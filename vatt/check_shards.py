@@ -1,13 +1,12 @@
 """A check of finished shards that decodes every sample."""
 
-import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,18 @@ import numpy as np
 from tqdm import tqdm
 
 from vatt.captions import Fault, fault_lines
-from vatt.shard_index import ShardError, find_shards, read_index, written_whole
-from vatt.shards import read_record
+from vatt.index_shards import read_indexes
+from vatt.shard_index import ShardError, find_shards, written_whole
+from vatt.shards import Segment, read_record
+from vatt.workers import Lost, results_in_order, tell_alive
 
 if TYPE_CHECKING:
     from av.packet import Packet
 
     from vatt.media import FileWindow
 
+LIMIT_SECONDS = 60.0  # for the next packet; a frame of 16,384 × 8,192 pixels takes a few
+SHOWN_VALUES = 4  # sizes and rates, in printed reports
 END_TOLERANCE_SECONDS = 0.5  # containers round durations; a lost end is longer
 
 
@@ -41,6 +44,8 @@ class SampleCheck:
         frame_rate: Mean frames per second.
         sample_rate: Of the sound, Hz.
         num_captions: Segments that say something.
+        num_outside: Those of them that begin after the end of the media, or end before its start.
+        captioned_seconds: Time of the media that captions belong to.
     """
 
     shard: str
@@ -53,6 +58,12 @@ class SampleCheck:
     frame_rate: float | None = None
     sample_rate: int | None = None
     num_captions: int = 0
+    num_outside: int = 0
+    captioned_seconds: float | None = None
+
+
+# shard, key, and the sample's row of the index
+Place = tuple[Path, str, list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -73,17 +84,21 @@ class CheckReport:
         return tuple(row for row in self.rows if row.fault)
 
     def __str__(self) -> str:
-        """A few lines for people: totals, then the faults."""
+        """A few lines for people: totals, what the samples are like, then the faults."""
         samples = [row for row in self.rows if row.key]
-        hours = sum(row.duration_seconds or 0 for row in samples) / 3600
-        rates = sorted({row.sample_rate for row in samples if row.sample_rate})
+        lengths = [row.duration_seconds for row in samples if row.duration_seconds is not None]
+        num_shards = len({row.shard for row in self.rows})
         lines = [
-            f"{self.folder}: {len(samples)} samples, {hours:.2f} hours, "
-            f"{sum(row.sample_rate is not None for row in samples)} with sound "
-            f"({', '.join(map(str, rates)) or 'no'} Hz), "
-            f"{sum(row.num_captions > 0 for row in samples)} with captions, "
-            f"{len(self.faults)} faults"
+            f"{self.folder}: {len(samples)} samples in {num_shards} shards, "
+            f"{sum(lengths) / 3600:.2f} hours, {len(self.faults)} faults"
         ]
+        if samples:
+            lines += [
+                f"  length: {_spread(lengths, ' s')}",
+                f"  picture: {_sizes(samples)}, {_rates(samples, 'frame_rate', 'frames/s')}",
+                f"  sound: {_rates(samples, 'sample_rate', 'Hz')}",
+                f"  captions: {_captions(samples)}",
+            ]
         faults = [Fault(f"{row.shard}:{row.key}", row.fault) for row in self.faults]
         return "\n".join(lines + fault_lines(faults, "fault"))
 
@@ -97,41 +112,105 @@ class CheckReport:
             file.write(text.getvalue().encode())
 
 
+def _spread(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return "unknown"
+    median = statistics.median(values)
+    return f"{min(values):.1f} to {max(values):.1f}{unit}, median {median:.1f}{unit}"
+
+
+def _most_common(values: Iterable[str], num_samples: int) -> str:
+    """`3 × 16000 Hz, 1 × 44100 Hz, 2 × none`, the most frequent ones."""
+    counts = Counter(values)
+    parts = [f"{count:,} × {value}" for value, count in counts.most_common(SHOWN_VALUES)]
+    num_others = len(counts) - len(parts)
+    parts += [f"{num_others} other kinds"] if num_others else []
+    num_none = num_samples - counts.total()
+    return ", ".join(parts + ([f"{num_none:,} × none"] if num_none else []))
+
+
+def _rates(samples: Sequence[SampleCheck], name: str, unit: str) -> str:
+    rates = [rate for row in samples if (rate := getattr(row, name)) is not None]
+    return _most_common((f"{rate:.5g} {unit}" for rate in rates), len(samples))
+
+
+def _sizes(samples: Sequence[SampleCheck]) -> str:
+    sizes = [f"{row.width}×{row.height}" for row in samples if row.width is not None]
+    return _most_common(sizes, len(samples))
+
+
+def _captions(samples: Sequence[SampleCheck]) -> str:
+    """How many samples say something, and during how much of their time."""
+    spoken = [row for row in samples if row.num_captions]
+    if not spoken:
+        return f"none of {len(samples):,} samples has any"
+    numbers = [row.num_captions for row in spoken]
+    timed = [row for row in spoken if row.duration_seconds and row.captioned_seconds is not None]
+    seconds = sum(row.duration_seconds or 0 for row in timed)
+    covered = sum(row.captioned_seconds or 0 for row in timed)
+    num_outside = sum(row.num_outside for row in samples)
+    return (
+        f"{len(spoken):,} of {len(samples):,} samples ({len(spoken) / len(samples):.0%}), "
+        f"{sum(numbers) / len(spoken):.1f} each"
+        + (f", during {covered / seconds:.0%} of their time" if seconds else "")
+        + (f"; {num_outside:,} lie outside of their media" if num_outside else "")
+    )
+
+
 def check_shards(
-    folder: str | os.PathLike[str], *, num_workers: int = 0, show_progress: bool = True
+    folder: str | os.PathLike[str],
+    *,
+    num_workers: int = 0,
+    limit_seconds: float = LIMIT_SECONDS,
+    show_progress: bool = True,
 ) -> CheckReport:
     """Decodes every sample from its first frame to its last.
 
     Args:
         folder: Holds `*.tar`.
-        num_workers: Processes that decode; 0 decodes in this one.
-        show_progress: Whether to draw a progress bar.
+        num_workers: Processes that decode; 0 decodes in this one, where a decoder that hangs is
+            waited for, and one that crashes ends everything.
+        limit_seconds: A sample of which no packet is decoded for so long hangs.
+        show_progress: Whether to draw progress bars.
 
     Raises:
         ShardError: no such folder, or no shard in it. What is wrong with single shards and samples
             stands in the report.
     """
     folder = Path(folder)
-    places: list[tuple[Path, str, list[list[int]]]] = []
+    places: list[Place] = []
     rows = []
-    for shard in find_shards(folder):
-        try:
-            index = read_index(shard)
-        except ShardError as error:
-            rows.append(SampleCheck(shard=shard.name, fault=str(error)))
+    tars = find_shards(folder)
+    for tar, index in read_indexes(tars, num_workers=num_workers, show_progress=show_progress):
+        if isinstance(index, str):
+            rows.append(SampleCheck(shard=tar.name, fault=index))
         else:
-            places += [(shard, index.key(i), index.members[i].tolist()) for i in range(len(index))]
-    with contextlib.ExitStack() as stack:
-        checked: Iterable[SampleCheck] = map(check_sample, places)
-        if num_workers:
-            pool = ProcessPoolExecutor(num_workers, mp_context=get_context("spawn"))
-            checked = stack.enter_context(pool).map(check_sample, places, chunksize=8)
-        bar = tqdm(checked, "check", len(places), unit="sample", disable=not show_progress)
-        rows += bar
+            places += [(tar, index.key(i), index.members[i].tolist()) for i in range(len(index))]
+    bar = tqdm(total=len(places), desc="check", unit="sample", disable=not show_progress)
+    with (
+        bar,
+        results_in_order(
+            check_sample,
+            places,
+            num_workers=num_workers,
+            limit_seconds=limit_seconds,
+            prepare=load_decoder,
+        ) as checked,
+    ):
+        for (tar, key, _), row in zip(places, checked, strict=True):
+            if isinstance(row, Lost):
+                row = SampleCheck(shard=tar.name, key=key, fault=row.reason)
+            rows.append(row)
+            bar.update()
     return CheckReport(str(folder), tuple(sorted(rows, key=lambda row: row.shard)))
 
 
-def check_sample(place: tuple[Path, str, list[list[int]]]) -> SampleCheck:
+def load_decoder() -> None:
+    """Imports what decodes, so that no sample's time goes into it."""
+    import vatt.media  # noqa: F401
+
+
+def check_sample(place: Place) -> SampleCheck:
     """Reads and decodes one sample.
 
     Args:
@@ -149,12 +228,33 @@ def check_sample(place: tuple[Path, str, list[list[int]]]) -> SampleCheck:
         info = probe(record.media)
         for name in ("duration_seconds", "width", "height", "frame_rate", "sample_rate"):
             found[name] = getattr(info, name)
+        found["num_outside"], found["captioned_seconds"] = _coverage(
+            record.segments, info.duration_seconds
+        )
         found["num_frames"] = decode_whole(record.media)
     except MediaError as error:
         found["fault"] = error.reason
     except ShardError as error:
         found["fault"] = str(error)
     return SampleCheck(shard=shard.name, key=key, **found)
+
+
+def _coverage(
+    segments: Sequence[Segment], duration_seconds: float | None
+) -> tuple[int, float | None]:
+    """How many captions lie outside of the media, and the time that the others take together."""
+    if duration_seconds is None:
+        return 0, None
+    num_outside = 0
+    covered = reached = 0.0
+    for segment in sorted(segments, key=lambda segment: segment.start_seconds):
+        # half-open: [2, 2) is in media of 3 s; a still has no duration and all captions
+        outside = segment.start_seconds >= duration_seconds or segment.end_seconds <= 0
+        num_outside += outside and duration_seconds > 0
+        start, end = max(segment.start_seconds, reached), min(segment.end_seconds, duration_seconds)
+        covered += max(0.0, end - start)
+        reached = max(reached, end)
+    return num_outside, covered
 
 
 def decode_whole(source: "FileWindow") -> int:
@@ -174,6 +274,7 @@ def decode_whole(source: "FileWindow") -> int:
         end_seconds = 0.0
         for packet in container.demux(streams):
             num_decoded[packet.stream.index] += _decode_packet(packet)
+            tell_alive()
             if packet.size and packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base
                 end_seconds = max(end_seconds, float(end))

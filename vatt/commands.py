@@ -39,6 +39,12 @@ def shards(argv: Sequence[str]) -> int:
     check = actions.add_parser("check", help="decode every sample, list the faults")
     check.add_argument("folder", type=Path)
     check.add_argument("--workers", type=_not_negative, default=num_cores())
+    check.add_argument(
+        "--time-limit",
+        type=_positive,
+        default=60,
+        help="seconds without a decoded packet after which a sample counts as hanging",
+    )
     check.add_argument("--csv", type=Path, help="write the table of all samples here")
     arguments = parser.parse_args(argv)
     return _build(arguments) if arguments.action == "build" else _check(arguments)
@@ -166,6 +172,7 @@ def _build(arguments: argparse.Namespace) -> int:
         samples_per_shard=arguments.samples_per_shard or 500,
         captions=arguments.captions,
         check_media=arguments.check_media,
+        num_workers=arguments.workers,
         show_progress=sys.stderr.isatty(),
     )
     print(report)
@@ -197,7 +204,10 @@ def _check(arguments: argparse.Namespace) -> int:
     from vatt.check_shards import check_shards
 
     report = check_shards(
-        arguments.folder, num_workers=arguments.workers, show_progress=sys.stderr.isatty()
+        arguments.folder,
+        num_workers=arguments.workers,
+        limit_seconds=arguments.time_limit,
+        show_progress=sys.stderr.isatty(),
     )
     print(report)
     if arguments.csv is not None:
