@@ -1,6 +1,12 @@
 """The check that decodes every sample of finished shards."""
 
 import csv
+import re
+import struct
+import subprocess
+import sys
+import textwrap
+import zlib
 from pathlib import Path
 
 import av
@@ -134,6 +140,74 @@ def with_header_first(path: Path) -> tuple[bytes, list[int]]:
     with av.open(remuxed) as container:
         ends = sorted(packet.pos + packet.size for packet in container.demux() if packet.size)
     return remuxed.read_bytes(), ends
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture that claims a size, and ends after some rows."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        ending = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + ending
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*part) for part in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    )
+
+
+def mp4_with_compressed_header(claimed_bytes: int) -> bytes:
+    """A header that claims what it unpacks to (the boxes `cmov`, `dcom`, `cmvd` of QuickTime)."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    packed = struct.pack(">I", claimed_bytes) + zlib.compress(bytes(1 << 20))
+    header = box(b"cmov", box(b"dcom", b"zlib") + box(b"cmvd", packed))
+    return box(b"ftyp", b"isom\0\0\0\0isom") + box(b"moov", header)
+
+
+HOSTILE = {
+    "wide.png": (png(100_000, 1), "claims a picture of 100000×1 pixels; at most 16384 a side"),
+    "huge.png": (png(100_000, 100_000), "larger than 134217728 pixels"),
+    "large.png": (png(20_000, 20_000), "larger than 134217728 pixels"),
+    "bomb.mp4": (mp4_with_compressed_header((1 << 32) - 1), "is damaged|has no picture"),
+}
+
+
+def test_hostile_media_are_faults_and_fill_no_memory(tmp_path):
+    with ShardWriter(tmp_path / "00000.tar") as shard:
+        for name, (content, _) in HOSTILE.items():
+            shard.add(name.split(".")[0], content, name.split(".")[1])
+    program = textwrap.dedent("""
+        import resource, sys
+        import vatt.media
+        from vatt.check_shards import check_shards
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for row in check_shards(sys.argv[1], show_progress=False).rows:
+            print(row.fault)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """)
+    command = [sys.executable, "-c", program, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *faults, kilobytes = done.stdout.splitlines()
+    for fault, (_, reason) in zip(faults, HOSTILE.values(), strict=True):
+        assert re.search(reason, fault)
+    assert int(kilobytes) < 200_000
+    assert [row.fault for row in check(tmp_path, num_workers=1).rows] == faults
+
+
+def test_the_memory_of_a_process_that_checks_is_limited():
+    program = textwrap.dedent("""
+        from vatt.check_shards import MEMORY_BYTES, prepare_worker
+        prepare_worker()
+        try:
+            bytearray(MEMORY_BYTES)
+        except MemoryError:
+            print("limited")
+    """)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "limited\n", done.stderr
 
 
 def test_check_of_a_missing_folder_is_an_error(tmp_path):

@@ -1,5 +1,8 @@
+import bz2
+import gzip
 import io
 import json
+import lzma
 import math
 import os
 import pickle
@@ -271,6 +274,40 @@ def test_links_and_devices_are_refused_by_name(tmp_path, kind, reason):
     write_tar(tmp_path / "00000.tar", {"good.mp4": b"1"}, bad=kind)
     with pytest.raises(ShardError, match=f"its member 'bad' {reason}"):
         ShardSet(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_would_fill_the_memory_is_refused_by_name(tmp_path, kind):
+    info = tarfile.TarInfo("bomb")
+    info.type, info.size = kind, 1 << 36  # 64 GB, which the file has: a hole that takes no room
+    with (tmp_path / "00000.tar").open("wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 37)
+    with pytest.raises(ShardError, match="00000.tar is refused: a header claims .*68,719,476,736"):
+        ShardSet(tmp_path)
+
+
+def test_texts_that_would_fill_the_memory_spoil_their_own_sample_only(tmp_path):
+    with (tmp_path / "00000.tar").open("wb") as file:
+        for name, size in (("bomb.json", 1 << 36), ("good.txt", 4)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            file.write(info.tobuf(tarfile.GNU_FORMAT))
+            file.seek(-(-size // 512) * 512, os.SEEK_CUR)
+        file.write(bytes(1024))
+    shards = ShardSet(tmp_path)
+    with pytest.raises(MediaError, match="bomb: claims 68,719,476,736 bytes of json or txt"):
+        shards[0]
+    assert shards[1].key == "good"
+
+
+def test_a_compressed_archive_is_refused_without_being_unpacked(tmp_path):
+    for number, pack in enumerate((gzip.compress, bz2.compress, lzma.compress)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "00000.tar").write_bytes(pack(bytes(1 << 20)))
+        with pytest.raises(ShardError, match="00000.tar is truncated or not a tar"):
+            ShardSet(folder)
 
 
 def test_key_that_comes_twice_is_refused(tmp_path):

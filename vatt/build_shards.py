@@ -21,7 +21,7 @@ from vatt.captions import (
     find_captions,
     read_captions,
 )
-from vatt.check_shards import CheckReport, SampleCheck, check_shards, load_decoder
+from vatt.check_shards import CheckReport, SampleCheck, check_shards, prepare_worker
 from vatt.shard_index import (
     MEDIA_EXTENSIONS,
     ShardError,
@@ -283,7 +283,7 @@ def _openable(
         (source / name for name in first),
         num_workers=num_workers,
         limit_seconds=OPEN_LIMIT_SECONDS,
-        prepare=load_decoder,
+        prepare=prepare_worker,
     ) as found:
         yield _without_faults(second, found, faults)
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import resource
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vatt.media import FileWindow
 
 LIMIT_SECONDS = 60.0  # for the next packet; a frame of 16,384 × 8,192 pixels takes a few
+MEMORY_BYTES = 6 << 30  # that a process may use; the largest picture takes 0.2 GB decoded
 SHOWN_VALUES = 4  # sizes and rates, in printed reports
 END_TOLERANCE_SECONDS = 0.5  # containers round durations; a lost end is longer
 
@@ -194,7 +196,7 @@ def check_shards(
             places,
             num_workers=num_workers,
             limit_seconds=limit_seconds,
-            prepare=load_decoder,
+            prepare=prepare_worker,
         ) as checked,
     ):
         for (tar, key, _), row in zip(places, checked, strict=True):
@@ -205,9 +207,16 @@ def check_shards(
     return CheckReport(str(folder), tuple(sorted(rows, key=lambda row: row.shard)))
 
 
-def load_decoder() -> None:
-    """Imports what decodes, so that no sample's time goes into it."""
+def prepare_worker() -> None:
+    """Imports what decodes, so that no sample's time goes into it, and limits the memory.
+
+    A file of 1 MB can unpack to 1 GB. (FFmpeg then has no memory and gives an error.)
+    """
     import vatt.media  # noqa: F401
+
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def check_sample(place: Place) -> SampleCheck:
@@ -236,6 +245,8 @@ def check_sample(place: Place) -> SampleCheck:
         found["fault"] = error.reason
     except ShardError as error:
         found["fault"] = str(error)
+    except MemoryError:
+        found["fault"] = "needs more memory to be read than there is: copy or encode it again"
     return SampleCheck(shard=shard.name, key=key, **found)
 
 

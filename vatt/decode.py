@@ -29,12 +29,11 @@ from vatt.packets import (
     tick_seconds,
     without_leading,
 )
-from vatt.sources import CONVERT, Damage
+from vatt.sources import CONVERT, MAX_FRAME_PIXELS, Damage
 
 # Sound that starts further from where it should follow is a gap; containers round times to 1 ms.
 GAP_SECONDS = 0.02
 MAX_SIDE_PIXELS = 16_384
-MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
 MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
 # Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
 # takes this only when it is opened; for VP8 and VP9 it gains nothing.)
@@ -70,6 +69,8 @@ def prepare_decoder(stream: MediaStream) -> Any:
     if not decoder.is_open:
         decoder.thread_type = "NONE"
         decoder.thread_count = 1
+        # a picture may be larger than its container says, and is allocated before it is seen
+        decoder.options = {**decoder.options, "max_pixels": str(MAX_FRAME_PIXELS)}
     return decoder
 
 

@@ -35,7 +35,15 @@ from vatt.packets import (
     read_packets,
     video_stream,
 )
-from vatt.sources import CONVERT, Damage, FileWindow, MediaError, MediaSource, open_media
+from vatt.sources import (
+    CONVERT,
+    MAX_FRAME_PIXELS,
+    Damage,
+    FileWindow,
+    MediaError,
+    MediaSource,
+    open_media,
+)
 
 __all__ = [
     "Clip",
@@ -175,8 +183,8 @@ def _displayed_size(container: InputContainer, video: VideoStream) -> tuple[int,
             break
     if not width or not height:
         raise Damage(
-            "its picture cannot be decoded: it is damaged, larger than FFmpeg takes, or of a kind "
-            f"that FFmpeg here does not know; {CONVERT}"
+            f"its picture cannot be decoded: it is damaged, larger than {MAX_FRAME_PIXELS} pixels, "
+            f"or of a kind that FFmpeg here does not know; {CONVERT}"
         )
     width = round(width * float(video.sample_aspect_ratio or 1))
     return (height, width) if swaps_sides(matrix) else (width, height)

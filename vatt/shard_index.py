@@ -6,6 +6,7 @@ of the tar that it describes.
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import tarfile
@@ -29,6 +30,7 @@ MEDIA_EXTENSIONS = (
 INDEX_SUFFIX = ".index"  # 00000.tar → 00000.tar.index
 INDEX_VERSION = "1"
 MEDIA, TEXT, JSON = 0, 1, 2  # columns of ShardIndex.members
+MAX_HEADER_BYTES = 1 << 20  # of a long name or further attributes, read into memory whole
 TAR_BLOCK = 512  # bytes; headers and payloads start at multiples of it
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -164,7 +166,7 @@ def scan_shard(shard: Path) -> ShardIndex:
     if not shard.is_file():  # reading a pipe would wait for ever
         raise ShardError(f"{shard} is no plain file: give tars")
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with _Headers(io.FileIO(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 _refuse_hostile(shard, member)
                 if member.isfile():
@@ -329,6 +331,18 @@ def _place_member(
     if rank < ranks[column]:
         ranks[column] = rank
         members[column] = member.offset_data, member.size
+
+
+class _Headers(io.BufferedReader):
+    """A tar of which `tarfile` reads the headers: they are small, payloads are passed over."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_HEADER_BYTES:
+            raise ShardError(
+                f"{self.name} is refused: a header claims to have {size:,} bytes, at most "
+                f"{MAX_HEADER_BYTES:,} are read; build the shard from plain files"
+            )
+        return super().read(size)
 
 
 def _check_end(shard: Path, tar: tarfile.TarFile) -> None:

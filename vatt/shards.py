@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from vatt.media import FileWindow, MediaError
 
 
+MAX_TEXT_BYTES = 64 << 20  # of KEY.txt and KEY.json; a day of speech has 2 MB
+
+
 @dataclass(frozen=True)
 class Segment:
     """A caption and the time it belongs to, half-open.
@@ -290,6 +293,9 @@ def read_record(shard: Path, key: str, members: NDArray[np.int64]) -> Record:
     """
     from vatt.sources import FileWindow
 
+    if (size := members[[JSON, TEXT], 1].max()) > MAX_TEXT_BYTES:
+        reason = f"claims {size:,} bytes of json or txt; at most {MAX_TEXT_BYTES:,} are read"
+        raise _damaged(shard, key, reason)
     json_bytes, text_bytes = _read_members(shard, members[[JSON, TEXT]].tolist())
     metadata = _parse_metadata(shard, key, json_bytes)
     if "segments" in metadata:
@@ -317,8 +323,7 @@ def _read_members(shard: Path, places: list[list[int]]) -> list[bytes]:
     finally:
         os.close(file)
     if any(
-        offset >= 0 and len(content) < size
-        for content, (offset, size) in zip(contents, places, strict=True)
+        len(c) < size for c, (offset, size) in zip(contents, places, strict=True) if offset >= 0
     ):
         raise ShardError(
             f"{shard} has become shorter than its index says: it changed while it was in use; "
@@ -390,8 +395,5 @@ def _segment_from_json(value: Any) -> Segment:
 
 def _segment_to_json(segment: Segment) -> dict[str, Any]:
     end_seconds = None if math.isinf(segment.end_seconds) else segment.end_seconds
-    return {
-        "start_seconds": segment.start_seconds,
-        "end_seconds": end_seconds,
-        "text": segment.text,
-    }
+    times = {"start_seconds": segment.start_seconds, "end_seconds": end_seconds}
+    return {**times, "text": segment.text}

@@ -19,6 +19,7 @@ _URL_OPTIONS = {"protocol_whitelist": "http,https,tcp,tls,httpproxy,crypto,data"
 _BYTES_OPTIONS = {"protocol_whitelist": "data"}
 
 CONVERT = "convert it, for example to H.264 and AAC"
+MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
 URL_TIMEOUT_SECONDS = 30.0  # to connect, and for each read
 
 
@@ -149,7 +150,14 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
 
 def _open_container(file: Any, options: dict[str, str]) -> InputContainer:
     timeout = URL_TIMEOUT_SECONDS if options is _URL_OPTIONS else None
-    return av.open(file, "r", container_options=options, metadata_errors="replace", timeout=timeout)
+    return av.open(
+        file,
+        "r",
+        options={"max_pixels": str(MAX_FRAME_PIXELS)},  # FFmpeg decodes frames when it opens files
+        container_options=options,
+        metadata_errors="replace",
+        timeout=timeout,
+    )
 
 
 def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
