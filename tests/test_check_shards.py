@@ -170,7 +170,7 @@ def mp4_with_compressed_header(claimed_bytes: int) -> bytes:
 HOSTILE = {
     "wide.png": (png(100_000, 1), "claims a picture of 100000×1 pixels; at most 16384 a side"),
     "huge.png": (png(100_000, 100_000), "larger than 134217728 pixels"),
-    "large.png": (png(20_000, 20_000), "larger than 134217728 pixels"),
+    "large.png": (png(16_000, 16_000), "larger than 134217728 pixels"),
     "bomb.mp4": (mp4_with_compressed_header((1 << 32) - 1), "is damaged|has no picture"),
 }
 
