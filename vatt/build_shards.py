@@ -333,7 +333,7 @@ def _fingerprint(
         _add_stamps(digest, captions, sorted(tables))
     elif captions is not None:
         with captions.open("rb") as file:  # in pieces: caption files can be larger than memory
-            while piece := file.read(IN_MEMORY_BYTES):
+            while piece := file.read(1 << 20):
                 digest.update(piece)
     _add_stamps(digest, source, files)
     return digest.hexdigest()
