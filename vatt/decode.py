@@ -48,9 +48,8 @@ def codec_name(stream: MediaStream | None) -> str | None:
     """FFmpeg's name of the format; `unknown` where this build has no decoder for it."""
     if stream is None:
         return None
-    return (
-        stream.codec_context.codec.canonical_name if stream.codec_context is not None else "unknown"
-    )
+    decoder = stream.codec_context
+    return decoder.codec.canonical_name if decoder is not None else "unknown"
 
 
 def prepare_decoder(stream: MediaStream) -> Any:
