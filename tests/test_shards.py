@@ -10,10 +10,14 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+from multiprocessing import resource_sharer
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.multiprocessing
 
 from vatt.encode import write_mp4
 from vatt.media import MediaError, read_frames
@@ -202,6 +206,35 @@ def test_pickled_set_is_small_and_holds_no_open_file(tmp_path):
     sent = pickle.dumps(shards)
     assert len(sent) < 80 * 500
     assert pickle.loads(sent)[17] == sample
+
+
+@pytest.mark.parametrize("num_samples", [3, 1_000])
+def test_what_a_worker_is_sent_does_not_grow_with_the_samples(tmp_path, num_samples):
+    write_shard(tmp_path / "00000.tar", num_samples)
+    try:
+        assert len(ForkingPickler.dumps(ShardSet(tmp_path))) < 1_500
+    finally:
+        resource_sharer.stop()  # the thread that would hand out the memory's descriptors
+
+
+def look_up_and_mark(shards, answers):
+    """In a worker: a sample, and a mark in the index, which the sender sees where it is shared."""
+    answers.put(shards[17])
+    shards._index.members[3] = 7
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_workers_share_the_index(tmp_path, start_method):
+    write_shard(tmp_path / "00000.tar", num_samples=20)
+    shards = ShardSet(tmp_path)
+    context = torch.multiprocessing.get_context(start_method)
+    answers = context.SimpleQueue()
+    worker = context.Process(target=look_up_and_mark, args=(shards, answers))
+    worker.start()
+    assert answers.get() == shards[17]
+    worker.join()
+    assert worker.exitcode == 0
+    assert (shards._index.members[3] == 7).all()
 
 
 def test_missing_folder_is_named_with_the_remedy(tmp_path):

@@ -13,12 +13,15 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of a sample with several media, the one whose extension comes first here counts.
 MEDIA_EXTENSIONS = (
@@ -73,7 +76,7 @@ class ShardIndex:
         return all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[tuple[str, NDArray[np.int64]]]) -> "ShardIndex":
+    def from_rows(cls, rows: Sequence[tuple[str, NDArray[np.int64]]]) -> Self:
         """Packs `(key, members [3, 2])` of each sample."""
         names = [key.encode("utf-8", "surrogateescape") for key, _ in rows]
         return cls(
@@ -83,7 +86,7 @@ class ShardIndex:
         )
 
     @classmethod
-    def join(cls, parts: Sequence["ShardIndex"]) -> "ShardIndex":
+    def join(cls, parts: Sequence["ShardIndex"]) -> Self:
         """One index over the samples of several, in order; offsets stay those in their shard."""
         starts = np.cumsum([0] + [len(part.keys) for part in parts[:-1]])
         return cls(
@@ -93,6 +96,27 @@ class ShardIndex:
             ),
             members=np.concatenate([part.members for part in parts]),
         )
+
+
+class SharedIndex(ShardIndex):
+    """An index that worker processes share: forked ones as it is, others through shared memory.
+
+    Its arrays move there when it is first sent; PyTorch sends handles of shared tensors, no copies.
+    """
+
+    def __getstate__(self) -> dict[str, "Tensor"]:
+        """The arrays as shared tensors."""
+        import torch
+
+        if "tensors" not in vars(self):
+            arrays = self.arrays().items()
+            self.__setstate__({name: torch.from_numpy(a).share_memory_() for name, a in arrays})
+        return vars(self)["tensors"]
+
+    def __setstate__(self, tensors: dict[str, "Tensor"]) -> None:
+        """Takes views of the tensors for its arrays, past `frozen`: they say the same."""
+        vars(self).update({name: tensor.numpy() for name, tensor in tensors.items()})
+        vars(self)["tensors"] = tensors
 
 
 def find_shards(folder: Path) -> list[Path]:
