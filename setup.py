@@ -65,6 +65,7 @@ setup(
         "dev": [
             "filelock",
             "google-crc32c>=1.5",
+            "hypothesis>=6.100",
             "mypy>=2.0",
             "pyarrow>=16",
             "pytest>=8.0",

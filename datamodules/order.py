@@ -196,10 +196,11 @@ def _shares(weights: Sequence[float], num_sets: int) -> NDArray[np.int64]:
         raise UserError(f"{num_sets} sets need one positive weight each, got {list(weights)}")
     exact = shares / shares.sum() * MIX_BLOCK
     counts = np.maximum(np.floor(exact), 1).astype(np.int64)
-    by_remainder = np.argsort(-(exact - np.floor(exact)), kind="stable")
+    by_remainder = np.argsort(counts - exact, kind="stable")
     missing = MIX_BLOCK - int(counts.sum())
     counts[by_remainder[: max(missing, 0)]] += 1
-    counts[np.argmax(counts)] += min(missing, 0)
+    for _ in range(-missing):  # what the smallest were given comes from those with most to spare
+        counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
     return counts
 
 
