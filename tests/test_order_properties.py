@@ -119,6 +119,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(arguments):
 @given(st.lists(st.floats(1e-9, 1e3), min_size=2, max_size=6), SEEDS, st.integers(0, 10**6))
 @example([0.9, 0.9, 4999.6, 4998.6], 0, 0)  # what is rounded up to one is not rounded up again
 @example([1e-6] * 150 + [1.0] * 149, 0, 0)  # what many small sets need is not taken from one
+@example([1e-6] * 20 + [5.0] + [1.0] * 10, 0, 0)  # nor from the largest alone
 def test_weights_are_met_at_every_position_as_closely_as_they_are_promised(weights, seed, block):
     order = GlobalOrder([[1_000]] * len(weights), weights, seed)
     start = block * MIX_BLOCK
@@ -136,6 +137,14 @@ def test_weights_are_met_at_every_position_as_closely_as_they_are_promised(weigh
     for ref in map(order.ref, range(start, start + MIX_BLOCK, 97)):
         share = counts[ref.set_index] / MIX_BLOCK
         assert abs(ref.epoch - ref.position * share) <= MIX_BLOCK * share * (1 - share) + 1e-3
+
+
+@many
+@given(SEEDS, st.integers(12, 40))
+def test_shards_come_in_another_order_in_every_epoch(seed, num_shards):
+    arguments = {"shard_sizes": [[1] * num_shards], "seed": seed, "window_shards": 1}
+    epochs = epochs_of(take(arguments, 0, 4 * num_shards), 0)
+    assert len({tuple(shards) for shards in epochs}) == 4
 
 
 @many
