@@ -62,8 +62,12 @@ setup(
     extras_require={
         "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
         "parquet": ["pyarrow>=16"],  # captions in parquet files
+        # shards of web servers (aiohttp), s3://, gs://; hf:// comes with huggingface_hub
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "filelock", "s3fs>=2024.6", "gcsfs>=2024.6"],
         "dev": [
+            "aiohttp>=3.9",
             "filelock",
+            "fsspec>=2024.6",
             "google-crc32c>=1.5",
             "hypothesis>=6.100",
             "mypy>=2.0",

@@ -21,7 +21,7 @@ from vatt.audio import log_mel_of
 from vatt.batch import Batch
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
-from vatt.shard_index import find_shards
+from vatt.remote import find_tars, local_or_remote, stamp_of
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer
 from vatt.transforms import AugmentConfig
@@ -38,8 +38,8 @@ class PretrainData(LightningDataModule):
     has asked for before it reads the checkpoint.
 
     Args:
-        train: Shard folders; as a mapping folder → weight they are mixed in that proportion, else
-            every clip comes equally often.
+        train: Shard folders, or addresses (`vatt/remote.py`); as a mapping folder → weight they are
+            mixed in that proportion, else every clip comes equally often.
         validation: Shard folder of the retrieval set; None: no validation.
         video: Geometry of the picture, linked from the model.
         audio: Geometry of the sound, linked from the model.
@@ -92,9 +92,9 @@ class PretrainData(LightningDataModule):
         max_validation_clips: int | None = None,
     ) -> None:
         super().__init__()
-        self.train_folders = [Path(folder) for folder in train]
+        self.train_folders = [local_or_remote(folder) for folder in train]
         self.weights = [*train.values()] if isinstance(train, Mapping) else None
-        self.validation_folder = None if validation is None else Path(validation)
+        self.validation_folder = None if validation is None else local_or_remote(validation)
         self.geometry = Geometry(video=video, audio=audio, text=text, num_candidates=num_candidates)
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -156,7 +156,7 @@ class PretrainData(LightningDataModule):
         fits = self.trainer is None or self.trainer.state.fn == "fit"
         validation = [] if self.validation_folder is None else [self.validation_folder]
         for folder in [*self.train_folders, *validation] if fits else validation:
-            find_shards(folder)
+            find_tars(folder)
         self._load_tokenizer()
 
     def setup(self, stage: str | None = None) -> None:
@@ -306,7 +306,7 @@ class PretrainData(LightningDataModule):
             num_views=self.cache_views,
         )
 
-    def _open_validation(self, folder: Path, tokenizer: Tokenizer) -> RetrievalSamples:
+    def _open_validation(self, folder: Path | str, tokenizer: Tokenizer) -> RetrievalSamples:
         shards = ShardSet(folder)
         num_captions = min(max(count_captions(shards), 1), self.max_validation_captions)
         geometry = dataclasses.replace(self.geometry, num_candidates=num_captions)
@@ -358,8 +358,7 @@ class PretrainData(LightningDataModule):
 
 def _fingerprint(sets: Sequence[ShardSet], vocab_size: int) -> str:
     """Names the captions of shard sets by the shards' names, sizes and times of change."""
-    stats = [(path.name, path.stat()) for one in sets for path in one.paths]
-    parts = [vocab_size, *((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)]
+    parts = [vocab_size, *(stamp for one in sets for stamp in map(stamp_of, one.shards))]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
@@ -379,4 +378,4 @@ def _train_tokenizer(sets: Sequence[ShardSet], vocab_size: int, path: Path) -> N
             "give data.tokenizer"
         ) from error
     except ValueError as error:
-        raise UserError(f"no tokenizer from {sets[0].folder}: {error}") from error
+        raise UserError(f"no tokenizer from {sets[0].name}: {error}") from error

@@ -24,9 +24,9 @@ FLOORS = (
     {"vatt.official_names"},
     {"vatt.official_shapes"},
     # media and shards
-    {"vatt.encode", "vatt.packets", "vatt.text"},
-    {"vatt.decode"},
-    {"vatt.media"},
+    {"vatt.encode", "vatt.packets", "vatt.text", "vatt.shard_cache"},
+    {"vatt.decode", "vatt.stores"},
+    {"vatt.media", "vatt.remote"},
     {"vatt.preprocess", "vatt.shards", "vatt.views"},
     {"vatt.howto100m"},
     {"vatt.captions"},

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from vatt.captions import Fault, fault_lines
 from vatt.index_shards import read_indexes
-from vatt.shard_index import ShardError, find_shards, written_whole
+from vatt.remote import Shard, find_tars, local_or_remote
+from vatt.shard_index import ShardError, written_whole
 from vatt.shards import Segment, read_record
 from vatt.workers import Lost, results_in_order, tell_alive
 
@@ -65,7 +66,7 @@ class SampleCheck:
 
 
 # shard, key, and the sample's row of the index
-Place = tuple[Path, str, list[list[int]]]
+Place = tuple[Shard, str, list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def check_shards(
     """Decodes every sample from its first frame to its last.
 
     Args:
-        folder: Holds `*.tar`.
+        folder: Holds `*.tar`; a path, or an address as `vatt/remote.py` says.
         num_workers: Processes that decode; 0 decodes in this one, where a decoder that hangs is
             waited for, and one that crashes ends everything.
         limit_seconds: A sample of which no packet is decoded for so long hangs.
@@ -179,10 +180,10 @@ def check_shards(
         ShardError: no such folder, or no shard in it. What is wrong with single shards and samples
             stands in the report.
     """
-    folder = Path(folder)
     places: list[Place] = []
     rows = []
-    tars = find_shards(folder)
+    folder = local_or_remote(os.fspath(folder))
+    tars = find_tars(folder)
     for tar, index in read_indexes(tars, num_workers=num_workers, show_progress=show_progress):
         if isinstance(index, str):
             rows.append(SampleCheck(shard=tar.name, fault=index))

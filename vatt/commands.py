@@ -37,7 +37,7 @@ def shards(argv: Sequence[str]) -> int:
     build.add_argument("--check-media", action="store_true", help="leave out what does not open")
     build.add_argument("--workers", type=_not_negative, default=num_cores(), help="processes")
     check = actions.add_parser("check", help="decode every sample, list the faults")
-    check.add_argument("folder", type=Path)
+    check.add_argument("folder", type=str, help="path, or s3://, gs://, hf://, https:// address")
     check.add_argument("--workers", type=_not_negative, default=num_cores())
     check.add_argument(
         "--time-limit",
@@ -56,7 +56,7 @@ def tokenizer(argv: Sequence[str]) -> int:
         "vatt tokenizer",
         description="Trains a tokenizer from the captions of shards, or takes a vocabulary over.",
     )
-    parser.add_argument("shards", type=Path, nargs="*", help="shard folders")
+    parser.add_argument("shards", type=str, nargs="*", help="shard folders or addresses")
     parser.add_argument("out", type=Path, help="tokenizer.json to write")
     parser.add_argument(
         "--kind", choices=("word", "bpe"), help="ids of words (default), or of pieces of words"

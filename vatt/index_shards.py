@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vatt.captions import Fault, fault_lines
+from vatt.remote import RemoteShard, Shard
 from vatt.shard_index import (
     INDEX_SUFFIX,
     MEDIA,
@@ -211,8 +212,8 @@ def _read_contents(tar: Path) -> _Contents | str:
 
 
 def read_indexes(
-    tars: Sequence[Path], *, num_workers: int, show_progress: bool
-) -> Iterator[tuple[Path, ShardIndex | str]]:
+    tars: Sequence[Shard], *, num_workers: int, show_progress: bool
+) -> Iterator[tuple[Shard, ShardIndex | str]]:
     """The index of each tar, made where it is missing; in its place what is wrong with the tar."""
     bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
     with bar, results_in_order(_find, tars, num_workers=num_workers) as results:
@@ -224,14 +225,14 @@ def read_indexes(
                 yield tar, found
             else:
                 index, is_stored = found
-                if not is_stored:
+                if not is_stored and isinstance(tar, Path):
                     with contextlib.suppress(OSError):  # a read-only folder
                         write_index(tar, index)
                 yield tar, index
 
 
-def _find(tar: Path) -> tuple[ShardIndex, bool] | str:
+def _find(tar: Shard) -> tuple[ShardIndex, bool] | str:
     try:
-        return find_index(tar)
+        return (tar.index(), True) if isinstance(tar, RemoteShard) else find_index(tar)
     except ShardError as error:
         return str(error)

@@ -167,7 +167,7 @@ def find_index(shard: Path) -> tuple[ShardIndex, bool]:
     Raises:
         ShardError: as `read_index`.
     """
-    stored = _load_index(shard)
+    stored = load_index(shard)
     if stored is not None and stored[0] == _stamp(shard):
         return stored[1], True
     index = scan_shard(shard)
@@ -289,7 +289,7 @@ def write_index(shard: Path, index: ShardIndex) -> None:
         file.write(save_arrays(index.arrays(), metadata=_stamp(shard)))
 
 
-def _load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
+def load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
     """Stamp and index of a shard; None where there is none that this version reads."""
     path = index_path(shard)
     if not path.exists():

@@ -22,6 +22,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vatt.remote import (
+    RemoteShard,
+    Shard,
+    find_tars,
+    is_remote,
+    local_or_remote,
+    read_indexes_of,
+    read_members,
+    window_of,
+)
 from vatt.shard_index import (
     JSON,
     MEDIA,
@@ -31,7 +41,6 @@ from vatt.shard_index import (
     ShardError,
     ShardIndex,
     SharedIndex,
-    find_shards,
     index_path,
     leads_outside,
     read_index,
@@ -86,8 +95,8 @@ class ShardSet(Sequence[Record]):
     Holds no open file, and an index of about 66 bytes a sample, which worker processes share.
 
     Args:
-        folder: Holds `*.tar`. Missing index files are written beside them (kept in memory where the
-            folder is read-only).
+        folder: Holds `*.tar`; a path, or an address as `vatt/remote.py` says. Missing index files
+            are written beside them (kept in memory where the folder is read-only).
 
     Raises:
         ShardError: no such folder, no shard in it, a shard without samples, truncated, hostile or
@@ -95,9 +104,12 @@ class ShardSet(Sequence[Record]):
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        self.paths = find_shards(self.folder)
-        parts = [read_index(path) for path in self.paths]
+        self.name = str(local_or_remote(os.fspath(folder)))
+        self.shards = find_tars(folder)
+        self.paths = [one if isinstance(one, Path) else one.path for one in self.shards]
+        self.folder = self.paths[0].parent if is_remote(folder) else Path(folder)
+        remote = [one for one in self.shards if isinstance(one, RemoteShard)]
+        parts = read_indexes_of(remote) if remote else [read_index(path) for path in self.paths]
         self.shard_sizes = np.array([len(part) for part in parts], dtype=np.int64)
         self._ends = np.cumsum(self.shard_sizes).tolist()
         self._index = SharedIndex.join(parts)
@@ -122,9 +134,9 @@ class ShardSet(Sequence[Record]):
         """Name of a sample, without reading its shard."""
         return self._index.key(self._position(sample))
 
-    def shard(self, sample: int) -> Path:
+    def shard(self, sample: int) -> Shard:
         """The tar that holds a sample."""
-        return self.paths[bisect.bisect_right(self._ends, self._position(sample))]
+        return self.shards[bisect.bisect_right(self._ends, self._position(sample))]
 
     def captions(self) -> Iterator[str]:
         """Every caption of the set, in order.
@@ -140,12 +152,12 @@ class ShardSet(Sequence[Record]):
     def _position(self, sample: int) -> int:
         position = sample + len(self) if sample < 0 else sample
         if not 0 <= position < len(self):
-            raise IndexError(f"sample {sample} of {self.folder}, which has {len(self)}")
+            raise IndexError(f"sample {sample} of {self.name}, which has {len(self)}")
         return position
 
     def __repr__(self) -> str:
         """Folder and numbers."""
-        return f"ShardSet({str(self.folder)!r}: {len(self)} samples in {len(self.paths)} shards)"
+        return f"ShardSet({self.name!r}: {len(self)} samples in {len(self.paths)} shards)"
 
 
 class ShardWriter:
@@ -279,7 +291,7 @@ class ShardWriter:
             write_index(self.path, ShardIndex.from_rows(list(self._rows.items())))
 
 
-def read_record(shard: Path, key: str, members: NDArray[np.int64]) -> Record:
+def read_record(shard: Shard, key: str, members: NDArray[np.int64]) -> Record:
     """Reads the texts of a sample.
 
     Args:
@@ -291,12 +303,10 @@ def read_record(shard: Path, key: str, members: NDArray[np.int64]) -> Record:
         MediaError: json or text of the sample is damaged.
         ShardError: the shard is shorter than its index says, or gone.
     """
-    from vatt.sources import FileWindow
-
     if (size := members[[JSON, TEXT], 1].max()) > MAX_TEXT_BYTES:
         reason = f"claims {size:,} bytes of json or txt; at most {MAX_TEXT_BYTES:,} are read"
         raise _damaged(shard, key, reason)
-    json_bytes, text_bytes = _read_members(shard, members[[JSON, TEXT]].tolist())
+    json_bytes, text_bytes = read_members(shard, members[[JSON, TEXT]].tolist())
     metadata = _parse_metadata(shard, key, json_bytes)
     if "segments" in metadata:
         segments = _parse_segments(shard, key, metadata.pop("segments"))
@@ -306,46 +316,26 @@ def read_record(shard: Path, key: str, members: NDArray[np.int64]) -> Record:
     return Record(
         key=key,
         shard=str(shard),
-        media=FileWindow(str(shard), offset, size) if offset >= 0 else None,
+        media=window_of(shard, offset, size) if offset >= 0 else None,
         segments=tuple(segment for segment in segments if segment.text.strip()),
         metadata=metadata,
     )
 
 
-def _read_members(shard: Path, places: list[list[int]]) -> list[bytes]:
-    """The bytes of some members of a shard; b"" for absent ones."""
-    try:
-        file = os.open(shard, os.O_RDONLY)
-    except OSError as error:
-        raise ShardError(f"{shard} cannot be read any more: {error.strerror}") from error
-    try:
-        contents = [os.pread(file, size, offset) if offset >= 0 else b"" for offset, size in places]
-    finally:
-        os.close(file)
-    if any(
-        len(c) < size for c, (offset, size) in zip(contents, places, strict=True) if offset >= 0
-    ):
-        raise ShardError(
-            f"{shard} has become shorter than its index says: it changed while it was in use; "
-            "start again"
-        )
-    return contents
-
-
-def _damaged(shard: Path, member: str, reason: str) -> "MediaError":
+def _damaged(shard: Shard, member: str, reason: str) -> "MediaError":
     from vatt.sources import MediaError
 
     return MediaError(f"{shard}:{member}", reason)
 
 
-def _decode_text(shard: Path, key: str, content: bytes) -> str:
+def _decode_text(shard: Shard, key: str, content: bytes) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
         raise _damaged(shard, f"{key}.txt", f"not UTF-8 text ({error.reason})") from error
 
 
-def _parse_metadata(shard: Path, key: str, content: bytes) -> dict[str, Any]:
+def _parse_metadata(shard: Shard, key: str, content: bytes) -> dict[str, Any]:
     try:
         metadata = json.loads(content) if content else {}
     except (ValueError, RecursionError) as error:
@@ -355,7 +345,7 @@ def _parse_metadata(shard: Path, key: str, content: bytes) -> dict[str, Any]:
     return metadata
 
 
-def _parse_segments(shard: Path, key: str, values: Any) -> tuple[Segment, ...]:
+def _parse_segments(shard: Shard, key: str, values: Any) -> tuple[Segment, ...]:
     try:
         return parse_segments(values)
     except ValueError as error:

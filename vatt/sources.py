@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import av
 import av.error
@@ -50,6 +50,13 @@ class Damage(Exception):  # noqa: N818 - what users meet is MediaError
     """
 
 
+class Opener(Protocol):
+    """What brings a file that may not be there yet."""
+
+    def open(self) -> int:
+        """A descriptor of the file, to be closed by who asks for it."""
+
+
 @dataclass(frozen=True)
 class FileWindow:
     """Bytes of a file, for example one member of a tar shard.
@@ -58,16 +65,22 @@ class FileWindow:
         path: The file.
         offset: First byte.
         size: Number of bytes.
+        origin: Opens the file; None: it is there.
     """
 
     path: str
     offset: int
     size: int
+    origin: Opener | None = None
 
     def __post_init__(self) -> None:
         """Refuses windows that cannot exist."""
         if self.offset < 0 or self.size < 0:
             raise ValueError(f"a window needs offset and size of at least 0, got {self}")
+
+    def open(self) -> int:
+        """A descriptor of the file, to be closed by who asks for it."""
+        return os.open(self.path, os.O_RDONLY) if self.origin is None else self.origin.open()
 
 
 MediaSource = str | os.PathLike[str] | bytes | FileWindow | BinaryIO
@@ -84,7 +97,7 @@ class WindowReader:
         self.name = window.path
         self._window = window
         self._position = 0
-        self._descriptor = os.open(window.path, os.O_RDONLY)
+        self._descriptor = window.open()
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes from the position on; none at the end of the window."""
