@@ -139,6 +139,25 @@ def fit(data, *, callbacks=(), ckpt_path=None, module=None, **settings):
     return module.seen
 
 
+@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+def test_a_fit_from_addresses_sees_what_one_from_folders_sees(
+    make, train, validation, tmp_path, monkeypatch, start_method
+):
+    monkeypatch.setenv("VATT_CACHE", str(tmp_path))
+    remote = make(
+        train={f"file://{train}": 1.0},
+        validation=f"file://{validation}",
+        num_workers=2,
+        start_method=start_method,
+    )
+    module, local = Recorder(), Recorder()
+    fit(remote, module=module, max_steps=4, limit_val_batches=None)
+    fit(make(train={str(train): 1.0}), module=local, max_steps=4, limit_val_batches=None)
+    assert module.seen == local.seen
+    assert module.validated == local.validated != []
+    assert len(list(tmp_path.glob("shards/*/*.tar"))) == 4
+
+
 @pytest.mark.parametrize("asks_for_steps", [False, True])
 @pytest.mark.parametrize("stop", [2, 4, 7])  # within a pass, at its end, in the second
 def test_a_resumed_fit_sees_what_the_uninterrupted_one_would_have_seen(

@@ -247,6 +247,26 @@ def test_cache_keeps_its_bound_and_what_was_used_last(folder, cache, monkeypatch
     assert kept(cache) == ["00001"], "the shard that is being read stays, whatever the bound"
 
 
+def test_downloads_of_killed_processes_leave_the_cache(folder, cache, monkeypatch):
+    shards = ShardSet(f"file://{folder}")
+    monkeypatch.setenv("VATT_CACHE_GIB", str((folder / "00002.tar").stat().st_size / 2**30))
+    left, running = (shards.folder / f".0000{n}-x.tar.partial" for n in (7, 8))
+    left.write_bytes(b"left")
+    running.write_bytes(b"running")
+    os.utime(left, (0, 0))
+    assert shards[5].key == "2-2"
+    assert not left.exists()
+    assert running.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_cache_that_cannot_be_written_is_an_error(folder, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("VATT_CACHE", str(tmp_path / place))
+    with pytest.raises(ShardError, match="cannot be written .*: set VATT_CACHE"):
+        ShardSet(f"file://{folder}")
+
+
 def test_reader_keeps_a_shard_that_leaves_the_cache(folder, cache):
     record = ShardSet(f"file://{folder}")[1]
     reader = WindowReader(record.media)

@@ -1,7 +1,9 @@
 """The folder that keeps copies of remote shards: its place, its bound, its locks."""
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from vatt.workers import tell_alive
 
 CACHE_GIB = 100.0  # unless VATT_CACHE_GIB says otherwise
 LOCK_SECONDS = 5.0  # between signs of life while another process downloads
+DEAD_SECONDS = 3600.0  # a download that has written nothing for so long was killed
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def cache_folder() -> Path:
@@ -42,22 +46,21 @@ def make_room(num_bytes: int, keep: Path) -> None:
         keep: A copy that stays, even if it is larger than the bound.
     """
     root = cache_folder() / "shards"
-    root.mkdir(parents=True, exist_ok=True)
     with locked(root / "bound"):
         copies = []
         excess = num_bytes - cache_bytes()
-        for pattern in ("*/*.tar", "*/.*.partial"):
-            for path in root.glob(pattern):
-                with contextlib.suppress(FileNotFoundError):  # finished or given up meanwhile
-                    status = path.stat()
-                    excess += status.st_size
+        for path in (*root.glob("*/*.tar"), *root.glob("*/.*.partial")):
+            with contextlib.suppress(FileNotFoundError):  # finished or given up meanwhile
+                status = path.stat()
+                excess += status.st_size
+                is_dead = time.time() - status.st_mtime > DEAD_SECONDS
+                if path != keep and (path.suffix == ".tar" or is_dead):
                     copies.append((status.st_atime_ns, status.st_size, path))
         for _, size, path in sorted(copies):
             if excess <= 0:
                 return
-            if path != keep and path.suffix == ".tar":
-                path.unlink(missing_ok=True)
-                excess -= size
+            path.unlink(missing_ok=True)
+            excess -= size
 
 
 @contextlib.contextmanager
@@ -66,7 +69,9 @@ def own_folder(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
         raise ShardError(
             f"the cache {cache_folder()} cannot be written ({error.strerror}): set VATT_CACHE to a "
             "folder that can"
