@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import vatt.stores
 from vatt.check_shards import check_shards
@@ -211,8 +213,14 @@ def test_changed_shard_is_refused_by_a_set_that_is_open(folder):
     shutil.copy(folder / "00001.tar", folder / "00000.tar")
     with pytest.raises(ShardError, match=r"00000.tar could not be read.* bytes came"):
         shards[0]
-    index_path(folder / "00000.tar").unlink()
-    assert ShardSet(f"file://{folder}").shard_sizes.tolist() == [2, 2, 3]
+    assert ShardSet(f"file://{folder}").shard_sizes.tolist() == [2, 2, 3], "its index is stale"
+
+
+def test_changed_shard_of_the_same_size_is_downloaded_anew(folder):
+    assert ShardSet(f"file://{folder}")[0].key == "0-0"
+    with ShardWriter(folder / "00000.tar") as shard:
+        shard.add("x-0", media_of(0, 0), "mp4", "clip 0")
+    assert ShardSet(f"file://{folder}")[0].key == "x-0"
 
 
 def test_index_of_another_shard_is_refused(folder):
@@ -245,6 +253,16 @@ def test_cache_keeps_its_bound_and_what_was_used_last(folder, cache, monkeypatch
     monkeypatch.setenv("VATT_CACHE_GIB", str(1 / 2**30))
     assert read_media(shards[1]) == media_of(1, 0)
     assert kept(cache) == ["00001"], "the shard that is being read stays, whatever the bound"
+
+
+def test_room_is_made_before_a_download(server, cache, folder, monkeypatch):
+    shards = ShardSet(server.address)
+    monkeypatch.setenv("VATT_CACHE_GIB", str((folder / "00002.tar").stat().st_size / 2**30))
+    shards[0]
+    server.breaks = 4
+    with pytest.raises(ShardError, match="in 4 attempts"):
+        shards[5]
+    assert kept(cache) == []
 
 
 def test_downloads_of_killed_processes_leave_the_cache(folder, cache, monkeypatch):
@@ -287,6 +305,34 @@ def test_indexes_stay_when_shards_leave(folder, cache, caplog):
         path.unlink()
     assert len(ShardSet(f"file://{folder}")) == 6
     assert kept(cache) == []
+
+
+def test_download_makes_the_index(folder):
+    remove_indexes(folder)
+    shard = list_remote(f"file://{folder}")[0]
+    os.close(shard.open())
+    assert len(shard.stored_index()) == 1
+
+
+class Bucket(MemoryFileSystem):
+    """A store that says why something is not there, as those of S3 and of the Hub do."""
+
+    protocol = "bucket"
+
+    def cat_file(self, path, **options):
+        try:
+            return super().cat_file(path, **options)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(path) from KeyError(str(error))
+
+
+def test_missing_index_in_a_bucket_is_none(folder):
+    fsspec.register_implementation("bucket", Bucket, clobber=True)
+    store, place = open_store(f"bucket://{folder.parent.name}")
+    remove_indexes(folder)
+    store.put(f"{folder}/", place, recursive=True)
+    shards = ShardSet(f"bucket://{folder.parent.name}/{{00000..00002}}.tar")
+    assert_same_as_local(shards, folder)
 
 
 READER = """

@@ -157,9 +157,11 @@ def _web_options() -> dict[str, Any]:
 def _is_missing(error: BaseException) -> bool:
     """Whether a fault says for certain that there is nothing at an address."""
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
-    if cause is None:  # fsspec says "not found" of a lost connection too, and names it as cause
-        return isinstance(error, FileNotFoundError)
-    return getattr(cause, "status", None) in (404, 410)
+    if getattr(cause, "status", None) in (404, 410):
+        return True
+    # fsspec says "not found" of a lost connection to a web server too, and names it as the cause
+    is_lost = type(cause).__module__.startswith("aiohttp") or isinstance(cause, TimeoutError)
+    return isinstance(error, FileNotFoundError) and not is_lost
 
 
 def _is_refused(error: BaseException) -> bool:
