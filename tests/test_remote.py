@@ -216,6 +216,14 @@ def test_changed_shard_is_refused_by_a_set_that_is_open(folder):
     assert ShardSet(f"file://{folder}").shard_sizes.tolist() == [2, 2, 3], "its index is stale"
 
 
+def test_shard_that_changes_while_it_is_in_use_is_refused(folder, server):
+    opened = [ShardSet(f"file://{folder}"), ShardSet(server.address)]
+    os.utime(folder / "00000.tar", (0, 0))
+    for shards in opened:
+        with pytest.raises(ShardError, match="00000.tar has changed since it was listed"):
+            shards[0]
+
+
 def test_changed_shard_of_the_same_size_is_downloaded_anew(folder):
     assert ShardSet(f"file://{folder}")[0].key == "0-0"
     with ShardWriter(folder / "00000.tar") as shard:

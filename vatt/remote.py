@@ -40,12 +40,15 @@ from vatt.shard_index import (
 from vatt.stores import (
     checksum_of,
     faults,
+    forget_listing,
+    has_changed,
     is_web,
     open_store,
     persist,
     place_of,
     read_if_there,
     sign_of_life,
+    version_of,
     with_suffix,
     without_query,
 )
@@ -57,11 +60,6 @@ logger = logging.getLogger(__name__)
 
 NUM_THREADS = 16  # that ask for sizes and indexes, which wait for the network only
 LIST_NAME = "shards.txt"  # names of a web folder's tars, one a line
-# Of a file's description, in the order of trust; one of them names its version.
-_VERSIONS = (
-    *("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "updated"),
-    *("mtime", "created"),
-)
 
 T = TypeVar("T")
 
@@ -76,6 +74,7 @@ class RemoteShard:
         size: In bytes; None where the server does not say.
         checksum: Kind (as `hashlib` names it) and hexadecimal digest, where the store has one.
         has_index: Whether an index lies beside it; None: unknown.
+        version: What its store describes its version by, and how; None where it does not.
     """
 
     address: str
@@ -83,6 +82,7 @@ class RemoteShard:
     size: int | None
     checksum: tuple[str, str] | None = None
     has_index: bool | None = None
+    version: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -158,6 +158,10 @@ class RemoteShard:
                 found = hashlib.file_digest(file, kind).hexdigest()
             if found != expected:
                 raise OSError(f"its {kind} is {found}, and must be {expected}")
+        if self.version is not None:
+            forget_listing(store, place)
+            if has_changed(store.info(place), self.version):
+                raise ShardError(f"{self} has changed since it was listed: start again")
 
     def _scan(self, partial: Path) -> ShardIndex:
         """The index of what was downloaded, which must agree with the one that was promised."""
@@ -267,8 +271,7 @@ def list_remote(address: str) -> list[RemoteShard]:
     elif is_web(address):
         addresses = _list_web(store, address)
     else:
-        with contextlib.suppress(AttributeError):
-            store.invalidate_cache(folder)  # uploaded meanwhile
+        forget_listing(store, folder)
         listed = persist(address, lambda: store.ls(folder, detail=True))
         details = {PurePosixPath(one["name"]).name: one for one in listed}
         addresses = [f"{address}/{name}" for name in details if name.endswith(".tar")]
@@ -362,7 +365,7 @@ def _list_web(store: Any, address: str) -> list[str]:
 def _described(address: str, detail: dict[str, Any], has_index: bool | None) -> RemoteShard:
     """A shard as a store describes it."""
     size = detail.get("size")
-    version = next((str(detail[name]) for name in _VERSIONS if detail.get(name)), "")
+    version = version_of(detail)
     folder, _, name = without_query(address).rpartition("/")
     readable = re.sub(r"[^A-Za-z0-9.-]+", "_", folder.partition("://")[2])[-60:]
     path = (
@@ -371,9 +374,8 @@ def _described(address: str, detail: dict[str, Any], has_index: bool | None) -> 
         / f"{readable}-{_digest(folder)}"
         / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name[:-4])}-{_digest(f'{name} {size} {version}')}.tar"
     )
-    return RemoteShard(
-        address, path, None if size is None else int(size), checksum_of(detail), has_index
-    )
+    known = None if size is None else int(size)
+    return RemoteShard(address, path, known, checksum_of(detail), has_index, version)
 
 
 def _expand(address: str) -> list[str]:

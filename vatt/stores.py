@@ -24,6 +24,12 @@ _FAULTS = (
     ("gcsfs.retry", "HttpError"),
     ("httpx", "HTTPError"),
 )
+# Of a file's description, in the order of trust; one of them names its version.
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "LastModified", "updated"),
+    *("mtime", "created"),
+)
+_COMPARABLE = ("ETag", "etag", "md5Hash", "blob_id", "Last-Modified", "mtime")
 
 T = TypeVar("T")
 
@@ -123,6 +129,25 @@ def checksum_of(detail: dict[str, Any]) -> tuple[str, str] | None:
         return "sha256", lfs["sha256"]
     encoded = detail.get("md5Hash") or detail.get("Content-MD5")
     return ("md5", base64.b64decode(encoded).hex()) if encoded else None
+
+
+def version_of(detail: dict[str, Any]) -> tuple[str, str] | None:
+    """What a store describes a file's version by, and how."""
+    return next(((name, str(detail[name])) for name in _VERSIONS if detail.get(name)), None)
+
+
+def has_changed(detail: dict[str, Any], version: tuple[str, str]) -> bool:
+    """Whether a file is described by another version than it was.
+
+    Times that stores write in one way when they list and in another when asked do not count.
+    """
+    name, value = version
+    return name in _COMPARABLE and str(detail.get(name, value)).strip('"') != value.strip('"')
+
+
+def forget_listing(store: Any, place: str) -> None:
+    """What was asked before is asked again: files are uploaded meanwhile."""
+    store.invalidate_cache(place)
 
 
 def place_of(store: Any, address: str) -> str:
