@@ -1,6 +1,7 @@
 """What all tests share: one thread each, and one tiny corpus with its shards for the whole run."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from datamodules.synthetic import write_corpus
 from vatt.build_shards import build_shards
 
 torch.set_num_threads(1)
+# a shell's background jobs ignore Ctrl-C, which the processes that tests interrupt would inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
