@@ -17,7 +17,7 @@ FLOORS = (
     # what stands alone
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
     | {"vatt.files", "vatt.machine", "vatt.sources", "vatt.shard_index", "vatt.inputs"}
-    | {"vatt.workers"},
+    | {"vatt.workers", "vatt.ranks"},
     {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"},
     {"vatt.presets", "vatt.audio"},
     {"vatt.official"},
@@ -34,7 +34,7 @@ FLOORS = (
     {"vatt.check_shards"},
     {"vatt.build_shards"},
     # the network
-    {"vatt.layers", "vatt.optim"},
+    {"vatt.layers", "vatt.optim", "vatt.contrast"},
     {"vatt.heads"},
     {"vatt.tokens", "vatt.classification"},
     {"vatt.model"},

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vatt.batch import Batch
-from vatt.losses import ContrastiveLoss, LossConfig, contrast
+from vatt.contrast import Rows, Sides, contrast, contrast_sigmoid
+from vatt.losses import ContrastiveLoss, LossConfig
 from vatt.model import VATTOutput
 
 ROWS, CANDIDATES, WIDTH, SCALE = 6, 3, 8, 1 / 0.07
@@ -27,6 +28,12 @@ def make_masks() -> tuple[Tensor, Tensor]:
     text_mask = torch.ones(ROWS, CANDIDATES, dtype=torch.bool)
     text_mask[1], text_mask[4, 2] = False, False
     return video_mask, text_mask
+
+
+def contrast_alone(sides: Sides, scale: float, *, symmetric: bool) -> Rows:
+    """Where one process has all clips."""
+    scale_tensor = torch.tensor(scale, dtype=sides.first_BD.dtype)
+    return contrast(sides, sides, 0, scale_tensor, symmetric=symmetric)
 
 
 def looped_loss(
@@ -52,8 +59,8 @@ def looped_loss(
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_loss_equals_the_loop_over_clips_with_absent_modalities(symmetric: bool) -> None:
     (video, text), (video_mask, text_mask) = make_pair(), make_masks()
-    scale = torch.tensor(SCALE, dtype=torch.float64)
-    loss, _, valid = contrast(video, text, video_mask, text_mask, scale, symmetric=symmetric)
+    sides = Sides(video, text, video_mask, text_mask)
+    loss, _, valid = contrast_alone(sides, SCALE, symmetric=symmetric)
     expected = looped_loss(video, text, video_mask, text_mask, symmetric=symmetric)
     assert valid.nonzero().flatten().tolist() == sorted(expected)
     np.testing.assert_allclose(loss[valid], [expected[i] for i in sorted(expected)], rtol=1e-9)
@@ -94,7 +101,7 @@ def test_loss_of_random_embeddings_is_about_log_2b() -> None:
     video = F.normalize(torch.randn(rows, width, generator=generator), dim=-1)
     text = F.normalize(torch.randn(rows, 5, width, generator=generator), dim=-1)
     mask = torch.ones(rows, 5, dtype=torch.bool)
-    loss, _, _ = contrast(video, text, mask[:, 0], mask, torch.tensor(1.0), symmetric=False)
+    loss, _, _ = contrast_alone(Sides(video, text, mask[:, 0], mask), 1.0, symmetric=False)
     assert loss.mean().item() == pytest.approx(math.log(2 * rows), abs=0.02)
 
 
@@ -103,8 +110,8 @@ def test_negatives_get_gradient(form: str) -> None:
     video, text = make_pair()
     text = text.clone().requires_grad_()
     everything = torch.ones(ROWS, dtype=torch.bool), torch.ones(ROWS, CANDIDATES, dtype=torch.bool)
-    scale = torch.tensor(SCALE, dtype=torch.float64)
-    loss, _, _ = contrast(video, text, *everything, scale, symmetric=form == "symmetric")
+    sides = Sides(video, text, *everything)
+    loss, _, _ = contrast_alone(sides, SCALE, symmetric=form == "symmetric")
     loss[0].backward()
     assert bool((text.grad.norm(dim=-1) > 0).all())
 
@@ -181,3 +188,29 @@ def test_temperature_learns_only_when_asked() -> None:
 def test_loss_config_refuses_values_without_a_loss(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LossConfig(**values)
+
+
+@pytest.mark.parametrize("form", ["asymmetric", "symmetric", "sigmoid"])
+@pytest.mark.parametrize("chunk_clips", [1, 4])
+def test_chunks_of_columns_change_neither_losses_nor_gradients(
+    monkeypatch: pytest.MonkeyPatch, form: str, chunk_clips: int
+) -> None:
+    def run() -> list[Tensor]:
+        (video, text), masks = make_pair(), make_masks()
+        video[3] = -video[3]  # a row whose own bag is not the best
+        leaves = video.requires_grad_(), text.requires_grad_()
+        scale = torch.tensor(SCALE, dtype=torch.float64, requires_grad=True)
+        sides = Sides(*leaves, *masks)
+        # rows 2 to 4 are this rank's
+        local = Sides(*(side[2:5] for side in sides))
+        if form == "sigmoid":
+            rows = contrast_sigmoid(local, sides, 2, scale, scale - 20)
+        else:
+            rows = contrast(local, sides, 2, scale, symmetric=form == "symmetric")
+        rows.losses[rows.valid].sum().backward()
+        return [rows.losses[rows.valid], rows.correct, scale.grad, *(x.grad for x in leaves)]
+
+    whole = run()
+    monkeypatch.setattr("vatt.contrast.CHUNK_CLIPS", chunk_clips)
+    for actual, expected in zip(run(), whole, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vatt.batch import Batch
 from vatt.config import HeadConfig
+from vatt.contrast import Sides, contrast_sigmoid
 from vatt.errors import UserError
-from vatt.losses import PAIRS, ContrastiveLoss, LossConfig, contrast_sigmoid
+from vatt.losses import PAIRS, ContrastiveLoss, LossConfig
 from vatt.model import VATT, VATTOutput
 from vatt.optim import OptimizerConfig, ScheduleConfig
 from vatt.presets import preset
@@ -87,7 +88,8 @@ def looped_sigmoid(
 def test_the_sigmoid_form_equals_the_loop_with_absent_rows_and_captions() -> None:
     first, second = unit_vectors()
     scale, bias = torch.tensor(10.0, dtype=torch.float64), torch.tensor(-10.0)
-    rows = contrast_sigmoid(first, second, VIDEO_MASK, TEXT_MASK, scale, bias)
+    sides = Sides(first, second, VIDEO_MASK, TEXT_MASK)
+    rows = contrast_sigmoid(sides, sides, 0, scale, bias)
     expected = looped_sigmoid(first.numpy(), second.numpy(), VIDEO_MASK, TEXT_MASK)
     assert rows.valid.nonzero().flatten().tolist() == sorted(expected) == [0, 3, 4]
     np.testing.assert_allclose(

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vatt.heads import sum_over_ranks
+from vatt.ranks import sum_over_ranks
 
 
 def classification_loss(logits_BC: Tensor, targets_BC: Tensor, *, multi_label: bool) -> Tensor:

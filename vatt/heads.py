@@ -7,12 +7,12 @@ import math
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vatt.config import ClassifierConfig, HeadConfig
 from vatt.layers import TRUNCATED_STD, truncated_normal
+from vatt.ranks import sum_over_ranks
 
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_MOMENTUM = 0.1  # torch's convention; 0.9 in TensorFlow's
@@ -44,42 +44,33 @@ class BatchNorm(nn.Module):
         """Float `[rows, D]` → float32 `[rows, D]`; training takes all ranks' rows together."""
         x = at_least_float32(x)  # statistics of bfloat16 rows would lose digits
         if self.training:
-            mean, variance = self._batch_statistics(x)
-            self._update(mean.detach(), variance.detach())
+            mean, variance, num_rows = self._batch_statistics(x)
+            self._update(mean.detach(), variance.detach(), num_rows > 0)
         else:
             mean, variance = self.running_mean, self.running_variance
         return (x - mean) * (variance + BATCH_NORM_EPS).rsqrt() * self.weight + self.bias
 
-    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance, `E[x²] − E[x]²` as [C]: one exchange between the ranks."""
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, biased variance and number of rows: one exchange between the ranks.
+
+        The variance is `E[x²] − E[x]²`, as [C].
+        """
         num_rows = x.new_full((1,), float(x.shape[0]))
         sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.square().sum(dim=0), num_rows]))
         mean, mean_square = (sums[:-1] / sums[-1].clamp(min=1)).chunk(2)
-        return mean, (mean_square - mean.square()).clamp(min=0)
+        return mean, (mean_square - mean.square()).clamp(min=0), sums[-1].detach()
 
     @torch.no_grad()
-    def _update(self, mean: Tensor, variance: Tensor) -> None:
+    def _update(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
+        """Moves the running statistics, unless no rank has seen a row."""
         for running, new in ((self.running_mean, mean), (self.running_variance, variance)):
-            running.lerp_(new.to(running.dtype), BATCH_NORM_MOMENTUM)
+            new = torch.where(seen, new.to(running.dtype), running)
+            running.lerp_(new, BATCH_NORM_MOMENTUM)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision becomes float32; float64, for those who check digits, stays."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def world_size() -> int:
-    """Number of ranks, 1 without a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum over all ranks, with gradient; the tensor itself with one process."""
-    if world_size() == 1:
-        return x
-    from torch.distributed.nn.functional import all_reduce
-
-    return all_reduce(x)
 
 
 class Dense(nn.Module):

@@ -1,8 +1,7 @@
 """Contrastive losses between two modalities: NCE, multi-instance NCE and SigLIP's sigmoid loss.
 
 Source: paper section 3.5; google-research/vatt `utils/train/objectives.py`; Zhai et al., "Sigmoid
-loss for language image pre-training", ICCV 2023. Shape legend in `vatt.batch`; `G` are the rows of
-all ranks.
+loss for language image pre-training", ICCV 2023. Shape legend in `vatt.batch`.
 """
 
 import math
@@ -10,16 +9,16 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vatt.batch import Batch
 from vatt.config_checks import check_choices
-from vatt.heads import at_least_float32, sum_over_ranks, world_size
+from vatt.contrast import Rows, Sides, contrast, contrast_sigmoid
+from vatt.heads import at_least_float32
 from vatt.model import VATTOutput
+from vatt.ranks import RowLayout, exchange_layout, gather_rows, sum_over_ranks, world_size
 
-BLOCKED = -1e9  # score of what is absent [C]
 MAX_SCALE = 100.0  # a learned 1 / temperature stays below (CLIP, section 2.5)
 Form = Literal["asymmetric", "symmetric", "sigmoid"]
 
@@ -127,9 +126,9 @@ class LossOutput:
 class ContrastiveLoss(nn.Module):
     """The pre-training loss over a batch of all ranks.
 
-    Each rank's value is the sum over its valid rows, divided by the number of valid rows of all
-    ranks and multiplied by the number of ranks: the mean over ranks, of values as of gradients, is
-    that of one process with the whole batch.
+    Its values are those of one process with the whole batch, on every rank. A rank's gradient is
+    that of its own rows times the number of ranks, so that the mean over ranks, which DDP and FSDP
+    take, is the gradient of one process with the whole batch.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -174,8 +173,9 @@ class ContrastiveLoss(nn.Module):
             if bias is not None:
                 result.biases[name] = bias.detach()
         result.total = result.total / sum(self.config.weights.values())
-        if not result.total.requires_grad:  # no two modalities meet: nothing to learn, but a step
-            result.total = result.total + sum(0.0 * e.sum() for e in output.embeddings.values())
+        if world_size() > 1 or not result.total.requires_grad:
+            # DDP waits for a gradient of every weight, also where no two modalities meet
+            result.total = result.total + sum(e[:0].sum() for e in output.embeddings.values())
         return result
 
 
@@ -212,154 +212,87 @@ def pair_loss(
 ) -> tuple[Tensor, Tensor]:
     """The loss of one pair of modalities, and the share of rows whose own bag scores highest.
 
+    Both are over the rows of all ranks, and the same on each; the gradient is that of this rank's
+    rows times the number of ranks. A collective.
+
     Args:
         config: Form and masking.
-        first: float `[B, D]`, not normalised; None: no row has it.
+        first: float `[B, D]`, not normalised; None: no row of any rank has it.
         second: float `[B, D]` or a bag of candidates `[B, K, D]`.
-        first_mask: bool `[B]`.
+        first_mask: bool `[B]`; None: no row of this rank has it.
         second_mask: bool `[B]` or `[B, K]`.
         scale: 1 / temperature, scalar.
         bias: Of the sigmoid form, scalar.
     """
-    if first is None or second is None or first_mask is None or second_mask is None:
+    if first is None or second is None:
         return scale * 0.0, scale.new_tensor(float("nan"))
+    with torch.autocast(first.device.type, enabled=False):  # 1e9 is not a half
+        local = _sides(first, second, first_mask, second_mask)
+        num_rows, num_candidates = local.second_mask_BK.shape
+        layout = exchange_layout(num_rows, num_candidates, first.device)
+        local = _with_candidates(local, layout.num_candidates)
+        return _loss_of_sides(config, local, layout, scale, bias)
+
+
+def _loss_of_sides(
+    config: LossConfig, local: Sides, layout: RowLayout, scale: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    divisor = None
+    if config.official_masking and config.form == "symmetric":
+        divisor = official_count(local, layout)
+    if config.official_masking and config.form == "asymmetric":
+        local = local._replace(first_mask_B=torch.ones_like(local.first_mask_B))
+    everyone = Sides(*(gather_rows(side, layout) for side in local))
+    if config.form == "sigmoid":
+        assert bias is not None
+        rows = contrast_sigmoid(local, everyone, layout.first, scale, bias)
+    else:
+        symmetric = config.form == "symmetric"
+        rows = contrast(local, everyone, layout.first, scale, symmetric=symmetric)
+    return _mean_over_ranks(rows, divisor)
+
+
+def official_count(local: Sides, layout: RowLayout) -> Tensor:
+    """What the official symmetric form divides by: rows that have each modality, over all rows."""
+    first = sum_over_ranks(local.first_mask_B.sum().float())
+    second = sum_over_ranks(local.second_mask_BK.any(dim=1).sum().float())
+    return first * second / layout.total
+
+
+def _sides(
+    first: Tensor, second: Tensor, first_mask: Tensor | None, second_mask: Tensor | None
+) -> Sides:
+    """Embeddings of unit length and their masks; what is no bag becomes a bag of one."""
+    if first_mask is None:
+        first_mask = first.new_zeros(first.shape[:-1], dtype=torch.bool)
+    if second_mask is None:
+        second_mask = second.new_zeros(second.shape[:-1], dtype=torch.bool)
     if second_mask.ndim == 1:
         second, second_mask = second[:, None], second_mask[:, None]
-    with torch.autocast(first.device.type, enabled=False):  # 1e9 is not a half
-        first_BD = F.normalize(at_least_float32(first), dim=-1)
-        second_BKD = F.normalize(at_least_float32(second), dim=-1)
-        if config.form == "sigmoid":
-            assert bias is not None
-            rows = contrast_sigmoid(first_BD, second_BKD, first_mask, second_mask, scale, bias)
-        else:
-            seen = first_mask
-            if config.official_masking and config.form == "asymmetric":
-                seen = torch.ones_like(first_mask)
-            symmetric = config.form == "symmetric"
-            rows = contrast(first_BD, second_BKD, seen, second_mask, scale, symmetric=symmetric)
-    num_valid = sum_over_ranks(rows.valid.sum().to(rows.losses.dtype))
-    if config.official_masking and config.form == "symmetric":
-        num_valid = official_count(first_mask, second_mask)
-    share = world_size() / num_valid.clamp(min=1e-12)
-    accuracy = (rows.correct & rows.valid).sum() / rows.valid.sum()
-    return torch.where(rows.valid, rows.losses, 0.0).sum() * share, accuracy
+    first_BD = F.normalize(at_least_float32(first), dim=-1)
+    second_BKD = F.normalize(at_least_float32(second), dim=-1)
+    return Sides(first_BD, second_BKD, first_mask, second_mask)
 
 
-def official_count(first_mask_B: Tensor, second_mask_BK: Tensor) -> Tensor:
-    """What the official symmetric form divides by: rows that have each modality, over all rows."""
-    first = sum_over_ranks(first_mask_B.sum().float())
-    second = sum_over_ranks(second_mask_BK.any(dim=1).sum().float())
-    return first * second / (len(first_mask_B) * world_size())
-
-
-class Rows(NamedTuple):
-    """What a contrast gives for each local row, all `[B]`.
-
-    Args:
-        losses: float, meaningless where not valid.
-        correct: bool, whether the own bag scores highest.
-        valid: bool, rows that have both modalities.
-    """
-
-    losses: Tensor
-    correct: Tensor
-    valid: Tensor
-
-
-def contrast(
-    first_BD: Tensor,
-    second_BKD: Tensor,
-    first_mask_B: Tensor,
-    second_mask_BK: Tensor,
-    scale: Tensor,
-    *,
-    symmetric: bool,
-) -> Rows:
-    """Multi-instance NCE of local clips against all ranks' candidates; NCE where `K` is 1.
-
-    Args:
-        first_BD: float32, L2-normalised.
-        second_BKD: float32, L2-normalised bag of audio (K = 1) or captions.
-        first_mask_B: bool, clips that have the first modality.
-        second_mask_BK: bool, candidates that are there.
-        scale: 1 / temperature, scalar.
-        symmetric: Separate ratios for the two directions instead of one denominator.
-
-    Source: google-research/vatt `utils/train/objectives.py`, AsymmetricNCE and SymmetricNCE.
-    """
-    num_rows, num_candidates = second_mask_BK.shape
-    own = torch.arange(num_rows, device=first_BD.device)
-    first_GD, second_GKD = gather_rows(first_BD), gather_rows(second_BKD)
-    first_mask_G, second_mask_GK = gather_rows(first_mask_B), gather_rows(second_mask_BK)
-
-    # local clips against the candidates of everybody, and the local bags against everybody's clips
-    row_BGK = (scale * first_BD @ second_GKD.flatten(0, 1).T).unflatten(1, (-1, num_candidates))
-    row_BGK = row_BGK.masked_fill(~second_mask_GK, BLOCKED)
-    column_BKG = scale * second_BKD @ first_GD.T
-    column_BKG = column_BKG.masked_fill(~(second_mask_BK[:, :, None] & first_mask_G), BLOCKED)
-
-    positive_B = row_BGK[own, own + rank() * num_rows].logsumexp(dim=1)
-    row_B = row_BGK.flatten(1).logsumexp(dim=1)
-    column_B = column_BKG.flatten(1).logsumexp(dim=1)
-    if symmetric:
-        loss_B = row_B + column_B - 2 * positive_B
-    else:
-        loss_B = torch.logaddexp(row_B, column_B) - positive_B
-    valid_B = first_mask_B & second_mask_BK.any(dim=1)
-    return Rows(loss_B, own_bag_is_best(row_BGK), valid_B)
-
-
-def contrast_sigmoid(
-    first_BD: Tensor,
-    second_BKD: Tensor,
-    first_mask_B: Tensor,
-    second_mask_BK: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-) -> Rows:
-    """SigLIP's loss of local clips against all ranks' candidates, each a yes or no.
-
-    Of a bag all candidates are a yes; each is weighted by 1 / (how many the bag has), so that a bag
-    weighs as much as one. Arguments as of `contrast`, and `bias`, scalar, added to the scores.
-
-    Source: Zhai et al., ICCV 2023, equation 1 and algorithm 1; bags are ours.
-    """
-    num_rows, num_candidates = second_mask_BK.shape
-    own = torch.arange(num_rows, device=first_BD.device)
-    second_GKD, second_mask_GK = gather_rows(second_BKD), gather_rows(second_mask_BK)
-    score_BGK = (scale * first_BD @ second_GKD.flatten(0, 1).T + bias).unflatten(
-        1, (-1, num_candidates)
+def _with_candidates(local: Sides, num_candidates: int) -> Sides:
+    """Bags as large as the largest of any rank; what is added is absent."""
+    missing = num_candidates - local.second_mask_BK.shape[1]
+    if missing == 0:
+        return local
+    return local._replace(
+        second_BKD=F.pad(local.second_BKD, (0, 0, 0, missing)),
+        second_mask_BK=F.pad(local.second_mask_BK, (0, missing)),
     )
-    sign_BGK = torch.full_like(score_BGK, -1.0)
-    sign_BGK[own, own + rank() * num_rows] = 1.0
-    present_GK = second_mask_GK.to(score_BGK.dtype)
-    share_GK = present_GK / present_GK.sum(dim=1, keepdim=True).clamp(min=1)
-    loss_BGK = F.softplus(-sign_BGK * score_BGK) * share_GK
-    valid_B = first_mask_B & second_mask_BK.any(dim=1)
-    correct_B = own_bag_is_best(score_BGK.masked_fill(~second_mask_GK, BLOCKED))
-    return Rows(loss_BGK.sum(dim=(1, 2)), correct_B, valid_B)
 
 
-def own_bag_is_best(score_BGK: Tensor) -> Tensor:
-    """Whether a local row's highest score is in its own bag, bool `[B]`."""
-    num_rows, _, num_candidates = score_BGK.shape
-    best_B = score_BGK.detach().flatten(1).argmax(dim=1) // num_candidates
-    return best_B == torch.arange(num_rows, device=best_B.device) + rank() * num_rows
-
-
-def rank() -> int:
-    """This process's rank, 0 without a process group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def gather_rows(x: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, with gradient: `[B, …]` → `[G, …]`, the same `B` on each."""
-    if world_size() == 1:
-        return x
-    from torch.distributed.nn.functional import all_gather
-
-    if not x.is_floating_point():
-        parts = [torch.empty_like(x, dtype=torch.uint8) for _ in range(world_size())]
-        dist.all_gather(parts, x.to(torch.uint8).contiguous())
-        return torch.cat(parts).to(x.dtype)
-    return torch.cat(all_gather(x.contiguous()))
+def _mean_over_ranks(rows: Rows, divisor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy of all ranks' valid rows, with this rank's share of the gradient."""
+    local_sum = torch.where(rows.valid, rows.losses, 0.0).sum()
+    num_correct, num_valid = (rows.correct & rows.valid).sum(), rows.valid.sum()
+    counts = torch.stack([part.to(local_sum) for part in (num_correct, num_valid)])
+    sums = sum_over_ranks(torch.cat([counts, local_sum.detach()[None]]))
+    share = 1 / (sums[1] if divisor is None else divisor).clamp(min=1e-12)
+    loss = local_sum * share
+    if world_size() > 1:  # every rank sees the value of all; DDP means over ranks' gradients
+        loss = world_size() * (loss - loss.detach()) + sums[2] * share
+    return loss, sums[0] / sums[1]

@@ -15,6 +15,7 @@ from vatt.config import VATTConfig
 from vatt.heads import Classifier, FACHead, JointHead, at_least_float32
 from vatt.inputs import expect_image
 from vatt.layers import AttentionLayer, Encoder, init_weights
+from vatt.ranks import world_size
 from vatt.tokens import LinearText, PatchTokens, WordTokens
 
 
@@ -176,6 +177,9 @@ class VATT(nn.Module):
     ) -> VATTOutput:
         """Encodes what the batch holds; absent rows and empty captions cost nothing.
 
+        In distributed training all ranks must call every module, so that a rank without any row of
+        a modality encodes one blank row, which counts nowhere.
+
         Args:
             batch: Clips; modalities that the model does not have are passed over.
             return_attention: Whether to return where tokens look; costs nothing when off. When on,
@@ -193,9 +197,42 @@ class VATT(nn.Module):
         layer = attention_layer if return_attention else None
         self._check_layer(layer)
         for modality in self.config.modalities:
-            raw, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
-            if raw is not None and mask is not None and bool(mask.any()):
-                self._fill(output, modality, raw, mask, layer)
+            raw, mask = present_rows(batch, modality)
+            if raw is not None and mask is not None:
+                features, attention = self._encode(modality, raw, layer)
+                self._fill(output, modality, features, mask)
+                if attention is not None:
+                    output.attention[modality] = place_rows(attention, mask)
+            elif self.training and world_size() > 1:
+                features = self._encode(modality, self._blank_row(modality))[0][:0]
+                shape = (len(batch), 1) if modality == "text" else (len(batch),)
+                self._fill(output, modality, features, features.new_zeros(shape).bool())
+        return output
+
+    def encode_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """The first half of `forward`: by modality, features of the rows that are there.
+
+        Returns:
+            float `[rows, D]` each, captions as rows of their own; nothing for a modality that the
+            batch or the model lacks.
+        """
+        features = {}
+        for modality in self.config.modalities:
+            raw, mask = present_rows(batch, modality)
+            if raw is not None and mask is not None:
+                features[modality] = self._encode(modality, raw)[0]
+        return features
+
+    def embed_rows(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> VATTOutput:
+        """The second half of `forward`: heads, and rows put in their places.
+
+        Args:
+            features: As `encode_batch` gives them, or those of several batches behind each other.
+            masks: By modality, bool `[B]` or, of text, `[B, K]`: the places of these rows.
+        """
+        output = VATTOutput()
+        for modality in features:
+            self._fill(output, modality, features[modality], masks[modality])
         return output
 
     def _check_layer(self, layer: AttentionLayer | None) -> None:
@@ -207,26 +244,25 @@ class VATT(nn.Module):
             except ValueError as error:
                 raise ValueError(f"the {name} encoder: {error}") from error
 
-    def _fill(
-        self,
-        output: VATTOutput,
-        modality: str,
-        raw: Tensor,
-        mask: Tensor,
-        layer: AttentionLayer | None,
-    ) -> None:
-        """Computes the rows of one modality that are there and puts them in their places."""
-        everything = bool(mask.all())
-        rows = raw.flatten(0, mask.ndim - 1) if everything else raw[mask]
-        features, attention = self._encode(modality, rows, layer)
-        output.features[modality] = place_rows(features, mask, everything)
+    def _fill(self, output: VATTOutput, modality: str, features: Tensor, mask: Tensor) -> None:
+        """Takes the rows of one modality through the heads and puts them in their places."""
+        output.features[modality] = place_rows(features, mask)
         if self.head is not None:
             for space, embedding in self._embed(modality, features).items():
-                output.embeddings[f"{modality}_{space}"] = place_rows(embedding, mask, everything)
-        if attention is not None:
-            output.attention[modality] = place_rows(attention, mask, everything)
+                output.embeddings[f"{modality}_{space}"] = place_rows(embedding, mask)
         if self.classifier is not None and self.classifier.config.modality == modality:
-            output.logits = place_rows(self.classifier(features), mask, everything)
+            output.logits = place_rows(self.classifier(features), mask)
+
+    def _blank_row(self, modality: str) -> Tensor:
+        """Silence, darkness or one word, `[1, …]`."""
+        device = next(self.parameters()).device
+        if modality == "text":
+            return torch.ones(1, 1, dtype=torch.int64, device=device)
+        if modality == "audio":
+            return torch.zeros(1, self.config.audio.num_samples, device=device)
+        video = self.config.video
+        size = (video.num_frames, video.image_size, video.image_size, 3)
+        return torch.zeros(1, *size, device=device)
 
     def _tokens(self, modality: str) -> nn.Module:
         tokens = getattr(self, f"{modality}_tokens", None)
@@ -297,9 +333,21 @@ class VATT(nn.Module):
         )
 
 
-def place_rows(values: Tensor, mask: Tensor, everything: bool) -> Tensor:
+def present_rows(batch: Batch, modality: str) -> tuple[Tensor | None, Tensor | None]:
+    """Rows of one modality that are there, captions each a row, and the mask that says where.
+
+    Returns:
+        Raw input `[rows, …]` and bool `[B]` or, of text, `[B, K]`; None and None for no row at all.
+    """
+    raw, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
+    if raw is None or mask is None or not bool(mask.any()):
+        return None, None
+    return raw.flatten(0, mask.ndim - 1) if bool(mask.all()) else raw[mask], mask
+
+
+def place_rows(values: Tensor, mask: Tensor) -> Tensor:
     """Puts computed rows where the mask is True: `[rows, …]` → `[*mask.shape, …]`, else zeros."""
-    if everything:
+    if len(values) == mask.numel():
         return values.unflatten(0, mask.shape)
     full = values.new_zeros(*mask.shape, *values.shape[1:])
     return full.masked_scatter(mask.reshape(*mask.shape, *[1] * (values.ndim - 1)), values)

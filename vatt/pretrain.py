@@ -14,7 +14,6 @@ from vatt.checkpoint import CONFIG_KEY, check_same, load_optimizer_state, load_w
 from vatt.config import VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
-from vatt.heads import world_size
 from vatt.losses import PAIRS, ContrastiveLoss, LossConfig, LossOutput
 from vatt.model import VATT
 from vatt.optim import (
@@ -25,6 +24,7 @@ from vatt.optim import (
     clip_gradients,
     learning_rate_factor,
 )
+from vatt.ranks import world_size
 
 
 class NonFiniteLossError(UserError):

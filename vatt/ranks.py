@@ -1,0 +1,118 @@
+"""What the processes of a distributed run tell each other, with gradient; a single one, nothing.
+
+Every function here that exchanges is a collective: all ranks must call it, in the same order, also
+a rank that has nothing to tell.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rank() -> int:
+    """This process's rank, 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class RowLayout(NamedTuple):
+    """How the clips of all ranks, `G` rows, are spread over the ranks.
+
+    Args:
+        rows: Clips of each rank.
+        num_candidates: `K`, the largest bag of captions of any rank.
+    """
+
+    rows: tuple[int, ...]
+    num_candidates: int
+
+    @property
+    def first(self) -> int:
+        """Place of this rank's first row among those of all ranks."""
+        return sum(self.rows[: rank()])
+
+    @property
+    def total(self) -> int:
+        """Rows of all ranks, `G`."""
+        return sum(self.rows)
+
+
+def exchange_layout(
+    num_rows: int, num_candidates: int, device: torch.device | str = "cpu"
+) -> RowLayout:
+    """Tells all ranks how many clips this one has, and how many captions each; a collective."""
+    if world_size() == 1:
+        return RowLayout((num_rows,), num_candidates)
+    own = torch.tensor([num_rows, num_candidates], device=device)
+    everyone = own.new_empty(world_size(), 2)
+    dist.all_gather(list(everyone.unbind()), own)
+    rows, candidates = everyone.T.tolist()
+    return RowLayout(tuple(rows), max(candidates))
+
+
+def gather_rows(x: Tensor, layout: RowLayout) -> Tensor:
+    """Rows of all ranks in rank order, with gradient: `[B, …]` → `[G, …]`; a collective.
+
+    Args:
+        x: float, or bool, of `layout.rows[rank()]` rows.
+        layout: Where they go.
+    """
+    if world_size() == 1:
+        return x
+    if x.dtype == torch.bool:
+        return gather_rows(x.to(torch.uint8), layout).bool()
+    most = max(layout.rows)
+    if len(x) < most:
+        x = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])])
+    everyone: Tensor = _Gather.apply(x)
+    if min(layout.rows) == most:
+        return everyone.flatten(0, 1)
+    parts = zip(everyone.unbind(), layout.rows, strict=True)
+    return torch.cat([part[:num_rows] for part, num_rows in parts])
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum over all ranks, with gradient; the tensor itself with one process. A collective."""
+    return x if world_size() == 1 else _Sum.apply(x)
+
+
+# torch.distributed.nn.functional has both, deprecated since torch 2.13 in favour of functions that
+# torch 2.11 lacks.
+class _Gather(torch.autograd.Function):
+    """`[B, …]` → `[W, B, …]`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        everyone = x.new_empty(world_size(), *x.shape)
+        dist.all_gather(list(everyone.unbind()), x.contiguous())
+        return everyone
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # a reduce-scatter would send half as much, but not every back end has it; these are small
+        return _sum(gradient)[rank()]
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _sum(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _sum(gradient)
+
+
+def _sum(x: Tensor) -> Tensor:
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
