@@ -60,7 +60,7 @@ FLOORS = (
     {"vatt.config_files", "vatt.loggers", "vatt.progress"},
     {"vatt.run_checkpoint"},
     {"vatt.callbacks"},
-    {"vatt.pretrain"},
+    {"vatt.pretrain", "vatt.run_directory"},
     {"vatt.training_cli"},
     {"vatt.demo"},
     {"vatt.commands", "vatt.doctor"},

@@ -2,12 +2,16 @@
 
 import csv
 import errno
+import json
 import os
 import signal
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vatt.batch import Batch
+from vatt.ranks import rank
 
 STEPS = 10
 
@@ -38,8 +42,39 @@ class FillDisk(Callback):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some.file")
 
 
+class RecordKeys(Callback):
+    """Writes down which clips each rank is given."""
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        line = json.dumps([trainer.global_step, list(batch.keys)])
+        folder = Path(trainer.default_root_dir) / f"keys-of-{trainer.world_size}"
+        folder.mkdir(exist_ok=True, parents=True)
+        with (folder / f"{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(f"{line}\n")
+
+
+def read_keys(run: Path) -> dict[int, list[str]]:
+    """Clips of each step over all ranks; a step that was done again with others fails."""
+    steps: dict[int, list[str]] = {}
+    for folder in sorted(run.glob("keys-of-*")):
+        ranks = [path.read_text().splitlines() for path in sorted(folder.glob("*.jsonl"))]
+        for lines in zip(*ranks, strict=True):
+            shares = [json.loads(line) for line in lines]
+            assert len({step for step, _ in shares}) == 1
+            step, keys = shares[0][0], []
+            for row in zip(*(keys_of_rank for _, keys_of_rank in shares), strict=True):
+                keys += row
+            assert steps.setdefault(step, keys) == keys
+    return steps
+
+
 class SendSignal(Callback):
-    """Sends this process a signal: at a step, in the validation after it, or before training."""
+    """Sends this process a signal: at a step, in the validation after it, or before training.
+
+    Where `rank` is given, only that rank does.
+    """
 
     def __init__(
         self,
@@ -47,8 +82,10 @@ class SendSignal(Callback):
         number: int,
         times: int,
         step: int,
+        rank: int | None = None,
     ) -> None:
         self.when, self.number, self.times, self.step = when, number, times, step
+        self.rank = rank
 
     def on_fit_start(self, trainer: Trainer, *_: Any) -> None:
         self._send("start")
@@ -64,13 +101,15 @@ class SendSignal(Callback):
             self._send("validation")
 
     def _send(self, moment: str) -> None:
+        if self.rank not in (None, rank()):
+            return
         while moment == self.when and self.times:
             self.times -= 1
             os.kill(os.getpid(), self.number)
 
 
 def signal_options(
-    when: str, number: signal.Signals, *, step: int = 0, times: int = 1
+    when: str, number: signal.Signals, *, step: int = 0, times: int = 1, rank: int | None = None
 ) -> list[str]:
     return [
         "--trainer.callbacks+=training_runs.SendSignal",
@@ -78,6 +117,7 @@ def signal_options(
         f"--trainer.callbacks.number={int(number)}",
         f"--trainer.callbacks.times={times}",
         f"--trainer.callbacks.step={step}",
+        f"--trainer.callbacks.rank={'null' if rank is None else rank}",
     ]
 
 

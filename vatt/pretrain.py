@@ -109,8 +109,16 @@ class PretrainModule(LightningModule):
         return loss.total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Logs the norm of all gradients, before clipping."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        """Logs the norm of all gradients, before clipping.
+
+        What a batch says nothing about has gradient 0, not none: its moments decay, as officially
+        and as with several ranks.
+        """
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        for parameter in trainable:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in trainable if p.grad is not None]
         self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def configure_gradient_clipping(

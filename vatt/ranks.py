@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+LOST_RANK = "another process of the run ended or cannot be reached: see what it said last"
+
 
 def rank() -> int:
     """This process's rank, 0 without a process group."""
@@ -81,6 +83,11 @@ def gather_rows(x: Tensor, layout: RowLayout) -> Tensor:
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum over all ranks, with gradient; the tensor itself with one process. A collective."""
     return x if world_size() == 1 else _Sum.apply(x)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an exchange failed since another rank is gone; gloo has no class for it."""
+    return isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error)
 
 
 # torch.distributed.nn.functional has both, deprecated since torch 2.13 in favour of functions that

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -30,13 +29,15 @@ from vatt.callbacks import (
     WeightAverage,
 )
 from vatt.config import MODALITIES
-from vatt.config_files import config_paths, explain, given_keys, with_config_paths
+from vatt.config_files import explain, given_keys, with_config_paths
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate
 from vatt.files import NO_SPACE, no_space, write_atomically
 from vatt.loggers import MetricsCsv, RunWandb, WandbMode, wandb_mode
 from vatt.progress import TrainingProgress, fit_summary, retrieval_lines
-from vatt.run_checkpoint import LAST_CHECKPOINT, AtomicCheckpointIO, RunCheckpoint, StopOnSignal
+from vatt.ranks import LOST_RANK, is_lost_rank
+from vatt.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, StopOnSignal
+from vatt.run_directory import choose_run_dir, config_path, find_checkpoint, tokenizer_beside
 
 # Written once, where the left side stands; the right side is filled from it.
 LINKS = {
@@ -139,15 +140,15 @@ class TrainingCLI(LightningCLI):
         """Settles run directory, checkpoint and name of the configuration before any work."""
         run, config = self._of("run"), self.config[self.subcommand]
         fits, given = self.subcommand == "fit", config["ckpt_path"]
-        self.run_dir = _choose_run_dir(run["dir"], given, self._args, new=fits)
+        self.run_dir = choose_run_dir(run["dir"], given, self._args, new=fits)
         run["dir"] = None if self.run_dir is None else str(self.run_dir)
-        checkpoint = _find_checkpoint(given, self.run_dir, self.subcommand or "")
+        checkpoint = find_checkpoint(given, self.run_dir, self.subcommand or "")
         config["ckpt_path"] = None if checkpoint is None else str(checkpoint)
         config["weights_only"] = True
         self._take_tokenizer(config)
         if fits:
             assert self.run_dir is not None
-            self.config_path = _config_path(self.run_dir, resumes=checkpoint is not None)
+            self.config_path = config_path(self.run_dir, resumes=checkpoint is not None)
             self.save_config_callback = SaveRunConfig
             self.save_config_kwargs = {
                 "config_filename": str(self.config_path),
@@ -188,9 +189,11 @@ class TrainingCLI(LightningCLI):
         with self.stop.listening():
             try:
                 self.trainer.fit(**kwargs)
-            except (RuntimeError, SystemExit, KeyboardInterrupt):  # Lightning exits on Ctrl-C
-                if self.stop.asked:
+            except (RuntimeError, SystemExit, KeyboardInterrupt) as error:
+                if self.stop.asked:  # Lightning exits on Ctrl-C
                     raise self.stop.error(self.trainer) from None
+                if is_lost_rank(error):
+                    raise UserError(f"{LOST_RANK}; {self._go_on}") from error
                 raise
             except OSError as error:
                 if error.errno in NO_SPACE and self.checkpoint.path.exists():
@@ -274,7 +277,7 @@ class TrainingCLI(LightningCLI):
         if resumes:
             kept = None if self.run_dir is None else self.run_dir / TOKENIZER
         elif start is not None:
-            kept = _tokenizer_beside(Path(start))
+            kept = tokenizer_beside(Path(start))
         else:
             return
         if kept is not None and kept.is_file():
@@ -319,79 +322,6 @@ def _refuse_linked_keys(args: Sequence[str]) -> None:
         for source, target in LINKS.items():
             if key == target or key.startswith(f"{target}."):
                 raise UserError(f"{key} is taken from {source}: set that instead", 2)
-
-
-def _choose_run_dir(
-    given: str | None, ckpt_path: str | None, args: Sequence[str], *, new: bool
-) -> Path | None:
-    """The run directory: the given one, the checkpoint's own, or a new one."""
-    if given is not None:
-        folder = Path(given)
-        if new and not ckpt_path and (folder / "checkpoints" / LAST_CHECKPOINT).exists():
-            raise UserError(
-                f"{folder} already holds a run: go on with it by --ckpt_path last, or give another "
-                "--run.dir"
-            )
-        return folder
-    if ckpt_path and Path(ckpt_path).parent.name == "checkpoints":
-        return Path(ckpt_path).parent.parent
-    if not new:
-        return None
-    if ckpt_path == "last":
-        raise UserError("--ckpt_path last needs --run.dir, or the config.yaml of the run", 2)
-    return _new_run_dir(args)
-
-
-def _new_run_dir(args: Sequence[str]) -> Path:
-    """`runs/<configuration>-<time>`, the same for processes that this one starts."""
-    if "VATT_RUN_DIR" in os.environ and "LOCAL_RANK" in os.environ:
-        return Path(os.environ["VATT_RUN_DIR"])
-    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
-        raise UserError("several processes need the same run directory: give --run.dir", 2)
-    configs = config_paths(args)
-    name = configs[0].stem if configs else "run"
-    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    os.environ["VATT_RUN_DIR"] = str(folder)
-    return folder
-
-
-def _config_path(run_dir: Path, *, resumes: bool) -> Path:
-    """Where the configuration goes: a resumed run may have another one."""
-    if not resumes:
-        return run_dir / "config.yaml"
-    return run_dir / f"config.resume-{len(list(run_dir.glob('config.resume-*.yaml'))) + 1}.yaml"
-
-
-def _tokenizer_beside(model: Path) -> Path:
-    """The tokenizer of a model folder, or of the run that a checkpoint is of.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = model if model.is_dir() else model.parent.parent
-    if not (folder / TOKENIZER).is_file():
-        raise UserError(
-            f"{model} has no {TOKENIZER}, which says what its word ids stand for: give "
-            "--data.init_args.tokenizer FILE",
-            2,
-        )
-    return folder / TOKENIZER
-
-
-def _find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:
-    """The checkpoint to start from; None: random weights."""
-    last = None if run_dir is None else run_dir / "checkpoints" / LAST_CHECKPOINT
-    if ckpt_path == "last" and subcommand == "fit" and last is not None and not last.exists():
-        print(f"no checkpoint in {run_dir} yet: starting from the beginning", file=sys.stderr)
-        return None
-    if ckpt_path is None and subcommand == "fit":
-        return None
-    path = last if ckpt_path in (None, "last") else Path(str(ckpt_path))
-    if path is None:
-        raise UserError(f"{subcommand} needs trained weights: give --ckpt_path FILE", 2)
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}: give --ckpt_path FILE of one that exists", 2)
-    return path
 
 
 def _save_table(table: EmbeddingTable, path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Training in several processes: the same run for any number of them, killed and resumed."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from rank_processes import run_vatt
+from training_runs import STEPS, fit_arguments, read_keys, read_losses, signal_options
+
+pytestmark = pytest.mark.ddp
+
+RECORD = ["--trainer.callbacks+=training_runs.RecordKeys"]
+# draws differ between ranks, and Adam makes much of how float32 rounds the sum over ranks
+EXACT = [
+    "--model.init_args.model.drop_token=0",
+    "--model.init_args.model.encoder.dropout=0",
+    "--trainer.precision=64-true",
+]
+
+
+def fit(shards: Path, run: Path, world_size: int, *more: str) -> list[int | None]:
+    return run_vatt(fit_arguments(shards, run, *RECORD, *more), world_size, run.with_suffix(".out"))
+
+
+def said(run: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(run.with_suffix(".out").glob("*.txt")))
+
+
+@pytest.fixture(scope="module")
+def whole_runs(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs that nobody stops, by their number of ranks."""
+    runs = {}
+    for world_size in (1, 2):
+        runs[world_size] = tmp_path_factory.mktemp("whole") / "run"
+        codes = fit(tiny_shards, runs[world_size], world_size)
+        assert codes == [0] * world_size, said(runs[world_size])
+    return runs
+
+
+def test_ranks_share_the_clips_of_one_process(whole_runs: dict[int, Path]) -> None:
+    keys = read_keys(whole_runs[1])
+    assert sorted(keys) == list(range(STEPS))
+    assert read_keys(whole_runs[2]) == keys
+
+
+def test_losses_do_not_depend_on_the_number_of_ranks(tiny_shards: Path, tmp_path: Path) -> None:
+    losses = []
+    for world_size in (1, 2):
+        run = tmp_path / f"run-{world_size}"
+        assert fit(tiny_shards, run, world_size, *EXACT) == [0] * world_size, said(run)
+        losses.append([float(loss) for loss in read_losses(run).values()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "workers"),
+    [
+        (2, 2, 0),
+        (2, 1, 0),
+        (1, 2, 0),
+        pytest.param(1, 1, 0, marks=pytest.mark.slow),
+        pytest.param(1, 1, 2, marks=pytest.mark.slow),
+        pytest.param(2, 2, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_run_goes_on_with_any_number_of_ranks(
+    tiny_shards: Path,
+    whole_runs: dict[int, Path],
+    tmp_path: Path,
+    before: int,
+    after: int,
+    workers: int,
+) -> None:
+    run, step = tmp_path / "run", random.Random(f"{before}{after}{workers}").randrange(4, STEPS)
+    options = f"--data.init_args.num_workers={workers}"
+    kill = signal_options("step", signal.SIGKILL, step=step)
+    assert fit(tiny_shards, run, before, options, *kill) == [-signal.SIGKILL] * before, said(run)
+    assert fit(tiny_shards, run, after, options, "--ckpt_path=last") == [0] * after, said(run)
+    assert read_keys(run) == read_keys(whole_runs[1])
+    if before == after:
+        assert read_losses(run) == read_losses(whole_runs[before])
+
+
+def test_run_ends_with_an_error_where_one_of_two_ranks_is_killed(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    run, began = tmp_path / "run", time.monotonic()
+    kill = signal_options("step", signal.SIGKILL, step=5, rank=1)
+    code, killed = fit(tiny_shards, run, 2, *kill)
+    assert killed == -signal.SIGKILL
+    assert code is not None, f"still there after {time.monotonic() - began:.0f} s"
+    assert code > 0
+    assert "another process of the run ended" in said(run)
+    assert f"go on with: vatt fit --config {run}/config.yaml --ckpt_path last" in said(run)
+    assert (run / "checkpoints" / "last.ckpt").exists()
