@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.order import GlobalOrder, SampleRef
+from vatt.batch import MicroBatches
 from vatt.errors import UserError
 from vatt.shard_index import ShardError
 
@@ -37,6 +38,8 @@ class PositionedLoader:
             of references.
         order: The global order.
         batch_size: Samples of a global batch, over all ranks.
+        micro_batch_size: Hand out a rank's share as `MicroBatches` of so many samples, which are
+            made apart. None: as one batch.
         rank: This process.
         world_size: Number of processes.
         batches_per_epoch: Length of a pass, Lightning's nominal epoch. None: as many whole batches
@@ -57,6 +60,7 @@ class PositionedLoader:
         order: GlobalOrder,
         *,
         batch_size: int,
+        micro_batch_size: int | None = None,
         rank: int = 0,
         world_size: int = 1,
         batches_per_epoch: int | None = None,
@@ -65,10 +69,8 @@ class PositionedLoader:
         prefetch_factor: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise UserError(
-                f"batch_size is global: {batch_size} must be a multiple of the {world_size} ranks"
-            )
+        share = share_of_batch(batch_size, world_size, micro_batch_size)
+        self._num_parts = None if micro_batch_size is None else share // micro_batch_size
         self.order = order
         self.batch_size = batch_size
         self.position = 0  # global samples handed out since the start of the run
@@ -76,7 +78,8 @@ class PositionedLoader:
         self._batches_in_pass = 0
         self._resumed = False
         self._stream: Iterator[Any] | None = None
-        self._batches = _GlobalBatches(order, batch_size, rank, world_size)
+        offsets = range(rank, batch_size, world_size)
+        self._batches = _GlobalBatches(order, batch_size, offsets, micro_batch_size or share)
         self._loader = open_loader(
             samples,
             self._batches,
@@ -100,7 +103,7 @@ class PositionedLoader:
             self._stream = iter(self._loader)
         last = False
         while not last:
-            batch = self._take()
+            batch = self._take_share()
             last = self._batches_in_pass + 1 >= len(self)
             self._batches_in_pass = 0 if last else self._batches_in_pass + 1
             self.position += self.batch_size
@@ -132,6 +135,12 @@ class PositionedLoader:
         """Ends the workers; a later pass starts new ones at the same position."""
         self._stream = None
 
+    def _take_share(self) -> Any:
+        if self._num_parts is None:
+            return self._take()
+        parts = tuple(self._take() for _ in range(self._num_parts))
+        return MicroBatches(parts=parts, device=parts[0].device)
+
     def _take(self) -> Any:
         assert self._stream is not None, "the loader was closed during a pass"
         try:
@@ -142,21 +151,44 @@ class PositionedLoader:
 
 
 class _GlobalBatches:
-    """The references of one rank, batch by batch, from `start` on.
+    """The references of one rank, (micro-)batch by batch, from `start` on.
 
     It does not know the loader: workers whose iterator is part of a reference cycle take five
     seconds each to end, since the garbage collector closes their queues first.
     """
 
-    def __init__(self, order: GlobalOrder, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, order: GlobalOrder, batch_size: int, offsets: range, micro_batch_size: int
+    ) -> None:
         self.start = 0
         self._order = order
         self._batch_size = batch_size
-        self._offsets = range(rank, batch_size, world_size)
+        places = range(0, len(offsets), micro_batch_size)
+        self._parts = [offsets[place : place + micro_batch_size] for place in places]
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for start in itertools.count(self.start, self._batch_size):
-            yield [self._order.ref(start + offset) for offset in self._offsets]
+            for part in self._parts:
+                yield [self._order.ref(start + offset) for offset in part]
+
+
+def share_of_batch(batch_size: int, world_size: int, micro_batch_size: int | None = None) -> int:
+    """Samples of a global batch that each rank has.
+
+    Raises:
+        UserError: the ranks, or micro-batches, cannot share it.
+    """
+    share, rest = divmod(batch_size, world_size)
+    if batch_size < 1 or rest:
+        raise UserError(
+            f"batch_size is global: {batch_size} must be a multiple of the {world_size} ranks"
+        )
+    if micro_batch_size is not None and (micro_batch_size < 1 or share % micro_batch_size):
+        raise UserError(
+            f"each of {world_size} ranks has {share} clips of a batch of {batch_size}: "
+            f"micro_batch_size must divide them, got {micro_batch_size}"
+        )
+    return share
 
 
 def open_loader(

@@ -13,12 +13,12 @@ from lightning.pytorch import LightningDataModule
 from datamodules.augment import augment_batch
 from datamodules.cache import GIB, ClipCache, warm_up
 from datamodules.clips import Geometry
-from datamodules.loader import PositionedLoader, StartMethod
+from datamodules.loader import PositionedLoader, StartMethod, share_of_batch
 from datamodules.order import GlobalOrder
 from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
 from datamodules.samples import ClipSamples
 from vatt.audio import log_mel_of
-from vatt.batch import Batch
+from vatt.batch import Batch, MicroBatches
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
 from vatt.remote import find_tars, local_or_remote, stamp_of
@@ -45,6 +45,7 @@ class PretrainData(LightningDataModule):
         audio: Geometry of the sound, linked from the model.
         text: Geometry of the captions, linked from the model.
         batch_size: Clips of a step over all ranks; a rank takes batch_size / world size of them.
+        micro_batch_size: Hand these out in parts of so many clips, linked from the model.
         num_workers: Processes per rank that read. None is started where the cache holds everything.
         start_method: How they start; `forkserver` is safe beside threads and CUDA, `fork` is
             quicker.
@@ -76,6 +77,7 @@ class PretrainData(LightningDataModule):
         audio: AudioConfig,
         text: TextConfig,
         batch_size: int = 64,
+        micro_batch_size: int | None = None,
         num_workers: int = 2,
         start_method: StartMethod = "forkserver",
         tokenizer: str | None = None,
@@ -97,6 +99,7 @@ class PretrainData(LightningDataModule):
         self.validation_folder = None if validation is None else local_or_remote(validation)
         self.geometry = Geometry(video=video, audio=audio, text=text, num_candidates=num_candidates)
         self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
         self.num_workers = num_workers
         self.start_method = start_method
         self.tokenizer_path = None if tokenizer is None else Path(tokenizer)
@@ -154,6 +157,8 @@ class PretrainData(LightningDataModule):
             ShardError: shards that are missing; before anybody has made a folder for the run.
         """
         fits = self.trainer is None or self.trainer.state.fn == "fit"
+        if fits:
+            share_of_batch(self.batch_size, self._world_size, self.micro_batch_size)
         validation = [] if self.validation_folder is None else [self.validation_folder]
         for folder in [*self.train_folders, *validation] if fits else validation:
             find_tars(folder)
@@ -209,6 +214,7 @@ class PretrainData(LightningDataModule):
                 [one.shard_sizes for one in self.train_samples.sets], self.weights, self.seed
             ),
             batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
             rank=self._rank,
             world_size=self._world_size,
             batches_per_epoch=self.batches_per_epoch,
@@ -242,10 +248,17 @@ class PretrainData(LightningDataModule):
         """The same as for validation."""
         return self.val_dataloader()
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(
+        self, batch: Batch | MicroBatches, dataloader_idx: int
+    ) -> Batch | MicroBatches:
         """Changes colours and sound of training clips, on the device, as their seeds say."""
         if self.trainer is None or not self.trainer.training:
             return batch
+        if isinstance(batch, MicroBatches):
+            return dataclasses.replace(batch, change=self._changed)
+        return self._changed(batch)
+
+    def _changed(self, batch: Batch) -> Batch:
         return augment_batch(batch, self.augment, self._log_mel)
 
     def state_dict(self) -> dict[str, Any]:

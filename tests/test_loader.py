@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from datamodules.loader import PositionedLoader
 from datamodules.order import GlobalOrder
+from vatt.batch import Batch
 from vatt.errors import UserError
 
 SIZES = [[7, 5, 9, 16]]  # 37 samples, no multiple of the batch
@@ -18,6 +19,13 @@ class References(Dataset):
 
     def __getitems__(self, refs):
         return [(ref.position, ref.sample_index, ref.epoch) for ref in refs]
+
+
+class Clips(Dataset):
+    """Batches whose keys say what was asked for."""
+
+    def __getitems__(self, refs):
+        return Batch(audio=torch.zeros(len(refs), 1), keys=tuple(str(ref.position) for ref in refs))
 
 
 class Broken(Dataset):
@@ -97,6 +105,30 @@ def test_a_run_resumes_with_another_number_of_ranks(before, after):
         loader.load_state_dict(states[0])
         parts.append(joined(take(loader, 6)))
     assert sorted(joined(parts)) == wanted(0, 44)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_micro_batches_are_the_parts_of_a_share_and_resume_as_other_sizes(num_workers):
+    settings = {"samples": Clips(), "batch_size": 8, "world_size": 2, "rank": 1}
+    first = make(**settings, micro_batch_size=2, num_workers=num_workers)
+    taken = take(first, 3)
+    assert [[len(part) for part in batch.parts] for batch in taken] == [[2, 2]] * 3
+    assert first.position == 24
+    rest = []
+    for size in (4, None):
+        second = make(**settings, micro_batch_size=size)
+        second.load_state_dict(first.state_dict())
+        rest.append(take(second, 2))
+    first.close()
+    for batches in rest:
+        keys = joined(batch.keys for batch in taken + batches)
+        assert keys == [str(position) for position in range(1, 40, 2)]
+
+
+@pytest.mark.parametrize("size", [0, 3, 8])
+def test_micro_batches_that_do_not_divide_a_share_are_refused(size):
+    with pytest.raises(UserError, match="has 4 clips of a batch of 8: micro_batch_size must"):
+        make(batch_size=8, world_size=2, micro_batch_size=size)
 
 
 def test_the_rest_of_an_interrupted_pass_comes_before_a_whole_one():

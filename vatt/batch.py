@@ -6,10 +6,12 @@ tokens · `D` width · `N` heads · `E` width per head · `K` candidate captions
 values in a patch.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -111,6 +113,17 @@ class Batch:
         first = next(v for v in (self.video, self.audio, self.text) if v is not None)
         return first.shape[0]
 
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """By modality, bool `[B]` or `[B, K]`; a modality that the batch lacks has none."""
+        masks = ((name, getattr(self, f"{name}_mask")) for name in ("video", "audio", "text"))
+        return {name: mask for name, mask in masks if mask is not None}
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(v for v in (self.video, self.audio, self.text) if v is not None).device
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
         moved: dict[str, Any] = {
@@ -128,3 +141,68 @@ class Batch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         return replace(self, **pinned)
+
+
+@dataclass(kw_only=True)
+class MicroBatches:
+    """One batch in parts, which stay where they are until they are looked at.
+
+    Args:
+        parts: Batches of any size.
+        device: Where each part goes when its turn comes.
+        change: What is done to each part there, every time anew.
+    """
+
+    parts: tuple[Batch, ...]
+    device: torch.device
+    change: Callable[[Batch], Batch] | None = None
+
+    @classmethod
+    def split(cls, batch: Batch, size: int) -> Self:
+        """A batch in parts of `size` clips; the last may be smaller."""
+        columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        given = {name: value for name, value in columns.items() if value is not None and len(value)}
+        starts = range(0, len(batch), size)
+        parts = [
+            Batch(**{n: v[start : start + size] for n, v in given.items()}) for start in starts
+        ]
+        return cls(parts=tuple(parts), device=batch.device)
+
+    def __len__(self) -> int:
+        """Number of clips of all parts, `B`."""
+        return sum(len(part) for part in self.parts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The parts in turn, on the device and changed."""
+        for part in self.parts:
+            moved = part.to(self.device, non_blocking=True)
+            yield moved if self.change is None else self.change(moved)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same parts, each bound for another device."""
+        return replace(self, device=torch.device(device))
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the clips."""
+        return tuple(key for part in self.parts for key in part.keys)
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """On the device, by modality: bool `[B]`, or `[B, K]` with `K` of the largest part."""
+        masks, parts = {}, [part.masks for part in self.parts]
+        for name in dict.fromkeys(name for part in parts for name in part):
+            rest = max(part[name].shape[1:] for part in parts if name in part)
+            rows = [
+                _padded(part.get(name), len(batch), rest)
+                for part, batch in zip(parts, self.parts, strict=True)
+            ]
+            masks[name] = torch.cat(rows).to(self.device)
+        return masks
+
+
+def _padded(mask: Tensor | None, num_clips: int, rest: tuple[int, ...]) -> Tensor:
+    """A mask `[B, *rest]`, of which `rest` is `(K,)` for text; False is added, or all there is."""
+    if mask is None:
+        return torch.zeros(num_clips, *rest, dtype=torch.bool)
+    return F.pad(mask, (0, rest[0] - mask.shape[1])) if rest else mask

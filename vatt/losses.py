@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vatt.batch import Batch
+from vatt.batch import Batch, MicroBatches
 from vatt.config_checks import check_choices
 from vatt.contrast import Rows, Sides, contrast, contrast_sigmoid
 from vatt.heads import at_least_float32
@@ -144,7 +144,7 @@ class ContrastiveLoss(nn.Module):
             start_bias = torch.full((count,), config.sigmoid_bias)
             self.bias = nn.Parameter(start_bias, requires_grad=learns)
 
-    def forward(self, output: VATTOutput, batch: Batch) -> LossOutput:
+    def forward(self, output: VATTOutput, batch: Batch | MicroBatches) -> LossOutput:
         """Contrasts what the model made of `batch`; see `LossOutput`.
 
         Raises:
@@ -152,7 +152,7 @@ class ContrastiveLoss(nn.Module):
         """
         if self.config.learns_temperature:  # clamped here: a clamp in the graph has no way back
             self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
-        scales = self.log_scale.exp()
+        scales, masks = self.log_scale.exp(), batch.masks
         result = LossOutput(total=scales.new_zeros(()))
         for number, name in enumerate(self.pairs):
             first, second = embeddings_of(PAIRS[name], output.embeddings)
@@ -161,8 +161,8 @@ class ContrastiveLoss(nn.Module):
                 self.config,
                 first,
                 second,
-                mask_of(batch, PAIRS[name].first),
-                mask_of(batch, PAIRS[name].second),
+                masks.get(PAIRS[name].first),
+                masks.get(PAIRS[name].second),
                 scales[number],
                 bias,
             )
@@ -177,12 +177,6 @@ class ContrastiveLoss(nn.Module):
             # DDP waits for a gradient of every weight, also where no two modalities meet
             result.total = result.total + sum(e[:0].sum() for e in output.embeddings.values())
         return result
-
-
-def mask_of(batch: Batch, modality: str) -> Tensor | None:
-    """A modality's mask, `[B]` or for text `[B, K]`; None where the batch lacks it."""
-    mask: Tensor | None = getattr(batch, f"{modality}_mask")
-    return mask
 
 
 def embeddings_of(pair: Pair, embeddings: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:

@@ -205,8 +205,9 @@ class VATT(nn.Module):
                     output.attention[modality] = place_rows(attention, mask)
             elif self.training and world_size() > 1:
                 features = self._encode(modality, self._blank_row(modality))[0][:0]
-                shape = (len(batch), 1) if modality == "text" else (len(batch),)
-                self._fill(output, modality, features, features.new_zeros(shape).bool())
+                self._fill(
+                    output, modality, features, no_row(len(batch), modality, features.device)
+                )
         return output
 
     def encode_batch(self, batch: Batch) -> dict[str, Tensor]:
@@ -231,8 +232,9 @@ class VATT(nn.Module):
             masks: By modality, bool `[B]` or, of text, `[B, K]`: the places of these rows.
         """
         output = VATTOutput()
-        for modality in features:
-            self._fill(output, modality, features[modality], masks[modality])
+        for modality in self.config.modalities:  # in the same order on all ranks
+            if modality in features:
+                self._fill(output, modality, features[modality], masks[modality])
         return output
 
     def _check_layer(self, layer: AttentionLayer | None) -> None:
@@ -343,6 +345,12 @@ def present_rows(batch: Batch, modality: str) -> tuple[Tensor | None, Tensor | N
     if raw is None or mask is None or not bool(mask.any()):
         return None, None
     return raw.flatten(0, mask.ndim - 1) if bool(mask.all()) else raw[mask], mask
+
+
+def no_row(num_clips: int, modality: str, device: torch.device) -> Tensor:
+    """The mask of a modality that no clip has: bool `[B]` or, of text, `[B, 1]`."""
+    shape = (num_clips, 1) if modality == "text" else (num_clips,)
+    return torch.zeros(shape, dtype=torch.bool, device=device)
 
 
 def place_rows(values: Tensor, mask: Tensor) -> Tensor:

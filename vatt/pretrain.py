@@ -9,7 +9,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vatt.batch import Batch
+from vatt.accumulation import forward_cached
+from vatt.batch import Batch, MicroBatches
 from vatt.checkpoint import CONFIG_KEY, check_same, load_optimizer_state, load_weights
 from vatt.config import VATTConfig
 from vatt.errors import UserError
@@ -43,6 +44,9 @@ class PretrainModule(LightningModule):
             converted one; not read when a run is resumed. None: random weights.
         init_optimizer: Whether the optimiser starts from the state beside them, too
             (`vatt convert --optimizer`).
+        micro_batch_size: Clips whose activations are in memory at a time, per rank: the encoders
+            see so many, heads and loss the whole batch (`vatt.accumulation`). It costs a second
+            forward pass. None: all clips of a rank at once.
 
     Raises:
         UserError: the model's head has no space for a pair that the loss weighs.
@@ -56,6 +60,7 @@ class PretrainModule(LightningModule):
         schedule: ScheduleConfig,
         init_from: str | None = None,
         init_optimizer: bool = False,
+        micro_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         _check_spaces(model, loss)
@@ -67,6 +72,7 @@ class PretrainModule(LightningModule):
         self.schedule = schedule
         self.init_from = init_from
         self.init_optimizer = init_optimizer
+        self.micro_batch_size = micro_batch_size
         self.time_share = (
             0.0  # share of a time budget that is spent; `callbacks.TimeBudget` sets it
         )
@@ -94,18 +100,24 @@ class PretrainModule(LightningModule):
         except ValueError as error:
             raise UserError(f"init_from: {error}") from error
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
         """Sets the learning rate of this step: a function of the progress, so it needs no state."""
         factor = learning_rate_factor(self.schedule, self.progress)
         for group in self._optimizer().param_groups:
             group["lr"] = self.optimizer_config.learning_rate * factor
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch | MicroBatches, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        loss: LossOutput = self.loss(self.network(batch), batch)
+        if self.micro_batch_size is not None and isinstance(batch, Batch):
+            batch = MicroBatches.split(batch, self.micro_batch_size)
+        if isinstance(batch, MicroBatches):
+            output = forward_cached(self.network, batch)
+        else:
+            output = self.network(batch)
+        loss: LossOutput = self.loss(output, batch)
         self._refuse_non_finite(loss, batch)
         self.log("train/loss", loss.total.detach(), batch_size=len(batch))
-        self.log_dict(self._measurements(loss, batch), batch_size=len(batch))
+        self.log_dict(self._measurements(loss, batch.masks), batch_size=len(batch))
         return loss.total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -202,7 +214,9 @@ class PretrainModule(LightningModule):
         assert isinstance(optimizer, Optimizer)
         return optimizer
 
-    def _measurements(self, loss: LossOutput, batch: Batch) -> dict[str, Tensor | float]:
+    def _measurements(
+        self, loss: LossOutput, masks: dict[str, Tensor]
+    ) -> dict[str, Tensor | float]:
         parts = {
             "loss": loss.losses,
             "accuracy": loss.accuracies,
@@ -212,11 +226,11 @@ class PretrainModule(LightningModule):
         return {
             **{f"train/{kind}_{pair}": v for kind, of in parts.items() for pair, v in of.items()},
             "train/learning_rate": self._optimizer().param_groups[0]["lr"],
-            "data/audio_coverage": _share_present(batch.audio_mask),
-            "data/text_coverage": _share_present(batch.text_mask),
+            "data/audio_coverage": _share_present(masks.get("audio")),
+            "data/text_coverage": _share_present(masks.get("text")),
         }
 
-    def _refuse_non_finite(self, loss: LossOutput, batch: Batch) -> None:
+    def _refuse_non_finite(self, loss: LossOutput, batch: Batch | MicroBatches) -> None:
         if torch.isfinite(loss.total):
             return
         broken = [

@@ -42,6 +42,7 @@ from vatt.run_directory import choose_run_dir, config_path, find_checkpoint, tok
 # Written once, where the left side stands; the right side is filled from it.
 LINKS = {
     **{f"model.init_args.model.{name}": f"data.init_args.{name}" for name in MODALITIES},
+    "model.init_args.micro_batch_size": "data.init_args.micro_batch_size",
     "trainer.max_steps": "model.init_args.schedule.max_steps",
 }
 
