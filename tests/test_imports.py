@@ -38,7 +38,7 @@ FLOORS = (
     {"vatt.heads"},
     {"vatt.tokens", "vatt.classification"},
     {"vatt.model"},
-    {"vatt.losses", "vatt.checkpoint", "vatt.flops", "vatt.accumulation"},
+    {"vatt.losses", "vatt.checkpoint", "vatt.flops", "vatt.accumulation", "vatt.compute"},
     {"vatt.convert", "vatt.costs"},
     {"vatt.evaluate"},
     {"vatt.report_media"},

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vatt.config import EncoderConfig
 
@@ -146,6 +147,7 @@ class Encoder(nn.Module):
         norm = nn.RMSNorm if t5 else nn.LayerNorm
         self.final_norm = norm(config.d_model, eps=NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
+        self.checkpoint_activations = False  # `vatt.compute.checkpoint_activations` sets it
         self.relative_max_distance = relative_max_distance
         self.relative_bias = nn.Embedding(relative_buckets, config.num_heads) if t5 else None
         self.reset_parameters()
@@ -168,8 +170,12 @@ class Encoder(nn.Module):
             float `[B, L, D]`.
         """
         score_bias = self._score_bias(x_BLD, token_mask_BL)
+        recompute = self.checkpoint_activations and torch.is_grad_enabled()
         for block in self.blocks:
-            x_BLD = block(x_BLD, score_bias)
+            if recompute:
+                x_BLD = checkpoint(block, x_BLD, score_bias, use_reentrant=False)
+            else:
+                x_BLD = block(x_BLD, score_bias)
         return self.dropout(self.final_norm(x_BLD))
 
     def forward_with_attention(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from vatt.accumulation import forward_cached
 from vatt.batch import Batch, MicroBatches
 from vatt.checkpoint import CONFIG_KEY, check_same, load_optimizer_state, load_weights
+from vatt.compute import checkpoint_activations, compile_towers
 from vatt.config import VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
@@ -47,6 +48,10 @@ class PretrainModule(LightningModule):
         micro_batch_size: Clips whose activations are in memory at a time, per rank: the encoders
             see so many, heads and loss the whole batch (`vatt.accumulation`). It costs a second
             forward pass. None: all clips of a rank at once.
+        compile_towers: Whether training runs through `torch.compile`: the first steps take minutes,
+            the others less time.
+        checkpoint_activations: Whether training keeps only what enters each transformer block and
+            computes the rest again: far less memory, a third more computing.
 
     Raises:
         UserError: the model's head has no space for a pair that the loss weighs.
@@ -61,6 +66,8 @@ class PretrainModule(LightningModule):
         init_from: str | None = None,
         init_optimizer: bool = False,
         micro_batch_size: int | None = None,
+        compile_towers: bool = False,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         _check_spaces(model, loss)
@@ -73,6 +80,8 @@ class PretrainModule(LightningModule):
         self.init_from = init_from
         self.init_optimizer = init_optimizer
         self.micro_batch_size = micro_batch_size
+        self.compile_towers = compile_towers
+        self.checkpoint_activations = checkpoint_activations
         self.time_share = (
             0.0  # share of a time budget that is spent; `callbacks.TimeBudget` sets it
         )
@@ -84,6 +93,13 @@ class PretrainModule(LightningModule):
         schedule = self.schedule
         share = max(self.global_step / schedule.max_steps, self.time_share)
         return min(1.0, (schedule.start_step + share * schedule.max_steps) / schedule.total_steps)
+
+    def setup(self, stage: str) -> None:
+        """Chooses how training computes; what is trained stays the same."""
+        if stage == "fit" and self.checkpoint_activations:
+            checkpoint_activations(self.network)
+        if stage == "fit" and self.compile_towers:
+            compile_towers(self.network)
 
     def on_fit_start(self) -> None:
         """Takes the weights to start from, unless a run goes on with its own.
