@@ -39,7 +39,7 @@ FLOORS = (
     {"vatt.tokens", "vatt.classification"},
     {"vatt.model"},
     {"vatt.losses", "vatt.checkpoint", "vatt.flops", "vatt.accumulation", "vatt.compute"},
-    {"vatt.convert", "vatt.costs"},
+    {"vatt.convert", "vatt.costs", "vatt.utilisation"},
     {"vatt.evaluate"},
     {"vatt.report_media"},
     {"vatt.report_clips"},

@@ -18,6 +18,7 @@ from vatt.errors import UserError
 from vatt.machine import num_cores
 from vatt.run_checkpoint import AVERAGING_STATE, has_stepped
 from vatt.text import Tokenizer
+from vatt.utilisation import FlopMeter, flop_meter
 
 FETCH = "train_dataloader_next"  # end of the name under which Lightning profiles waiting for data
 TOKENIZER = "tokenizer.json"  # of a run, in its directory
@@ -60,6 +61,8 @@ class StepClock(Callback):
     Validation, checkpoints and logging are not training time. Logs `perf/step_seconds`,
     `perf/data_wait_share`, in [0, 1], and `perf/clips_per_second`, over all ranks, each as the mean
     since the last logged step. A step is one of the optimiser, with all batches it accumulates.
+    Where the device's peak is known (`vatt.utilisation`), also `perf/model_flops_utilisation` of
+    the first rank, in [0, 1].
     """
 
     def __init__(self) -> None:
@@ -70,10 +73,13 @@ class StepClock(Callback):
         self._step_seconds = 0.0
         self._num_clips = 0
         self._num_steps = 0
+        self._meter: FlopMeter | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens to the trainer's profiler, which is told when a batch is asked for."""
         self.ran = True
+        network, precision = getattr(pl_module, "network", None), str(trainer.precision)
+        self._meter = flop_meter(network, trainer.strategy.root_device, precision)
         untyped = cast(
             Any, trainer
         )  # Lightning sets the attribute where type checkers do not see it
@@ -101,6 +107,8 @@ class StepClock(Callback):
         self.training_seconds += seconds
         self._step_seconds += seconds
         self._num_clips += len(batch) * trainer.world_size
+        if self._meter is not None:
+            self._meter.add(batch)
         if not has_stepped(trainer):
             return
         self._num_steps += 1
@@ -117,6 +125,9 @@ class StepClock(Callback):
             "perf/data_wait_share": self._wait_seconds / self._step_seconds,
             "perf/clips_per_second": self._num_clips / self._step_seconds,
         }
+        if self._meter is not None:
+            share = self._meter.utilisation(self._step_seconds)
+            values["perf/model_flops_utilisation"] = share
         pl_module.log_dict(values, batch_size=1)
         self._wait_seconds = self._step_seconds = 0.0
         self._num_clips = self._num_steps = 0
