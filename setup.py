@@ -64,6 +64,8 @@ setup(
         "parquet": ["pyarrow>=16"],  # captions in parquet files
         # shards of web servers (aiohttp), s3://, gs://; hf:// comes with huggingface_hub
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "filelock", "s3fs>=2024.6", "gcsfs>=2024.6"],
+        # TensorBoard's files, and Pillow, with which wandb sends pictures
+        "tracking": ["tensorboard>=2.16", "pillow>=10"],
         "dev": [
             "aiohttp>=3.9",
             "filelock",

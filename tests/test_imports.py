@@ -57,10 +57,10 @@ FLOORS = (
     {"datamodules.synthetic"},
     {"datamodules"},
     # training and commands
-    {"vatt.config_files", "vatt.loggers", "vatt.progress"},
+    {"vatt.config_files", "vatt.loggers", "vatt.progress", "vatt.environment"},
     {"vatt.run_checkpoint"},
     {"vatt.callbacks"},
-    {"vatt.pretrain", "vatt.run_directory"},
+    {"vatt.pretrain", "vatt.run_folder"},
     {"vatt.training_cli"},
     {"vatt.demo"},
     {"vatt.commands", "vatt.doctor"},
@@ -68,7 +68,7 @@ FLOORS = (
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 TRAINING = {"vatt.pretrain", "vatt.training_cli"} | {
-    f"vatt.{name}" for name in ("callbacks", "loggers", "progress", "run_checkpoint")
+    f"vatt.{name}" for name in ("callbacks", "loggers", "progress", "run_checkpoint", "run_folder")
 }
 MAY_IMPORT_DATAMODULES = {"vatt.demo", "vatt.commands", "vatt.training_cli"}
 

@@ -87,7 +87,7 @@ def test_signal_before_the_first_step_ends_with_one_sentence_and_nothing_half_wr
         f"vatt: stopped by {number.name}: nothing was trained yet, run the same command again"
     )
     assert handlers() == before
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json"}
 
 
 def test_second_ctrl_c_ends_at_once_and_says_what_is_saved(

@@ -1,7 +1,6 @@
 """Training runs by the real command line, on the tiny corpus."""
 
 import contextlib
-import csv
 import resource
 import shutil
 import signal
@@ -21,7 +20,6 @@ from vatt.cli import main
 from vatt.config import VATTConfig
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable
-from vatt.loggers import MetricsCsv, RunWandb, wandb_mode
 from vatt.losses import LossConfig
 from vatt.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
 from vatt.presets import preset
@@ -42,8 +40,8 @@ def finished_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_run_directory_holds_everything_of_the_run(finished_run: Path) -> None:
     names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*")}
-    files = {"config.yaml", "metrics.csv", "tokenizer.json", "checkpoints/last.ckpt"}
-    assert names == {*files, "checkpoints"}
+    files = {"config.yaml", "environment.json", "metrics.csv", "tokenizer.json"}
+    assert names == {*files, "checkpoints", "checkpoints/last.ckpt"}
 
 
 def test_metrics_have_their_names_and_a_row_for_each_step(finished_run: Path) -> None:
@@ -312,88 +310,3 @@ def test_ranks_are_joined_to_the_set_without_its_repeated_records(world_size: in
     assert torch.equal(joined.video_va, table.video_va)
     cut = join_ranks([part.select([0]) for part in parts])  # limit_val_batches
     assert cut.keys == table.keys[:world_size]
-
-
-def test_csv_goes_on_after_a_resume_and_takes_new_columns(tmp_path: Path) -> None:
-    first = MetricsCsv(tmp_path)
-    for step in range(4):
-        first.log_metrics({"a": step, "epoch": 0}, step)
-    first.log_metrics({"b": 0.5}, 3)
-    again = MetricsCsv(tmp_path)
-    again.log_metrics({"a": 20}, 2)
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["step"], row["a"], row["b"]) for row in rows] == [
-        ("0", "0.0", ""),
-        ("1", "1.0", ""),
-        ("2", "20.0", ""),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("environment", "netrc", "asked", "expected"),
-    [
-        ({}, "", "auto", "offline"),
-        ({"WANDB_API_KEY": "x"}, "", "auto", "online"),
-        ({}, "machine api.wandb.ai login user password x", "auto", "online"),
-        ({}, "machine api.github.com login user password x", "auto", "offline"),
-        ({"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "", "auto", "offline"),
-        ({"WANDB_MODE": "disabled"}, "", "auto", "disabled"),
-        ({"WANDB_API_KEY": "x"}, "", "disabled", "disabled"),
-        ({}, "", "online", "online"),
-    ],
-)
-def test_wandb_is_online_with_a_key_only(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    environment: dict[str, str],
-    netrc: str,
-    asked: Any,
-    expected: str,
-) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    (tmp_path / "netrc").write_text(netrc)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert wandb_mode(asked) == expected
-
-
-def test_wandb_without_a_key_runs_offline_in_the_run_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import wandb
-
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    run = tmp_path / "run"
-    logger = RunWandb(run, "vatt", "online")  # asked for, but there is no key
-    assert not run.exists()
-    logger.log_config({"seed": 1})
-    logger.log_metrics({"train/loss": 1.0}, 0)
-    assert logger.experiment.offline
-    assert logger.experiment.config["seed"] == 1
-    assert logger.files is not None
-    assert logger.files.parent == run / "wandb"
-    wandb.finish()
-    assert RunWandb(run, "vatt", "offline").version == (run / "wandb_run_id").read_text().strip()
-    assert "no key" in capsys.readouterr().err
-
-
-@pytest.mark.slow  # waits until the server counts as unreachable
-def test_wandb_goes_on_offline_where_the_server_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import wandb
-
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr("vatt.loggers.CONNECT_SECONDS", 3)
-    logger = RunWandb(tmp_path, "vatt", wandb_mode("auto"))
-    logger.log_metrics({"train/loss": 1.0}, 0)
-    assert logger.experiment.offline
-    assert "W&B cannot be reached" in capsys.readouterr().err
-    wandb.finish()

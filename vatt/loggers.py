@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from vatt.errors import UserError
 from vatt.files import write_atomically
 
 WandbMode = Literal["auto", "online", "offline", "disabled"]
 # hosts under which `wandb login` files a key
 WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 CONNECT_SECONDS = 30  # then the run goes on offline
-RUN_ID = "wandb_run_id"  # file in the run directory
+RUN_ID = "wandb_run_id"  # files in the run directory
+METRICS = "metrics.csv"
 
 
 class MetricsCsv(Logger):
@@ -36,7 +38,7 @@ class MetricsCsv(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / "metrics.csv"
+        self.path = folder / METRICS
         self._rows: list[dict[str, str]] = []
         self._columns = ["step"]
         self._opened = False
@@ -84,12 +86,8 @@ class MetricsCsv(Logger):
 
     def _open(self, step: int) -> None:
         self._opened = True
-        if self.path.exists():
-            with self.path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [{k: v for k, v in row.items() if v} for row in reader]
-                self._columns = list(reader.fieldnames or ["step"])
-            self._rows = [row for row in rows if int(row["step"]) < step]
+        self._columns, rows = read_metrics(self.path)
+        self._rows = [row for row in rows if int(row["step"]) < step]
         self._rewrite()
 
     def _rewrite(self) -> None:
@@ -99,6 +97,30 @@ class MetricsCsv(Logger):
         writer.writeheader()
         writer.writerows(self._rows)
         write_atomically(self.path, text.getvalue().encode())
+
+
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns of a `MetricsCsv`'s file, and its rows without empty cells; none without a file."""
+    if not path.exists():
+        return ["step"], []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [{k: v for k, v in row.items() if v} for row in reader]
+        return list(reader.fieldnames or ["step"]), rows
+
+
+def tensorboard_logger(folder: Path) -> TensorBoardLogger:
+    """A logger whose files go to `tensorboard/` in the run directory.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    if find_spec("tensorboard") is None:
+        raise UserError(
+            'run.tensorboard needs the package tensorboard: pip install "vatt[tracking]", or set '
+            "it to false"
+        )
+    return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
 
 
 def wandb_mode(mode: WandbMode) -> WandbMode:
@@ -136,8 +158,10 @@ class RunWandb(WandbLogger):
     """Weights & Biases for a run directory: never a prompt, never a hang.
 
     Online only with a key, and if the server does not answer in time the run goes on offline. The
-    run's id is kept in the directory, so that a resumed run continues the same curves. Nothing is
-    written before the run begins, which is after Lightning has prepared the data.
+    run's id is kept in the directory, so that a resumed run continues the same curves; steps that
+    it does again are not sent again, as W&B keeps what it has (they are the same: a resume is
+    exact). Nothing is written before the run begins, which is after Lightning has prepared the
+    data.
 
     Args:
         folder: The run directory; W&B's files go to `wandb/` in it.
@@ -154,6 +178,10 @@ class RunWandb(WandbLogger):
         import wandb
 
         self._folder = folder
+        self._sent: dict[int, set[str]] = {}
+        if _stored_id(folder) is not None:
+            _, rows = read_metrics(folder / METRICS)
+            self._sent = {int(row["step"]): {*row} for row in rows}
         super().__init__(
             name=folder.name,
             save_dir=folder,
@@ -194,6 +222,25 @@ class RunWandb(WandbLogger):
         return None if run is None else Path(run.settings.sync_dir)
 
     @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Sends what was not sent before the run was resumed."""
+        sent = self._sent.get(step or 0, set())
+        new = {name: value for name, value in metrics.items() if name not in sent}
+        if new.keys() - {"epoch"}:
+            super().log_metrics(new, step)
+
+    @rank_zero_only
+    def log_checkpoint(self, path: Path, step: int) -> None:
+        """Sends a checkpoint as a version of the artifact `checkpoint-<run id>`."""
+        import wandb
+
+        artifact = wandb.Artifact(
+            f"checkpoint-{self.experiment.id}", type="model", metadata={"step": step}
+        )
+        artifact.add_file(str(path))
+        self.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+
+    @rank_zero_only
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Sends the configuration; a resumed run may change it."""
         self.experiment.config.update(dict(config), allow_val_change=True)
@@ -206,7 +253,7 @@ def _stored_id(folder: Path) -> str | None:
 
 
 def _new_id(folder: Path) -> str:
-    """An id for the run in this directory, the same after a resume."""
-    name = uuid.uuid4().hex[:8]
+    """An id for the run in this directory, the same after a resume; a sweep's agent gives one."""
+    name = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
     write_atomically(folder / RUN_ID, f"{name}\n".encode())
     return name

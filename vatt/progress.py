@@ -144,7 +144,9 @@ def fit_summary(
     ]
     if wandb_files is not None:
         offline = wandb_files.name.startswith("offline-")
-        lines.append(f"  W&B         {f'wandb sync {wandb_files}' if offline else wandb_files}")
+        # a resumed run has several pieces, of which each would replace the one before it
+        sync = f"WANDB_RESUME=allow wandb sync {wandb_files.parent}"
+        lines.append(f"  W&B         {sync if offline else wandb_files}")
     again = f"vatt fit --config {config} --ckpt_path last"
     lines += [
         "Next:",

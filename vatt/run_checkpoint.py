@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from vatt.errors import UserError
+from vatt.loggers import RunWandb
 
 LAST_CHECKPOINT = "last.ckpt"
 AVERAGING_STATE = "averaging_state"  # Lightning's key in a checkpoint whose model is an average
@@ -41,16 +42,18 @@ class RunCheckpoint(Checkpoint):
     Args:
         folder: Where it is written.
         every_n_steps: Steps between two writes.
+        wandb: Gets a copy of each that is written; None: none is sent.
 
     Raises:
         ValueError: `every_n_steps` is not positive.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
+    def __init__(self, folder: Path, every_n_steps: int, wandb: RunWandb | None = None) -> None:
         if every_n_steps < 1:
             raise ValueError(f"a checkpoint every {every_n_steps} steps: it must be at least 1")
         self.path = folder / LAST_CHECKPOINT
         self.every_n_steps = every_n_steps
+        self._wandb = wandb
         self.saved_step = 0
 
     def on_load_checkpoint(
@@ -95,6 +98,8 @@ class RunCheckpoint(Checkpoint):
         if trainer.global_step != self.saved_step:
             trainer.save_checkpoint(self.path)
             self.saved_step = trainer.global_step
+            if self._wandb is not None:
+                self._wandb.log_checkpoint(self.path, self.saved_step)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from safetensors.torch import save
 from torch import Tensor
 
@@ -33,11 +32,17 @@ from vatt.config_files import explain, given_keys, with_config_paths
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate
 from vatt.files import NO_SPACE, no_space, write_atomically
-from vatt.loggers import MetricsCsv, RunWandb, WandbMode, wandb_mode
+from vatt.loggers import MetricsCsv, RunWandb, WandbMode, tensorboard_logger, wandb_mode
 from vatt.progress import TrainingProgress, fit_summary, retrieval_lines
 from vatt.ranks import LOST_RANK, is_lost_rank
 from vatt.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, StopOnSignal
-from vatt.run_directory import choose_run_dir, config_path, find_checkpoint, tokenizer_beside
+from vatt.run_folder import (
+    RunRecord,
+    choose_run_dir,
+    config_path,
+    find_checkpoint,
+    tokenizer_beside,
+)
 
 # Written once, where the left side stands; the right side is filled from it.
 LINKS = {
@@ -60,6 +65,8 @@ class RunConfig:
             what the checkpoint's model is; 0.999 averages over about 1000 steps. None: no average.
         wandb: `auto`: online with a key, else offline.
         wandb_project: Project of the W&B run.
+        wandb_checkpoints: Whether each checkpoint is sent to W&B, too, as an artifact.
+        tensorboard: Whether metrics are written for TensorBoard, too.
     """
 
     dir: str | None = None
@@ -68,21 +75,8 @@ class RunConfig:
     ema_decay: float | None = None
     wandb: WandbMode = "auto"
     wandb_project: str = "vatt"
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Writes the configuration into the run directory and sends it to W&B."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """On rank zero, once the data is known to be there."""
-        path = Path(self.config_filename)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        config = self.config.clone()
-        config["ckpt_path"] = None  # a configuration says what to train, not where to go on
-        self.parser.save(config, str(path), skip_none=False, overwrite=True)
-        for logger in trainer.loggers:
-            if isinstance(logger, RunWandb):
-                logger.log_config(yaml.safe_load(path.read_text()))
+    wandb_checkpoints: bool = False
+    tensorboard: bool = False
 
 
 class TrainingCLI(LightningCLI):
@@ -96,6 +90,7 @@ class TrainingCLI(LightningCLI):
         options = {"exit_on_error": False, "allow_abbrev": False}
         self._args = list(args)
         self._clock = StepClock()
+        self._wandb: RunWandb | None = None
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -150,11 +145,8 @@ class TrainingCLI(LightningCLI):
         if fits:
             assert self.run_dir is not None
             self.config_path = config_path(self.run_dir, resumes=checkpoint is not None)
-            self.save_config_callback = SaveRunConfig
-            self.save_config_kwargs = {
-                "config_filename": str(self.config_path),
-                "save_to_log_dir": False,
-            }
+            self.save_config_callback = RunRecord
+            self.save_config_kwargs = {"path": self.config_path, "args": self._args}
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; what they refuse is the configuration's fault."""
@@ -176,10 +168,10 @@ class TrainingCLI(LightningCLI):
         # these two have a part in the checkpoint, which every command reads
         callbacks: list[Any] = [StepSeed(int(self._of("seed_everything"))), self._clock]
         if self.subcommand == "fit":
+            kwargs["logger"] = self._loggers()
             callbacks += self._fit_callbacks()
             if config.get("enable_progress_bar") is not False:
                 callbacks.append(TrainingProgress())
-            kwargs["logger"] = self._loggers()
         else:
             kwargs |= {"logger": False, "enable_checkpointing": False}
         self.trainer_defaults["callbacks"] = callbacks
@@ -209,14 +201,13 @@ class TrainingCLI(LightningCLI):
             step = self.trainer.global_step
             print(f"{self.run_dir} is trained: step {step}. More: --trainer.max_steps {2 * step}")
             return
-        wandb = next((lg for lg in self.trainer.loggers if isinstance(lg, RunWandb)), None)
         print(
             fit_summary(
                 self.trainer,
                 seconds=self._clock.training_seconds,
                 checkpoint=self.checkpoint.path,
                 config=self.config_path,
-                wandb_files=None if wandb is None else wandb.files,
+                wandb_files=None if self._wandb is None else self._wandb.files,
             )
         )
 
@@ -254,7 +245,10 @@ class TrainingCLI(LightningCLI):
         assert self.run_dir is not None
         run = self._of("run")
         folder = self.run_dir / "checkpoints"
-        self.checkpoint = RunCheckpoint(folder, run["checkpoint_every_n_steps"])
+        wandb = self._wandb if run["wandb_checkpoints"] else None
+        if run["wandb_checkpoints"] and wandb is None:
+            raise UserError("run.wandb_checkpoints is true, but W&B is disabled: set one of them")
+        self.checkpoint = RunCheckpoint(folder, run["checkpoint_every_n_steps"], wandb)
         self._go_on = f"go on with: vatt fit --config {self.config_path} --ckpt_path last"
         self.stop = StopOnSignal(self.checkpoint, self._go_on)
         callbacks = [DataReport(), self.checkpoint, self.stop]
@@ -291,7 +285,10 @@ class TrainingCLI(LightningCLI):
         run = self._of("run")
         mode = wandb_mode(run["wandb"])
         if mode != "disabled":
-            loggers.append(RunWandb(self.run_dir, run["wandb_project"], mode))
+            self._wandb = RunWandb(self.run_dir, run["wandb_project"], mode)
+            loggers.append(self._wandb)
+        if run["tensorboard"]:
+            loggers.append(tensorboard_logger(self.run_dir))
         added = self.config_init[self.subcommand]["trainer"].get("logger")
         if added and added is not True:
             loggers += added if isinstance(added, list) else [added]

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from vatt.batch import Batch
-from vatt.config import VATTConfig
+from vatt.batch import Batch, MicroBatches
+from vatt.config import MODALITIES, VATTConfig
 from vatt.flops import count_flops
 
 TRAINING_PASSES = 3  # forward, and backward for inputs and for weights: see `vatt.flops`
@@ -67,9 +67,9 @@ class FlopMeter:
         self._peak = peak
         self._counts: list[Tensor | int] = [0, 0, 0, 0]  # on the device: no step waits for them
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Batch | MicroBatches) -> None:
         """One batch of this process."""
-        masks = (batch.video_mask, batch.audio_mask, batch.text_mask)
+        masks = [batch.masks.get(name) for name in MODALITIES]
         new = (*(0 if mask is None else mask.sum() for mask in masks), len(batch))
         self._counts = [old + more for old, more in zip(self._counts, new, strict=True)]
 

@@ -1,15 +1,61 @@
-"""The directory of a run: which one it is, and what lies where in it."""
+"""Where a run keeps its files, and what it writes down of itself before it begins."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from vatt.callbacks import TOKENIZER
 from vatt.config_files import config_paths
+from vatt.environment import describe_environment
 from vatt.errors import UserError
+from vatt.files import write_atomically
+from vatt.loggers import RunWandb
 from vatt.run_checkpoint import LAST_CHECKPOINT
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes configuration and environment into the run directory, and sends both to W&B.
+
+    Args:
+        parser: Of the command.
+        config: What it has parsed.
+        path: Where the configuration goes; the environment beside it, named alike.
+        args: Of the `vatt` command.
+    """
+
+    def __init__(
+        self, parser: LightningArgumentParser, config: Any, *, path: Path, args: Sequence[str]
+    ) -> None:
+        super().__init__(parser, config, config_filename=str(path), save_to_log_dir=False)
+        self._path = path
+        self._args = args
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """On rank zero, once the data is known to be there."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config["ckpt_path"] = None  # a configuration says what to train, not where to go on
+        self.parser.save(config, str(self._path), skip_none=False, overwrite=True)
+        environment = describe_environment(self._args, world_size=trainer.world_size)
+        text = json.dumps(environment, indent=2, ensure_ascii=False)
+        write_atomically(environment_path(self._path), f"{text}\n".encode())
+        recorded = {**yaml.safe_load(self._path.read_text()), "environment": environment}
+        for logger in trainer.loggers:
+            if isinstance(logger, RunWandb):
+                logger.log_config(recorded)
+
+
+def environment_path(config: Path) -> Path:
+    """`environment.json` for `config.yaml`, `environment.resume-1.json` for that of a resume."""
+    return config.with_name(config.name.replace("config", "environment", 1)).with_suffix(".json")
 
 
 def choose_run_dir(
