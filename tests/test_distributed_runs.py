@@ -95,3 +95,37 @@ def test_run_ends_with_an_error_where_one_of_two_ranks_is_killed(
     assert "another process of the run ended" in said(run)
     assert f"go on with: vatt fit --config {run}/config.yaml --ckpt_path last" in said(run)
     assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+# without Adam, which makes much of how float32 rounds the sums
+SHARDED = "--trainer.strategy={class_path: vatt.sharding.ShardedStrategy}"
+SGD = ["--model.init_args.optimizer={name: sgd, learning_rate: 0.02, clip_backbone: 1.0}"]
+SGD += ["--trainer.gradient_clip_val=null", *EXACT[:2]]
+LEARNED = ["--model.init_args.loss.learn_temperature=true"]
+
+
+def test_sharded_weights_train_as_whole_ones_and_change_places_with_them(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    options, last = [*SGD, *LEARNED], "--ckpt_path=last"
+    assert fit(tiny_shards, whole, 2, *options) == [0, 0], said(whole)
+    for step, start in ((3, []), (6, [last])):
+        stop = signal_options("step", signal.SIGTERM, step=step)
+        codes = fit(tiny_shards, sharded, 2, *options, SHARDED, *stop, *start)
+        assert codes == [128 + signal.SIGTERM] * 2, said(sharded)
+    assert fit(tiny_shards, sharded, 1, *options, last) == [0], said(sharded)
+    losses = [[float(loss) for loss in read_losses(run).values()] for run in (sharded, whole)]
+    assert len(losses[0]) == STEPS
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    narrow = "--model.init_args.model.encoder.d_ff=32"
+    assert fit(tiny_shards, sharded, 2, *options, SHARDED, last, narrow) == [1, 1]
+    assert "encoder.d_ff" in said(sharded).splitlines()[-1]
+
+
+def test_what_cannot_be_sharded_is_refused(tiny_shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = [SHARDED, "--model.init_args.micro_batch_size=2"]
+    assert fit(tiny_shards, run, 2, *options) == [1, 1]
+    assert "micro_batch_size and init_optimizer need whole weights" in said(run)
+    assert "Traceback" not in said(run)

@@ -60,6 +60,7 @@ FLOORS = (
     {"vatt.config_files", "vatt.loggers", "vatt.progress", "vatt.environment"},
     {"vatt.run_checkpoint"},
     {"vatt.callbacks"},
+    {"vatt.sharding"},
     {"vatt.pretrain", "vatt.run_folder"},
     {"vatt.training_cli"},
     {"vatt.demo"},
@@ -67,7 +68,7 @@ FLOORS = (
     {"vatt.cli"},
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
-TRAINING = {"vatt.pretrain", "vatt.training_cli"} | {
+TRAINING = {"vatt.pretrain", "vatt.sharding", "vatt.training_cli"} | {
     f"vatt.{name}" for name in ("callbacks", "loggers", "progress", "run_checkpoint", "run_folder")
 }
 MAY_IMPORT_DATAMODULES = {"vatt.demo", "vatt.commands", "vatt.training_cli"}

@@ -112,7 +112,7 @@ def embed(
         model.train(was_training)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, in which FSDP2 would gather weights for inference only
 def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
     """The table of one batch, for a validation step; the model's mode is the caller's business."""
     device = next(model.parameters()).device

@@ -144,14 +144,18 @@ class ContrastiveLoss(nn.Module):
             start_bias = torch.full((count,), config.sigmoid_bias)
             self.bias = nn.Parameter(start_bias, requires_grad=learns)
 
+    def bound_temperatures(self) -> None:
+        """Keeps learned temperatures above their bound; in the graph there were no way back."""
+        if self.config.learns_temperature:
+            self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
+
     def forward(self, output: VATTOutput, batch: Batch | MicroBatches) -> LossOutput:
         """Contrasts what the model made of `batch`; see `LossOutput`.
 
         Raises:
             ValueError: a pair has a weight, but the model's head has no space for it.
         """
-        if self.config.learns_temperature:  # clamped here: a clamp in the graph has no way back
-            self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
+        self.bound_temperatures()
         scales, masks = self.log_scale.exp(), batch.masks
         result = LossOutput(total=scales.new_zeros(()))
         for number, name in enumerate(self.pairs):

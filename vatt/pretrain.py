@@ -27,6 +27,7 @@ from vatt.optim import (
     learning_rate_factor,
 )
 from vatt.ranks import world_size
+from vatt.sharding import is_sharded, shard, whole
 
 
 class NonFiniteLossError(UserError):
@@ -101,13 +102,34 @@ class PretrainModule(LightningModule):
         if stage == "fit" and self.compile_towers:
             compile_towers(self.network)
 
+    def configure_model(self) -> None:
+        """Shards the weights where the strategy is FSDP2, once they are there.
+
+        Raises:
+            UserError: what cannot be sharded, or what is wrong with the weights to start from.
+        """
+        if self._device_mesh is None or is_sharded(self):
+            return
+        if self.micro_batch_size is not None or self.init_optimizer:
+            raise UserError(
+                "micro_batch_size and init_optimizer need whole weights: set them to null and "
+                "false, or trainer.strategy to ddp"
+            )
+        self._take_weights()
+        shard(self, self._device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         """Takes the weights to start from, unless a run goes on with its own.
 
         Raises:
             UserError: they are not there, or are those of another model.
         """
-        if self.init_from is None or self.trainer.ckpt_path is not None:
+        if not is_sharded(self):
+            self._take_weights()
+
+    def _take_weights(self) -> None:
+        fits = self.trainer.state.fn == "fit"
+        if not fits or self.init_from is None or self.trainer.ckpt_path is not None:
             return
         try:
             load_weights(self.network, self.init_from)
@@ -118,6 +140,7 @@ class PretrainModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
         """Sets the learning rate of this step: a function of the progress, so it needs no state."""
+        self.loss.bound_temperatures()
         factor = learning_rate_factor(self.schedule, self.progress)
         for group in self._optimizer().param_groups:
             group["lr"] = self.optimizer_config.learning_rate * factor
@@ -147,7 +170,7 @@ class PretrainModule(LightningModule):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in trainable if p.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        self.log("train/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     def configure_gradient_clipping(
         self,
