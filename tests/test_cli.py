@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import vatt
 from vatt.cli import _explain, main
-from vatt.config_files import find_config, shipped_configs, with_config_paths
+from vatt.config_files import explain, find_config, shipped_configs, with_config_paths
 from vatt.errors import UserError
 from vatt.text import Tokenizer
 
@@ -66,6 +67,8 @@ def fit(shards: Path, tmp_path: Path, *more: str) -> list[str]:
         ("--model.init_args.schedule.max_steps=8", "is taken from trainer.max_steps"),
         ("--data.class_path=datamodules.Nothing", "Nothing"),
         ("--ckpt_path=nowhere.ckpt", "no checkpoint nowhere.ckpt"),
+        ("--model.init_args.micro_batch_size=3", "must divide them, got 3"),
+        ("--data.init_args.micro_batch_size=3", "is taken from model.init_args.micro_batch_size"),
         ("--run.checkpoint_every_n_steps=0", "must be at least 1"),
         ("--run.time_budget_seconds=-3", "must be positive"),
         ("--trainer.val_check_interval=0.001", "val_check_interval"),
@@ -136,6 +139,24 @@ def test_validate_without_weights_is_refused(
     assert "give --ckpt_path" in capsys.readouterr().err
     assert main(["fit", "--config=tiny", train, "--ckpt_path=last"]) == 2
     assert "needs --run.dir" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_one_sentence(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit(tiny_shards, tmp_path, "--trainer.accelerator=gpu")) == 1
+    message = capsys.readouterr().err
+    assert "torch finds none here" in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_that_are_not_there_are_one_sentence() -> None:
+    lightnings = "You requested gpu: [0, 1, 2]\n But your machine only has: [0]"
+    assert explain(lightnings) == (
+        "trainer.devices: You requested gpu: [0, 1, 2] But your machine only has: [0]"
+    )
 
 
 def test_config_names_become_paths_wherever_they_stand() -> None:

@@ -246,6 +246,52 @@ def test_two_set_ups_at_once_take_turns(machine: Machine) -> None:
     assert sum(call.startswith("-m vatt") for call in calls) == 2
 
 
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >>"$CALLS"
+exit "${FIT_CODE:-0}"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >>"$CALLS"
+"""
+JOB = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_NTASKS_PER_NODE": "8"}
+
+
+@pytest.fixture
+def cluster(machine: Machine) -> Machine:
+    machine.install("srun", SRUN)
+    machine.install("scontrol", SCONTROL)
+    return machine
+
+
+def submit(cluster: Machine, *arguments: str, **variables: str) -> tuple[int, list[str]]:
+    job = {**JOB, "SLURM_SUBMIT_DIR": str(cluster.checkout), **variables}
+    code, *_ = cluster.run("slurm_pretrain.sh", *arguments, **job)
+    return code, cluster.calls_file.read_text().splitlines()
+
+
+def test_slurm_job_trains_on_all_its_nodes_from_the_last_checkpoint(cluster: Machine) -> None:
+    code, calls = submit(cluster, "--config", "tiny", "--run.dir=/disk/run", "--x", "[a, b]")
+    assert code == 0
+    assert calls == [
+        f"srun --kill-on-bad-exit=1 {cluster.checkout}/.venv/bin/vatt fit --config tiny "
+        "--run.dir=/disk/run --x [a, b] --ckpt_path last --trainer.num_nodes 4 --trainer.devices 8"
+    ]
+
+
+@pytest.mark.parametrize(("fit_code", "requeued"), [("0", False), ("1", False), ("143", True)])
+def test_slurm_job_is_queued_again_only_when_it_was_stopped(
+    cluster: Machine, fit_code: str, requeued: bool
+) -> None:
+    code, calls = submit(cluster, "--run.dir", "/disk/run", FIT_CODE=fit_code)
+    assert code == int(fit_code)
+    assert calls[1:] == (["scontrol requeue 7"] if requeued else [])
+
+
+def test_slurm_job_without_a_directory_of_its_own_is_refused(cluster: Machine) -> None:
+    code, calls = submit(cluster, "--config", "tiny")
+    assert (code, calls) == (2, [])
+
+
 def wait_for(condition) -> None:
     deadline = time.monotonic() + 30
     while not condition():

@@ -92,6 +92,13 @@ def explain(message: str, known_keys: Sequence[str] = ()) -> str:
     )
     if found:
         return _unknown_key(found[1] or found[2], message, known_keys)
+    if "No supported gpu backend" in message or "accelerator can not run" in message:
+        return (
+            "trainer.accelerator asks for a GPU, but torch finds none here (see `vatt doctor`): "
+            "set it to cpu, or install the CUDA build of torch"
+        )
+    if "machine only has" in message:  # … or asks for GPUs by number
+        return f"trainer.devices: {' '.join(message.split())}"
     keys = re.findall(r'(?:Parser key|Validation failed for key) "([^"]+)"', message)
     where = _full_key(keys[-1], message) if keys else ""
     wrong = re.findall(r"Expected an? (.+?)\. Got value: (.*)", message)
