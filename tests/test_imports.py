@@ -26,6 +26,7 @@ FLOORS = (
     # media and shards
     {"vatt.encode", "vatt.packets", "vatt.text", "vatt.shard_cache"},
     {"vatt.decode", "vatt.stores"},
+    {"vatt.decode_sound"},
     {"vatt.media", "vatt.remote"},
     {"vatt.preprocess", "vatt.shards", "vatt.views"},
     {"vatt.howto100m"},

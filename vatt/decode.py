@@ -12,15 +12,11 @@ from typing import Any
 
 import av.error
 import numpy as np
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from vatt.packets import (
-    PRE_ROLL_SECONDS,
     TIME_TOLERANCE_SECONDS,
     MediaPacket,
     MediaStream,
@@ -31,8 +27,6 @@ from vatt.packets import (
 )
 from vatt.sources import CONVERT, MAX_FRAME_PIXELS, Damage
 
-# Sound that starts further from where it should follow is a gap; containers round times to 1 ms.
-GAP_SECONDS = 0.02
 MAX_SIDE_PIXELS = 16_384
 MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
 # Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
@@ -90,8 +84,12 @@ def _check_clip_size(num_frames: int, width: int, height: int) -> None:
         )
 
 
-def _decode(decoder: Any, packet: MediaPacket | None, stream: MediaStream) -> list[Any]:
-    """The frames that a packet completes; None empties the decoder."""
+def decode_packet(decoder: Any, packet: MediaPacket | None, stream: MediaStream) -> list[Any]:
+    """The frames that a packet completes; None empties the decoder.
+
+    Raises:
+        Damage: the packet or a frame of it is damaged.
+    """
     if packet is not None and packet.is_corrupt:
         raise Damage(_at(f"its {stream.type} is incomplete", packet.pts, stream))
     try:
@@ -150,11 +148,11 @@ def decode_frames(
             if skip != skipping:
                 decoder.skip_frame = "NONREF" if skip else "DEFAULT"
                 skipping = skip
-            picture.take(_decode(decoder, packet, video))
+            picture.take(decode_packet(decoder, packet, video))
         if skipping:
             decoder.skip_frame = "DEFAULT"
         picture.take(
-            _decode(decoder, None, video)
+            decode_packet(decoder, None, video)
         )  # what the decoder holds back to put frames in order
     return picture.frames(), coverage
 
@@ -291,110 +289,3 @@ def upright(frames: np.ndarray, matrix: Matrix | None) -> np.ndarray:
     if along_height < 0:
         frames = frames[:, ::-1]
     return np.ascontiguousarray(frames)
-
-
-def decode_waveform(
-    audio: AudioStream,
-    packets: list[MediaPacket],
-    start_seconds: float,
-    num_samples: int,
-    sample_rate: int,
-) -> tuple[np.ndarray, float]:
-    """Decodes sound to mono and places it by its timestamps; where there is none are zeros.
-
-    Returns:
-        float32 `[S]`, and the share of samples that come from the file.
-
-    Raises:
-        Damage: a packet cannot be decoded.
-    """
-    waveform = np.zeros(num_samples, np.float32)
-    decoder = prepare_decoder(audio)
-    run = SoundRun(sample_rate)
-    covered = 0
-    # A parser that starts amid a stream may begin with half a packet; codecs need less than half
-    # the pre-roll.
-    excused_until = (start_seconds - PRE_ROLL_SECONDS / 2) / tick_seconds(audio)
-    for packet in [*packets, None]:
-        try:
-            frames = _decode(decoder, packet, audio)
-        except Damage:
-            if (
-                packet is None
-                or packet.pts is None
-                or packet.pts >= excused_until
-                or not run.is_empty
-            ):
-                raise
-            continue
-        for frame in frames:
-            if frame.pts is None:
-                continue
-            if not run.continues(frame):
-                covered += run.place(waveform, start_seconds)
-                run = SoundRun(sample_rate)
-            run.add(frame)
-    covered += run.place(waveform, start_seconds)
-    return waveform, min(1.0, covered / num_samples)
-
-
-class SoundRun:
-    """Sound without a gap, resampled as one piece to mono at `sample_rate` (Hz).
-
-    Channels are mixed so that full scale stays full scale: the mean of left and right.
-    """
-
-    def __init__(self, sample_rate: int) -> None:
-        self._sample_rate = sample_rate
-        self._resampler: AudioResampler | None = None
-        self._pieces: list[np.ndarray] = []
-        self._start_seconds = 0.0
-        self._next_seconds = 0.0
-        self._form: tuple[str, str, int] | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was added."""
-        return self._form is None
-
-    def continues(self, frame: AudioFrame) -> bool:
-        """Whether a frame follows without a gap, in the same format."""
-        if self._form is None:
-            return True
-        gap_seconds = abs((frame.time or 0.0) - self._next_seconds)
-        return self._form == _sound_form(frame) and gap_seconds < GAP_SECONDS
-
-    def add(self, frame: AudioFrame) -> None:
-        """Appends a frame."""
-        if self._form is None:
-            self._form = _sound_form(frame)
-            self._start_seconds = self._next_seconds = frame.time or 0.0
-            if self._form != ("fltp", "mono", self._sample_rate):
-                self._resampler = AudioResampler(
-                    "fltp", "mono", self._sample_rate, options={"rematrix_maxval": "1"}
-                )
-        self._next_seconds += frame.samples / frame.sample_rate
-        self._take(self._resampler.resample(frame) if self._resampler is not None else [frame])
-
-    def _take(self, frames: list[AudioFrame]) -> None:
-        for frame in frames:
-            plane: Any = frame.planes[0]
-            self._pieces.append(np.frombuffer(plane, np.float32, frame.samples))
-
-    def place(self, waveform: np.ndarray, start_seconds: float) -> int:
-        """Writes what falls into a waveform that starts at `start_seconds`; number of samples."""
-        if self._resampler is not None:
-            self._take(self._resampler.resample(None))
-        if not self._pieces:
-            return 0
-        samples = np.concatenate(self._pieces)
-        offset = round((self._start_seconds - start_seconds) * self._sample_rate)
-        first, last = max(0, offset), min(len(waveform), offset + len(samples))
-        if last <= first:
-            return 0
-        waveform[first:last] = samples[first - offset : last - offset]
-        return last - first
-
-
-def _sound_form(frame: AudioFrame) -> tuple[str, str, int]:
-    return frame.format.name, frame.layout.name, frame.sample_rate

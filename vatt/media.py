@@ -19,11 +19,11 @@ from vatt.decode import (
     SizeRule,
     codec_name,
     decode_frames,
-    decode_waveform,
     display_matrix,
     prepare_decoder,
     swaps_sides,
 )
+from vatt.decode_sound import decode_waveform
 from vatt.packets import (
     MICROSECONDS,
     Packets,
