@@ -3,6 +3,7 @@
 import io
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from media_files import (
     with_matrix,
 )
 
+from vatt.check_shards import decode_whole
 from vatt.config import VideoConfig
 from vatt.decode import decode_frames
-from vatt.media import MediaError, probe, read_clip, read_frames, read_waveform
+from vatt.media import FileWindow, MediaError, probe, read_clip, read_frames, read_waveform
 from vatt.packets import Span, decoding_runs, read_packets, without_leading
 
 
@@ -175,6 +177,28 @@ def test_a_start_that_is_no_time_is_a_value_error(start_seconds: float, media: P
         read_clip(
             media / "plain.mp4", start_seconds=start_seconds, video=SMALL_VIDEO, audio=SMALL_AUDIO
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("late.mp4", Kind(start_seconds=5.0)),
+        ("late.mkv", Kind(start_seconds=5.0)),
+        ("late.ts", Kind(start_seconds=5.0)),
+        ("late.webm", replace(KINDS["vp9.webm"], start_seconds=5.0)),
+        ("late.opus", replace(KINDS["sound.opus"], start_seconds=5.0)),
+    ],
+)
+def test_a_file_whose_clock_starts_late_is_as_long_as_its_content(
+    name: str, kind: Kind, tmp_path: Path
+) -> None:
+    make_file(tmp_path / name, kind)
+    assert probe(tmp_path / name).duration_seconds == pytest.approx(3.0, abs=0.04)
+    decode_whole(FileWindow(str(tmp_path / name), 0, (tmp_path / name).stat().st_size))
+    clip = read_clip(tmp_path / name, start_seconds=2.2, video=SMALL_VIDEO, audio=SMALL_AUDIO)
+    assert clip.audio_coverage == pytest.approx(0.5, abs=0.03)
+    with pytest.raises(MediaError, match=r"ends at 3.0\d s, before 3.10 s"):
+        read_clip(tmp_path / name, start_seconds=3.1, video=SMALL_VIDEO, audio=SMALL_AUDIO)
 
 
 @pytest.mark.parametrize("name", STILLS)

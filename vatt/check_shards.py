@@ -318,11 +318,13 @@ def _decode_packet(packet: "Packet[Any]") -> int:
 
 def _check_end(container: Any, end_seconds: float) -> None:
     """Refuses a file that says it is longer than what it holds."""
+    from vatt.packets import header_duration_seconds, origin_seconds
     from vatt.sources import Damage
 
-    if not container.duration:
+    duration = header_duration_seconds(container)
+    if not duration:
         return
-    promised = (container.duration + (container.start_time or 0)) / 1e6  # FFmpeg's unit is 1 µs
+    promised = origin_seconds(container) + duration
     if promised - end_seconds > END_TOLERANCE_SECONDS:
         raise Damage(
             f"is incomplete: it says it ends at {promised:.2f} s, and ends at {end_seconds:.2f} s"

@@ -25,10 +25,10 @@ from vatt.decode import (
 )
 from vatt.decode_sound import decode_waveform
 from vatt.packets import (
-    MICROSECONDS,
     Packets,
     Span,
     audio_stream,
+    header_duration_seconds,
     is_still,
     origin_seconds,
     read_duration_seconds,
@@ -340,9 +340,8 @@ def _decode_pictures(
 
 
 def _check_start(container: InputContainer, start_seconds: float) -> None:
-    duration = container.duration
-    if duration is not None and start_seconds >= duration / MICROSECONDS:
-        end_seconds = duration / MICROSECONDS
+    end_seconds = header_duration_seconds(container)
+    if end_seconds is not None and start_seconds >= end_seconds:
         raise Damage(
             f"ends at {end_seconds:.2f} s, before {start_seconds:.2f} s: choose an earlier start"
         )

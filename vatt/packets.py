@@ -36,6 +36,8 @@ PROGRAM_STREAM_ROLL_SECONDS = 2.0
 CAREFUL_ROLL_SECONDS = 5.0
 # Formats whose header tells how long each stream is, apart from the data.
 INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+# Formats whose header tells where the file ends on its own clock, not how long it is.
+END_FORMATS = frozenset({"matroska,webm", "ogg"})
 MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says was cut off
 JUMP_PACKETS = 3  # to leave out fewer before a key frame does not pay for restarting the decoder
 
@@ -110,10 +112,20 @@ def origin_seconds(container: InputContainer) -> float:
     return (container.start_time or 0) / MICROSECONDS
 
 
+def header_duration_seconds(container: InputContainer) -> float | None:
+    """From the file's start to its end, as its header says; None where that does not say."""
+    if container.duration is None:
+        return None
+    duration, start = container.duration / MICROSECONDS, origin_seconds(container)
+    counts_from_zero = container.format.name in END_FORMATS and 0 < start < duration
+    return duration - start if counts_from_zero else duration
+
+
 def read_duration_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> float:
     """From the file's start to its end; where no header tells, by reading all packets."""
-    if container.duration is not None:
-        return container.duration / MICROSECONDS
+    duration = header_duration_seconds(container)
+    if duration is not None:
+        return duration
     ticks = {stream.index: tick_seconds(stream) for stream in streams}
     end = 0.0
     for packet in container.demux(list(streams)):
@@ -238,8 +250,6 @@ def _check_complete(
     span: Span,
 ) -> None:
     """Refuses a clip that lacks what the file's header promises: the file was cut off."""
-    if container.format.name not in INDEXED_FORMATS:
-        return
     ends: list[tuple[MediaStream, float, float]] = []
     if video is not None and packets.video_ended:
         end = _end_seconds(video, packets.video, span.first_seconds)
@@ -248,6 +258,21 @@ def _check_complete(
         sound = [packets.last_sound] if packets.last_sound is not None else []
         end = _end_seconds(audio, sound, span.first_seconds)
         ends.append((audio, end, span.audio_end_seconds))
+    check_ends(container, ends)
+
+
+def check_ends(container: InputContainer, ends: list[tuple[MediaStream, float, float]]) -> None:
+    """Refuses a file that breaks off before the ends that its header promises.
+
+    Args:
+        container: An open file.
+        ends: Of each stream where its packets end, and where what is wanted of it ends.
+
+    Raises:
+        Damage: packets are missing that are wanted.
+    """
+    if container.format.name not in INDEXED_FORMATS:
+        return
     for stream, end, wanted in ends:
         promised = _promised_end_seconds(stream)
         if promised is not None and end + MISSING_SECONDS < promised and end < wanted:
