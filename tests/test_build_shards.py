@@ -17,7 +17,7 @@ import pyarrow.parquet
 import pytest
 from media_files import write_noise_clip
 
-import vatt.build_shards
+import vatt.media_folder
 from vatt.build_shards import build_shards
 from vatt.errors import UserError
 from vatt.shards import Segment, ShardError, ShardSet
@@ -324,7 +324,7 @@ def test_a_file_that_hangs_is_left_out_when_asked_to_check(tmp_path, monkeypatch
     (tmp_path / "media").mkdir()
     write_noise_clip(tmp_path / "media/good.mp4")
     os.mkfifo(tmp_path / "media/hangs.mp4")  # opening it waits for ever
-    monkeypatch.setattr(vatt.build_shards, "OPEN_LIMIT_SECONDS", 1.0)
+    monkeypatch.setattr(vatt.media_folder, "LIMIT_SECONDS", 1.0)
     report = build(tmp_path / "media", tmp_path / "out", check_media=True, num_workers=2)
     assert list(stored_files(tmp_path / "out")) == ["good.mp4"]
     assert report.faults[0].reason == "gave no answer within 1 s"

@@ -32,7 +32,9 @@ FLOORS = (
     {"vatt.howto100m"},
     {"vatt.captions"},
     {"vatt.index_shards"},
-    {"vatt.check_shards"},
+    {"vatt.check_shards", "vatt.reencode_sound"},
+    {"vatt.reencode"},
+    {"vatt.media_folder"},
     {"vatt.build_shards"},
     # the network
     {"vatt.layers", "vatt.optim", "vatt.contrast"},

@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, count, islice, tee
+from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -21,17 +22,22 @@ from vatt.captions import (
     find_captions,
     read_captions,
 )
-from vatt.check_shards import CheckReport, SampleCheck, check_shards, prepare_worker
-from vatt.shard_index import (
-    MEDIA_EXTENSIONS,
-    ShardError,
-    find_shards,
-    folder_written_whole,
-    list_shards,
-    written_whole,
+from vatt.check_shards import CheckReport, SampleCheck, check_shards
+from vatt.media_folder import (
+    Preparation,
+    Prepared,
+    find_media,
+    holds_shards_only,
+    prepared_media,
+    read_media,
+    work_folder,
+    work_folder_of,
 )
+from vatt.shard_index import ShardError, find_shards, folder_written_whole, written_whole
 from vatt.shards import ShardWriter
-from vatt.workers import Lost, results_in_order
+
+if TYPE_CHECKING:
+    from vatt.reencode import Reencoding
 
 __all__ = [
     "BuildReport",
@@ -46,8 +52,6 @@ __all__ = [
 
 BUILD_FILE = "build.json"  # beside the shards: what they were built from
 BUILD_VERSION = 1
-IN_MEMORY_BYTES = 64 << 20  # larger files are copied in pieces
-OPEN_LIMIT_SECONDS = 60.0  # that a file may take to open
 TAR_BYTES_PER_SAMPLE = 4096  # headers, padding, captions
 
 
@@ -103,14 +107,15 @@ def build_shards(
     samples_per_shard: int = 500,
     captions: str | os.PathLike[str] | None = None,
     check_media: bool = False,
+    reencoding: "Reencoding | None" = None,
     num_workers: int = 0,
     show_progress: bool = True,
 ) -> BuildReport:
     """Packs the media of a folder and of the folders in it, with their captions, into shards.
 
-    The media are copied as they are. A sample's key is its path without the extension, with `_` for
-    each dot and slash; `KEY.json` keeps the path as `file`. The folder appears under its name only
-    when all of it is there.
+    The media are copied as they are, or videos encoded anew. A sample's key is its path without the
+    extension, with `_` for each dot and slash; `KEY.json` keeps the path as `file`. The folder
+    appears under its name only when all of it is there.
 
     Args:
         source: Media files, and `captions.jsonl`, `.csv` or `.parquet` as `vatt/captions.py` says.
@@ -120,7 +125,10 @@ def build_shards(
         captions: Caption file that lies or is called otherwise, or captions of HowTo100M: the
             JSON, or a folder with a csv a video.
         check_media: Open every file and leave out those that are no media; some ms each.
-        num_workers: Processes that open them, ahead of the packing; 0 opens them in this one.
+        reencoding: How videos are encoded anew; sound and still images are copied. Files that are
+            damaged anywhere are left out. A build that was interrupted goes on behind the last file
+            that it has encoded.
+        num_workers: Processes that open or encode them, ahead of the packing; 0: this one does.
         show_progress: Whether to draw a progress bar.
 
     Raises:
@@ -133,7 +141,8 @@ def build_shards(
         raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     files = find_media(source)
     caption_file = find_captions(source, captions)
-    fingerprint = _fingerprint(source, files, caption_file, samples_per_shard, check_media)
+    options = [samples_per_shard, check_media] + ([] if reencoding is None else [reencoding])
+    fingerprint = _fingerprint(source, files, caption_file, *options)
     built = _built_before(out, fingerprint)
     if built is not None:
         return built
@@ -142,15 +151,16 @@ def build_shards(
         said = read_captions(caption_file, files, show_progress=show_progress)
     faults = said.faults
     faults += _unmatched(said.texts, files, source)
-    _check_space(source, files, out)
-    with folder_written_whole(out) as partial:
+    if reencoding is None:  # else nobody knows what will be needed
+        _check_space(source, files, out)
+    with (
+        contextlib.nullcontext(Path()) if reencoding is None else work_folder(out) as work,
+        folder_written_whole(out) as partial,
+    ):
         bar = tqdm(files, "shards", unit="file", disable=not show_progress)
-        with (
-            _openable(source, bar, faults, num_workers)
-            if check_media
-            else contextlib.nullcontext(bar) as ok
-        ):
-            counts = _write_shards(source, ok, said, partial, samples_per_shard)
+        preparation = Preparation(check=check_media, reencoding=reencoding, work=work)
+        with prepared_media(source, bar, preparation, faults, num_workers=num_workers) as usable:
+            counts = _write_shards(usable, said, partial, samples_per_shard)
         if not counts["num_samples"]:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
@@ -169,47 +179,8 @@ def build_shards(
     return report
 
 
-def find_media(folder: Path) -> list[str]:
-    """Paths of all media files under a folder, relative to it, sorted.
-
-    Raises:
-        ShardError: no such folder, or no media in it.
-    """
-    if not folder.is_dir():
-        raise ShardError(f"no media folder {folder}: correct the path")
-    found = sorted(_walk_media(folder))
-    if not found:
-        shards = "; its tars are shards already" if list_shards(folder) else ""
-        raise ShardError(
-            f"{folder} holds no media: looked for the extensions {', '.join(MEDIA_EXTENSIONS)}"
-            + shards
-        )
-    return found
-
-
-def holds_shards_only(source: Path, out: Path | None) -> bool:
-    """Whether a folder's tars are to be indexed: it has some, and no media to build others from.
-
-    Args:
-        source: Which folder.
-        out: Where the result is to go. With None or `source`, media beside the tars do not count.
-    """
-    if not list_shards(source):
-        return False
-    in_place = out is None or out.resolve() == source.resolve()
-    return in_place or next(_walk_media(source), None) is None
-
-
-def _walk_media(folder: Path) -> Iterator[str]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix[1:].lower() in MEDIA_EXTENSIONS:
-                yield (Path(parent) / name).relative_to(folder).as_posix()
-
-
 def _write_shards(
-    source: Path,
-    files: Iterable[str],
+    files: Iterable[tuple[str, Prepared]],
     captions: Captions,
     out: Path,
     samples_per_shard: int,
@@ -219,12 +190,13 @@ def _write_shards(
         ("num_samples", "num_shards", "num_captions", "num_without_text", "num_bytes"), 0
     )
     keys: set[str] = set()
-    media = _read_media(source, files, captions.faults)
+    media = read_media(files, captions.faults)
     while (first := next(media, None)) is not None:
         with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
-            for file, content, size in chain([first], islice(media, samples_per_shard - 1)):
+            for part in chain([first], islice(media, samples_per_shard - 1)):
+                file, extension, content, size = part
                 text = captions.read_text(file)
-                _add_sample(shard, _new_key(file, keys), file, content, text)
+                _add_sample(shard, _new_key(file, keys), file, extension, content, text)
                 counts["num_samples"] += 1
                 counts["num_captions"] += len(text.segments)
                 counts["num_without_text"] += not text.segments
@@ -233,31 +205,13 @@ def _write_shards(
     return counts
 
 
-def _read_media(
-    source: Path, files: Iterable[str], faults: list[Fault]
-) -> Iterator[tuple[str, bytes | Path, int]]:
-    """Name, content and size of each file that can be read; large files stay paths."""
-    for name in files:
-        try:
-            with (source / name).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                content = file.read() if size <= IN_MEMORY_BYTES else source / name
-        except OSError as error:
-            faults.append(Fault(name, f"cannot be read: {error.strerror}"))
-            continue
-        if size:
-            yield name, content, size
-        else:
-            faults.append(Fault(name, "is empty (0 bytes)"))
-
-
 def _add_sample(
-    shard: ShardWriter, key: str, file: str, content: bytes | Path, text: MediaText
+    shard: ShardWriter, key: str, file: str, extension: str, content: bytes | Path, text: MediaText
 ) -> None:
     shard.add(
         key,
         content,
-        Path(file).suffix[1:],
+        extension,
         " ".join(segment.text for segment in text.segments),
         {"file": file, **text.metadata},
         segments=text.segments,
@@ -270,43 +224,6 @@ def _new_key(file: str, keys: set[str]) -> str:
     key = next(key for key in chain([stem], (f"{stem}_{n}" for n in count(2))) if key not in keys)
     keys.add(key)
     return key
-
-
-@contextlib.contextmanager
-def _openable(
-    source: Path, files: Iterable[str], faults: list[Fault], num_workers: int
-) -> Iterator[Iterator[str]]:
-    """The files that FFmpeg can open, in their order."""
-    first, second = tee(files)
-    with results_in_order(
-        fault_of,
-        (source / name for name in first),
-        num_workers=num_workers,
-        limit_seconds=OPEN_LIMIT_SECONDS,
-        prepare=prepare_worker,
-    ) as found:
-        yield _without_faults(second, found, faults)
-
-
-def _without_faults(
-    names: Iterable[str], found: Iterable[str | Lost], faults: list[Fault]
-) -> Iterator[str]:
-    for name, fault in zip(names, found, strict=True):
-        if fault:
-            faults.append(Fault(name, fault.reason if isinstance(fault, Lost) else fault))
-        else:
-            yield name
-
-
-def fault_of(path: Path) -> str:
-    """Why FFmpeg cannot open a file; "" if it can."""
-    from vatt.media import MediaError, probe
-
-    try:
-        probe(path)
-    except MediaError as error:
-        return error.reason
-    return ""
 
 
 def _unmatched(texts: dict[str, MediaText], files: Sequence[str], source: Path) -> list[Fault]:
@@ -359,7 +276,8 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
     Raises:
         ShardError: something else is there.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    work = work_folder_of(out)
+    if not out.exists() or (out.is_dir() and not any(path != work for path in out.iterdir())):
         return None
     refusal = f"{out} exists and holds something else: delete it, or choose another folder"
     try:

@@ -11,7 +11,10 @@ from vatt.errors import UserError
 from vatt.machine import num_cores
 
 if TYPE_CHECKING:
+    from vatt.reencode import Reencoding
     from vatt.text import Tokenizer
+
+REENCODING_OPTIONS = ("short_side", "key_frame_seconds", "quality")
 
 
 def shards(argv: Sequence[str]) -> int:
@@ -36,6 +39,7 @@ def shards(argv: Sequence[str]) -> int:
     )
     build.add_argument("--check-media", action="store_true", help="leave out what does not open")
     build.add_argument("--workers", type=_not_negative, default=num_cores(), help="processes")
+    _add_reencoding(build)
     check = actions.add_parser("check", help="decode every sample, list the faults")
     check.add_argument("folder", type=str, help="path, or s3://, gs://, hf://, https:// address")
     check.add_argument("--workers", type=_not_negative, default=num_cores())
@@ -48,6 +52,32 @@ def shards(argv: Sequence[str]) -> int:
     check.add_argument("--csv", type=Path, help="write the table of all samples here")
     arguments = parser.parse_args(argv)
     return _build(arguments) if arguments.action == "build" else _check(arguments)
+
+
+def _add_reencoding(build: argparse.ArgumentParser) -> None:
+    options = build.add_argument_group(
+        "encoding anew",
+        "Videos become H.264/AAC mp4 made for reading clips fast; times and content stay. "
+        "Other media are copied. A build that was stopped goes on by the same command.",
+    )
+    options.add_argument(
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="encode videos anew; larger pictures get this shorter side, an even number",
+    )
+    options.add_argument(
+        "--key-frame-seconds",
+        type=float,
+        metavar="SECONDS",
+        help="from one key frame to the next, default 1: less is faster to read, and larger",
+    )
+    options.add_argument(
+        "--quality",
+        type=int,
+        metavar="CRF",
+        help="constant rate factor of x264 from 0 (lossless) to 51, default 20",
+    )
 
 
 def tokenizer(argv: Sequence[str]) -> int:
@@ -172,6 +202,7 @@ def _build(arguments: argparse.Namespace) -> int:
         samples_per_shard=arguments.samples_per_shard or 500,
         captions=arguments.captions,
         check_media=arguments.check_media,
+        reencoding=_reencoding(arguments),
         num_workers=arguments.workers,
         show_progress=sys.stderr.isatty(),
     )
@@ -179,12 +210,30 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _reencoding(arguments: argparse.Namespace) -> "Reencoding | None":
+    asked = {
+        name: getattr(arguments, name)
+        for name in REENCODING_OPTIONS
+        if getattr(arguments, name) is not None
+    }
+    if not asked:
+        return None
+    if arguments.short_side is None:
+        raise UserError(f"--{next(iter(asked)).replace('_', '-')} needs --short-side PIXELS")
+    from vatt.reencode import Reencoding
+
+    try:
+        return Reencoding(**asked)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 def _index(arguments: argparse.Namespace) -> int:
     """1 if the folder cannot be used because of some of its shards."""
     from vatt.index_shards import index_shards
 
-    for option in ("captions", "check_media", "samples_per_shard"):
-        if getattr(arguments, option):
+    for option in ("captions", "check_media", "samples_per_shard", *REENCODING_OPTIONS):
+        if getattr(arguments, option) is not None and getattr(arguments, option) is not False:
             raise UserError(
                 f"{arguments.source} holds tar shards, which are used as they are: "
                 f"--{option.replace('_', '-')} is for media files"
