@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -74,6 +76,7 @@ KINDS = {
     "vp9.webm": Kind(video="libvpx-vp9", audio="libopus", video_options=(("cpu-used", "8"),)),
     "av1.mp4": Kind(video="libsvtav1", video_options=(("preset", "12"),), gop=30),
     "mpeg4.avi": Kind(video="mpeg4", audio="libmp3lame"),
+    "b_frames.avi": Kind(video="mpeg4", audio="libmp3lame", video_options=(("bf", "2"),)),
     "mpeg2.mpg": Kind(video="mpeg2video", audio="libmp3lame", video_options=(("bf", "2"),)),
     "pictures.mov": Kind(video="mjpeg", audio="pcm_s16le", pixels="yuvj420p", gop=None),
     "animation.gif": Kind(video="gif", audio=None, pixels="rgb8", gop=None),
@@ -226,3 +229,42 @@ def decode_sequentially(path: Path, short_side: int) -> Sequence:
             seconds.append(float(frame.pts * stream.time_base))
             frames.append(scaled.to_ndarray())
     return Sequence(origin, np.array(seconds), torch.from_numpy(upright(np.stack(frames), matrix)))
+
+
+def png(width: int, height: int) -> bytes:
+    """A picture that claims a size, and ends after some rows."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        ending = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + ending
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(100))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        chunk(*part) for part in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    )
+
+
+def gif(width: int, height: int) -> bytes:
+    """A picture that claims a size, and ends after a pixel."""
+    screen = struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)  # two colours
+    picture = struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\x00"
+    return b"GIF89a" + screen + b"," + picture + b";"
+
+
+def jpeg(width: int, height: int) -> bytes:
+    """A grey picture that claims a size, and ends after some rows."""
+
+    def segment(kind: bytes, content: bytes) -> bytes:
+        return b"\xff" + kind + struct.pack(">H", 2 + len(content)) + content
+
+    one_code = bytes([1] + [0] * 15) + b"\0"
+    return b"".join(
+        [
+            b"\xff\xd8" + segment(b"\xe0", b"JFIF\0\1\1\0\0\1\0\1\0\0"),
+            segment(b"\xdb", b"\0" + bytes([1] * 64)),
+            segment(b"\xc0", struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"),
+            segment(b"\xc4", b"\0" + one_code) + segment(b"\xc4", b"\x10" + one_code),
+            segment(b"\xda", b"\1\1\0\0\x3f\0") + bytes(100) + b"\xff\xd9",
+        ]
+    )

@@ -296,6 +296,30 @@ def test_a_link_to_an_empty_folder_and_the_current_folder_are_filled(media, tmp_
     assert (tmp_path / "current").stat().st_ino == before  # nor could a mount point be replaced
 
 
+def test_a_folder_inside_of_the_media_is_no_source_of_its_own_shards(media):
+    for out in (media / "shards", media / "inner/shards"):
+        first = build(media, out)
+        assert first.num_samples == 5
+        assert build(media, out).reused
+        assert build(media, out.with_name("again")).num_samples == 5
+
+
+def test_links_to_folders_are_followed_and_loops_left(media, tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere/deep/f.mp4").write_bytes(b"media f")
+    (media / "linked").symlink_to(tmp_path / "elsewhere")
+    (media / "a_loop").symlink_to(media)
+    (media / "inner/loop").symlink_to(media)
+    (tmp_path / "elsewhere/back").symlink_to(media / "inner")  # a loop of two
+    (media / "aliased").symlink_to(media / "inner")
+    (media / "itself.mp4").symlink_to(media / "itself.mp4")
+    report = build(media, tmp_path / "out")
+    names = ["a.MP4", "a.webm", "b.mp4", "inner/c.d.m4a", "inner/e.mp4", "linked/deep/f.mp4"]
+    assert list(stored_files(tmp_path / "out")) == names
+    assert [fault.name for fault in report.faults] == ["itself.mp4"]
+    assert "cannot be read: Too many levels of symbolic links" in report.faults[0].reason
+
+
 def test_a_build_that_fails_leaves_an_empty_folder_empty(tmp_path):
     (tmp_path / "media").mkdir()
     (tmp_path / "media/empty.mp4").touch()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import av
 import pytest
-from media_files import write_noise_clip
+from media_files import gif, jpeg, png, write_noise_clip
 
 from vatt.check_shards import check_shards
 from vatt.shards import Segment, ShardError, ShardWriter
@@ -142,20 +142,6 @@ def with_header_first(path: Path) -> tuple[bytes, list[int]]:
     return remuxed.read_bytes(), ends
 
 
-def png(width: int, height: int) -> bytes:
-    """A picture that claims a size, and ends after some rows."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        ending = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + ending
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(100))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(*part) for part in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
-    )
-
-
 def mp4_with_compressed_header(claimed_bytes: int) -> bytes:
     """A header that claims what it unpacks to (the boxes `cmov`, `dcom`, `cmvd` of QuickTime)."""
 
@@ -171,6 +157,8 @@ HOSTILE = {
     "wide.png": (png(100_000, 1), "claims a picture of 100000×1 pixels; at most 16384 a side"),
     "huge.png": (png(100_000, 100_000), "larger than 134217728 pixels"),
     "large.png": (png(16_000, 16_000), "larger than 134217728 pixels"),
+    "animation.gif": (gif(65_535, 65_535), "larger than 134217728 pixels"),
+    "photo.jpg": (jpeg(65_500, 65_500), "larger than 134217728 pixels"),
     "bomb.mp4": (mp4_with_compressed_header((1 << 32) - 1), "is damaged|has no picture"),
 }
 

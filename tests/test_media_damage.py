@@ -12,9 +12,20 @@ import av
 import pytest
 import torch
 from conftest import made_once
-from media_files import KINDS, SMALL_AUDIO, SMALL_VIDEO, make_folder, make_still
+from media_files import (
+    KINDS,
+    SMALL_AUDIO,
+    SMALL_VIDEO,
+    Kind,
+    gif,
+    jpeg,
+    make_file,
+    make_folder,
+    make_still,
+    png,
+)
 
-from vatt.media import FileWindow, MediaError, read_clip, read_frames, read_waveform
+from vatt.media import FileWindow, MediaError, probe, read_clip, read_frames, read_waveform
 
 
 @pytest.fixture(scope="session")
@@ -71,6 +82,47 @@ def test_pictures_that_would_fill_the_memory_are_refused(media: Path, tmp_path: 
         read_frames(tmp_path / "narrow.png", num_frames=1, **request)
     with pytest.raises(MediaError, match=r"plain.mp4: would become 100000 pictures of 298×224"):
         read_frames(media / "plain.mp4", num_frames=100_000, **request)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bomb.png", png(100_000, 100_000)),
+        ("wide.png", png(100_000, 1)),
+        ("bomb.gif", gif(65_535, 65_535)),
+        ("wide.gif", gif(65_535, 1)),
+        ("bomb.jpg", jpeg(65_500, 65_500)),
+    ],
+)
+def test_a_picture_that_claims_too_many_pixels_is_refused_by_name(
+    name: str, content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    for read in (
+        lambda path: probe(path),
+        lambda path: read_clip(path, start_seconds=0, video=SMALL_VIDEO, audio=None),
+    ):
+        with pytest.raises(MediaError, match=f"{name}: .*134217728") as caught:
+            read(tmp_path / name)
+        assert "pixels" in caught.value.reason
+
+
+def test_the_pictures_that_claim_sizes_are_right_but_for_these(tmp_path: Path) -> None:
+    for name, content in (("a.gif", gif(4, 4)), ("a.jpg", jpeg(8, 8))):
+        (tmp_path / name).write_bytes(content)
+        clip = read_clip(tmp_path / name, start_seconds=0, video=SMALL_VIDEO, audio=None)
+        assert clip.video is not None
+
+
+def test_an_animated_webp_is_refused_where_ffmpeg_does_not_read_it(tmp_path: Path) -> None:
+    """FFmpeg has written them for long; 8.1 does not read them."""
+    path = tmp_path / "animation.webp"
+    make_file(path, Kind(video="libwebp_anim", audio=None, gop=None, video_seconds=0.4))
+    with av.open(str(path)) as container, contextlib.suppress(av.error.FFmpegError):
+        if any(True for _ in container.decode(video=0)):
+            pytest.skip("this FFmpeg reads animated WebP")
+    with pytest.raises(MediaError, match="FFmpeg here does not know; convert it"):
+        read_clip(path, start_seconds=0, video=SMALL_VIDEO, audio=None)
 
 
 def test_an_error_survives_pickling_between_processes() -> None:

@@ -33,6 +33,13 @@ MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,08
 # takes this only when it is opened; for VP8 and VP9 it gains nothing.)
 SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"})
 
+DECODING_ERRORS = (
+    av.error.InvalidDataError,
+    av.error.UnknownError,
+    av.error.PatchWelcomeError,
+    av.error.ArgumentError,
+)
+
 Matrix = tuple[int, int, int, int]
 SizeRule = Callable[[float, float], tuple[int, int]]  # width, height as displayed → those wanted
 PictureSize = int | SizeRule  # a number is that of the shorter side's pixels
@@ -75,6 +82,15 @@ def _check_size(width: int, height: int) -> None:
         )
 
 
+def check_known_size(width: int, height: int) -> None:
+    """Refuses pictures whose size FFmpeg does not take from their header: both are 0 then."""
+    if not width or not height:
+        raise Damage(
+            f"its picture cannot be decoded: it is damaged, larger than {MAX_FRAME_PIXELS} pixels, "
+            f"or of a kind that FFmpeg here does not know; {CONVERT}"
+        )
+
+
 def _check_clip_size(num_frames: int, width: int, height: int) -> None:
     if max(width, height) > MAX_SIDE_PIXELS or num_frames * width * height > MAX_CLIP_PIXELS:
         raise Damage(
@@ -96,7 +112,9 @@ def decode_packet(decoder: Any, packet: MediaPacket | None, stream: MediaStream)
         frames: list[Any] = decoder.decode(packet)
     except av.error.EOFError:
         return []
-    except (av.error.InvalidDataError, av.error.UnknownError, av.error.PatchWelcomeError) as fault:
+    except DECODING_ERRORS as fault:
+        if isinstance(stream, VideoStream):
+            check_known_size(decoder.width, decoder.height)
         when = packet.pts if packet is not None else None
         raise Damage(_at(f"its {stream.type} is damaged", when, stream)) from fault
     for frame in frames:

@@ -17,6 +17,7 @@ from vatt.config import AudioConfig, VideoConfig
 from vatt.decode import (
     PictureSize,
     SizeRule,
+    check_known_size,
     codec_name,
     decode_frames,
     display_matrix,
@@ -36,8 +37,6 @@ from vatt.packets import (
     video_stream,
 )
 from vatt.sources import (
-    CONVERT,
-    MAX_FRAME_PIXELS,
     Damage,
     FileWindow,
     MediaError,
@@ -181,11 +180,7 @@ def _displayed_size(container: InputContainer, video: VideoStream) -> tuple[int,
         if frame is not None:
             matrix, width, height = display_matrix(frame), frame.width, frame.height
             break
-    if not width or not height:
-        raise Damage(
-            f"its picture cannot be decoded: it is damaged, larger than {MAX_FRAME_PIXELS} pixels, "
-            f"or of a kind that FFmpeg here does not know; {CONVERT}"
-        )
+    check_known_size(width, height)
     width = round(width * float(video.sample_aspect_ratio or 1))
     return (height, width) if swaps_sides(matrix) else (width, height)
 
