@@ -39,6 +39,11 @@ from vatt.shard_index import OUT_OF_SPACE, ShardError
 from vatt.sources import Damage, open_media
 from vatt.workers import tell_alive
 
+# No other key frames than those asked for. Five of six pictures that no other is made from: a
+# reader skips those that a clip does not show. Codes of whole bits in place of arithmetic ones.
+# Measured on clips at 10 of 30 frames/s: the second gives 1.4 times as many a second, both give 2.0
+# times, in 0.8 of the bytes; the worst picture is as good, the mean 1.3 dB below.
+FAST_TO_READ = "keyint=infinite:scenecut=0:bframes=5:b-adapt=0:b-pyramid=none:cabac=0"
 MIN_SHORT_SIDE = 16  # pixels, one block of H.264
 MAX_TICKS = 1 << 31  # a second; the field of an mp4 file has 32 bits
 FASTEST_RATE = 1000  # frames/s; what claims more does not know its rate
@@ -237,9 +242,11 @@ class _Pictures:
         pts, duration = frame.pts, frame.duration
         if pts is None or (self._last_pts is not None and pts <= self._last_pts):
             return []  # two pictures at one time: nobody could see the second
-        self._last_pts = pts
         picture = self._convert(frame)
         picture.pts, picture.time_base = pts - self._shift, self._video.time_base
+        if self._last_pts is not None:  # mp4 tells how far apart pictures are stored, not shown
+            self._durations[self._last_pts - self._shift] = pts - self._last_pts
+        self._last_pts = pts
         seconds = picture.pts * tick_seconds(self._video)
         is_key = seconds >= self._next_key_seconds - TIME_TOLERANCE_SECONDS
         picture.pict_type = PictureType.I if is_key else PictureType.NONE
@@ -287,8 +294,7 @@ def _add_video(
         "preset": "veryfast",
         "crf": str(quality),
         "forced-idr": "1",  # each key frame asked for can be started at
-        # no other key frames: neither at a distance nor where the scene changes
-        "x264-params": f"keyint=infinite:scenecut=0:{REPRODUCIBLE_X264}",
+        "x264-params": f"{FAST_TO_READ}:{REPRODUCIBLE_X264}",
     }
     stream = out.add_stream("libx264", rate=min(rate, Fraction(FASTEST_RATE)), options=options)
     stream.width, stream.height = sample.width, sample.height
