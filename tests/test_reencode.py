@@ -121,6 +121,16 @@ def test_the_short_side_is_that_asked_for_and_key_frames_are_near(
     assert content.index(b"moov") < content.index(b"mdat"), "the index is in front"
 
 
+def test_pictures_of_avi_are_in_order_though_their_times_are_not(tmp_path: Path) -> None:
+    options = (("x264-params", "b-adapt=0:bframes=3:crf=4"),)
+    make_file(tmp_path / "old.avi", Kind(audio=None, video_options=options, video_seconds=1.0))
+    assert reencode(tmp_path / "old.avi", tmp_path / "new.mp4", SAME)
+    old, new = (decode_sequentially(tmp_path / name, HEIGHT) for name in ("old.avi", "new.mp4"))
+    assert min(np.diff(old.seconds)) < 0, "the file must have what this test is about"
+    assert np.diff(new.seconds) == pytest.approx(0.04, abs=1e-6)
+    assert (old.frames.float() - new.frames.float()).abs().mean(dim=(1, 2, 3)).max() < 1.5
+
+
 def test_sound_of_mp4_is_copied(media: Path, tmp_path: Path) -> None:
     for name in ("plain.mp4", "late_sound.mp4", "surround.mp4"):
         reencode(media / name, tmp_path / "new.mp4", SAME)

@@ -4,6 +4,7 @@ Smaller pictures take less time to decode, and near key frames fewer of them hav
 that starts anywhere needs all pictures from the last key frame on.
 """
 
+import heapq
 import math
 import os
 from collections.abc import Callable
@@ -223,6 +224,9 @@ class _Pictures:
         self._stream = _add_video(out, video, self._convert(first), how.quality)
         self._shift = round(origin_seconds / tick_seconds(video))
         self._last_pts: int | None = None
+        # AVI has no times, and FFmpeg counts its packets as they are stored. Pictures come out of
+        # the decoder as they are shown, and take these times in their order.
+        self._slots: list[int] | None = [] if video.container.format.name == "avi" else None
         self._key_frame_seconds = how.key_frame_seconds
         self._next_key_seconds = -float("inf")
         self._durations: dict[int, int] = {}  # of the pictures that the encoder holds back
@@ -230,7 +234,11 @@ class _Pictures:
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """The packets to write for one of the source; None ends the pictures."""
         made: list[Any] = []
+        if self._slots is not None and packet is not None and packet.pts is not None:
+            heapq.heappush(self._slots, packet.pts)
         for frame in decode_packet(self._decoder, packet, self._video):
+            if self._slots:
+                frame.pts = heapq.heappop(self._slots)
             made += self._encode(frame)
         if packet is None:
             made += self._stream.encode(None)
