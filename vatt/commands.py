@@ -70,7 +70,7 @@ def _add_reencoding(build: argparse.ArgumentParser) -> None:
         "--key-frame-seconds",
         type=float,
         metavar="SECONDS",
-        help="from one key frame to the next, default 1: less is faster to read, and larger",
+        help="from one key frame to the next, default 1: more is smaller, and slower to read",
     )
     options.add_argument(
         "--quality",

@@ -57,7 +57,8 @@ class Reencoding:
     Args:
         short_side: Most pixels of the shorter side as displayed; smaller pictures keep their size.
         key_frame_seconds: From one key frame to the next. A clip that starts anywhere decodes half
-            of that for nothing, and key frames take the most bytes.
+            of that for nothing, and key frames take the most bytes: 0.5, 1 and 2 s are equally
+            fast to read, 10 s a third slower.
         quality: Constant rate factor of x264; 0 is lossless, 23 its default, 51 the worst.
     """
 
