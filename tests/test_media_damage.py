@@ -11,6 +11,7 @@ from typing import Any
 import av
 import pytest
 import torch
+from bench_fuzz import mutated
 from conftest import made_once
 from media_files import (
     KINDS,
@@ -129,28 +130,6 @@ def test_an_error_survives_pickling_between_processes() -> None:
     error = pickle.loads(pickle.dumps(MediaError("a.mp4", "is empty: copy it again")))
     assert (error.path, error.reason) == ("a.mp4", "is empty: copy it again")
     assert str(error) == "a.mp4: is empty: copy it again"
-
-
-def mutated(content: bytes, seed: int) -> bytes:
-    """Bits flipped, parts zeroed, swapped or cut off."""
-    draw = random.Random(seed)
-    result = bytearray(content)
-    way = seed % 4
-    first, second = sorted(draw.randrange(len(result)) for _ in range(2))
-    size = min(second - first, len(result) - second, 2_000)
-    if way == 0:
-        for _ in range(draw.choice([1, 3, 30, 300])):
-            result[draw.randrange(len(result))] ^= 1 << draw.randrange(8)
-    elif way == 1:
-        del result[first:]
-    elif way == 2:
-        result[first : first + size] = bytes(size)
-    else:
-        result[first : first + size], result[second : second + size] = (
-            result[second : second + size],
-            result[first : first + size],
-        )
-    return bytes(result)
 
 
 def assert_clip_or_error(content: bytes, seed: int) -> None:
