@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.logging
 import pytest
 import torch
 from bench_fuzz import mutated
@@ -74,6 +75,21 @@ def test_damage_in_the_pictures_refuses_the_clip_and_spares_others(media: Path) 
     read_frames(bytes(content), start_seconds=0.5, **request)
     with pytest.raises(MediaError, match="video is damaged at [12].[0-9]+ s"):
         read_frames(bytes(content), start_seconds=2.0, **request)
+
+
+def test_packets_that_are_lost_from_a_matroska_file_refuse_the_clip_and_spare_others(
+    media: Path,
+) -> None:
+    content = bytearray((media / "vp9.webm").read_bytes())
+    with av.open(str(media / "vp9.webm")) as container:
+        packets = [p for p in container.demux(video=0) if p.size and float(p.pts * p.time_base) > 2]
+    content[packets[0].pos - 8 : packets[0].pos + 8] = bytes(16)
+    request: dict[str, Any] = {"num_frames": 4, "frame_rate": 10.0, "short_side": 32}
+    log_before = (av.logging.get_level(), av.logging.get_skip_repeated())
+    read_frames(bytes(content), start_seconds=0.5, **request)
+    with pytest.raises(MediaError, match=r"is damaged \(.*EBML.*\): copy or encode"):
+        read_frames(bytes(content), start_seconds=1.9, **request)
+    assert (av.logging.get_level(), av.logging.get_skip_repeated()) == log_before
 
 
 def test_pictures_that_would_fill_the_memory_are_refused(media: Path, tmp_path: Path) -> None:

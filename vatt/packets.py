@@ -12,7 +12,7 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vatt.sources import Damage
+from vatt.sources import Damage, ffmpeg_errors
 
 MediaStream = VideoStream | AudioStream
 if TYPE_CHECKING:
@@ -35,9 +35,11 @@ PROGRAM_STREAM_ROLL_SECONDS = 2.0
 # Streams without whole key frames (intra refresh) are complete after about one such period.
 CAREFUL_ROLL_SECONDS = 5.0
 # Formats whose header tells how long each stream is, apart from the data.
-INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})
+MATROSKA = "matroska,webm"
+INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", MATROSKA})
 # Formats whose header tells where the file ends on its own clock, not how long it is.
-END_FORMATS = frozenset({"matroska,webm", "ogg"})
+END_FORMATS = frozenset({MATROSKA, "ogg"})
+HARMLESS_FAULT = "keyframes not correctly marked"  # reported of sound that a seek lands amid
 MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says was cut off
 JUMP_PACKETS = 3  # to leave out fewer before a key frame does not pay for restarting the decoder
 
@@ -154,7 +156,7 @@ def read_packets(
         careful: Read some seconds more before the clip, and keep what is before the last key frame.
 
     Raises:
-        Damage: the file breaks off before the clip ends.
+        Damage: the file breaks off before the clip ends, or is damaged between its packets.
     """
     stream = video or audio
     assert stream is not None  # callers refuse files that have neither
@@ -168,7 +170,9 @@ def read_packets(
         if moved or not from_start:
             from_start = not _seek(container, stream, target) or from_start
             moved = True
-        packets = _collect(container, video, audio, span, keep_all=careful)
+        with ffmpeg_errors() as faults:
+            packets = _collect(container, video, audio, span, keep_all=careful)
+        _check_read(container, faults)
         packets.from_start = from_start
         if packets.exhausted:
             _check_complete(container, video, audio, packets, span)
@@ -240,6 +244,17 @@ def _collect(
     else:
         found.exhausted = True
     return found
+
+
+def _check_read(container: InputContainer, faults: list[tuple[int, str, str]]) -> None:
+    """Refuses a clip amid which packets are lost.
+
+    Where a Matroska file is damaged FFmpeg goes on with the next part that it can read. VP9 is then
+    decoded from other pictures than it was made from, and only the log says so.
+    """
+    for _, part, text in faults:
+        if part == container.format.name == MATROSKA and HARMLESS_FAULT not in text:
+            raise Damage(f"is damaged ({text.strip()}): copy or encode the file again")
 
 
 def _check_complete(

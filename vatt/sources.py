@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, BinaryIO, Protocol
 
 import av
 import av.error
+import av.logging
 from av.container import InputContainer
 
 # What FFmpeg may open. A file can name further files or addresses (playlists do): only a URL may
@@ -159,6 +161,42 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
     finally:
         if window is not None:
             window.close()
+
+
+class _Log:
+    """FFmpeg's log is one for the whole process: who listens first opens it, who is last restores.
+
+    PyAV leaves it closed, since messages of FFmpeg's own threads can bring Python to a halt; here
+    these have no threads.
+    """
+
+    lock = threading.Lock()
+    num_listeners = 0
+    before: tuple[int | None, bool] = (None, True)
+
+
+@contextmanager
+def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """Level, name of the part and text of what FFmpeg reports in this thread as faults."""
+    with _Log.lock:
+        if not _Log.num_listeners:
+            level = av.logging.get_level()
+            _Log.before = (level, av.logging.get_skip_repeated())
+            av.logging.set_level(max(level or 0, av.logging.ERROR))
+            av.logging.set_skip_repeated(False)
+        _Log.num_listeners += 1
+    messages: list[tuple[int, str, str]] = []
+    try:
+        with av.logging.Capture() as heard:
+            yield messages
+        messages += [message for message in heard if message[0] <= av.logging.ERROR]
+    finally:
+        with _Log.lock:
+            _Log.num_listeners -= 1
+            if not _Log.num_listeners:
+                level, skip_repeated = _Log.before
+                av.logging.set_level(level)
+                av.logging.set_skip_repeated(skip_repeated)
 
 
 def _open_container(file: Any, options: dict[str, str]) -> InputContainer:
