@@ -5,11 +5,13 @@ import shutil
 from pathlib import Path
 
 from vatt.config import TextConfig
+from vatt.media import probe
 from vatt.shard_index import index_path
 from vatt.shards import Segment, ShardSet, ShardWriter
 from vatt.text import Tokenizer
 
 CAPTIONS = ("a camera moves over hills", "now it turns back", "shapes cross the picture")
+NUM_SEGMENTS = 8  # spread over a file, so that clips are read from all over it
 TEXT = TextConfig(vocab_size=64)
 
 
@@ -31,7 +33,11 @@ def open_set(folder: Path, media: Path, *, num_shards: int, samples_per_shard: i
 
 
 def _write_shard(path: Path, media: Path, num_samples: int) -> None:
-    segments = [Segment(time, time + 0.5, text) for time, text in enumerate(CAPTIONS)]
+    seconds = probe(media).duration_seconds / NUM_SEGMENTS
+    segments = [
+        Segment(number * seconds, (number + 1) * seconds, CAPTIONS[number % len(CAPTIONS)])
+        for number in range(NUM_SEGMENTS)
+    ]
     content = media.read_bytes()
     with ShardWriter(path) as shard:
         for number in range(num_samples):
