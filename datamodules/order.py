@@ -110,6 +110,7 @@ class GlobalOrder:
         ]
         self._counts = _shares(weights, len(sizes)) if weights is not None else None
         self._turns: dict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         """Samples of all sets together: a nominal epoch."""
@@ -130,6 +131,11 @@ class GlobalOrder:
 
     def fingerprint(self) -> str:
         """Names what the order depends on besides the position: changes when the sequence would."""
+        if self._fingerprint is None:  # every state asks for it, and many shards take a second
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def _hash(self) -> str:
         sizes = np.concatenate([stream.shard_sizes for stream in self._streams])
         windows = self._streams[0].window_shards
         counts: Sequence[int] = [] if self._counts is None else self._counts.tolist()

@@ -117,6 +117,8 @@ class PretrainData(LightningDataModule):
         self.tokenizer: Tokenizer | None = None
         self.train_samples: ClipSamples | None = None
         self.validation_samples: RetrievalSamples | None = None
+        self._train_sets: list[ShardSet] | None = None
+        self._order: GlobalOrder | None = None
         self._loader: PositionedLoader | None = None
         self._state: dict[str, Any] | None = None
         self._check_settings()
@@ -162,7 +164,8 @@ class PretrainData(LightningDataModule):
         validation = [] if self.validation_folder is None else [self.validation_folder]
         for folder in [*self.train_folders, *validation] if fits else validation:
             find_tars(folder)
-        self._load_tokenizer()
+        if self.tokenizer is None:
+            self.tokenizer = self._load_tokenizer()
 
     def setup(self, stage: str | None = None) -> None:
         """Opens what a stage needs; a fit begins the stream anew unless a state is loaded."""
@@ -208,11 +211,12 @@ class PretrainData(LightningDataModule):
         assert self.train_samples is not None
         self._close()
         state = self._state if self._loader is None else self._loader.state_dict()
+        if self._order is None:  # one for all loaders: its fingerprint takes time
+            sizes = [one.shard_sizes for one in self.train_samples.sets]
+            self._order = GlobalOrder(sizes, self.weights, self.seed)
         self._loader = PositionedLoader(
             self.train_samples,
-            GlobalOrder(
-                [one.shard_sizes for one in self.train_samples.sets], self.weights, self.seed
-            ),
+            self._order,
             batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
             rank=self._rank,
@@ -304,8 +308,14 @@ class PretrainData(LightningDataModule):
         if self._loader is not None:
             self._loader.close()
 
+    def _open_sets(self) -> list[ShardSet]:
+        """The training sets, opened once: the tokenizer is looked up by them as well."""
+        if self._train_sets is None:
+            self._train_sets = [ShardSet(folder) for folder in self.train_folders]
+        return self._train_sets
+
     def _open_train(self, tokenizer: Tokenizer) -> ClipSamples:
-        sets = [ShardSet(folder) for folder in self.train_folders]
+        sets = self._open_sets()
         num_entries = sum(len(one) for one in sets) * self.cache_views
         return ClipSamples(
             sets,
@@ -352,7 +362,7 @@ class PretrainData(LightningDataModule):
         """The given one, or the one trained from the captions, which is made if it is not there."""
         path = self.tokenizer_path
         if path is None:
-            sets = [ShardSet(folder) for folder in self.train_folders]
+            sets = self._open_sets()
             path = (
                 sets[0].folder
                 / f"tokenizer-{_fingerprint(sets, self.geometry.text.vocab_size)}.json"

@@ -382,6 +382,23 @@ def test_the_tokenizer_is_trained_once_and_kept_beside_the_shards(make, train):
     assert any(Tokenizer.load(path).vocab_size == data.tokenizer.vocab_size for path in files)
 
 
+def test_training_shards_are_opened_and_their_order_is_named_once(make, monkeypatch):
+    opened = []
+
+    def counting(folder):
+        opened.append(folder)
+        return ShardSet(folder)
+
+    monkeypatch.setattr("datamodules.pretrain.ShardSet", counting)
+    data = make(validation=None)
+    data.prepare_data()
+    data.setup("fit")
+    order = data.train_dataloader().order
+    data.setup("fit")
+    assert data.train_dataloader().order is order
+    assert len(opened) == 1
+
+
 def test_a_vocabulary_larger_than_the_model_is_refused(make, tmp_path):
     Tokenizer.train([" ".join(f"w{index}" for index in range(600))], 600).save(tmp_path / "t.json")
     data = make(tokenizer=str(tmp_path / "t.json"))

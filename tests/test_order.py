@@ -156,6 +156,13 @@ def test_the_fingerprint_changes_with_everything_that_changes_the_order():
     assert GlobalOrder(**base).fingerprint() in names
 
 
+def test_the_fingerprint_is_computed_once(monkeypatch):
+    order = GlobalOrder([[3, 4], [5]])
+    name = order.fingerprint()
+    monkeypatch.setattr("datamodules.order.draw_bits", None)
+    assert order.fingerprint() == name
+
+
 def test_references_are_values():
     assert SampleRef(0, 1, 2, 3) == SampleRef(0, 1, 2, 3)
     assert len({SampleRef(0, 1, 2, 3), SampleRef(0, 1, 2, 3)}) == 1
