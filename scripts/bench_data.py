@@ -51,7 +51,7 @@ class Sizes:
     is_small: bool
 
 
-FULL = Sizes(divisor=1, rounds=5, media_seconds=30, is_small=False)
+FULL = Sizes(divisor=1, rounds=3, media_seconds=30, is_small=False)
 QUICK = Sizes(divisor=200, rounds=1, media_seconds=4, is_small=True)
 
 
