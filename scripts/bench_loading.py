@@ -61,6 +61,7 @@ def measure_workers(
         media_seconds: Length of the files.
         rounds: Of both; medians count.
     """
+    torch.set_num_threads(1)  # one reading process is one core's work
     rows = []
     for kind, at_least, num_batches in goals:
         media = make_media(folder, kind, media_seconds)
