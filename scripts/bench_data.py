@@ -78,10 +78,10 @@ def plan(folder: Path, sizes: Sizes) -> dict[str, Callable[[], list[Row]]]:
         "loader": partial(
             measure_workers,
             folder,
-            [(of(GOP12), 1.4, count(24)), (of(LARGE), 1.7, count(6))][: 1 if sizes.is_small else 2],
+            [(of(GOP12), 1.4, count(12)), (of(LARGE), 1.7, count(4))][: 1 if sizes.is_small else 2],
             geometry=SMALL_GEOMETRY if sizes.is_small else GEOMETRY,
             media_seconds=sizes.media_seconds,
-            rounds=sizes.rounds,
+            rounds=2 * sizes.rounds - 1,
         ),
         "index": partial(measure_index, folder, **set_shape),
         "memory": partial(

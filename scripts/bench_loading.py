@@ -59,7 +59,8 @@ def measure_workers(
         goals: Kind of file, ratio to reach, and batches that are timed in a round.
         geometry: Shapes of a clip.
         media_seconds: Length of the files.
-        rounds: Of both; medians count.
+        rounds: Of both; the median counts, of the ratio that of the rounds' ratios: a virtual
+            machine may be slower in one minute than in the next.
     """
     torch.set_num_threads(1)  # one reading process is one core's work
     rows = []
@@ -72,13 +73,14 @@ def measure_workers(
             for loader, taken in zip(loaders, rates, strict=True):
                 taken.append(_clips_per_second(loader, num_batches))
         alone, together = map(statistics.median, rates)
+        ratio = statistics.median(two / one for one, two in zip(*rates, strict=True))
         rows += [
             Row(case=kind.name, what="one reading process", value=alone, unit="clips/s"),
             Row(case=kind.name, what="two workers", value=together, unit="clips/s"),
             Row(
                 case=kind.name,
                 what="two workers, of one process",
-                value=together / alone,
+                value=ratio,
                 unit="×",
                 at_least=at_least,
             ),
