@@ -15,6 +15,7 @@ from bench_table import Row
 from vatt.config import AudioConfig, VideoConfig
 from vatt.machine import num_cores
 from vatt.media import Clip, MediaError, read_clip
+from vatt.sources import open_media
 from vatt.workers import Lost, results_in_order
 
 NUM_WAYS = 5
@@ -77,13 +78,16 @@ class Trial:
 def read_mutated(trial: Trial) -> str:
     """What comes of a clip of a mutated file, beside the same clip of the whole one."""
     content = trial.path.read_bytes()
+    changed = mutated(content, trial.seed)
     start_seconds = random.Random(trial.seed).uniform(0, 2.5)
-    with av.logging.Capture() as messages:
-        try:
-            clip = _read(mutated(content, trial.seed), start_seconds)
-        except MediaError:
-            return REFUSED
-        complaints = [text for level, _, text in messages if level <= av.logging.ERROR]
+    try:
+        with av.logging.Capture() as of_opening, open_media(changed):
+            pass
+        with av.logging.Capture() as of_all:
+            clip = _read(changed, start_seconds)
+    except MediaError:
+        return REFUSED
+    complaints = _texts(of_all) - _texts(of_opening)  # which reads the beginning of the file
     if not _is_whole(clip):
         return f"{DAMAGED}: wrong shape or values"
     whole = _read(content, start_seconds)
@@ -92,6 +96,10 @@ def read_mutated(trial: Trial) -> str:
     if _coverage(clip) < _coverage(whole):  # it says itself that something is not there
         return SHORTER
     return f"{DAMAGED}: {complaints}" if complaints else OTHER
+
+
+def _texts(messages: list[tuple[int, str, str]]) -> set[str]:
+    return {text for level, _, text in messages if level <= av.logging.ERROR}
 
 
 def _read(content: bytes, start_seconds: float) -> Clip:

@@ -80,15 +80,17 @@ def test_damage_in_the_pictures_refuses_the_clip_and_spares_others(media: Path) 
 def test_packets_that_are_lost_from_a_matroska_file_refuse_the_clip_and_spare_others(
     media: Path,
 ) -> None:
-    content = bytearray((media / "vp9.webm").read_bytes())
+    whole = (media / "vp9.webm").read_bytes()
     with av.open(str(media / "vp9.webm")) as container:
-        packets = [p for p in container.demux(video=0) if p.size and float(p.pts * p.time_base) > 2]
-    content[packets[0].pos - 8 : packets[0].pos + 8] = bytes(16)
+        packets = [packet for packet in container.demux(video=0) if packet.size]
     request: dict[str, Any] = {"num_frames": 4, "frame_rate": 10.0, "short_side": 32}
     log_before = (av.logging.get_level(), av.logging.get_skip_repeated())
-    read_frames(bytes(content), start_seconds=0.5, **request)
-    with pytest.raises(MediaError, match=r"is damaged \(.*EBML.*\): copy or encode"):
-        read_frames(bytes(content), start_seconds=1.9, **request)
+    for damaged_seconds, start_seconds, spared_seconds in ((2.0, 1.9, 0.5), (0.04, 0.0, 1.5)):
+        place = next(p.pos for p in packets if float(p.pts * p.time_base) >= damaged_seconds)
+        content = whole[: place - 8] + bytes(16) + whole[place + 8 :]
+        read_frames(content, start_seconds=spared_seconds, **request)
+        with pytest.raises(MediaError, match=r"is damaged \(.*EBML.*\): copy or encode"):
+            read_frames(content, start_seconds=start_seconds, **request)
     assert (av.logging.get_level(), av.logging.get_skip_repeated()) == log_before
 
 
