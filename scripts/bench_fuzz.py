@@ -139,7 +139,7 @@ def measure_fuzz(folder: Path, *, num_files: int) -> list[Row]:
     with results_in_order(
         read_mutated,
         trials,
-        num_workers=num_cores(),
+        num_workers=min(num_cores(), 1 + num_files // 100),  # a process takes a second to start
         limit_seconds=LIMIT_SECONDS,
         prepare=_prepare,
     ) as results:
