@@ -45,7 +45,7 @@ FLOORS = (
     {"vatt.convert", "vatt.costs", "vatt.utilisation"},
     {"vatt.evaluate"},
     {"vatt.report_media"},
-    {"vatt.report_clips"},
+    {"vatt.report_clips", "vatt.media_table"},
     {"vatt.report_sections"},
     {"vatt.report"},
     {"vatt.demo_report"},
@@ -61,7 +61,7 @@ FLOORS = (
     {"datamodules"},
     # training and commands
     {"vatt.config_files", "vatt.loggers", "vatt.progress", "vatt.environment"},
-    {"vatt.run_checkpoint"},
+    {"vatt.run_checkpoint", "vatt.media_log"},
     {"vatt.callbacks"},
     {"vatt.sharding"},
     {"vatt.pretrain", "vatt.run_folder"},
@@ -72,7 +72,8 @@ FLOORS = (
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
 TRAINING = {"vatt.pretrain", "vatt.sharding", "vatt.training_cli"} | {
-    f"vatt.{name}" for name in ("callbacks", "loggers", "progress", "run_checkpoint", "run_folder")
+    f"vatt.{name}"
+    for name in ("callbacks", "loggers", "media_log", "progress", "run_checkpoint", "run_folder")
 }
 MAY_IMPORT_DATAMODULES = {"vatt.demo", "vatt.commands", "vatt.training_cli"}
 

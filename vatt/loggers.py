@@ -6,7 +6,7 @@ import netrc
 import os
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +121,19 @@ def tensorboard_logger(folder: Path) -> TensorBoardLogger:
             "it to false"
         )
     return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+
+
+def check_pictures() -> None:
+    """Refuses media for W&B where it could not read the pictures.
+
+    Raises:
+        UserError: Pillow is missing.
+    """
+    if find_spec("PIL") is None:
+        raise UserError(
+            "run.media_every_n_validations needs the package pillow, for pictures in W&B: pip "
+            'install "vatt[tracking]", or set it to null'
+        )
 
 
 def wandb_mode(mode: WandbMode) -> WandbMode:
@@ -239,6 +252,29 @@ class RunWandb(WandbLogger):
         )
         artifact.add_file(str(path))
         self.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+
+    @rank_zero_only
+    def log_media(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        pictures: Mapping[str, Path],
+        step: int,
+    ) -> None:
+        """Sends a table, whose cells may be paths of png and mp4 files, and pictures by title."""
+        import wandb
+
+        def as_media(cell: Any) -> Any:
+            if not isinstance(cell, Path):
+                return cell
+            if cell.suffix == ".mp4":
+                return wandb.Video(str(cell), format="mp4")
+            return wandb.Image(str(cell))
+
+        data = [[as_media(cell) for cell in row] for row in rows]
+        media = {f"media/{title}": as_media(path) for title, path in pictures.items()}
+        table = wandb.Table(columns=list(columns), data=data)
+        self.log_metrics({"media/clips": table, **media}, step)
 
     @rank_zero_only
     def log_config(self, config: Mapping[str, Any]) -> None:

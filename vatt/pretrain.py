@@ -189,9 +189,10 @@ class PretrainModule(LightningModule):
         """Starts with an empty gallery."""
         self._tables = []
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Embeds the clips of one batch with all their captions."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Embeds a batch with all captions; returns the fields of its `EmbeddingTable`."""
         self._tables.append(embed_batch(self.network, batch))
+        return vars(self._tables[-1])
 
     def on_validation_epoch_end(self) -> None:
         """Logs the retrieval metrics of all directions over the whole set."""

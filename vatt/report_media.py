@@ -20,6 +20,7 @@ SPECTROGRAM_SIZE = (40, 128)  # bands, columns
 SPECTROGRAM_RATE = 16_000  # Hz: up to 8 kHz
 SPECTROGRAM_LOWEST = 80.0  # Hz
 SPECTROGRAM_RANGE = 4.0  # natural logarithms below the loudest that still show: 35 dB
+SILENCE = math.log(1e-2)  # of a spectrum's value: some 90 dB below the loudest tone
 WINDOW = 1024  # samples, 64 ms: bands of 16 Hz
 
 # Light to dark, one hue: the overlay of attention weights.
@@ -89,25 +90,33 @@ def read_spectrogram(source: MediaSource, info: MediaInfo) -> str:
     waveform, _ = read_waveform(
         source, start_seconds=0.0, num_samples=num_samples, sample_rate=SPECTROGRAM_RATE
     )
-    loudness = _loudness(waveform)
-    alpha = (255 * loudness).astype(np.uint8)
+    alpha = (255 * loudness(waveform)).astype(np.uint8)
     return data_uri(encode_png(np.stack([np.zeros_like(alpha), alpha], axis=-1)), "image/png")
 
 
-def _loudness(waveform: torch.Tensor) -> np.ndarray:
-    """Bands by columns in [0, 1], the highest band first, bands spaced by octaves."""
+def loudness(waveform: torch.Tensor, sample_rate: int = SPECTROGRAM_RATE) -> np.ndarray:
+    """How loud which notes are: up to 40 bands by 128 columns, the highest band first.
+
+    Bands are spaced by octaves, values are in [0, 1] relative to the loudest.
+
+    Args:
+        waveform: float32 `[S]`.
+        sample_rate: Hz.
+    """
     bands, columns = SPECTROGRAM_SIZE
     hop = max(1, math.ceil(len(waveform) / columns))
+    padded = torch.nn.functional.pad(waveform, (0, max(0, WINDOW - len(waveform))))
     window = torch.hann_window(WINDOW)
-    spectrum = torch.stft(waveform, WINDOW, hop, window=window, return_complex=True).abs()
-    nyquist = SPECTROGRAM_RATE / 2
+    spectrum = torch.stft(padded, WINDOW, hop, window=window, return_complex=True).abs()
+    nyquist = sample_rate / 2
     edges = np.geomspace(SPECTROGRAM_LOWEST, nyquist, bands + 1) / nyquist * (len(spectrum) - 1)
     rows = [
         spectrum[math.floor(low) : max(math.floor(low) + 1, math.ceil(high))].amax(dim=0)
         for low, high in pairwise(edges)
     ]
     level = (torch.stack(rows[::-1])[:, :columns] + 1e-6).log()
-    return ((level - level.max()) / SPECTROGRAM_RANGE + 1).clamp(0, 1).numpy()
+    loudest = level.max().clamp_min(SILENCE)
+    return ((level - loudest) / SPECTROGRAM_RANGE + 1).clamp(0, 1).numpy()
 
 
 def overlay_heat(attention: np.ndarray) -> list[str]:

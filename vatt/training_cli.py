@@ -32,7 +32,15 @@ from vatt.config_files import explain, given_keys, with_config_paths
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate
 from vatt.files import NO_SPACE, no_space, write_atomically
-from vatt.loggers import MetricsCsv, RunWandb, WandbMode, tensorboard_logger, wandb_mode
+from vatt.loggers import (
+    MetricsCsv,
+    RunWandb,
+    WandbMode,
+    check_pictures,
+    tensorboard_logger,
+    wandb_mode,
+)
+from vatt.media_log import MediaLog
 from vatt.progress import TrainingProgress, fit_summary, retrieval_lines
 from vatt.ranks import LOST_RANK, is_lost_rank
 from vatt.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, StopOnSignal
@@ -67,6 +75,8 @@ class RunConfig:
         wandb_project: Project of the W&B run.
         wandb_checkpoints: Whether each checkpoint is sent to W&B, too, as an artifact.
         tensorboard: Whether metrics are written for TensorBoard, too.
+        media_every_n_validations: How often some validation clips are kept with the captions that
+            the model finds for them, see `vatt.media_log`. None: never.
     """
 
     dir: str | None = None
@@ -77,6 +87,7 @@ class RunConfig:
     wandb_project: str = "vatt"
     wandb_checkpoints: bool = False
     tensorboard: bool = False
+    media_every_n_validations: int | None = None
 
 
 class TrainingCLI(LightningCLI):
@@ -254,6 +265,10 @@ class TrainingCLI(LightningCLI):
         callbacks = [DataReport(), self.checkpoint, self.stop]
         if run["ema_decay"] is not None:
             callbacks.append(WeightAverage(run["ema_decay"]))
+        if run["media_every_n_validations"] is not None:
+            if self._wandb is not None:
+                check_pictures()
+            callbacks.append(MediaLog(run["media_every_n_validations"]))
         if run["time_budget_seconds"] is not None:
             callbacks.append(TimeBudget(self._clock, run["time_budget_seconds"]))
         return [*callbacks, EndOfRun(self._clock)]
