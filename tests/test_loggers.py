@@ -1,6 +1,8 @@
 """Where metrics go: CSV, Weights & Biases, TensorBoard; and what a run records of itself."""
 
+import contextlib
 import csv
+import io
 import json
 import struct
 import subprocess
@@ -11,11 +13,17 @@ from typing import Any
 
 import pytest
 import wandb
+import yaml
 from training_runs import fit_arguments, read_rows
 
 from vatt.cli import main
+from vatt.config_files import shipped_configs, with_config_paths
 from vatt.environment import describe_environment, git_commit
 from vatt.loggers import MetricsCsv, RunWandb, wandb_mode
+from vatt.progress import DIRECTIONS
+from vatt.training_cli import TrainingCLI
+
+ROOT = Path(__file__).resolve().parents[1]
 
 WANDB_BLOCK = 32 * 1024  # bytes; a chunk of a record has a header of 7 and crosses no block
 
@@ -319,3 +327,35 @@ def test_environment_is_plain_and_names_the_devices() -> None:
     assert environment["world_size"] == 2
     assert environment["lightning"]
     assert json.loads(json.dumps(environment)) == environment
+
+
+def test_sweep_is_one_of_wandb_and_its_command_is_that_of_the_readme() -> None:
+    from wandb.apis.public.sweeps import _validate_config_and_fill_distribution
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    sweep = yaml.safe_load((ROOT / "configs" / "sweep.yaml").read_text())
+    _validate_config_and_fill_distribution(sweep)
+    drawn = {
+        name: {"value": one["values"][-1] if "values" in one else one["max"]}
+        for name, one in sweep["parameters"].items()
+    }
+    arguments = create_sweep_command_args({"args": drawn})["args"]
+    assert sweep["command"][0] == "${env}"
+    assert sweep["command"][-1] == "${args}"
+    fixed = sweep["command"][1:-1]
+    assert " ".join(fixed).replace("[shards/train]", "'[shards/train]'") in " ".join(
+        (ROOT / "README.md").read_text().replace("\\\n", " ").split()
+    )
+    command = with_config_paths([*fixed[1:], *arguments, "--print_config"])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
+        TrainingCLI(command)  # refuses what is no option
+    assert not stop.value.code
+    config = yaml.safe_load(printed.getvalue())
+    for name, one in drawn.items():
+        value = config
+        for part in name.split("."):
+            value = value[part]
+        assert value == one["value"], name
+    assert sweep["metric"]["name"] in {f"val/{direction}/R@1" for direction in DIRECTIONS}
+    assert "sweep" not in shipped_configs()

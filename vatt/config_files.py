@@ -11,6 +11,7 @@ from typing import Any
 from vatt.errors import UserError
 
 CONFIG_OPTIONS = ("-c", "--config")
+SWEEP = "sweep"  # stands beside the configurations, but is one of W&B's
 # what jsonargparse assumes where init_args come without a class_path
 BASE_CLASSES = ("lightning.LightningModule", "lightning.LightningDataModule")
 
@@ -18,7 +19,7 @@ BASE_CLASSES = ("lightning.LightningModule", "lightning.LightningDataModule")
 def shipped_configs() -> dict[str, Path]:
     """The configurations that come with vatt, by name."""
     folder = Path(__file__).parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != SWEEP}
 
 
 def find_config(name: str) -> Path:
