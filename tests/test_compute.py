@@ -10,9 +10,11 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from training_runs import fit_arguments, read_losses
 
+from vatt import audio
 from vatt.batch import Batch
 from vatt.cli import main
 from vatt.compute import checkpoint_activations, compile_towers
+from vatt.config import SpectrogramConfig
 from vatt.model import VATT
 from vatt.presets import preset
 
@@ -80,6 +82,12 @@ def compiler() -> Iterator[None]:
     yield
     torch.compiler.config.recompile_limit = limit
     torch.compiler.reset()
+
+
+def forget_torchaudio() -> None:
+    """As before the first spectrogram of a process."""
+    for kept in (audio._spectrogram, audio._filter_bank_on, audio.load_torchaudio):
+        kept.cache_clear()
 
 
 def num_graphs() -> int:
@@ -150,6 +158,23 @@ def test_one_row_adds_graphs_once_and_the_limit_is_far() -> None:
             gradients_of(model, replace(batch, audio_mask=torch.arange(rows) == 0))
     assert num_graphs() == 3
     assert torch.compiler.config.recompile_limit >= 32
+
+
+@LOADS_COMPILER
+@COMPILES
+@pytest.mark.usefixtures("compiler")
+def test_spectrogram_made_at_the_first_step_is_no_part_of_a_graph() -> None:
+    config = preset("tiny")
+    spectrogram = SpectrogramConfig(
+        window_samples=1024, hop_samples=128, num_mels=10, max_hertz=4000.0, patch_size=(10, 5)
+    )
+    model = VATT(replace(config, audio=replace(config.audio, spectrogram=spectrogram)))
+    compile_towers(model, backend="eager")
+    audio._spectrogram.cache_clear()
+    audio._filter_bank_on.cache_clear()
+    gradients_of(model, batch_of(0))
+    assert num_graphs() == 2
+    assert not counters["graph_break"]
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ def compile_towers(network: VATT, backend: str = "inductor") -> None:
     A block's graph serves all blocks of its encoder, and batches and captions of any size: it is
     compiled when first run, in training and in evaluation, with and without padding, for one row
     (which torch takes for a constant) and for more, and then no more. Outside of the blocks nothing
-    is compiled: DropToken draws as ever, and what is outside takes about a hundredth of the time.
+    is compiled: DropToken draws as ever, and spectrograms, whose tables are made at the first step
+    and kept, are no matter for a compiler.
 
     Args:
         network: Trained or used after this as before.
