@@ -146,6 +146,26 @@ def test_first_captions_of_all_clips_are_searched_by_each_picture() -> None:
     assert found[0].found[0][1] == pytest.approx(3 / 10**0.5)
 
 
+def test_place_of_a_caption_agrees_with_the_order_of_those_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.nn.functional.normalize(torch.randn(200, 64, generator=generator), dim=-1)
+    here = torch.ones(200, dtype=torch.bool)
+    table = EmbeddingTable(
+        keys=("",) * 200,
+        video_va=None,
+        audio_va=None,
+        video_vt=video,
+        text_vt=video[:, None],  # every picture finds its own caption
+        video_mask=here,
+        audio_mask=~here,
+        text_mask=here[:, None],
+    )
+    rows = [MediaRow(key="", frames=None, sound=None, caption=None)] * 200
+    found = with_found(rows, table, [str(number) for number in range(200)])
+    assert [row.found[0][0] for row in found] == [str(number) for number in range(200)]
+    assert {row.place for row in found} == {1}
+
+
 def test_heat_maps_hold_the_clips_that_have_both_modalities() -> None:
     maps = similarity_maps(table_of())
     assert maps["video x text"] == pytest.approx(torch.tensor([[10**-0.5]]))

@@ -145,7 +145,7 @@ def with_found(
         scores = texts[candidates] @ table.video_vt[number]
         best = scores.topk(min(NUM_RETRIEVED, len(candidates)))
         names = [captions[int(candidates[i])] or "" for i in best.indices]
-        own = texts[number] @ table.video_vt[number]
+        own = scores[candidates == number]  # not computed anew: it would differ in the last digit
         place = 1 + int((scores > own).sum()) if has_text[number] else None
         pairs = tuple(zip(names, best.values.tolist(), strict=True))
         found.append(MediaRow(**{**vars(row), "found": pairs, "place": place}))
