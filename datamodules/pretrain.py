@@ -1,9 +1,8 @@
 """The data of pre-training: a positioned stream of batches, and a retrieval set for validation."""
 
 import dataclasses
-import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from datamodules.clips import Geometry
 from datamodules.loader import PositionedLoader, StartMethod, share_of_batch
 from datamodules.order import GlobalOrder
 from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
+from datamodules.run_tokenizer import trained_tokenizer, vocabulary_hash
 from datamodules.samples import ClipSamples
 from vatt.audio import log_mel_of
 from vatt.batch import Batch, MicroBatches
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
-from vatt.remote import find_tars, local_or_remote, stamp_of
+from vatt.remote import find_tars, local_or_remote
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer
 from vatt.transforms import AugmentConfig
@@ -269,7 +269,7 @@ class PretrainData(LightningDataModule):
         """The position of the training stream, and which tokenizer made its ids."""
         if self._loader is None or self.tokenizer is None:
             return {}
-        return {**self._loader.state_dict(), "tokenizer": _vocabulary_hash(self.tokenizer)}
+        return {**self._loader.state_dict(), "tokenizer": vocabulary_hash(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes there, now or when the loader is made.
@@ -278,7 +278,7 @@ class PretrainData(LightningDataModule):
             UserError: the state is that of a run with another tokenizer.
         """
         theirs = state_dict.get("tokenizer")
-        if theirs and self.tokenizer is not None and theirs != _vocabulary_hash(self.tokenizer):
+        if theirs and self.tokenizer is not None and theirs != vocabulary_hash(self.tokenizer):
             raise UserError(
                 "the checkpoint was trained with another tokenizer: give data.tokenizer the "
                 "tokenizer.json of its run"
@@ -362,13 +362,7 @@ class PretrainData(LightningDataModule):
         """The given one, or the one trained from the captions, which is made if it is not there."""
         path = self.tokenizer_path
         if path is None:
-            sets = self._open_sets()
-            path = (
-                sets[0].folder
-                / f"tokenizer-{_fingerprint(sets, self.geometry.text.vocab_size)}.json"
-            )
-            if not path.exists():
-                _train_tokenizer(sets, self.geometry.text.vocab_size, path)
+            path = trained_tokenizer(self._open_sets(), self.geometry.text.vocab_size)
         tokenizer = Tokenizer.load(path)
         if tokenizer.vocab_size > self.geometry.text.vocab_size:
             raise UserError(
@@ -377,28 +371,3 @@ class PretrainData(LightningDataModule):
                 f"least {tokenizer.vocab_size}, or give another data.tokenizer"
             )
         return tokenizer
-
-
-def _fingerprint(sets: Sequence[ShardSet], vocab_size: int) -> str:
-    """Names the captions of shard sets by the shards' names, sizes and times of change."""
-    parts = [vocab_size, *(stamp for one in sets for stamp in map(stamp_of, one.shards))]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def _vocabulary_hash(tokenizer: Tokenizer) -> str:
-    """Names what each id stands for, whatever wrote the file."""
-    words = ["", *tokenizer.tokens[1:]]  # padding as nothing, as the checkpoints so far have it
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
-
-
-def _train_tokenizer(sets: Sequence[ShardSet], vocab_size: int, path: Path) -> None:
-    captions = (caption for one in sets for caption in one.captions())
-    try:
-        Tokenizer.train(captions, vocab_size).save(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot keep the tokenizer beside the shards ({error}): make the folder writable, or "
-            "give data.tokenizer"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"no tokenizer from {sets[0].name}: {error}") from error

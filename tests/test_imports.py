@@ -50,7 +50,8 @@ FLOORS = (
     {"vatt.report"},
     {"vatt.demo_report"},
     # training data
-    {"datamodules.order", "datamodules.failures", "datamodules.clips", "datamodules.augment"},
+    {"datamodules.order", "datamodules.failures", "datamodules.clips", "datamodules.augment"}
+    | {"datamodules.run_tokenizer"},
     {"datamodules.loader"},
     {"datamodules.cache"},
     {"datamodules.samples", "datamodules.retrieval"},

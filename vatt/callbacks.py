@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -293,7 +294,9 @@ class WeightAverage(WeightAveraging):
                 "promise: set it to null, or trainer.strategy to ddp"
             )
         self._device = trainer.strategy.root_device
-        super().setup(trainer, pl_module, stage)
+        with warnings.catch_warnings():  # that configure_model might shard: not in these strategies
+            warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
+            super().setup(trainer, pl_module, stage)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
