@@ -1,7 +1,10 @@
 """Training in several processes: the same run for any number of them, killed and resumed."""
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -95,6 +98,32 @@ def test_run_ends_with_an_error_where_one_of_two_ranks_is_killed(
     assert "another process of the run ended" in said(run)
     assert f"go on with: vatt fit --config {run}/config.yaml --ckpt_path last" in said(run)
     assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_that_lost_a_rank(
+    tiny_shards: Path, whole_runs: dict[int, Path], tmp_path: Path
+) -> None:
+    run, here = tmp_path / "run", Path(__file__).resolve().parent
+    kill = ["--trainer.callbacks+=training_runs.KillOnce", "--trainer.callbacks.step=5"]
+    arguments = fit_arguments(tiny_shards, run, *kill, "--ckpt_path=last", "--trainer.devices=2")
+    torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "-m", "vatt.cli"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    command = [sys.executable, "-m", *torchrun, *arguments]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert (run / "killed").exists()
+    assert read_losses(run) == read_losses(whole_runs[2])
+
+
+def test_loss_that_is_not_finite_ends_all_ranks_at_the_same_step(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert fit(tiny_shards, run, 2, "--trainer.callbacks+=training_runs.BreakOneRank") == [1, 1]
+    for rank in range(2):
+        text = (run.with_suffix(".out") / f"{rank}.txt").read_text()
+        assert "the loss is not finite at step 2 (video-audio nan, video-text nan" in text
 
 
 # without Adam, which makes much of how float32 rounds the sums

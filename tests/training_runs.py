@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vatt.batch import Batch
@@ -106,6 +107,28 @@ class SendSignal(Callback):
         while moment == self.when and self.times:
             self.times -= 1
             os.kill(os.getpid(), self.number)
+
+
+class BreakOneRank(Callback):
+    """Spoils the weights of the second rank at a step."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if (trainer.global_step, trainer.global_rank) == (2, 1):
+            with torch.no_grad():
+                next(iter(pl_module.parameters())).fill_(torch.nan)
+
+
+class KillOnce(Callback):
+    """Kills the second rank before a step, in the first of the attempts to train."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        done = Path(trainer.default_root_dir) / "killed"
+        if (trainer.global_step, trainer.global_rank) == (self.step, 1) and not done.exists():
+            done.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def signal_options(
