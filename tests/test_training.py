@@ -200,6 +200,38 @@ def test_checkpoint_of_another_geometry_is_refused_by_name(
     assert "d_post is 32 there and 48 here" in capsys.readouterr().err
 
 
+def test_run_goes_on_from_a_model_whose_parts_stood_in_another_order(
+    tiny_shards: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished_run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    last = path.with_name("reversed.ckpt")
+    checkpoint["state_dict"] = dict(reversed(checkpoint["state_dict"].items()))
+    optimizer = checkpoint["optimizer_states"][0]
+    turned = [
+        optimizer["state"][index]
+        for group in optimizer["param_groups"]
+        for index in reversed(group["params"])
+    ]
+    optimizer["state"] = dict(enumerate(turned))
+    torch.save(checkpoint, last)
+    losses = []
+    for number, start in enumerate((path, last)):
+        more = [f"--ckpt_path={start}", f"--trainer.max_steps={STEPS + 3}"]
+        assert main(fit_arguments(tiny_shards, tmp_path / str(number), *more)) == 0
+        losses.append(read_losses(tmp_path / str(number)))
+    assert losses[0] == losses[1]
+    assert len(losses[0]) >= 3
+    # torch takes such state in silence, and its fused kernels then write into foreign memory
+    torch.save({**checkpoint, "state_dict": torch.load(path)["state_dict"]}, last)
+    capsys.readouterr()
+    more = [f"--ckpt_path={last}", f"--trainer.max_steps={STEPS + 3}"]
+    assert main(fit_arguments(tiny_shards, tmp_path / "refused", *more)) == 1
+    message = capsys.readouterr().err
+    assert "the optimiser's state exp_avg of network." in message
+    assert "init_from" in message
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(
     tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

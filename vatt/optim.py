@@ -134,7 +134,7 @@ def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
     return config.final_factor + (1 - config.final_factor) * falling
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: with decay and without.
 
     Weights of linear layers and word vectors decay; biases, norms, positions, AGG, T5's relative
@@ -247,6 +247,47 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = 
         return KerasSGD(groups, lr=config.learning_rate, momentum=config.momentum)
     kind = torch.optim.AdamW if config.name == "adamw" else KerasAdam
     return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable[str]) -> None:
+    """Brings an optimiser's state into the order that the parameters of `model` have now.
+
+    torch finds a parameter's state by its place alone and compares no shapes. State of a model
+    whose parts stood in another order would be taken in silence, and fused kernels then write
+    beyond its end: the process crashes later, anywhere.
+
+    Args:
+        state: Of the state dict of an optimiser of `build_optimizer`, changed in place. One that
+            goes by names (FSDP2's) stays as it is.
+        model: Whose parameters the optimiser moves.
+        saved_names: Keys of the state dict of the model of that time, in their order.
+
+    Raises:
+        ValueError: a parameter and its state differ in shape.
+    """
+    if not all(isinstance(index, int) for index in state["state"]):
+        return
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    places = {name: place for place, name in enumerate(saved_names)}
+    moved: dict[int, Any] = {}
+    groups = [group["params"] for group in parameter_groups(model, 0.0) if group["params"]]
+    for saved, now in zip(state["param_groups"], groups, strict=False):  # torch refuses other sizes
+        then = sorted(now, key=lambda parameter: places.get(names[id(parameter)], len(places)))
+        indices = {id(parameter): i for parameter, i in zip(then, saved["params"], strict=False)}
+        for index, parameter in zip(saved["params"], now, strict=False):
+            values = state["state"].get(indices[id(parameter)], {})
+            _check_shapes(values, parameter, names[id(parameter)])
+            moved[index] = values
+    state["state"] = {index: values for index, values in moved.items() if values}
+
+
+def _check_shapes(values: dict[str, Any], parameter: Tensor, name: str) -> None:
+    for kind, value in values.items():
+        if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+            raise ValueError(
+                f"the optimiser's state {kind} of {name} has shape {list(value.shape)}, its "
+                f"parameter {list(parameter.shape)}"
+            )
 
 
 def backbone_and_head(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -25,6 +25,7 @@ from vatt.optim import (
     build_optimizer,
     clip_gradients,
     learning_rate_factor,
+    reorder_state,
 )
 from vatt.ranks import world_size
 from vatt.sharding import is_sharded, shard, whole
@@ -233,10 +234,10 @@ class PretrainModule(LightningModule):
         checkpoint[CONFIG_KEY] = self.network.config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the weights of another geometry, naming what differs.
+        """Refuses the weights of another geometry, naming what differs; orders what it takes.
 
         Raises:
-            UserError: the checkpoint's model is not this one.
+            UserError: the checkpoint's model or its optimiser's state is not of this one.
         """
         if CONFIG_KEY not in checkpoint:
             raise UserError(
@@ -248,6 +249,15 @@ class PretrainModule(LightningModule):
             check_same(theirs, self.network.config, "the checkpoint")
         except ValueError as error:
             raise UserError(f"{error}: use its run's config.yaml") from error
+        names = checkpoint.get("state_dict", {})  # FSDP2 keeps it apart
+        try:
+            for state in checkpoint.get("optimizer_states", []):
+                reorder_state(state, self, names)
+        except ValueError as error:
+            raise UserError(
+                f"{error}: go on with the version of vatt that wrote the checkpoint, or start a "
+                "new run from its weights (--model.init_args.init_from)"
+            ) from error
 
     def _optimizer(self) -> Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)
