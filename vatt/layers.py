@@ -72,7 +72,10 @@ class Attention(nn.Module):
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BL3NE = self.query_key_value(x_BLD).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = x_BL3NE.permute(2, 0, 3, 1, 4)
+        x_3BNLE = x_BL3NE.permute(2, 0, 3, 1, 4)
+        if x_3BNLE.device.type == "cpu":  # whose kernel reads scattered rows slowly
+            x_3BNLE = x_3BNLE.contiguous()
+        query, key, value = x_3BNLE
         return query, key, value
 
 
