@@ -17,7 +17,7 @@ FLOORS = (
     # what stands alone
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
     | {"vatt.files", "vatt.machine", "vatt.sources", "vatt.shard_index", "vatt.inputs"}
-    | {"vatt.workers", "vatt.ranks"},
+    | {"vatt.workers", "vatt.ranks", "vatt.storage_order"},
     {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"},
     {"vatt.presets", "vatt.audio"},
     {"vatt.official"},

@@ -20,6 +20,7 @@ from media_files import (
     SMALL_VIDEO,
     STILLS,
     WITH_PICTURE,
+    X264_OPEN_GOP,
     Kind,
     decode_sequentially,
     make_file,
@@ -74,6 +75,38 @@ def test_matroska_with_frames_out_of_order_gives_the_right_one_at_any_start(tmp_
         )
         assert torch.equal(frames, sequence.at(start_seconds, 1, 5.0)), start_seconds
         assert coverage == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "starts_anew"),
+    [
+        ("b-adapt=0:bframes=3:keyint=12:scenecut=0", True),
+        ("b-adapt=0:bframes=7:b-pyramid=normal:ref=5:keyint=25:scenecut=0", True),
+        (X264_OPEN_GOP[0][1], False),
+    ],
+)
+def test_avi_whose_times_are_those_of_storage_gives_pictures_as_they_are_shown(
+    options: str, starts_anew: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "stored.avi"
+    make_file(path, Kind(gop=None, video_options=(("x264-params", options),)))
+    sequence = decode_sequentially(path, 32)
+    assert min(np.diff(sequence.seconds)) < 0, "the file must have what this test is about"
+    sequence.seconds.sort()
+    draw = random.Random(options)
+    for frame_rate in (25.0, 10.0, 3.0, 40.0) * 4:
+        start_seconds = draw.uniform(0, 2.95)
+        frames, _ = read_frames(
+            path,
+            start_seconds=start_seconds,
+            num_frames=4,
+            frame_rate=frame_rate,
+            short_side=32,
+        )
+        assert torch.equal(frames, sequence.at(start_seconds, 4, frame_rate)), start_seconds
+    with av.open(str(path)) as container:
+        packets = read_packets(container, container.streams.video[0], None, Span(2.5, 2.6, 2.6))
+        assert (packets.video[0].dts > 0) == starts_anew, "an open group needs all that precede it"
 
 
 def read_packets_of(path: Path) -> list[Any]:

@@ -26,6 +26,7 @@ from vatt.packets import (
     without_leading,
 )
 from vatt.sources import CONVERT, MAX_FRAME_PIXELS, Damage
+from vatt.storage_order import StoredTimes
 
 MAX_SIDE_PIXELS = 16_384
 MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
@@ -155,6 +156,9 @@ def decode_frames(
     decoder = prepare_decoder(video)
     picture = Picture(video, size, times)
     needed = set(times)
+    if packets.stored:
+        _decode_stored(video, packets.video, picture)
+        return picture.frames(), coverage
     may_skip = not careful and video.codec_context.codec.canonical_name in SKIPPING_CODECS
     runs = [packets.video] if careful else decoding_runs(without_leading(packets), needed)
     for place, run in enumerate(runs):
@@ -173,6 +177,16 @@ def decode_frames(
             decode_packet(decoder, None, video)
         )  # what the decoder holds back to put frames in order
     return picture.frames(), coverage
+
+
+def _decode_stored(video: VideoStream, packets: list[MediaPacket], picture: "Picture") -> None:
+    """Decodes every picture: which one has which time is known by counting."""
+    times = StoredTimes()
+    for packet in [*packets, None]:
+        frames = decode_packet(video.codec_context, packet, video)
+        times.take(packet)
+        times.give(frames)
+        picture.take(frames)
 
 
 def choose_frames(

@@ -13,6 +13,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from vatt.sources import Damage, ffmpeg_errors
+from vatt.storage_order import MAX_HELD_PICTURES, has_storage_order, is_border
 
 MediaStream = VideoStream | AudioStream
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Packets:
         exhausted: Whether the file was read to its end.
         last_sound: The last packet of sound that was seen, wanted or not.
         from_start: Whether reading began where the file begins.
+        stored: Whether the times of the video are in the order of storage.
     """
 
     video: list[MediaPacket] = field(default_factory=list)
@@ -78,6 +80,7 @@ class Packets:
     exhausted: bool = False
     last_sound: MediaPacket | None = None
     from_start: bool = True
+    stored: bool = False
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
@@ -168,10 +171,13 @@ def read_packets(
         target = span.first_seconds - back
         from_start = target <= beginning
         if moved or not from_start:
-            from_start = not _seek(container, stream, target) or from_start
+            reached = _seek(container, stream, target)
+            if from_start and not reached:  # AVI refuses a time before its first picture
+                reached = _seek(container, stream, beginning)
+            from_start = from_start or not reached
             moved = True
         with ffmpeg_errors() as faults:
-            packets = _collect(container, video, audio, span, keep_all=careful)
+            packets = _collect(container, video, audio, span, careful)
         _check_read(container, faults)
         packets.from_start = from_start
         if packets.exhausted:
@@ -195,7 +201,8 @@ def _starts_in_time(packets: Packets, video: VideoStream, first_seconds: float) 
         return False
     first = packets.video[0]
     limit = (first_seconds + TIME_TOLERANCE_SECONDS) / tick_seconds(video)
-    return first.is_keyframe and first.pts is not None and first.pts <= limit
+    starts = is_border(first) if packets.stored else first.is_keyframe
+    return starts and first.pts is not None and first.pts <= limit
 
 
 def _collect(
@@ -203,16 +210,18 @@ def _collect(
     video: VideoStream | None,
     audio: AudioStream | None,
     span: Span,
-    keep_all: bool,
+    careful: bool,
 ) -> Packets:
     """Reads from the current position until both streams have what the clip needs."""
-    found = Packets()
+    found = Packets(stored=video is not None and has_storage_order(container, video))
     video_index = -1 if video is None else video.index
     video_tick = 0.0 if video is None else tick_seconds(video)
     audio_tick = 0.0 if audio is None else tick_seconds(audio)
     video_done, audio_done = video is None, audio is None
     key_limit = span.first_seconds + TIME_TOLERANCE_SECONDS
     video_limit = span.video_last_seconds + TIME_TOLERANCE_SECONDS
+    if found.stored:
+        video_limit += MAX_HELD_PICTURES * video_tick  # a tick of AVI is a picture
     audio_first = span.first_seconds - PRE_ROLL_SECONDS
     audio_limit = span.audio_end_seconds + POST_ROLL_SECONDS
     for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
@@ -228,7 +237,8 @@ def _collect(
                 audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
             else:
                 in_time = pts is not None and pts * video_tick <= key_limit
-                if packet.is_keyframe and in_time and not keep_all:
+                starts = is_border(packet) if found.stored else packet.is_keyframe and not careful
+                if starts and in_time:
                     found.video.clear()
                 found.video.append(packet)
         else:

@@ -4,7 +4,6 @@ Smaller pictures take less time to decode, and near key frames fewer of them hav
 that starts anywhere needs all pictures from the last key frame on.
 """
 
-import heapq
 import math
 import os
 from collections.abc import Callable
@@ -38,6 +37,7 @@ from vatt.packets import (
 from vatt.reencode_sound import CopiedSound, EncodedSound, may_copy
 from vatt.shard_index import OUT_OF_SPACE, ShardError
 from vatt.sources import Damage, open_media
+from vatt.storage_order import StoredTimes
 from vatt.workers import tell_alive
 
 # No other key frames than those asked for. Five of six pictures that no other is made from: a
@@ -225,9 +225,7 @@ class _Pictures:
         self._stream = _add_video(out, video, self._convert(first), how.quality)
         self._shift = round(origin_seconds / tick_seconds(video))
         self._last_pts: int | None = None
-        # AVI has no times, and FFmpeg counts its packets as they are stored. Pictures come out of
-        # the decoder as they are shown, and take these times in their order.
-        self._slots: list[int] | None = [] if video.container.format.name == "avi" else None
+        self._stored_times = StoredTimes() if video.container.format.name == "avi" else None
         self._key_frame_seconds = how.key_frame_seconds
         self._next_key_seconds = -float("inf")
         self._durations: dict[int, int] = {}  # of the pictures that the encoder holds back
@@ -235,11 +233,11 @@ class _Pictures:
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """The packets to write for one of the source; None ends the pictures."""
         made: list[Any] = []
-        if self._slots is not None and packet is not None and packet.pts is not None:
-            heapq.heappush(self._slots, packet.pts)
-        for frame in decode_packet(self._decoder, packet, self._video):
-            if self._slots:
-                frame.pts = heapq.heappop(self._slots)
+        frames = decode_packet(self._decoder, packet, self._video)
+        if self._stored_times is not None:
+            self._stored_times.take(packet)
+            self._stored_times.give(frames)
+        for frame in frames:
             made += self._encode(frame)
         if packet is None:
             made += self._stream.encode(None)

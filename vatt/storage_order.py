@@ -1,0 +1,51 @@
+"""Pictures without times of their own: AVI counts them as they are stored, not as they are shown.
+
+For most codecs FFmpeg puts the times in order all the same; for H.264 and HEVC it cannot. Pictures
+come out of the decoder as they are shown, so each takes the smallest time that is left. That is
+right from a picture on across which none is moved: an IDR picture, or the first of the file.
+"""
+
+import heapq
+import re
+from typing import Any
+
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+# A decoder holds back at most so many pictures to put them in order (H.264, A.3.1: 16 frames).
+MAX_HELD_PICTURES = 16
+_IDR = re.compile(rb"\x00\x00\x01[\x25\x45\x65]")  # a NAL unit of type 5
+
+
+def has_storage_order(container: InputContainer, video: VideoStream) -> bool:
+    """Whether packets have times in the order of storage, and pictures are shown in another."""
+    decoder = video.codec_context
+    return (
+        container.format.name == "avi"
+        and decoder is not None
+        and decoder.codec.canonical_name in ("h264", "hevc")
+        and decoder.has_b_frames
+    )
+
+
+def is_border(packet: Any) -> bool:
+    """Whether all that is stored before a packet is shown before it, and all after it after it."""
+    return packet.is_keyframe and _IDR.search(bytes(packet)) is not None
+
+
+class StoredTimes:
+    """Gives the times of packets to the pictures that a decoder makes from them, in their order."""
+
+    def __init__(self) -> None:
+        self._times: list[int] = []
+
+    def take(self, packet: Any) -> None:
+        """Notes the time of a packet; None is the end."""
+        if packet is not None and packet.pts is not None:
+            heapq.heappush(self._times, packet.pts)
+
+    def give(self, frames: list[Any]) -> None:
+        """Sets the times of frames that the decoder has given."""
+        for frame in frames:
+            if self._times:
+                frame.pts = heapq.heappop(self._times)
