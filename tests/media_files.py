@@ -221,7 +221,7 @@ def decode_sequentially(path: Path, short_side: int) -> Sequence:
         stream = container.streams.video[0]
         origin = (container.start_time or 0) / 1e6
         for frame in container.decode(stream):
-            matrix = matrix or display_matrix(frame)
+            matrix = matrix or display_matrix(frame, stream)
             size = scaled_size(frame.width, frame.height, short_side, stream.sample_aspect_ratio)
             scaled = scaler.reformat(
                 frame, *size, "rgb24", interpolation=Interpolation.AREA, threads=1
@@ -231,17 +231,22 @@ def decode_sequentially(path: Path, short_side: int) -> Sequence:
     return Sequence(origin, np.array(seconds), torch.from_numpy(upright(np.stack(frames), matrix)))
 
 
-def png(width: int, height: int) -> bytes:
-    """A picture that claims a size, and ends after some rows."""
+def png(width: int, height: int, *more: tuple[bytes, bytes], rows: int = 100) -> bytes:
+    """A picture that claims a size, and has so many bytes of rows; `more` are further chunks."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         ending = struct.pack(">I", zlib.crc32(kind + content))
         return struct.pack(">I", len(content)) + kind + content + ending
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    rows = zlib.compress(bytes(100))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(*part) for part in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+        chunk(*part)
+        for part in (
+            (b"IHDR", header),
+            *more,
+            (b"IDAT", zlib.compress(bytes(rows))),
+            (b"IEND", b""),
+        )
     )
 
 

@@ -5,6 +5,9 @@ import gc
 import os
 import pickle
 import random
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,21 @@ def test_the_pictures_that_claim_sizes_are_right_but_for_these(tmp_path: Path) -
         (tmp_path / name).write_bytes(content)
         clip = read_clip(tmp_path / name, start_seconds=0, video=SMALL_VIDEO, audio=None)
         assert clip.video is not None
+
+
+def test_pictures_with_a_named_colour_profile_do_not_end_the_process(tmp_path: Path) -> None:
+    profile = (b"iCCP", b"sRGB\0\0" + zlib.compress(bytes(3000)))
+    (tmp_path / "named.png").write_bytes(png(8, 8, profile, rows=200))
+    script = """if True:
+        import gc, sys
+        from vatt.media import probe, read_frames
+        for _ in range(20):
+            assert probe(sys.argv[1]).width == 8
+            read_frames(sys.argv[1], start_seconds=0, num_frames=1, frame_rate=1, short_side=8)
+            gc.collect()
+    """
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "named.png")])
+    assert run.returncode == 0
 
 
 def test_an_animated_webp_is_refused_where_ffmpeg_does_not_read_it(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,08
 # Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
 # takes this only when it is opened; for VP8 and VP9 it gains nothing.)
 SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"})
+NAMING_CODECS = frozenset({"png", "apng"})  # those that FFmpeg gives names of side data with
 
 DECODING_ERRORS = (
     av.error.InvalidDataError,
@@ -242,7 +243,7 @@ class Picture:
     def _keep(self, frame: VideoFrame, place: int) -> None:
         if self._array is None:
             _check_size(frame.width, frame.height)
-            self._matrix = display_matrix(frame)
+            self._matrix = display_matrix(frame, self._video)
             width, height = self._stored_size(frame)
             _check_clip_size(len(self._times), width, height)
             self._array = np.empty((len(self._times), height, width, 3), np.uint8)
@@ -289,11 +290,21 @@ def scaled_size(
     return max(short_side, 2 * round(displayed * short_side / height / 2)), short_side
 
 
-def display_matrix(frame: VideoFrame) -> Matrix | None:
-    """The linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one."""
+def display_matrix(frame: VideoFrame, video: VideoStream) -> Matrix | None:
+    """The linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one.
+
+    Of PNG only the angle is asked for: PyAV (18.1) and FFmpeg both free the name of a colour
+    profile once `side_data` was looked at, and the process crashes.
+    """
+    data: Any = None
+    is_known = video.codec_context.codec.canonical_name not in NAMING_CODECS
     try:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        data = frame.side_data.get("DISPLAYMATRIX") if is_known else None
     except ValueError:  # PyAV does not know every kind of side data; then only the angle is left
+        is_known = False
+    if not is_known:
+        if not frame.rotation:
+            return None
         angle = math.radians(frame.rotation)
         cosine, sine = round(math.cos(angle)), round(math.sin(angle))
         return (cosine, -sine, sine, cosine)

@@ -178,7 +178,7 @@ def _displayed_size(container: InputContainer, video: VideoStream) -> tuple[int,
         except av.error.FFmpegError:
             break  # damage at the start does not keep the rest of a file from being used
         if frame is not None:
-            matrix, width, height = display_matrix(frame), frame.width, frame.height
+            matrix, width, height = display_matrix(frame, video), frame.width, frame.height
             break
     check_known_size(width, height)
     width = round(width * float(video.sample_aspect_ratio or 1))

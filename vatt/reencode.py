@@ -218,7 +218,7 @@ class _Pictures:
         self._video = video
         self._decoder = prepare_decoder(video)
         self._scaler = VideoReformatter()
-        self._matrix = display_matrix(first)
+        self._matrix = display_matrix(first, video)
         self._size = reencoded_size(
             first.width, first.height, how.short_side, video.sample_aspect_ratio
         )
