@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     # what stands alone
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
-    | {"vatt.files", "vatt.machine", "vatt.sources", "vatt.shard_index", "vatt.inputs"}
+    | {"vatt.files", "vatt.machine", "vatt.png", "vatt.shard_index", "vatt.inputs"}
     | {"vatt.workers", "vatt.ranks", "vatt.storage_order"},
+    {"vatt.sources"},
     {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"},
     {"vatt.presets", "vatt.audio"},
     {"vatt.official"},

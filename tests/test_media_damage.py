@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import io
 import os
 import pickle
 import random
@@ -149,6 +150,30 @@ def test_pictures_with_a_named_colour_profile_do_not_end_the_process(tmp_path: P
     """
     run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "named.png")])
     assert run.returncode == 0
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt"])
+def test_a_picture_whose_metadata_would_fill_the_memory_is_refused_by_name(
+    kind: bytes, tmp_path: Path
+) -> None:
+    def picture(megabytes: int, count: int) -> bytes:
+        chunk = kind, b"name\0\0" + zlib.compress(bytes(megabytes << 20), 9)
+        return png(8, 8, *[chunk] * count, rows=200)
+
+    path, message = tmp_path / "a.png", r"metadata unpack to more than 16777216 bytes: strip them"
+    request: dict[str, Any] = {"start_seconds": 0, "video": SMALL_VIDEO, "audio": None}
+    for content in (picture(17, 1), picture(2, 9), png(8, 8, rows=200) + picture(17, 1)):
+        path.write_bytes(content)
+        window = FileWindow(str(path), 0, len(content))
+        for source in (path, content, window, io.BytesIO(content)):
+            for read in (probe, lambda source: read_clip(source, **request)):
+                with pytest.raises(MediaError, match=message):
+                    read(source)
+    path.write_bytes(picture(1, 2))
+    assert probe(path).width == 8
+    # what no unpacker takes is as much as came out before
+    path.write_bytes(png(8, 8, (kind, b"name\0\0\1"), (kind, b"name"), (kind, b""), rows=200))
+    assert probe(path).width == 8
 
 
 def test_an_animated_webp_is_refused_where_ffmpeg_does_not_read_it(tmp_path: Path) -> None:

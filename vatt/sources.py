@@ -14,6 +14,8 @@ import av.error
 import av.logging
 from av.container import InputContainer
 
+from vatt.png import MAX_METADATA_BYTES, has_metadata_bomb
+
 # What FFmpeg may open. A file can name further files or addresses (playlists do): only a URL may
 # lead to the network, and only a local path to other local files.
 _PATH_OPTIONS = {"protocol_whitelist": "file,crypto,data"}
@@ -152,6 +154,7 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
         file, options = _ffmpeg_input(source)
         if isinstance(file, WindowReader):
             window = file
+        _refuse_bomb(file)
         with _open_container(file, options) as container:
             yield container
     except Damage as fault:
@@ -230,6 +233,26 @@ def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
     if hasattr(source, "seek") and getattr(source, "seekable", lambda: True)():
         source.seek(0)  # FFmpeg counts from the beginning, wherever an earlier reader has stopped
     return source, _BYTES_OPTIONS
+
+
+def _refuse_bomb(file: Any) -> None:
+    """Refuses a PNG whose metadata would fill the memory, wherever it can be read twice."""
+    if isinstance(file, str):
+        path = Path(file.removeprefix("file:"))
+        if _is_url(file) or not path.is_file():  # FFmpeg says what is wrong; a pipe has one reader
+            return
+        with path.open("rb") as opened:
+            is_bomb = has_metadata_bomb(opened)
+    elif hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
+        is_bomb = has_metadata_bomb(file)
+        file.seek(0)
+    else:
+        return
+    if is_bomb:
+        raise Damage(
+            f"is a PNG whose metadata unpack to more than {MAX_METADATA_BYTES} bytes: strip them "
+            "(iCCP, zTXt), or leave it out"
+        )
 
 
 def _human_reason(fault: Exception, source: MediaSource) -> str:
