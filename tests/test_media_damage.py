@@ -172,7 +172,7 @@ def test_a_picture_whose_metadata_would_fill_the_memory_is_refused_by_name(
     path.write_bytes(picture(1, 2))
     assert probe(path).width == 8
     # what no unpacker takes is as much as came out before
-    path.write_bytes(png(8, 8, (kind, b"name\0\0\1"), (kind, b"name"), (kind, b""), rows=200))
+    path.write_bytes(png(8, 8, (kind, b"name\0\0\1\1\1"), (kind, b"name"), (kind, b""), rows=200))
     assert probe(path).width == 8
 
 
