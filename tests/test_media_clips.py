@@ -3,6 +3,7 @@
 import io
 import math
 import random
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,7 @@ def test_a_start_that_is_no_time_is_a_value_error(start_seconds: float, media: P
     [
         ("late.mp4", Kind(start_seconds=5.0)),
         ("late.mkv", Kind(start_seconds=5.0)),
+        ("somewhat_late.mkv", Kind(start_seconds=0.6)),
         ("late.ts", Kind(start_seconds=5.0)),
         ("late.webm", replace(KINDS["vp9.webm"], start_seconds=5.0)),
         ("late.opus", replace(KINDS["sound.opus"], start_seconds=5.0)),
@@ -232,6 +234,33 @@ def test_a_file_whose_clock_starts_late_is_as_long_as_its_content(
     assert clip.audio_coverage == pytest.approx(0.5, abs=0.03)
     with pytest.raises(MediaError, match=r"ends at 3.0\d s, before 3.10 s"):
         read_clip(tmp_path / name, start_seconds=3.1, video=SMALL_VIDEO, audio=SMALL_AUDIO)
+
+
+@pytest.mark.parametrize("start_seconds", [0.6, 2.96, 5.0])
+@pytest.mark.parametrize("audio", ["aac", None])
+def test_matroska_that_counts_its_duration_from_the_first_frame_keeps_its_last_seconds(
+    start_seconds: float, audio: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "late.mkv"
+    make_file(path, Kind(start_seconds=start_seconds, audio=audio))
+    content = path.read_bytes()
+    place = content.index(b"\x44\x89\x88") + 3  # Duration, 8 bytes, in ms: as mkvmerge has it
+    (milliseconds,) = struct.unpack_from(">d", content, place)
+    shorter = struct.pack(">d", milliseconds - 1000 * start_seconds)
+    path.write_bytes(content[:place] + shorter + content[place + 8 :])
+    assert probe(path).duration_seconds == pytest.approx(3.0, abs=0.04)
+    sequence = decode_sequentially(path, 32)
+    request: dict[str, Any] = {"video": SMALL_VIDEO, "audio": SMALL_AUDIO if audio else None}
+    for start in (0.0, 0.1, 2.6, 2.9):
+        clip = read_clip(path, start_seconds=start, **request)
+        assert clip.video is not None
+        assert torch.equal(clip.video, sequence.at(start, 8, 5.0))
+        if audio:
+            alone = read_clip(path, **{**request, "video": None}, start_seconds=start)
+            for one in (clip, alone):
+                assert one.audio_coverage == pytest.approx(min(1.0, (3.01 - start) / 1.6), abs=0.01)
+    with pytest.raises(MediaError, match=r"ends at 3.0\d s, before 3.10 s"):
+        read_clip(path, start_seconds=3.1, **request)
 
 
 @pytest.mark.parametrize("name", STILLS)

@@ -26,6 +26,7 @@ from vatt.decode import (
 )
 from vatt.decode_sound import decode_waveform
 from vatt.packets import (
+    MediaStream,
     Packets,
     Span,
     audio_stream,
@@ -280,8 +281,8 @@ def _read_open(
         what = "picture" if samples is None else "sound" if frames is None else "picture or sound"
         raise Damage(f"has no {what}")
     still = video is not None and is_still(container, video)
-    if not still:
-        _check_start(container, start_seconds)
+    streams = [stream for stream in (video, audio) if stream is not None]
+    moved = not still and _check_start(container, streams, start_seconds)
     first = origin_seconds(container) + (0.0 if still else start_seconds)
     wanted = (
         [first + place / frames.frame_rate for place in range(frames.num_frames)]
@@ -291,7 +292,7 @@ def _read_open(
     span = Span(
         first, wanted[-1], first + (samples.num_samples / samples.sample_rate if samples else 0.0)
     )
-    packets = read_packets(container, video, audio, span)
+    packets = read_packets(container, video, audio, span, moved=moved)
     pictures = waveform = None
     video_coverage = audio_coverage = 0.0
     if audio is not None and samples is not None:
@@ -334,9 +335,16 @@ def _decode_pictures(
         return decode_frames(video, more, wanted, size, careful=True)
 
 
-def _check_start(container: InputContainer, start_seconds: float) -> None:
+def _check_start(
+    container: InputContainer, streams: list[MediaStream], start_seconds: float
+) -> bool:
+    """Refuses a start after the end; whether packets were read to know it."""
     end_seconds = header_duration_seconds(container)
-    if end_seconds is not None and start_seconds >= end_seconds:
+    if end_seconds is None or start_seconds < end_seconds:
+        return False
+    end_seconds = read_duration_seconds(container, streams)
+    if start_seconds >= end_seconds:
         raise Damage(
             f"ends at {end_seconds:.2f} s, before {start_seconds:.2f} s: choose an earlier start"
         )
+    return True

@@ -1,7 +1,7 @@
 """Which packets of a file a clip needs: choosing streams, seeking, reading without decoding."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", MATROSKA})
 # Formats whose header tells where the file ends on its own clock, not how long it is.
 END_FORMATS = frozenset({MATROSKA, "ogg"})
 HARMLESS_FAULT = "keyframes not correctly marked"  # reported of sound that a seek lands amid
+LATE_SECONDS = 0.25  # a clock that starts later was not set to zero; codecs' delays are shorter
 MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says was cut off
 JUMP_PACKETS = 3  # to leave out fewer before a key frame does not pay for restarting the decoder
 
@@ -118,7 +119,10 @@ def origin_seconds(container: InputContainer) -> float:
 
 
 def header_duration_seconds(container: InputContainer) -> float | None:
-    """From the file's start to its end, as its header says; None where that does not say."""
+    """From the file's start to its end, as its header says; None where that does not say.
+
+    A late Matroska file of another writer than FFmpeg may be longer: `read_duration_seconds`.
+    """
     if container.duration is None:
         return None
     duration, start = container.duration / MICROSECONDS, origin_seconds(container)
@@ -127,16 +131,26 @@ def header_duration_seconds(container: InputContainer) -> float | None:
 
 
 def read_duration_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> float:
-    """From the file's start to its end; where no header tells, by reading all packets."""
-    duration = header_duration_seconds(container)
-    if duration is not None:
-        return duration
+    """From the file's start to its end; where no header tells, by reading packets."""
+    duration, start = header_duration_seconds(container), origin_seconds(container)
+    if container.duration is None or duration is None:
+        return max(0.0, max(_ends_seconds(container, streams), default=0.0) - start)
+    written = container.duration / MICROSECONDS
+    if container.format.name == MATROSKA and duration < written and start >= LATE_SECONDS:
+        # FFmpeg counts from zero, mkvmerge and GStreamer from the first frame: then packets follow
+        _seek(container, streams[0], written)
+        ends = _ends_seconds(container, streams)
+        if any(end > written + LATE_SECONDS / 2 for end in ends):
+            return written
+    return duration
+
+
+def _ends_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> Iterator[float]:
+    """Where each packet ends, from the current position on."""
     ticks = {stream.index: tick_seconds(stream) for stream in streams}
-    end = 0.0
     for packet in container.demux(list(streams)):
         if packet.pts is not None:
-            end = max(end, (packet.pts + (packet.duration or 0)) * ticks[packet.stream_index])
-    return max(0.0, end - origin_seconds(container))
+            yield (packet.pts + (packet.duration or 0)) * ticks[packet.stream_index]
 
 
 def read_packets(
@@ -145,6 +159,7 @@ def read_packets(
     audio: AudioStream | None,
     span: Span,
     careful: bool = False,
+    moved: bool = False,
 ) -> Packets:
     """Reads the packets of a clip, from a key frame that the decoder can start at.
 
@@ -157,6 +172,7 @@ def read_packets(
         audio: Its audio stream, if wanted.
         span: The clip.
         careful: Read some seconds more before the clip, and keep what is before the last key frame.
+        moved: Whether packets were read before.
 
     Raises:
         Damage: the file breaks off before the clip ends, or is damaged between its packets.
@@ -166,7 +182,7 @@ def read_packets(
     beginning = (stream.start_time or 0) * tick_seconds(stream)
     back = PRE_ROLL_SECONDS if container.format.name != "mpeg" else PROGRAM_STREAM_ROLL_SECONDS
     back = max(back, CAREFUL_ROLL_SECONDS) if careful else back
-    moved = careful
+    moved = moved or careful
     while True:
         target = span.first_seconds - back
         from_start = target <= beginning
