@@ -66,6 +66,7 @@ FLOORS = (
     {"vatt.run_checkpoint", "vatt.media_log"},
     {"vatt.callbacks"},
     {"vatt.sharding"},
+    {"vatt.training_module"},
     {"vatt.pretrain", "vatt.run_folder"},
     {"vatt.training_cli"},
     {"vatt.demo"},
@@ -73,7 +74,7 @@ FLOORS = (
     {"vatt.cli"},
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
-TRAINING = {"vatt.pretrain", "vatt.sharding", "vatt.training_cli"} | {
+TRAINING = {"vatt.pretrain", "vatt.sharding", "vatt.training_cli", "vatt.training_module"} | {
     f"vatt.{name}"
     for name in ("callbacks", "loggers", "media_log", "progress", "run_checkpoint", "run_folder")
 }

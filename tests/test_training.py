@@ -23,9 +23,10 @@ from vatt.evaluate import EmbeddingTable
 from vatt.losses import LossConfig
 from vatt.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
 from vatt.presets import preset
-from vatt.pretrain import NonFiniteLossError, PretrainModule, join_ranks
+from vatt.pretrain import PretrainModule, join_ranks
 from vatt.run_checkpoint import AtomicCheckpointIO
 from vatt.text import Tokenizer
+from vatt.training_module import NonFiniteLossError
 
 TINY = preset("tiny").encoder
 

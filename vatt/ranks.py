@@ -4,12 +4,15 @@ Every function here that exchanges is a collective: all ranks must call it, in t
 a rank that has nothing to tell.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+T = TypeVar("T")
 
 LOST_RANK = "another process of the run ended or cannot be reached: see what it said last"
 
@@ -83,6 +86,40 @@ def gather_rows(x: Tensor, layout: RowLayout) -> Tensor:
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum over all ranks, with gradient; the tensor itself with one process. A collective."""
     return x if world_size() == 1 else _Sum.apply(x)
+
+
+def gather_objects(own: T) -> list[T]:
+    """What each rank has, in their order; only its own with one process. A collective."""
+    everyone: list[Any] = [own]
+    if world_size() > 1:
+        everyone = [None] * world_size()
+        dist.all_gather_object(everyone, own)
+    return everyone
+
+
+def places_in_set(keys_of_ranks: Sequence[Sequence[str]]) -> list[int]:
+    """The rows of a set of which rank `r` of `W` has the items `r::W`, in the set's order.
+
+    Some ranks have first items again, so that all make the same number of steps: these are left
+    out, each item counts once.
+
+    Args:
+        keys_of_ranks: Names of each rank's rows, unique in the set.
+
+    Returns:
+        Indices into the rows of all ranks behind each other.
+    """
+    places, start = [], 0  # item, then its row
+    for rank_index, keys in enumerate(keys_of_ranks):
+        step = len(keys_of_ranks)
+        places += [(rank_index + step * row, start + row) for row in range(len(keys))]
+        start += len(keys)
+    rows = [row for _, row in sorted(places)]
+    joined = [key for keys in keys_of_ranks for key in keys]
+    keys = [joined[row] for row in rows]
+    counts = range(len(keys_of_ranks) - 1, 0, -1)
+    repeated = (n for n in counts if all(keys[:n]) and keys[-n:] == keys[:n])
+    return rows[: len(rows) - next(repeated, 0)]
 
 
 def is_lost_rank(error: BaseException) -> bool:

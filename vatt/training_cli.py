@@ -1,6 +1,5 @@
 """`vatt fit / validate / test / predict`: LightningCLI with a run directory and short errors."""
 
-import json
 import logging
 import os
 import sys
@@ -9,14 +8,12 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from safetensors.torch import save
-from torch import Tensor
 
 from vatt.callbacks import (
     TOKENIZER,
@@ -30,8 +27,7 @@ from vatt.callbacks import (
 from vatt.config import MODALITIES
 from vatt.config_files import explain, given_keys, with_config_paths
 from vatt.errors import UserError
-from vatt.evaluate import EmbeddingTable, concatenate
-from vatt.files import NO_SPACE, no_space, write_atomically
+from vatt.files import NO_SPACE, no_space
 from vatt.loggers import (
     MetricsCsv,
     RunWandb,
@@ -231,13 +227,10 @@ class TrainingCLI(LightningCLI):
         self._evaluate("test", "test", kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes the embeddings of a set beside the checkpoint."""
+        """Writes what the model makes of a set beside the checkpoint."""
         kwargs["return_predictions"] = True
-        parts = cast(list[dict[str, Any]], self.trainer.predict(**kwargs))
-        table = concatenate([EmbeddingTable(**part) for part in parts])
-        out = Path(self._of("ckpt_path")).parent / "embeddings.safetensors"
-        _save_table(table, out)
-        print(f"embeddings of {len(table)} clips: {out}")
+        parts = self.trainer.predict(**kwargs)
+        print(self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent))
 
     def _evaluate(self, name: str, prefix: str, kwargs: dict[str, Any]) -> None:
         getattr(self.trainer, name)(**{**kwargs, "verbose": False})
@@ -335,9 +328,3 @@ def _refuse_linked_keys(args: Sequence[str]) -> None:
         for source, target in LINKS.items():
             if key == target or key.startswith(f"{target}."):
                 raise UserError(f"{key} is taken from {source}: set that instead", 2)
-
-
-def _save_table(table: EmbeddingTable, path: Path) -> None:
-    """Embeddings and masks as safetensors; the keys of the clips are JSON in its metadata."""
-    tensors = {name: value for name, value in vars(table).items() if isinstance(value, Tensor)}
-    write_atomically(path, save(tensors, metadata={"keys": json.dumps(table.keys)}))
