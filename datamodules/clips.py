@@ -1,6 +1,7 @@
 """One clip as a row of a batch: its place in time, its captions, reading and collating."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -154,6 +155,26 @@ def place_window(
         first, last = sorted((segment.start_seconds, end_seconds - window_seconds))
     start_seconds = first + share * (last - first)
     return max(0.0, min(start_seconds, duration_seconds - window_seconds))
+
+
+class Durations:
+    """Lengths of files, each asked once for all epochs and processes.
+
+    Args:
+        size: How many files.
+    """
+
+    def __init__(self, size: int) -> None:
+        # float64, as read: a run must not change when a file is asked again
+        self._known = torch.full((size,), torch.nan, dtype=torch.float64).share_memory_()
+
+    def seconds(self, index: int, read: Callable[[], float]) -> float:
+        """Length of a file; `read` asks the file itself."""
+        known = float(self._known[index])
+        if math.isnan(known):
+            known = read()
+            self._known[index] = known
+        return known
 
 
 def read_duration(record: Record) -> float:

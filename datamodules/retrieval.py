@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,14 +121,14 @@ class RetrievalSamples(Dataset[ClipSample]):
 
 
 class RetrievalLoader:
-    """Batches of a retrieval set. Rank `r` of `W` takes the records `r::W`.
+    """Batches of a set for evaluation. Rank `r` of `W` takes the records `r::W`.
 
     So that all ranks make the same number of steps, the first records come again at the end of some
     ranks; their keys tell. Lightning leaves loaders alone that are not its own kind: it neither
     splits this one again nor advises on workers.
 
     Args:
-        samples: The set.
+        samples: The set; its `__getitems__` makes the batch of a list of indices.
         batch_size: Rows per rank.
         rank: This process.
         world_size: Number of processes.
@@ -138,7 +139,7 @@ class RetrievalLoader:
 
     def __init__(
         self,
-        samples: RetrievalSamples,
+        samples: Dataset[Any],
         *,
         batch_size: int,
         rank: int = 0,
@@ -146,8 +147,9 @@ class RetrievalLoader:
         num_workers: int = 0,
         start_method: StartMethod = "forkserver",
     ) -> None:
-        num_rows = -(-len(samples) // world_size)
-        rows = [(rank + world_size * row) % len(samples) for row in range(num_rows)]
+        size = len(samples)  # type: ignore[arg-type]  # torch's data sets have none in general
+        num_rows = -(-size // world_size)
+        rows = [(rank + world_size * row) % size for row in range(num_rows)]
         self._loader = open_loader(
             samples,
             [rows[first : first + batch_size] for first in range(0, num_rows, batch_size)],

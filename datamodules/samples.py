@@ -8,8 +8,8 @@ that too is a function of the same names.
 import bisect
 import dataclasses
 import itertools
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from datamodules.cache import ClipCache
 from datamodules.clips import (
     ClipSample,
+    Durations,
     Geometry,
     collate,
     nearest_segments,
@@ -32,9 +33,11 @@ from datamodules.order import SampleRef, draw_bits, draw_uniforms
 from vatt.batch import Batch
 from vatt.media import MediaError
 from vatt.preprocess import View
-from vatt.shards import Record, ShardSet
+from vatt.shards import ShardSet
 from vatt.text import Tokenizer
 from vatt.transforms import AugmentConfig, Piece
+
+T = TypeVar("T")
 
 STARTS_PER_FILE = 2  # the planned start and one other, before the next sample is taken
 FILES_PER_SAMPLE = 10  # so many unreadable files in a row are no accident
@@ -81,10 +84,7 @@ class ClipSamples(Dataset[ClipSample]):
         self.cache = cache
         self.num_views = num_views
         self._first_of_set = [0, *itertools.accumulate(len(one) for one in self.sets)]
-        self._durations = [  # float64, as read: a run must not change when a file is asked again
-            torch.full((len(one),), torch.nan, dtype=torch.float64).share_memory_()
-            for one in self.sets
-        ]
+        self._durations = [Durations(len(one)) for one in self.sets]
 
     def __len__(self) -> int:
         """Samples of all sets."""
@@ -96,21 +96,7 @@ class ClipSamples(Dataset[ClipSample]):
         Raises:
             TooManyFailuresError: more clips are unreadable than allowed.
         """
-        size = len(self.sets[ref.set_index])
-        num_files = min(FILES_PER_SAMPLE, size)
-        for step in range(num_files):
-            sample_index = (ref.sample_index + step) % size
-            chosen = dataclasses.replace(ref, sample_index=sample_index)
-            for attempt in range(STARTS_PER_FILE):
-                try:
-                    sample = self._read(chosen, attempt)
-                except MediaError as error:
-                    if attempt == 0:  # so that the rate is one of files, not of attempts
-                        self.counts.add_failure(error)
-                else:
-                    self.counts.add_success()
-                    return sample
-        raise self.counts.too_many(f"{num_files} files in a row")
+        return read_or_replace(ref, len(self.sets[ref.set_index]), self._read, self.counts)
 
     def __getitems__(self, refs: list[SampleRef]) -> Batch:
         """The batch of some references."""
@@ -157,7 +143,8 @@ class ClipSamples(Dataset[ClipSample]):
         names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
         choice, *draws = draw_uniforms(*names, _DRAW, np.arange(7)).tolist()
         segments = record.segments
-        duration_seconds = self._duration_seconds(ref, record)
+        durations = self._durations[ref.set_index]
+        duration_seconds = durations.seconds(ref.sample_index, lambda: read_duration(record))
         # The second attempt goes anywhere: a file with one caption would give the damaged place
         # again.
         own = int(choice * len(segments)) if segments and attempt == 0 else None
@@ -176,33 +163,61 @@ class ClipSamples(Dataset[ClipSample]):
             sample_index=ref.sample_index,
             start_seconds=start_seconds,
             captions=[segments[index].text for index in bag[: self.geometry.num_candidates]],
-            view=self._draw_view(draws[1:]),
+            view=draw_view(self.augment, draws[1:]),
         )
 
-    def _draw_view(self, draws: Sequence[float]) -> View:
-        extent, vertical, horizontal, flip, aspect = draws
-        augment, piece, scale = self.augment, None, 1.0
-        if augment.crop == "area":
-            aspect = _between(augment.aspect_range, aspect)
-            piece = Piece(aspect=aspect, extent=extent, area_range=augment.area_range)
-        else:
-            scale = _between(augment.scale_range, extent)
-        return View(
-            piece=piece,
-            scale=scale,
-            vertical=vertical,
-            horizontal=horizontal,
-            flip=flip < augment.flip_rate,
-        )
 
-    def _duration_seconds(self, ref: SampleRef, record: Record) -> float:
-        """Length of a file, asked once for all epochs and processes."""
-        durations = self._durations[ref.set_index]
-        known = float(durations[ref.sample_index])
-        if math.isnan(known):
-            known = read_duration(record)
-            durations[ref.sample_index] = known
-        return known
+def read_or_replace(
+    ref: SampleRef, size: int, read: Callable[[SampleRef, int], T], counts: ReadCounts
+) -> T:
+    """What a reference names or, where that cannot be read, another sample of its set.
+
+    Args:
+        ref: The sample.
+        size: Samples of its set.
+        read: Reads a sample, at its planned start or, in a second attempt, at another.
+        counts: Counts what could be read and what not.
+
+    Raises:
+        TooManyFailuresError: more clips are unreadable than allowed.
+    """
+    num_files = min(FILES_PER_SAMPLE, size)
+    for step in range(num_files):
+        sample_index = (ref.sample_index + step) % size
+        chosen = dataclasses.replace(ref, sample_index=sample_index)
+        for attempt in range(STARTS_PER_FILE):
+            try:
+                sample = read(chosen, attempt)
+            except MediaError as error:
+                if attempt == 0:  # so that the rate is one of files, not of attempts
+                    counts.add_failure(error)
+            else:
+                counts.add_success()
+                return sample
+    raise counts.too_many(f"{num_files} files in a row")
+
+
+def draw_view(augment: AugmentConfig, draws: Sequence[float]) -> View:
+    """A random view.
+
+    Args:
+        augment: What is changed, and how much.
+        draws: Five uniform numbers.
+    """
+    extent, vertical, horizontal, flip, aspect = draws
+    piece, scale = None, 1.0
+    if augment.crop == "area":
+        aspect = _between(augment.aspect_range, aspect)
+        piece = Piece(aspect=aspect, extent=extent, area_range=augment.area_range)
+    else:
+        scale = _between(augment.scale_range, extent)
+    return View(
+        piece=piece,
+        scale=scale,
+        vertical=vertical,
+        horizontal=horizontal,
+        flip=flip < augment.flip_rate,
+    )
 
 
 def _between(ends: tuple[float, float], share: float) -> float:

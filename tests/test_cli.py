@@ -173,12 +173,14 @@ def test_every_shipped_config_is_parsed_and_short(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert len(shipped_configs()[name].read_text().splitlines()) <= 60
-    path = shipped_configs()[name]
-    whole = "class_path: vatt.pretrain" in path.read_text()
+    text = shipped_configs()[name].read_text()
+    whole, tunes = "class_path: vatt." in text, "vatt.finetune" in text
     configs = ["--config", name] if whole else ["--config", "demo", "--config", name]
-    arguments = ["fit", *configs, "--data.init_args.train=[x]", "--print_config"]
-    assert main(arguments) == 0
-    assert "class_path: vatt.pretrain.PretrainModule" in capsys.readouterr().out
+    train = f"--data.init_args.train={'x' if tunes else '[x]'}"
+    more = ["--model.init_args.model.classifier.num_classes=3"] if tunes else []
+    assert main(["fit", *configs, train, *more, "--print_config"]) == 0
+    kind = "finetune.FinetuneModule" if tunes else "pretrain.PretrainModule"
+    assert f"class_path: vatt.{kind}" in capsys.readouterr().out
 
 
 def test_shards_are_built_and_checked(

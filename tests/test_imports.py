@@ -17,7 +17,7 @@ FLOORS = (
     # what stands alone
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
     | {"vatt.files", "vatt.machine", "vatt.png", "vatt.shard_index", "vatt.inputs"}
-    | {"vatt.workers", "vatt.ranks", "vatt.storage_order"},
+    | {"vatt.workers", "vatt.ranks", "vatt.storage_order", "vatt.classification_metrics"},
     {"vatt.sources"},
     {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"},
     {"vatt.presets", "vatt.audio"},
@@ -52,11 +52,13 @@ FLOORS = (
     {"vatt.demo_report"},
     # training data
     {"datamodules.order", "datamodules.failures", "datamodules.clips", "datamodules.augment"}
-    | {"datamodules.run_tokenizer"},
+    | {"datamodules.run_tokenizer", "datamodules.annotations"},
     {"datamodules.loader"},
     {"datamodules.cache"},
     {"datamodules.samples", "datamodules.retrieval"},
-    {"datamodules.pretrain"},
+    {"datamodules.labelled_files"},
+    {"datamodules.labelled"},
+    {"datamodules.pretrain", "datamodules.classification"},
     {"datamodules.synthetic_scenes", "datamodules.synthetic_workers"},
     {"datamodules.synthetic_captions", "datamodules.synthetic_sounds"},
     {"datamodules.synthetic"},
@@ -67,17 +69,18 @@ FLOORS = (
     {"vatt.callbacks"},
     {"vatt.sharding"},
     {"vatt.training_module"},
-    {"vatt.pretrain", "vatt.run_folder"},
+    {"vatt.pretrain", "vatt.finetune", "vatt.run_folder"},
     {"vatt.training_cli"},
     {"vatt.demo"},
     {"vatt.commands", "vatt.doctor"},
     {"vatt.cli"},
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
-TRAINING = {"vatt.pretrain", "vatt.sharding", "vatt.training_cli", "vatt.training_module"} | {
+TRAINING = {"vatt.training_module", "vatt.pretrain", "vatt.finetune", "vatt.training_cli"} | {
     f"vatt.{name}"
     for name in ("callbacks", "loggers", "media_log", "progress", "run_checkpoint", "run_folder")
 }
+TRAINING |= {"vatt.sharding"}
 MAY_IMPORT_DATAMODULES = {"vatt.demo", "vatt.commands", "vatt.training_cli"}
 
 FILES = {

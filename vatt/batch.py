@@ -144,6 +144,37 @@ class Batch:
 
 
 @dataclass(kw_only=True)
+class LabelledBatch(Batch):
+    """Clips with what they show.
+
+    In evaluation the rows are views, those of a clip one after another, each with its clip's labels
+    and key.
+
+    Args:
+        labels: float32 `[B, C]`, 1 for the classes of a clip, 0 for others; shares between them
+            where clips are mixed. Here `C` are classes.
+        num_views: Rows of each clip.
+
+    Raises:
+        ValueError: labels of another rank or dtype, or rows that are not views of whole clips.
+    """
+
+    labels: Tensor
+    num_views: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks labels and views, too."""
+        super().__post_init__()
+        if self.labels.ndim != 2 or self.labels.dtype != torch.float32:
+            raise ValueError(
+                "batch.labels must be float32 [B, C], "
+                f"got {self.labels.dtype} {list(self.labels.shape)}"
+            )
+        if self.num_views < 1 or len(self) % self.num_views:
+            raise ValueError(f"{len(self)} rows are not {self.num_views} views each of some clips")
+
+
+@dataclass(kw_only=True)
 class MicroBatches:
     """One batch in parts, which stay where they are until they are looked at.
 

@@ -358,8 +358,8 @@ def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Any],
 class DataReport(Callback):
     """What a run does about its data, where the datamodule has it as `datamodules.PretrainData`.
 
-    Fills the cache before training, keeps the tokenizer in the run directory, and logs
-    `data/decode_failures`.
+    Fills the cache before training, keeps the tokenizer or the classes in the run directory, and
+    logs `data/decode_failures`.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -369,12 +369,16 @@ class DataReport(Callback):
             data.warm_up_cache(num_workers=num_cores(), show_progress=sys.stderr.isatty())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps the tokenizer: the weights mean nothing with other ids."""
-        tokenizer = getattr(cast(Any, trainer).datamodule, "tokenizer", None)
-        if isinstance(tokenizer, Tokenizer) and trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            folder.mkdir(parents=True, exist_ok=True)
+        """Keeps tokenizer or classes: the weights mean nothing with other ids or numbers."""
+        if not trainer.is_global_zero:
+            return
+        data, folder = cast(Any, trainer).datamodule, Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = getattr(data, "tokenizer", None)
+        if isinstance(tokenizer, Tokenizer):
             tokenizer.save(folder / TOKENIZER)
+        if hasattr(data, "save_classes"):
+            data.save_classes(folder)
 
     def on_train_batch_end(
         self,

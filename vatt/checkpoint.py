@@ -6,7 +6,7 @@ Nothing in a file is ever executed: safetensors for folders, `weights_only=True`
 import json
 import os
 from collections.abc import Collection
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vatt.config import VATTConfig
+from vatt.config import MODALITIES, VATTConfig
 from vatt.files import write_atomically
 from vatt.model import VATT
+from vatt.optim import HEAD_PREFIXES
 from vatt.text import Tokenizer
 from vatt.tokens import interpolation_matrix
 
@@ -27,7 +28,7 @@ CLIP_SIZES = (
     *("audio.num_samples", "audio.sample_rate", "audio.position_grid", "text.train_embedding"),
 )
 CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
-NETWORK_PREFIX = "network."  # where PretrainModule keeps its VATT
+NETWORK_PREFIX = "network."  # where training modules keep their VATT
 
 
 def save_model(
@@ -138,11 +139,55 @@ def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
     """
     config, weights = _read_model(Path(source))
     check_same(VATTConfig.from_dict(config), model.config, source, apart_from=CLIP_SIZES)
+    _fit_positions(weights, model)
+    _load(model, weights, source)
+
+
+def load_backbone(model: VATT, source: str | os.PathLike[str]) -> None:
+    """Gives a classifier the tower of another model; the classifier itself stays as it is.
+
+    The other model's head and its other towers are left behind. Positions of another grid are
+    interpolated.
+
+    Args:
+        model: What gets the weights; it has some of the other model's modalities.
+        source: As of `load_model`.
+
+    Raises:
+        ValueError: there is no model at `source`, or its tower is another one; names what differs.
+    """
+    config, weights = _read_model(Path(source))
+    theirs = _narrowed(VATTConfig.from_dict(config), model.config, source)
+    check_same(theirs, model.config, source, apart_from=CLIP_SIZES)
+    _fit_positions(weights, model)
+    own = {
+        name: value for name, value in model.state_dict().items() if name.startswith(HEAD_PREFIXES)
+    }
+    wanted = model.state_dict().keys() - own.keys()
+    _load(model, own | {name: weights[name] for name in wanted & weights.keys()}, source)
+
+
+def _narrowed(theirs: VATTConfig, ours: VATTConfig, source: str | os.PathLike[str]) -> VATTConfig:
+    """A configuration with what `ours` has no use for as in `ours`."""
+    absent = [name for name in ours.modalities if name not in theirs.modalities]
+    if absent:
+        raise ValueError(f"{source} has {', '.join(theirs.modalities)}: there is no {absent[0]}")
+    if theirs.arrangement != ours.arrangement:
+        raise ValueError(
+            f"{source} holds another model: arrangement is {theirs.arrangement} there and "
+            f"{ours.arrangement} here"
+        )
+    unused = [name for name in MODALITIES if name not in ours.modalities]
+    parts = [*unused, *(f"{name}_encoder" for name in unused), "modalities", "head", "classifier"]
+    return replace(theirs, **{name: getattr(ours, name) for name in parts})
+
+
+def _fit_positions(weights: dict[str, Tensor], model: VATT) -> None:
+    """Interpolates tables of positions to the lengths that a model has."""
     for name, value in model.state_dict().items():
         table = weights.get(name)
         if ".positions.tables." in name and table is not None and len(table) != len(value):
             weights[name] = interpolation_matrix(len(table), len(value)) @ table.float()
-    _load(model, weights, source)
 
 
 def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 """Configuration files by name, and one sentence about what is wrong in one."""
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,30 @@ def given_keys(args: Sequence[str]) -> Iterator[str]:
         except yaml.YAMLError:
             continue  # the parser will say where
         yield from _nested_keys(content)
+
+
+def given_values(args: Sequence[str]) -> dict[str, Any]:
+    """Values that the user sets, by dotted key: of configuration files, then of options."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for path in config_paths(args):
+        with contextlib.suppress(yaml.YAMLError):  # the parser will say where
+            values |= _nested_values(yaml.safe_load(path.read_text()))
+    for i, argument in enumerate(args):
+        key, separator, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and key != "config" and (separator or i + 1 < len(args)):
+            with contextlib.suppress(yaml.YAMLError):
+                values |= _nested_values({key: yaml.safe_load(value if separator else args[i + 1])})
+    return values
+
+
+def _nested_values(content: Any, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        values[f"{prefix}{key}"] = value
+        values |= _nested_values(value, f"{prefix}{key}.")
+    return values
 
 
 def _nested_keys(content: Any, prefix: str = "") -> Iterator[str]:

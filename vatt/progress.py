@@ -17,6 +17,8 @@ SHOWN = {
     "perf/clips_per_second": ("clips/s", "{:.0f}"),
     "val/text_to_video/R@1": ("R@1 text", "{:.1f}"),
     "val/audio_to_video/R@1": ("R@1 audio", "{:.1f}"),
+    "val/top1": ("top-1", "{:.1f}"),
+    "val/mAP": ("mAP", "{:.1f}"),
 }
 DIRECTIONS = ("text_to_video", "video_to_text", "audio_to_video", "video_to_audio")
 
@@ -138,7 +140,7 @@ def fit_summary(
     minutes, rest = divmod(round(seconds), 60)
     lines = [
         f"Trained {trainer.global_step} steps in {minutes}:{rest:02d}{loss}.",
-        *retrieval_lines({name: float(value) for name, value in metrics.items()}, "val"),
+        *metric_lines({name: float(value) for name, value in metrics.items()}, "val"),
         f"  checkpoint  {checkpoint}",
         f"  metrics     {checkpoint.parent.parent / 'metrics.csv'}",
     ]
@@ -154,6 +156,23 @@ def fit_summary(
         f"  {again} --trainer.max_steps {2 * trainer.max_steps}",
     ]
     return "\n".join(lines)
+
+
+def metric_lines(metrics: dict[str, float], prefix: str) -> list[str]:
+    """A small table of the retrieval or classification metrics that are there."""
+    return [*retrieval_lines(metrics, prefix), *classification_lines(metrics, prefix)]
+
+
+def classification_lines(metrics: dict[str, float], prefix: str) -> list[str]:
+    """A line with the metrics of a classifier, and on how many clips they were computed."""
+    named = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
+    values = {shown: metrics.get(f"{prefix}/{name}") for name, shown in named.items()}
+    found = [f"{shown} {value:.3g}" for shown, value in values.items() if value is not None]
+    if not found:
+        return []
+    unread = metrics.get(f"{prefix}/num_unread", 0.0)
+    left_out = f", {unread:.0f} could not be read" if unread else ""
+    return [f"  {'  '.join(found)}  ({metrics[f'{prefix}/num_clips']:.0f} files{left_out})"]
 
 
 def retrieval_lines(metrics: dict[str, float], prefix: str) -> list[str]:

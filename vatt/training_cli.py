@@ -1,12 +1,13 @@
 """`vatt fit / validate / test / predict`: LightningCLI with a run directory and short errors."""
 
+import json
 import logging
 import os
 import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from datamodules.annotations import read_classes
 from vatt.callbacks import (
     TOKENIZER,
     DataReport,
@@ -24,8 +26,9 @@ from vatt.callbacks import (
     TimeBudget,
     WeightAverage,
 )
-from vatt.config import MODALITIES
-from vatt.config_files import explain, given_keys, with_config_paths
+from vatt.checkpoint import read_config
+from vatt.config import MODALITIES, VATTConfig
+from vatt.config_files import explain, given_keys, given_values, with_config_paths
 from vatt.errors import UserError
 from vatt.files import NO_SPACE, no_space
 from vatt.loggers import (
@@ -37,7 +40,8 @@ from vatt.loggers import (
     wandb_mode,
 )
 from vatt.media_log import MediaLog
-from vatt.progress import TrainingProgress, fit_summary, retrieval_lines
+from vatt.presets import as_classifier
+from vatt.progress import TrainingProgress, fit_summary, metric_lines
 from vatt.ranks import LOST_RANK, is_lost_rank
 from vatt.run_checkpoint import AtomicCheckpointIO, RunCheckpoint, StopOnSignal
 from vatt.run_folder import (
@@ -48,12 +52,17 @@ from vatt.run_folder import (
     tokenizer_beside,
 )
 
-# Written once, where the left side stands; the right side is filled from it.
+# Written once, where the left side stands; the right side is filled from it. What a model or data
+# module of another kind has not is passed over.
 LINKS = {
     **{f"model.init_args.model.{name}": f"data.init_args.{name}" for name in MODALITIES},
+    "model.init_args.model.classifier": "data.init_args.classifier",
     "model.init_args.micro_batch_size": "data.init_args.micro_batch_size",
     "trainer.max_steps": "model.init_args.schedule.max_steps",
 }
+
+FINE_TUNING = "vatt.finetune.FinetuneModule"
+CLASSIFIER = "model.init_args.model.classifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +141,7 @@ class TrainingCLI(LightningCLI):
         """Parses, and turns what is wrong into one sentence."""
         _refuse_linked_keys(self._args)
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(with_classifier(args))
         except ArgumentError as error:
             raise UserError(explain(str(error), self._known_keys()), 2) from error
 
@@ -235,7 +244,7 @@ class TrainingCLI(LightningCLI):
     def _evaluate(self, name: str, prefix: str, kwargs: dict[str, Any]) -> None:
         getattr(self.trainer, name)(**{**kwargs, "verbose": False})
         metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-        print("\n".join(retrieval_lines(metrics, prefix)) or "no metrics: is data.validation set?")
+        print("\n".join(metric_lines(metrics, prefix)) or "no metrics: is data.validation set?")
 
     def _known_keys(self) -> list[str]:
         name = self._args[0] if self._args else ""
@@ -320,6 +329,49 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     return TrainingCLI(with_config_paths(sys.argv[1:] if args is None else args))
+
+
+def with_classifier(args: Sequence[str]) -> list[str]:
+    """The arguments of a fine-tuning after the settings that need not be written.
+
+    Tower and clips are those of the model that it starts from, classes those of its data. Whatever
+    the arguments say themselves comes later and counts.
+
+    Raises:
+        UserError: there is no such model, or annotations that cannot be read.
+    """
+    given = given_values(args)
+    if given.get("model.class_path") != FINE_TUNING:
+        return list(args)
+    modality = given.get(f"{CLASSIFIER}.modality", "video")
+    classifier = {"modality": modality}
+    data = {name: given.get(f"data.init_args.{name}") for name in ("train", "classes", "layout")}
+    if f"{CLASSIFIER}.num_classes" not in given and data["train"] is not None:
+        path = None if data["classes"] is None else Path(data["classes"])
+        classes = read_classes(path, Path(data["train"]), data["layout"] or "csv")
+        classifier["num_classes"] = len(classes)
+    model = {**_tower_of(args, given, modality).to_dict(), "classifier": classifier}
+    start = {"model": {"class_path": FINE_TUNING, "init_args": {"model": model}}}
+    return [args[0], f"--config={json.dumps(start)}", *args[1:]]
+
+
+def _tower_of(args: Sequence[str], given: Mapping[str, Any], modality: str) -> VATTConfig:
+    """The model that is started from, cut down to one modality; its positions stay as many."""
+    source, config = given.get("model.init_args.init_from"), VATTConfig()
+    goes_on = args[0] != "fit" or given.get("ckpt_path") is not None  # has its own config.yaml
+    if source is not None and (Path(source).exists() or not goes_on):
+        try:
+            config = read_config(source)
+        except ValueError as error:
+            raise UserError(f"init_from: {error}") from error
+    video, audio = config.video, config.audio
+    video = replace(video, position_grid=video.position_grid or video.grid)
+    audio = replace(audio, position_grid=audio.position_grid or audio.grid)
+    try:
+        classifier = as_classifier(config, modality, 2, video=video, audio=audio)
+        return replace(classifier, classifier=None)
+    except ValueError as error:
+        raise UserError(f"{CLASSIFIER}.modality: {error}") from error
 
 
 def _refuse_linked_keys(args: Sequence[str]) -> None:

@@ -115,10 +115,12 @@ def read_video_views(
     num_windows: int = 4,
     num_crops: int = 3,
     stride: int = 2,
+    start_seconds: float = 0.0,
+    end_seconds: float = math.inf,
 ) -> Tensor:
-    """Reads all views of a file's picture.
+    """Reads all views of a file's picture, or of a part of it.
 
-    Each window is decoded once for all its crops. A file shorter than a window is decoded once and
+    Each window is decoded once for all its crops. What is shorter than a window is decoded once and
     looped from its start; an image is repeated.
 
     Args:
@@ -128,48 +130,69 @@ def read_video_views(
         num_windows: Windows, evenly spread.
         num_crops: 1 or 3.
         stride: Frames of the base rate, `video.frame_rate` × stride, from one shown to the next.
+        start_seconds: Where the part starts.
+        end_seconds: Where it ends, if not at the end of the file.
 
     Returns:
         uint8 `[num_windows × num_crops, T, H, W, C]`, H = W = `video.image_size`; the crops of a
         window stand together.
 
     Raises:
-        MediaError: the file is unreadable, damaged in one of the windows, or has no picture.
+        MediaError: the file is unreadable, damaged in one of the windows, has no picture, or ends
+            before the part starts.
         ValueError: a number of windows, crops or a stride that is none.
     """
     base_rate = video.frame_rate * stride
-    num_available = max(1, round(probe(source).duration_seconds * base_rate))
+    num_available = _num_available(source, start_seconds, end_seconds, base_rate)
     window = video.num_frames * stride
     starts = evaluation_windows(num_available, window, num_windows)
     if num_available >= window:
         clips = [
-            _read_pictures(source, video, start / base_rate, video.num_frames, video.frame_rate)
+            _read_pictures(
+                source,
+                video,
+                start_seconds + start / base_rate,
+                video.num_frames,
+                video.frame_rate,
+            )
             for start in starts
         ]
     else:
-        whole = _read_pictures(source, video, 0.0, num_available, base_rate)
+        whole = _read_pictures(source, video, start_seconds, num_available, base_rate)
         places = looped(0, num_available, video.num_frames, stride)
         clips = [whole[torch.tensor(places)]] * num_windows
     return torch.cat([_cut_crops(clip, video.image_size, num_crops) for clip in clips])
 
 
-def read_audio_views(source: MediaSource, audio: AudioConfig, *, num_windows: int = 4) -> Tensor:
-    """Reads all windows of a file's sound; one shorter than a window is looped from its start.
+def read_audio_views(
+    source: MediaSource,
+    audio: AudioConfig,
+    *,
+    num_windows: int = 4,
+    start_seconds: float = 0.0,
+    end_seconds: float = math.inf,
+) -> Tensor:
+    """Reads all windows of a file's sound, or of a part of it.
+
+    What is shorter than a window is looped from its start.
 
     Args:
         source: As for `vatt.media.read_clip`.
         audio: Number of samples and their rate.
         num_windows: Windows, evenly spread.
+        start_seconds: Where the part starts.
+        end_seconds: Where it ends, if not at the end of the file.
 
     Returns:
         float32 `[num_windows, S]`, in about [-1, 1].
 
     Raises:
-        MediaError: the file is unreadable, damaged in one of the windows, or has no sound.
+        MediaError: the file is unreadable, damaged in one of the windows, has no sound, or ends
+            before the part starts.
         ValueError: a number of windows that is none.
     """
     rate, window = audio.sample_rate, audio.num_samples
-    num_available = max(1, round(probe(source).duration_seconds * rate))
+    num_available = _num_available(source, start_seconds, end_seconds, rate)
     starts = evaluation_windows(num_available, window, num_windows)
     if num_available < window:
         starts = [0]
@@ -177,12 +200,20 @@ def read_audio_views(source: MediaSource, audio: AudioConfig, *, num_windows: in
     for start in starts:
         waveform, _ = read_waveform(
             source,
-            start_seconds=start / rate,
+            start_seconds=start_seconds + start / rate,
             num_samples=min(window, num_available),
             sample_rate=rate,
         )
         rows.append(waveform.repeat(math.ceil(window / len(waveform)))[:window])
     return torch.stack(rows).expand(num_windows, -1)
+
+
+def _num_available(
+    source: MediaSource, start_seconds: float, end_seconds: float, rate: float
+) -> int:
+    """Frames or samples between two times that the file has, at least 1."""
+    end_seconds = min(end_seconds, probe(source).duration_seconds)
+    return max(1, round((end_seconds - start_seconds) * rate))
 
 
 def _read_pictures(
