@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vatt import probe
+from vatt import VATT, Tokenizer, preset, probe, save_model
 from vatt.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,12 +41,19 @@ def test_python_blocks_run(
     files = sorted((tiny_corpus / "train").glob("*.mp4"))
     with_sound = next(file for file in files if probe(file).has_audio)
     shutil.copy(with_sound, tmp_path / "kitchen.mp4")
+    shutil.copy(files[-1], tmp_path / "garden.mp4")
+    tokenizer = Tokenizer.train(["a red ring spins and a dog barks"], 20)
+    save_model(VATT(preset("tiny")), tmp_path / "runs" / "demo" / "model", tokenizer)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(blocks[0], names)
+    assert names["cosines"].shape == (2, 2)
+    assert names["sound"].shape == (1, 24)
+    assert (tmp_path / "kitchen.npz").is_file()
+    exec(blocks[1], names)
     assert names["video"].shape == names["audio"].shape == (1, 32)
-    for block in blocks[1:]:
+    for block in blocks[2:]:
         exec(block, names)
     assert names["output"].embeddings["video_vt"].shape == (2, 12)
     assert names["logits"].shape == (2, 400)

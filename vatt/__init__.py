@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
         VATTConfig,
         VideoConfig,
     )
+    from vatt.feature_files import Features
+    from vatt.features import FeatureExtractor
     from vatt.losses import ContrastiveLoss, LossConfig
     from vatt.media import Clip, MediaError, probe, read_clip, read_frames, read_waveform
     from vatt.model import VATT, VATTOutput
@@ -35,6 +37,8 @@ _MODULE_OF = {
     "Clip": "media",
     "ContrastiveLoss": "losses",
     "EncoderConfig": "config",
+    "FeatureExtractor": "features",
+    "Features": "feature_files",
     "HeadConfig": "config",
     "LossConfig": "losses",
     "MediaError": "media",
@@ -65,6 +69,8 @@ __all__ = [
     "Clip",
     "ContrastiveLoss",
     "EncoderConfig",
+    "FeatureExtractor",
+    "Features",
     "HeadConfig",
     "LossConfig",
     "MediaError",

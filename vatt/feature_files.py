@@ -1,0 +1,146 @@
+"""Features of one file: vectors with the times that they belong to, in memory and on disk."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vatt.files import write_atomically
+
+FORMATS = ("npz", "safetensors")
+_TIMES = ("start_seconds", "end_seconds")
+_COVERAGE = "_coverage"
+_METADATA = "metadata"  # of an npz, as JSON; safetensors has a place for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What a model makes of a file, window by window; `features["video_vt"]` is an array.
+
+    Args:
+        arrays: float32 `[N, D]` on the CPU by name: `video_va`, `video_vt`, `audio_va`, … in the
+            common spaces, `video` and `audio` of the backbone, `video_tokens` `[N, 1 + L, D]`.
+            A modality that the file lacks has none; rows of windows without it are zeros.
+        start_seconds: float64 `[N]`, from the file's start.
+        end_seconds: float64 `[N]`; not after the file's end.
+        coverage: By modality, float32 `[N]`: the share of each window that the file gave.
+        metadata: What else is to be known, such as the model.
+    """
+
+    arrays: Mapping[str, Tensor]
+    start_seconds: Tensor
+    end_seconds: Tensor
+    coverage: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses arrays of different lengths."""
+        rows = {name: len(value) for name, value in self._tensors().items()}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"features must have one row for each window, got rows {rows}")
+
+    def __len__(self) -> int:
+        """Number of windows, `N`."""
+        return len(self.start_seconds)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """An array by its name.
+
+        Raises:
+            KeyError: there is none; names those that there are.
+        """
+        if name not in self.arrays:
+            raise KeyError(f"no features {name!r}, there are {', '.join(self.arrays)}")
+        return self.arrays[name]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one file, all of it or nothing; the same features give the same bytes.
+
+        Args:
+            path: Ends in `.npz` (numpy) or `.safetensors`.
+
+        Raises:
+            ValueError: another ending.
+            OSError: the file cannot be written; names it.
+        """
+        out = Path(path)
+        _check_format(out)
+        tensors = self._tensors()
+        if out.suffix == ".npz":
+            buffer = io.BytesIO()
+            text = json.dumps(dict(self.metadata), sort_keys=True)
+            arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
+            np.savez(buffer, **(arrays | {_METADATA: np.array(text)}))
+            write_atomically(out, buffer.getbuffer())
+        else:
+            from safetensors.torch import save
+
+            contiguous = {name: value.contiguous() for name, value in tensors.items()}
+            content = save(contiguous, metadata=dict(sorted(self.metadata.items())))
+            write_atomically(out, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: no such file, or no features.
+        """
+        tensors, metadata = _read(Path(path))
+        missing = [name for name in _TIMES if name not in tensors]
+        if missing:
+            raise ValueError(f"{path} holds no features of vatt: {missing[0]} is missing")
+        times = {name: tensors.pop(name) for name in _TIMES}
+        coverage = {
+            name.removesuffix(_COVERAGE): tensors.pop(name)
+            for name in [*tensors]
+            if name.endswith(_COVERAGE)
+        }
+        return cls(arrays=tensors, coverage=coverage, metadata=metadata, **times)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        times = {name: getattr(self, name) for name in _TIMES}
+        coverage = {f"{name}{_COVERAGE}": value for name, value in self.coverage.items()}
+        return {**self.arrays, **times, **coverage}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file of features says of itself, without its arrays.
+
+    Raises:
+        ValueError: no such file, or no features.
+    """
+    return _read(path, only_metadata=True)[1]
+
+
+def _check_format(path: Path) -> None:
+    if path.suffix[1:] not in FORMATS:
+        raise ValueError(f"features are kept as .npz or .safetensors, got {path}")
+
+
+def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from zipfile import BadZipFile
+
+    from safetensors import SafetensorError, safe_open
+
+    _check_format(path)
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                metadata = json.loads(str(archive[_METADATA]))
+                names = [] if only_metadata else [n for n in archive.files if n != _METADATA]
+                return {name: torch.from_numpy(archive[name]) for name in names}, metadata
+        with safe_open(path, framework="pt") as file:
+            names = [] if only_metadata else list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise ValueError(f"no features {path}: check the path") from error
+    except (BadZipFile, SafetensorError, KeyError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} holds no features of vatt: {error}") from error

@@ -1,0 +1,66 @@
+"""Models of the Hugging Face Hub: downloaded once, then read like any model folder."""
+
+import os
+import re
+from pathlib import Path
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")  # nothing else is fetched
+
+
+def model_path(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Where a model lies on this machine; what is not here yet is downloaded.
+
+    Args:
+        source: Folder, checkpoint, or, where there is neither, `org/name` on the Hub.
+        revision: Branch, tag or commit on the Hub; None: the newest.
+
+    Raises:
+        ValueError: there is no such file or folder, and the Hub does not give it either.
+    """
+    path = Path(source)
+    if path.exists():
+        return path
+    if not isinstance(source, str) or not HUB_ID.fullmatch(source):
+        raise ValueError(
+            f"no model at {path}: give a model folder, a .ckpt file or org/name of the Hugging "
+            "Face Hub"
+        )
+    return _download(source, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise ValueError(
+            f"{name} is neither a file or folder here nor to be had from the Hugging Face Hub: "
+            f"{_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What the Hub's error means, and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return "its owner must grant access; ask there, then `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError):
+        return "no model of that name is public; check the name, or `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return "the model has no such revision; check its name"
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+        return (
+            "there is no connection (or HF_HUB_OFFLINE is set) and no copy in the cache; "
+            "download it where there is one, and give the folder"
+        )
+    return " ".join(str(error).split()) or type(error).__name__
