@@ -18,6 +18,7 @@ from media_files import FRAME_RATE, KINDS, make_file, make_still
 from vatt import VATT, FeatureExtractor, Features, MediaError, Tokenizer, preset, save_model
 from vatt.config import HeadConfig
 from vatt.media import read_clip, read_frames, read_waveform
+from vatt.windows import Frames
 
 CONFIG = preset("tiny")  # windows of 0.8 s: 4 frames at 5 a second, 6,400 samples at 8 kHz
 WINDOW = 0.8
@@ -48,7 +49,8 @@ def extractor(tokenizer: Tokenizer) -> FeatureExtractor:
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of 3 s, one of 0.5 s, a picture, a lossless sound in stereo, and one that is none."""
     folder = tmp_path_factory.mktemp("media")
-    for name in ("plain.mp4", "silent.mp4", "hevc.mp4", "short_sound.mp4", "sound.m4a"):
+    names = ("plain.mp4", "silent.mp4", "hevc.mp4", "short_sound.mp4", "sound.m4a", "faststart.mp4")
+    for name in names:
         make_file(folder / name, KINDS[name])
     make_file(folder / "brief.mp4", dataclasses.replace(KINDS["silent.mp4"], video_seconds=0.5))
     make_still(folder / "still.png", "png")
@@ -142,6 +144,22 @@ def test_pictures_in_memory_give_the_vector_of_their_file(
     assert not close(other, expected)
 
 
+@pytest.mark.parametrize("frame_rate", [24.0, 25.0, 29.97, 30.0, 1000 / 7])
+def test_pictures_in_memory_are_found_by_their_times(frame_rate: float) -> None:
+    pictures = torch.zeros(5000, 32, 32, 3, dtype=torch.uint8)
+    pictures[..., 0], pictures[..., 1] = (
+        (torch.arange(5000) // by % 256)[:, None, None].to(torch.uint8) for by in (1, 256)
+    )
+    video = dataclasses.replace(CONFIG.video, frame_rate=frame_rate)
+    for first in range(0, 4990, 7):
+        clip = Frames(pictures, frame_rate).read(first / frame_rate, video)
+        assert torch.equal(clip.video, pictures[first : first + 4])
+        assert clip.video_coverage == 1
+    clip = Frames(pictures, frame_rate).read(4998 / frame_rate, video)
+    assert torch.equal(clip.video, pictures[[4998, 4999, 4999, 4999]])
+    assert clip.video_coverage == 0.5
+
+
 def test_larger_pictures_in_memory_are_scaled_as_those_of_a_lossless_file(
     extractor: FeatureExtractor, media: Path
 ) -> None:
@@ -185,6 +203,13 @@ def test_a_long_file_gives_the_mean_of_windows_that_are_spread_over_it(
     assert close(unit[0], F.normalize(expected, dim=0))
     middle = extractor.encode_video(media / "plain.mp4", num_windows=1)
     assert not close(middle, unit)
+
+
+def test_no_more_windows_are_taken_than_it_takes_to_see_all(extractor: FeatureExtractor) -> None:
+    pictures = torch.randint(256, (30, 32, 32, 3), dtype=torch.uint8)  # 1.2 s
+    two = extractor.encode_video(pictures, frame_rate=25, num_windows=2)
+    assert close(extractor.encode_video(pictures, frame_rate=25), two)
+    assert not close(extractor.encode_video(pictures, frame_rate=25, num_windows=1), two)
 
 
 def test_a_short_file_gives_one_window_padded_as_in_training(
@@ -311,7 +336,8 @@ def test_bfloat16_is_near_float32(media: Path) -> None:
     assert exact.embedder.dtype == torch.float32
     cosine = exact.encode_video(media / "plain.mp4") @ rough.encode_video(media / "plain.mp4").T
     assert 0.99 < float(cosine) < 1 - 1e-7
-    assert rough.encode_video(media / "plain.mp4").dtype == torch.float32
+    features = rough.extract(media / "plain.mp4", space=None, normalize=False)
+    assert features["video"].dtype == features["audio"].dtype == torch.float32
 
 
 def test_a_generator_is_read_as_it_goes(extractor: FeatureExtractor) -> None:
@@ -347,6 +373,18 @@ def test_a_source_that_cannot_be_read_is_a_row_of_nan_where_it_may_be_skipped(
     with pytest.warns(UserWarning, match="skipped"):
         nothing = extractor.encode_audio(media / "still.png", on_error="skip", return_tokens=True)
     assert nothing.shape == (1, 51, 32)
+
+
+def test_a_file_that_is_damaged_later_on_is_skipped_as_a_whole(
+    extractor: FeatureExtractor, media: Path, tmp_path: Path
+) -> None:
+    content = (media / "faststart.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match="half.mp4"):
+        vectors = extractor.encode_video(
+            [tmp_path / "half.mp4", media / "faststart.mp4"], on_error="skip", batch_size=1
+        )
+    assert vectors.isnan().all(dim=1).tolist() == [True, False]
 
 
 def test_a_long_text_is_cut_with_a_warning_once(tokenizer: Tokenizer) -> None:
@@ -447,6 +485,8 @@ def test_extract_leaves_out_what_a_file_lacks_or_nobody_asked_for(
     assert list(still.arrays) == ["video_vt"]
     assert (still.start_seconds.tolist(), still.end_seconds.tolist()) == ([0.0], [0.0])
     assert close(still["video_vt"], extractor.encode_video(media / "still.png"))
+    image = extractor.extract(torch.zeros(40, 40, 3, dtype=torch.uint8))
+    assert image.end_seconds.tolist() == [0.0]
     sound = extractor.extract(stereo(), sample_rate=SOUND_RATE, return_tokens=True)
     assert sound["audio_tokens"].shape == (4, 1 + CONFIG.audio.num_tokens, 32)
     with pytest.raises(MediaError, match="has no sound"):

@@ -53,12 +53,13 @@ class Frames:
 
     def read(self, start_seconds: float, video: VideoConfig) -> Clip:
         """The window from a start: as from a file, the last frame at or before each time."""
-        times = start_seconds + torch.arange(video.num_frames) / video.frame_rate
+        order = torch.arange(video.num_frames, dtype=torch.float64)  # float32 is too coarse
+        times = start_seconds + order / video.frame_rate
         places = ((times + TIME_TOLERANCE_SECONDS) * self.frame_rate).floor().long()
         still = len(self.pictures) == 1
         covered = 1.0 if still else float((places < len(self.pictures)).float().mean())
-        chosen, order = places.clamp(max=len(self.pictures) - 1).unique(return_inverse=True)
-        frames = _scaled(self.pictures[chosen], video.image_size)[order]
+        chosen, where = places.clamp(max=len(self.pictures) - 1).unique(return_inverse=True)
+        frames = _scaled(self.pictures[chosen], video.image_size)[where]
         return Clip(
             video=cut_view(frames, video.image_size),
             audio=None,
