@@ -31,7 +31,7 @@ def test_every_section_says_what_it_measured(tmp_path, capsys):
         bounded = [row for row in rows if row["at_least"] is not None or row["at_most"] is not None]
         assert (len(rows), len(bounded)) == BOUNDS[name]
         for row in rows:
-            assert row["value"] >= 0 or row["unit"] == "MB"  # memory can shrink
+            assert row["value"] >= 0 or name == "memory"  # what other tests left can go meanwhile
             assert row["what"] in printed
         assert section["seconds"] > 0
 
