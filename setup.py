@@ -78,6 +78,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.15",
+            "scikit-learn>=1.5",  # what our metrics are compared with
             "setuptools>=77",
         ],
     },

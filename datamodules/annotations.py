@@ -142,8 +142,8 @@ def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classe
     Raises:
         UserError: a file that cannot be read, names a class twice, or has fewer than two.
     """
+    faults: list[LineFault] = []
     if path is None:
-        faults: list[LineFault] = []
         found = {
             label for one in read_annotations(annotations, layout, faults) for label in one.labels
         }
@@ -154,6 +154,8 @@ def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classe
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise UserError(f"{source} names the class {repeated[0]!r} twice: classes must differ")
+    if len(labels) < 2 and faults:  # that is why
+        raise AnnotationError.of(annotations, faults, "Correct these lines.")
     if len(labels) < 2:
         raise UserError(f"{source} has {len(labels)} classes: a classifier needs at least 2")
     return Classes(labels, names)

@@ -26,7 +26,7 @@ from vatt.media_folder import find_media
 from vatt.preprocess import normalize_video
 from vatt.transforms import AugmentConfig, mixup
 
-RECIPE = AugmentConfig(crop="area")  # what the official code does in fine-tuning
+RECIPE = AugmentConfig(crop="area", audio_noise=0.0)  # as the official code in fine-tuning
 
 
 class ClassificationData(LightningDataModule):
@@ -134,7 +134,8 @@ class ClassificationData(LightningDataModule):
         """Refuses what cannot be used before any file is opened."""
         if (self.layout == "esc50") != (self.fold is not None):
             raise UserError(
-                "data.fold is ESC-50's, from 1 to 5: which to validate on; set it there"
+                "data.fold, from 1 to 5, says on which fold of ESC-50 to validate: give it with "
+                "data.layout esc50, and nowhere else"
             )
         if self.fold is not None and (self.validation_path or not 1 <= self.fold <= 5):
             raise UserError(f"data.fold is {self.fold}: give one from 1 to 5, and no validation")

@@ -174,7 +174,8 @@ def test_every_shipped_config_is_parsed_and_short(
 ) -> None:
     assert len(shipped_configs()[name].read_text().splitlines()) <= 60
     text = shipped_configs()[name].read_text()
-    whole, tunes = "class_path: vatt." in text, "vatt.finetune" in text
+    tunes = "class_path: vatt.finetune" in text
+    whole = tunes or "class_path: vatt.pretrain" in text
     configs = ["--config", name] if whole else ["--config", "demo", "--config", name]
     train = f"--data.init_args.train={'x' if tunes else '[x]'}"
     more = ["--model.init_args.model.classifier.num_classes=3"] if tunes else []

@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +15,11 @@ from datamodules.loader import share_of_batch
 from datamodules.pretrain import PretrainData
 from vatt.cli import main
 from vatt.config import VATTConfig
+from vatt.finetune import FinetuneModule
 from vatt.flops import count_flops
 from vatt.losses import LossConfig
 from vatt.optim import OptimizerConfig, ScheduleConfig
-from vatt.presets import preset
+from vatt.presets import as_classifier, preset
 from vatt.pretrain import PretrainModule
 from vatt.transforms import AugmentConfig
 
@@ -110,6 +114,75 @@ def test_one_gpu_takes_the_whole_batch_in_micro_batches() -> None:
     micro = settings["model"]["init_args"]["micro_batch_size"]
     assert settings["data"]["init_args"]["batch_size"] % micro == 0
     assert settings["trainer"]["devices"] == 1
+
+
+def tuned(name: str, *more: str) -> dict[str, Any]:
+    """A fine-tuning recipe as `vatt fit` understands it."""
+    shown = io.StringIO()
+    options = [f"--config={name}", "--data.init_args.train=x", *more, "--print_config"]
+    with contextlib.redirect_stdout(shown):
+        assert main(["fit", *options]) == 0
+    return yaml.safe_load(shown.getvalue())
+
+
+# Paper section 4.2 and appendix, official configuration: batch, peak rate, warm-up, steps, clipping
+# of the backbone, label smoothing, classes, several labels, dropout of the classifier, mixup.
+TUNED = {
+    "finetune_kinetics": (64, 0.005, 2_500, 100_000, 0.75, 0.1, 400, False, 0.5, None),
+    "finetune_moments": (64, 0.005, 2_500, 100_000, 0.75, 0.1, 339, False, 0.5, None),
+    "finetune_audioset": (1024, 0.2, 5_000, 50_000, None, 0.0, 527, True, 0.0, 5.0),
+    "finetune_imagenet": (512, 0.08, 0, 125_000, None, 0.1, 1000, False, 0.5, None),
+}
+
+
+@pytest.mark.parametrize("name", TUNED)
+def test_fine_tuning_is_as_published(name: str) -> None:
+    settings = tuned(name)
+    model, data = settings["model"]["init_args"], settings["data"]["init_args"]
+    optimizer, schedule = model["optimizer"], model["schedule"]
+    classifier = model["model"]["classifier"]
+    assert TUNED[name] == (
+        data["batch_size"],
+        optimizer["learning_rate"],
+        schedule["warmup_steps"],
+        settings["trainer"]["max_steps"],
+        optimizer["clip_backbone"],
+        model["label_smoothing"],
+        classifier["num_classes"],
+        classifier["multi_label"],
+        classifier["dropout"],
+        data["mixup_alpha"],
+    )
+    assert (optimizer["name"], optimizer["momentum"], optimizer["clip_head"]) == ("sgd", 0.9, None)
+    assert (schedule["kind"], schedule["final_factor"]) == ("half_cosine", 0.0)
+    assert optimizer["weight_decay"] == 0
+    if classifier["modality"] == "video":
+        assert data["augment"]["crop"] == "area"
+        assert (data["num_windows"], data["num_crops"]) == ((1, 1) if "image" in name else (4, 3))
+
+
+@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("size", ["ma-medium", "bbs", "lbs"])
+def test_published_fine_tuning_starts_from_any_model(name: str, size: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(preset(size).to_dict()))
+    settings = tuned(name, f"--model.init_args.init_from={tmp_path}")["model"]["init_args"]
+    config = VATTConfig.from_dict(settings["model"])
+    kind = "image" if "imagenet" in name else config.classifier.modality
+    expected = as_classifier(preset(size), kind, config.classifier.num_classes)
+    assert config.tower(config.classifier.modality) == expected.tower(config.classifier.modality)
+    assert config.classifier == expected.classifier
+    assert (config.drop_token, config.head) == (0.0, None)
+    if kind == "audio":
+        assert config.audio == replace(expected.audio, position_grid=(1200,))
+    else:
+        sizes = {"finetune_kinetics": 320, "finetune_imagenet": 384}
+        assert config.video.image_size == sizes.get(name, 224)
+        assert config.video.position_grid == (8, 14, 14)
+        assert config.video.num_frames == (4 if kind == "image" else 32)
+        assert kind == "image" or config.video.duration_seconds == pytest.approx(2.56)
+    with torch.device("meta"):
+        schedule = ScheduleConfig(**{**settings["schedule"], "max_steps": 50_000})
+        FinetuneModule(config, OptimizerConfig(**settings["optimizer"]), schedule)
 
 
 def test_overlays_change_what_they_say() -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from datamodules.cache import ClipCache, warm_up
-from datamodules.clips import Geometry, nearest_segments, place_window
+from datamodules.clips import Geometry, nearest_segments, place_window, read_duration
 from datamodules.failures import TooManyFailuresError
 from datamodules.loader import PositionedLoader
 from datamodules.order import GlobalOrder, SampleRef
-from datamodules.samples import ClipSamples, draw_captions
+from datamodules.samples import ClipSamples, draw_captions, draw_view
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.encode import write_mp4
 from vatt.errors import UserError
@@ -166,7 +166,9 @@ def test_the_length_of_a_file_stays_the_same_number_when_it_is_asked_for_again(t
         tmp_path / "set", {"clip": ((tmp_path / "clip.mp4").read_bytes(), [])}, "clip"
     )
     samples = make(shards)
-    first, again = (samples._duration_seconds(ref(0), shards[0]) for _ in range(2))
+    durations = samples._durations[0]
+    first = durations.seconds(0, lambda: read_duration(shards[0]))
+    again = durations.seconds(0, lambda: pytest.fail("the file was asked twice"))
     assert first == again != float(np.float32(first))
 
 
@@ -367,18 +369,20 @@ def test_an_error_for_the_user_comes_out_of_the_filling_of_a_cache_as_it_is(
 
 
 def test_views_are_drawn_within_the_picture_and_flipped_at_their_rate(shards):
-    samples = make(shards, augment=AugmentConfig(scale_range=(1.0, 1.5), flip_rate=0.25))
+    augment = AugmentConfig(scale_range=(1.0, 1.5), flip_rate=0.25)
+    samples = make(shards, augment=augment)
     draws = np.random.default_rng(0).random((400, 5))
-    views = [samples._draw_view(one) for one in draws.tolist()]
+    views = [draw_view(augment, one) for one in draws.tolist()]
     assert all(1.0 <= view.scale <= 1.5 for view in views)
     assert 60 < sum(view.flip for view in views) < 140
     assert samples[ref(0)].video.shape == (4, 32, 32, 3)
 
 
 def test_pieces_are_drawn_by_area_and_aspect_and_are_the_same_in_every_batch(shards):
-    samples = make(shards, augment=AugmentConfig(crop="area", area_range=(0.1, 0.4)))
+    augment = AugmentConfig(crop="area", area_range=(0.1, 0.4))
+    samples = make(shards, augment=augment)
     draws = np.random.default_rng(0).random((400, 5))
-    pieces = [samples._draw_view(one).piece for one in draws.tolist()]
+    pieces = [draw_view(augment, one).piece for one in draws.tolist()]
     areas = np.array([np.prod(piece.shares(48, 32)) for piece in pieces])
     aspects = np.array([piece.aspect for piece in pieces])
     assert 0.1 <= areas.min() < 0.12

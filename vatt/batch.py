@@ -165,9 +165,9 @@ class LabelledBatch(Batch):
     def __post_init__(self) -> None:
         """Checks labels and views, too."""
         super().__post_init__()
-        if self.labels.ndim != 2 or self.labels.dtype != torch.float32:
+        if self.labels.ndim != 2 or not self.labels.is_floating_point():
             raise ValueError(
-                "batch.labels must be float32 [B, C], "
+                "batch.labels must be floating point [B, C], "
                 f"got {self.labels.dtype} {list(self.labels.shape)}"
             )
         if self.num_views < 1 or len(self) % self.num_views:

@@ -22,7 +22,7 @@ from vatt.errors import UserError
 from vatt.files import write_atomically
 from vatt.layers import Encoder
 from vatt.optim import OptimizerConfig, ScheduleConfig
-from vatt.ranks import gather_objects, places_in_set, world_size
+from vatt.ranks import gather_objects, places_in_set, rank, world_size
 from vatt.training_module import TrainingModule
 
 SHOWN_CLASSES = 5  # of each file, in predictions
@@ -158,7 +158,7 @@ class FinetuneModule(TrainingModule):
         Returns:
             What was written, for the user.
         """
-        table = join_scores([ScoreTable(**part) for part in parts])
+        table = join_ranks(gather_objects(join_scores([ScoreTable(**part) for part in parts])))
         classes = getattr(cast(Any, self.trainer).datamodule, "classes", None)
         names = classes.names if classes else [str(n) for n in range(table.logits.shape[1])]
         shares = probabilities(table.logits, multi_label=self.classifier.multi_label)
@@ -172,7 +172,8 @@ class FinetuneModule(TrainingModule):
             found = [cell for number, share in pairs for cell in (names[number], f"{share:.6f}")]
             writer.writerow([key, *(found if table.present[row] else [])])
         out = folder / "predictions.csv"
-        write_atomically(out, text.getvalue().encode())
+        if rank() == 0:
+            write_atomically(out, text.getvalue().encode())
         return f"predictions for {int(table.present.sum())} files: {out}"
 
     def _logits(self, batch: LabelledBatch) -> Tensor:
@@ -195,7 +196,7 @@ class FinetuneModule(TrainingModule):
         ranks = [join_scores(share) for share in gather_objects(tables) if share]
         if not ranks:
             return
-        table = join_scores(ranks).select(places_in_set([one.keys for one in ranks]))
+        table = join_ranks(ranks)
         seen = table.select(table.present.nonzero()[:, 0].tolist())
         named = {"num_clips": float(len(seen)), "num_unread": float(len(table) - len(seen))}
         if len(seen):
@@ -249,6 +250,11 @@ def join_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
         present=torch.cat([table.present for table in tables]),
         keys=tuple(key for table in tables for key in table.keys),
     )
+
+
+def join_ranks(ranks: Sequence[ScoreTable]) -> ScoreTable:
+    """The table of a set of which rank `r` of `W` scored the files `r::W`; each counts once."""
+    return join_scores(ranks).select(places_in_set([one.keys for one in ranks]))
 
 
 def _check_model(model: VATTConfig, label_smoothing: float) -> None:

@@ -17,7 +17,7 @@ from vatt.evaluate import EmbeddingTable, concatenate, embed_batch, retrieval
 from vatt.files import write_atomically
 from vatt.losses import PAIRS, ContrastiveLoss, LossConfig, LossOutput
 from vatt.optim import OptimizerConfig, ScheduleConfig
-from vatt.ranks import gather_objects, places_in_set, world_size
+from vatt.ranks import gather_objects, places_in_set, rank, world_size
 from vatt.training_module import TrainingModule
 
 
@@ -145,10 +145,11 @@ class PretrainModule(TrainingModule):
         Returns:
             What was written, for the user.
         """
-        table = concatenate([EmbeddingTable(**part) for part in parts])
-        out = folder / "embeddings.safetensors"
+        own = concatenate([EmbeddingTable(**part) for part in parts])
+        table, out = join_ranks(gather_objects(own)), folder / "embeddings.safetensors"
         tensors = {name: value for name, value in vars(table).items() if isinstance(value, Tensor)}
-        write_atomically(out, save(tensors, metadata={"keys": json.dumps(table.keys)}))
+        if rank() == 0:
+            write_atomically(out, save(tensors, metadata={"keys": json.dumps(table.keys)}))
         return f"embeddings of {len(table)} clips: {out}"
 
     def _measurements(

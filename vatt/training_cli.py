@@ -239,7 +239,9 @@ class TrainingCLI(LightningCLI):
         """Writes what the model makes of a set beside the checkpoint."""
         kwargs["return_predictions"] = True
         parts = self.trainer.predict(**kwargs)
-        print(self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent))
+        said = self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent)
+        if self.trainer.is_global_zero:
+            print(said)
 
     def _evaluate(self, name: str, prefix: str, kwargs: dict[str, Any]) -> None:
         getattr(self.trainer, name)(**{**kwargs, "verbose": False})
@@ -346,7 +348,7 @@ def with_classifier(args: Sequence[str]) -> list[str]:
     modality = given.get(f"{CLASSIFIER}.modality", "video")
     classifier = {"modality": modality}
     data = {name: given.get(f"data.init_args.{name}") for name in ("train", "classes", "layout")}
-    if f"{CLASSIFIER}.num_classes" not in given and data["train"] is not None:
+    if f"{CLASSIFIER}.num_classes" not in given and isinstance(data["train"], str):
         path = None if data["classes"] is None else Path(data["classes"])
         classes = read_classes(path, Path(data["train"]), data["layout"] or "csv")
         classifier["num_classes"] = len(classes)
