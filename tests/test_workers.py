@@ -117,3 +117,57 @@ def test_ctrl_c_ends_all_processes_without_a_word_from_them(tmp_path):
     out, err = process.communicate(timeout=60)
     assert (out, err) == ("stopped\n", "")
     assert not Path(f"/proc/{worker}").exists()
+
+
+class Growing:
+    """Items, of which more come when results are looked at."""
+
+    def __init__(self) -> None:
+        self.waiting = [1]
+
+    def __iter__(self) -> "Growing":
+        return self
+
+    def __next__(self) -> int:
+        if not self.waiting:
+            raise StopIteration
+        return self.waiting.pop(0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_items_that_come_from_results_are_taken(num_workers):
+    items, found = Growing(), []
+    with results_in_order(double, items, num_workers=num_workers) as results:
+        for result in results:
+            found.append(result)
+            if result < 50:
+                items.waiting.append(result)
+    assert found == [2, 4, 8, 16, 32, 64]
+
+
+def test_no_more_results_are_made_ahead_than_asked():
+    given = []
+
+    def items():
+        for number in range(12):
+            given.append(number)
+            yield number
+
+    with results_in_order(double, items(), num_workers=3, most_ahead=2) as results:
+        for place, result in enumerate(results):
+            assert result == 2 * place
+            time.sleep(0.05)
+            assert len(given) <= place + 1 + 2
+
+
+def test_processes_go_on_while_a_result_is_looked_at():
+    given = []
+
+    def items():
+        for number in range(3):
+            given.append(number)
+            yield number
+
+    with results_in_order(double, items(), num_workers=1) as results:
+        next(results)
+        assert given == [0, 1]

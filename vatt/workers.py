@@ -39,6 +39,7 @@ def results_in_order(
     num_workers: int,
     limit_seconds: float | None = None,
     prepare: Callable[[], object] | None = None,
+    most_ahead: int | None = None,
 ) -> Iterator[Iterator[Result | Lost]]:
     """Calls a function for each item; no process is left when the block ends, however it ends.
 
@@ -48,14 +49,18 @@ def results_in_order(
         num_workers: Processes; 0 calls it in this one, where nothing is limited.
         limit_seconds: A process that gives no sign of life (`tell_alive`) for so long is ended.
         prepare: Called once in each process before its time counts, to import what is slow.
+        most_ahead: So many results at most are in work or wait for an earlier one, which bounds
+            their memory; None: any number.
 
     Returns:
-        An iterator over the results in the order of the items.
+        An iterator over the results in the order of the items. While one of them is looked at the
+        processes go on. Items that an iterator gives after it had none are taken, too, as long as
+        there are results to come or to look at.
     """
     if not num_workers:
         yield map(function, items)
         return
-    pool = _Pool(function, num_workers, limit_seconds, prepare)
+    pool = _Pool(function, num_workers, limit_seconds, prepare, most_ahead)
     try:
         yield pool.results(items)
     finally:
@@ -135,8 +140,11 @@ class _Pool:
         num_workers: int,
         limit_seconds: float | None,
         prepare: Callable[[], object] | None,
+        most_ahead: int | None,
     ) -> None:
         self.function, self.prepare = function, prepare
+        self.most_ahead = most_ahead
+        self.num_given = self.num_taken = 0  # items, and results
         self.num_workers, self.limit_seconds = num_workers, limit_seconds
         self.busy: list[_Worker] = []
         self.idle: list[_Worker] = []
@@ -148,18 +156,26 @@ class _Pool:
     def results(self, items: Iterable[Any]) -> Iterator[Any]:
         jobs = enumerate(items)
         done: dict[int, Any] = {}
-        next_number = 0
         while True:
             self._hand_out(jobs)
             if not self.busy:
                 return
             done.update(self._collect())
-            while next_number in done:
-                yield done.pop(next_number)
-                next_number += 1
+            while self.num_taken in done:
+                self._hand_out(jobs)  # nobody waits while a result is looked at
+                result = done.pop(self.num_taken)
+                self.num_taken += 1
+                yield result
+
+    def _has_room(self) -> bool:
+        ahead = self.num_given - self.num_taken
+        return len(self.busy) < self.num_workers and (
+            self.most_ahead is None or ahead < self.most_ahead
+        )
 
     def _hand_out(self, jobs: Iterator[tuple[int, Any]]) -> None:
-        while len(self.busy) < self.num_workers and (job := next(jobs, None)) is not None:
+        while self._has_room() and (job := next(jobs, None)) is not None:
+            self.num_given += 1
             worker = self.idle.pop() if self.idle else _Worker(self.function, self.prepare)
             self.busy.append(worker)
             worker.give(*job)
