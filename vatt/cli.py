@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": ("vatt.training_cli", "main", "embeddings of a set"),
     "shards": ("vatt.commands", "shards", "build: media folder → tar shards; check: decode all"),
     "tokenizer": ("vatt.commands", "tokenizer", "captions of shards, or a vocabulary → tokenizer"),
+    "extract": ("vatt.commands", "extract", "vectors of many media, window by window"),
     "convert": ("vatt.commands", "convert", "official TensorFlow checkpoint → model folder"),
     "doctor": ("vatt.doctor", "doctor", "what is missing; --model NAME: what a model costs"),
 }

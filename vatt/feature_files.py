@@ -17,7 +17,7 @@ from vatt.files import write_atomically
 FORMATS = ("npz", "safetensors")
 _TIMES = ("start_seconds", "end_seconds")
 _COVERAGE = "_coverage"
-_METADATA = "metadata"  # of an npz, as JSON; safetensors has a place for it
+_METADATA = "metadata"  # as JSON: an entry of an npz; safetensors would shuffle several
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,21 +70,20 @@ class Features:
             ValueError: another ending.
             OSError: the file cannot be written; names it.
         """
+        from safetensors.torch import save
+
         out = Path(path)
         _check_format(out)
         tensors = self._tensors()
+        text = json.dumps(dict(self.metadata), sort_keys=True)
         if out.suffix == ".npz":
             buffer = io.BytesIO()
-            text = json.dumps(dict(self.metadata), sort_keys=True)
             arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
             np.savez(buffer, **(arrays | {_METADATA: np.array(text)}))
             write_atomically(out, buffer.getbuffer())
         else:
-            from safetensors.torch import save
-
             contiguous = {name: value.contiguous() for name, value in tensors.items()}
-            content = save(contiguous, metadata=dict(sorted(self.metadata.items())))
-            write_atomically(out, content)
+            write_atomically(out, save(contiguous, metadata={_METADATA: text}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -133,13 +132,14 @@ def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], d
     _check_format(path)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
+            with path.open("rb") as open_file, np.load(open_file, allow_pickle=False) as archive:
                 metadata = json.loads(str(archive[_METADATA]))
                 names = [] if only_metadata else [n for n in archive.files if n != _METADATA]
                 return {name: torch.from_numpy(archive[name]) for name in names}, metadata
         with safe_open(path, framework="pt") as file:
             names = [] if only_metadata else list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            metadata = json.loads((file.metadata() or {})[_METADATA])
+            return {name: file.get_tensor(name) for name in names}, metadata
     except FileNotFoundError as error:
         raise ValueError(f"no features {path}: check the path") from error
     except (BadZipFile, SafetensorError, KeyError, ValueError, EOFError) as error:
