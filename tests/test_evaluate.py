@@ -65,7 +65,8 @@ def place(scores, wanted):
 def summary(ranks):
     ranks = np.array(ranks)
     recalls = {f"R@{k}": 100 * float((ranks < k).mean()) for k in (1, 5, 10)}
-    return pytest.approx({**recalls, "MedR": float(np.median(ranks)) + 1}, abs=1e-9)
+    places = {"MedR": float(np.median(ranks)) + 1, "MeanR": float(np.mean(ranks)) + 1}
+    return pytest.approx({**recalls, **places}, abs=1e-9)
 
 
 def batches_of_every_kind(config):

@@ -53,6 +53,8 @@ FLOORS = (
     {"vatt.extract"},
     {"vatt.extract_ranks"},
     {"vatt.evaluate"},
+    {"vatt.evaluation_items"},
+    {"vatt.retrieval_sets", "vatt.zero_shot_retrieval"},
     {"vatt.report_media"},
     {"vatt.report_clips", "vatt.media_table"},
     {"vatt.report_sections"},
@@ -80,7 +82,8 @@ FLOORS = (
     {"vatt.pretrain", "vatt.finetune", "vatt.run_folder"},
     {"vatt.training_cli"},
     {"vatt.demo"},
-    {"vatt.commands", "vatt.doctor"},
+    {"vatt.results"},
+    {"vatt.commands", "vatt.doctor", "vatt.evaluate_commands"},
     {"vatt.cli"},
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}

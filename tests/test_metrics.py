@@ -33,7 +33,7 @@ def test_a_model_that_scores_everything_the_same_is_no_better_than_the_middle():
     ranks = retrieval_ranks(torch.zeros(100, 100), torch.arange(100))
     metrics = retrieval_metrics(ranks)
     assert ranks.unique().tolist() == [49.5]
-    assert metrics == {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "MedR": 50.5}
+    assert metrics == {"R@1": 0.0, "R@5": 0.0, "R@10": 0.0, "MedR": 50.5, "MeanR": 50.5}
 
 
 def test_nan_is_never_a_hit_even_among_three_candidates():
@@ -55,6 +55,7 @@ def test_recalls_are_percentages_and_the_median_rank_counts_from_one():
     assert metrics["R@5"] == pytest.approx(100 * 3 / 6, abs=1e-9)
     assert metrics["R@10"] == pytest.approx(100 * 5 / 6, abs=1e-9)
     assert metrics["MedR"] == 5.5
+    assert metrics["MeanR"] == pytest.approx(28 / 6 + 1, abs=1e-9)
 
 
 @pytest.mark.parametrize("queries_per_chunk", [1, 7, 1000])

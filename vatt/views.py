@@ -116,9 +116,9 @@ def read_video_views(
     num_crops: int = 3,
     stride: int = 2,
     start_seconds: float = 0.0,
-    end_seconds: float = math.inf,
+    end_seconds: float | None = None,
 ) -> Tensor:
-    """Reads all views of a file's picture, or of a part of it.
+    """Reads all views of a file's picture, or of a part of the file.
 
     Each window is decoded once for all its crops. What is shorter than a window is decoded once and
     looped from its start; an image is repeated.
@@ -130,8 +130,8 @@ def read_video_views(
         num_windows: Windows, evenly spread.
         num_crops: 1 or 3.
         stride: Frames of the base rate, `video.frame_rate` × stride, from one shown to the next.
-        start_seconds: Where the part starts.
-        end_seconds: Where it ends, if not at the end of the file.
+        start_seconds: Of the part, from the file's start.
+        end_seconds: Of the part; None, or a time after it: the file's end.
 
     Returns:
         uint8 `[num_windows × num_crops, T, H, W, C]`, H = W = `video.image_size`; the crops of a
@@ -143,7 +143,8 @@ def read_video_views(
         ValueError: a number of windows, crops or a stride that is none.
     """
     base_rate = video.frame_rate * stride
-    num_available = _num_available(source, start_seconds, end_seconds, base_rate)
+    part_seconds = _part_seconds(source, start_seconds, end_seconds)
+    num_available = max(1, round(part_seconds * base_rate))
     window = video.num_frames * stride
     starts = evaluation_windows(num_available, window, num_windows)
     if num_available >= window:
@@ -170,18 +171,16 @@ def read_audio_views(
     *,
     num_windows: int = 4,
     start_seconds: float = 0.0,
-    end_seconds: float = math.inf,
+    end_seconds: float | None = None,
 ) -> Tensor:
-    """Reads all windows of a file's sound, or of a part of it.
-
-    What is shorter than a window is looped from its start.
+    """Reads all windows of a file's sound; one shorter than a window is looped from its start.
 
     Args:
         source: As for `vatt.media.read_clip`.
         audio: Number of samples and their rate.
         num_windows: Windows, evenly spread.
-        start_seconds: Where the part starts.
-        end_seconds: Where it ends, if not at the end of the file.
+        start_seconds: Of the part of the file that is read, from its start.
+        end_seconds: Of the part; None, or a time after it: the file's end.
 
     Returns:
         float32 `[num_windows, S]`, in about [-1, 1].
@@ -192,7 +191,8 @@ def read_audio_views(
         ValueError: a number of windows that is none.
     """
     rate, window = audio.sample_rate, audio.num_samples
-    num_available = _num_available(source, start_seconds, end_seconds, rate)
+    part_seconds = _part_seconds(source, start_seconds, end_seconds)
+    num_available = max(1, round(part_seconds * rate))
     starts = evaluation_windows(num_available, window, num_windows)
     if num_available < window:
         starts = [0]
@@ -208,12 +208,12 @@ def read_audio_views(
     return torch.stack(rows).expand(num_windows, -1)
 
 
-def _num_available(
-    source: MediaSource, start_seconds: float, end_seconds: float, rate: float
-) -> int:
-    """Frames or samples between two times that the file has, at least 1."""
-    end_seconds = min(end_seconds, probe(source).duration_seconds)
-    return max(1, round((end_seconds - start_seconds) * rate))
+def _part_seconds(source: MediaSource, start_seconds: float, end_seconds: float | None) -> float:
+    """Length of a part of a file, as far as the file goes; not positive where it does not."""
+    duration_seconds = probe(source).duration_seconds
+    if end_seconds is None:
+        return duration_seconds - start_seconds
+    return min(end_seconds, duration_seconds) - start_seconds
 
 
 def _read_pictures(

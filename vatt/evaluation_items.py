@@ -1,0 +1,263 @@
+"""What an evaluation is made on: clips of media files with captions or a label, and their views."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vatt.captions import Fault, fault_lines
+from vatt.config import AudioConfig, VideoConfig
+from vatt.errors import UserError
+from vatt.media_folder import find_media
+from vatt.workers import Lost, results_in_order
+
+if TYPE_CHECKING:
+    from vatt.media import MediaSource
+
+LIMIT_SECONDS = 60.0  # that a file may take until the next of its windows is read
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One clip of a set.
+
+    Args:
+        key: Its name, unique in the set.
+        source: Its media; None: they are not there.
+        place: Where it is described, for messages: file and line.
+        start_seconds: Of the clip, from the start of its file.
+        end_seconds: None: the end of the file.
+        captions: What is said about it; for retrieval.
+        label: Its class; for classification.
+        splits: `train` or `test` in each fold of the set, "" where it is in neither.
+    """
+
+    key: str
+    source: "MediaSource | None"
+    place: str
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    captions: tuple[str, ...] = ()
+    label: str = ""
+    splits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Clips that are there, and those that are described but absent.
+
+    Args:
+        name: Of the published set, such as `msrvtt-1k`; `own` for any other.
+        items: The clips that have media.
+        missing: The others, and where they are described.
+        description: Paths and choices, for the result file.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    missing: tuple[Fault, ...] = ()
+    description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_listed(self) -> int:
+        """Clips that the annotations describe."""
+        return len(self.items) + len(self.missing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlan:
+    """Which views are read of each clip.
+
+    Args:
+        video: Geometry of the picture, with the rate at which frames are shown; None reads none.
+        audio: Geometry of the sound; None reads none.
+        num_windows: Evenly spread over the clip.
+        num_crops: 1 or 3 of each window of the picture.
+        stride: Frames of the base rate from one shown to the next; only the grid of the windows'
+            starts depends on it.
+    """
+
+    video: VideoConfig | None
+    audio: AudioConfig | None
+    num_windows: int = 4
+    num_crops: int = 1
+    stride: int = 2
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values, for a result file."""
+        plan: dict[str, Any] = {"num_windows": self.num_windows}
+        if self.video is not None:
+            plan |= {
+                "num_crops": self.num_crops,
+                "num_frames": self.video.num_frames,
+                "frame_rate": self.video.frame_rate,
+                "image_size": self.video.image_size,
+            }
+        if self.audio is not None:
+            plan |= {
+                "num_samples": self.audio.num_samples,
+                "sample_rate": self.audio.sample_rate,
+            }
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemViews:
+    """The views of a clip.
+
+    Args:
+        video: uint8 `[windows × crops, T, H, W, C]`; None: not asked for, or no picture.
+        audio: float32 `[windows, S]` in about [-1, 1]; None: not asked for, or no sound.
+        fault: Why the clip cannot be used; "" if it can.
+    """
+
+    video: NDArray[np.uint8] | None = None
+    audio: NDArray[np.float32] | None = None
+    fault: str = ""
+
+
+def read_item(job: tuple[Item, ViewPlan]) -> ItemViews:
+    """Reads the views of a clip; runs in a process of its own."""
+    from vatt.media import MediaError, probe
+    from vatt.views import read_audio_views, read_video_views
+
+    item, plan = job
+    assert item.source is not None
+    part: dict[str, Any] = {"start_seconds": item.start_seconds, "end_seconds": item.end_seconds}
+    try:
+        info = probe(item.source)
+        video = audio = None
+        if plan.video is not None and info.has_video:
+            video = read_video_views(
+                item.source,
+                plan.video,
+                num_windows=plan.num_windows,
+                num_crops=plan.num_crops,
+                stride=plan.stride,
+                **part,
+            ).numpy()
+        if plan.audio is not None and info.has_audio:
+            audio = read_audio_views(
+                item.source, plan.audio, num_windows=plan.num_windows, **part
+            ).numpy()
+    except MediaError as error:
+        return ItemViews(fault=error.reason)
+    if video is None and audio is None:
+        asked = {"picture": plan.video, "sound": plan.audio}
+        return ItemViews(fault=f"has no {' or '.join(k for k, v in asked.items() if v)}")
+    return ItemViews(video=video, audio=None if audio is None else np.ascontiguousarray(audio))
+
+
+def read_items(items: Sequence[Item], plan: ViewPlan, *, num_workers: int) -> Iterator[ItemViews]:
+    """The views of each clip, in order; what hangs or crashes a process is a fault of its clip.
+
+    Args:
+        items: With media.
+        plan: Which views.
+        num_workers: Processes that read; 0 reads in this one, where nothing is limited.
+    """
+    with results_in_order(
+        read_item,
+        ((item, plan) for item in items),
+        num_workers=num_workers,
+        limit_seconds=LIMIT_SECONDS,
+        prepare=_import_media,
+    ) as found:
+        for views in found:
+            yield ItemViews(fault=views.reason) if isinstance(views, Lost) else views
+
+
+def _import_media() -> None:
+    import torch
+
+    import vatt.media
+    import vatt.views  # noqa: F401
+
+    torch.set_num_threads(1)  # each process is one of many
+
+
+class MediaFiles:
+    """The media files of a folder by their ids: their names without folder and extension.
+
+    Args:
+        folder: Searched with its sub-folders.
+
+    Raises:
+        ShardError: no such folder, or no media in it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._paths: dict[str, list[str]] = {}
+        for name in find_media(self.folder):
+            self._paths.setdefault(PurePosixPath(name).stem, []).append(name)
+
+    def find(self, name: str) -> Path | None:
+        """The file of an id, or of a path in the folder; None: there is none.
+
+        Raises:
+            UserError: there are several.
+        """
+        if (self.folder / name).is_file():
+            return self.folder / name
+        wanted = PurePosixPath(name)
+        known = self._paths.get(wanted.stem) or self._paths.get(wanted.name) or []
+        if len(known) > 1:
+            raise UserError(
+                f"{self.folder} has several files for {name}: {', '.join(known)}; leave one of them"
+            )
+        return self.folder / known[0] if known else None
+
+
+def with_media(
+    name: str, items: Sequence[Item], files: MediaFiles, names: Sequence[str], **description: Any
+) -> EvaluationSet:
+    """A set of which each clip has its file, or is listed as missing.
+
+    Args:
+        name: Of the set.
+        items: Without media.
+        files: Where these are.
+        names: Id or path of each clip's file.
+        description: Further lines of the set's description.
+
+    Raises:
+        UserError: an id that several files have, or no file for any clip.
+    """
+    found: list[Item] = []
+    missing: list[Fault] = []
+    for item, file in zip(items, names, strict=True):
+        path = files.find(file)
+        if path is None:
+            missing.append(Fault(item.place, f"{file} has no file in {files.folder}"))
+        else:
+            found.append(replace(item, source=str(path)))
+    if not found:
+        lines = "\n".join(fault_lines(missing, "missing"))
+        raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
+    description = {"media": str(files.folder), **description}
+    return EvaluationSet(
+        name=name, items=tuple(found), missing=tuple(missing), description=description
+    )
+
+
+def refuse(path: Path, faults: Sequence[Fault]) -> None:
+    """Raises UserError that lists what is wrong with an annotation file, if anything is."""
+    if faults:
+        lines = "\n".join(fault_lines(faults, "wrong"))
+        raise UserError(f"{path} cannot be used, {len(faults)} entries are wrong\n{lines}")
+
+
+def find_repeated(items: Sequence[Item]) -> list[Fault]:
+    """A fault for each clip whose name an earlier one has."""
+    first: dict[str, str] = {}
+    faults = []
+    for item in items:
+        if item.key in first:
+            faults.append(Fault(item.place, f"{item.key!r} is in {first[item.key]} already"))
+        first.setdefault(item.key, item.place)
+    return faults
