@@ -61,6 +61,7 @@ setup(
     ],
     extras_require={
         "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
+        "eval": ["scikit-learn>=1.5"],  # logistic regression in linear evaluation
         "parquet": ["pyarrow>=16"],  # captions in parquet files
         # shards of web servers (aiohttp), s3://, gs://; hf:// comes with huggingface_hub
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "filelock", "s3fs>=2024.6", "gcsfs>=2024.6"],

@@ -18,7 +18,11 @@ COMMANDS = {
     "validate": ("vatt.training_cli", "main", "retrieval metrics of a checkpoint"),
     "test": ("vatt.training_cli", "main", "the same over the test set"),
     "predict": ("vatt.training_cli", "main", "embeddings of a set"),
-    "evaluate": ("vatt.evaluate_commands", "evaluate", "retrieval, by the published protocols"),
+    "evaluate": (
+        "vatt.evaluate_commands",
+        "evaluate",
+        "retrieval, linear, zero-shot: published protocols",
+    ),
     "shards": ("vatt.commands", "shards", "build: media folder → tar shards; check: decode all"),
     "tokenizer": ("vatt.commands", "tokenizer", "captions of shards, or a vocabulary → tokenizer"),
     "extract": ("vatt.commands", "extract", "vectors of many media, window by window"),

@@ -4,8 +4,9 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vatt.errors import UserError
 from vatt.machine import num_cores
@@ -26,10 +27,20 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     tasks = parser.add_subparsers(dest="task", required=True)
     _add_retrieval(tasks)
+    _add_linear(tasks)
+    _add_zero_shot(tasks)
     arguments = parser.parse_args(argv)
-    run = {"retrieval": _retrieval}[arguments.task]
-    with _process_group():
-        return run(arguments, argv)
+    if arguments.task == "retrieval":
+        with _process_group():
+            return _retrieval(arguments, argv)
+    if num_processes() > 1:
+        raise UserError(f"evaluate {arguments.task} runs in one process: start it without torchrun")
+    return _linear(arguments, argv) if arguments.task == "linear" else _zero_shot(arguments, argv)
+
+
+def num_processes() -> int:
+    """As torchrun says; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _add_retrieval(tasks: Any) -> None:
@@ -49,6 +60,51 @@ def _add_retrieval(tasks: Any) -> None:
         help="of shards: a clip is a record with all its captions (default), or a timed caption",
     )
     parser.add_argument("--tokenizer", type=Path, help="default: the tokenizer.json of the model")
+
+
+def _add_linear(tasks: Any) -> None:
+    parser = tasks.add_parser("linear", help="classifiers on frozen features")
+    _add_classification(parser)
+    parser.add_argument(
+        "--classifiers",
+        type=lambda names: names.split(","),
+        default=["low-rank", "logistic"],
+        help="low-rank (the paper's) and logistic (scikit-learn's), with a comma; default both",
+    )
+    parser.add_argument("--steps", type=int, default=50_000, help="of low-rank; default 50,000")
+    parser.add_argument(
+        "--regularisation", type=float, default=1.0, help="C of logistic regression, default 1"
+    )
+    parser.add_argument(
+        "--cache", type=Path, help="folder that keeps features; default OUT/features"
+    )
+
+
+def _add_zero_shot(tasks: Any) -> None:
+    parser = tasks.add_parser("zero-shot", help="classes by what prompts say of them")
+    _add_classification(parser)
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        help="with {} for the class, such as 'a video of {}'; several are averaged; default {}",
+    )
+    parser.add_argument("--tokenizer", type=Path, help="default: the tokenizer.json of the model")
+
+
+def _add_classification(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of UCF101's or HMDB51's lists, esc50.csv, or a csv with file,label,split|fold",
+    )
+    parser.add_argument("--media", type=Path, required=True, help="folder of the files named there")
+    parser.add_argument(
+        "--modality",
+        choices=("video", "audio"),
+        help="default: audio for ESC-50, else video",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -102,18 +158,128 @@ def _retrieval(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         },
         seed=arguments.seed,
     )
-    return _report(results, model, arguments, argv)
+    return _report(results, model, _out(arguments, "retrieval", data), arguments, argv)
+
+
+def _linear(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    from vatt.classification_sets import MODALITIES, read_classification_set
+    from vatt.frozen_features import extract_features
+    from vatt.linear_evaluation import CLASSIFIERS, LowRankConfig, evaluate_folds
+    from vatt.results import Results, weights_digest
+    from vatt.zero_shot_retrieval import evaluation_plan
+
+    unknown = set(arguments.classifiers) - set(CLASSIFIERS)
+    if unknown or arguments.steps < 1 or not arguments.regularisation > 0:
+        raise UserError(
+            f"--classifiers are {' and '.join(CLASSIFIERS)}, --steps at least 1 and "
+            f"--regularisation positive, got {', '.join(arguments.classifiers)}, "
+            f"{arguments.steps} and {arguments.regularisation}"
+        )
+    data = read_classification_set(arguments.data, arguments.media)
+    modality: Literal["video", "audio"] = arguments.modality or MODALITIES.get(data.name, "video")
+    model = _load_model(arguments)
+    plan = evaluation_plan(
+        model,
+        num_windows=arguments.windows,
+        frame_rate=_frame_rate(arguments, data),
+        modalities=[modality],
+    )
+    features = extract_features(
+        model,
+        data.items,
+        plan,
+        modality=modality,
+        digest=weights_digest(model),
+        cache=arguments.cache or _out(arguments, "linear", data) / "features",
+        batch_size=arguments.batch_size,
+        num_workers=arguments.workers,
+    )
+    low_rank = LowRankConfig(num_steps=arguments.steps)
+    metrics = evaluate_folds(
+        features,
+        data.labels,
+        arguments.classifiers,
+        low_rank=low_rank,
+        regularisation=arguments.regularisation,
+        seed=arguments.seed,
+    )
+    classifiers: dict[str, Any] = {"low-rank": asdict(low_rank)}
+    classifiers["logistic"] = {"regularisation": arguments.regularisation}
+    chosen = {name: classifiers[name] for name in arguments.classifiers}
+    results = Results(
+        task="linear",
+        data_set=data.name,
+        protocol={"modality": modality, **plan.describe(), "classifiers": chosen},
+        data=data.description,
+        num_items=len(features.items),
+        num_listed=data.num_listed,
+        missing=data.missing,
+        unreadable=features.faults,
+        metrics=metrics,
+        seed=arguments.seed,
+    )
+    return _report(results, model, _out(arguments, "linear", data), arguments, argv)
+
+
+def _zero_shot(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    from vatt.classification_sets import MODALITIES, TEST, read_classification_set
+    from vatt.results import Results
+    from vatt.zero_shot_classification import PROMPTS, embed_classes, score_classes
+    from vatt.zero_shot_retrieval import evaluation_plan
+
+    data = read_classification_set(arguments.data, arguments.media).in_split(TEST)
+    modality: Literal["video", "audio"] = arguments.modality or MODALITIES.get(data.name, "video")
+    model = _load_model(arguments)
+    tokenizer = _load_tokenizer(arguments, model)
+    if tokenizer is None:
+        raise UserError("zero-shot classification needs a model with text")
+    plan = evaluation_plan(
+        model,
+        num_windows=arguments.windows,
+        frame_rate=_frame_rate(arguments, data),
+        modalities=[modality],
+    )
+    prompts = arguments.prompt or list(PROMPTS)
+    classes = data.labels
+    scores = score_classes(
+        model,
+        data.items,
+        embed_classes(model, tokenizer, classes, prompts),
+        plan,
+        modality=modality,
+        num_workers=arguments.workers,
+    )
+    results = Results(
+        task="zero-shot",
+        data_set=data.name,
+        protocol={"modality": modality, **plan.describe(), "prompts": prompts},
+        data={**data.description, "num_classes": len(classes)},
+        num_items=len(scores.items),
+        num_listed=data.num_listed,
+        missing=data.missing,
+        unreadable=scores.faults,
+        metrics=scores.metrics(classes),
+        seed=arguments.seed,
+    )
+    return _report(results, model, _out(arguments, "zero-shot", data), arguments, argv)
+
+
+def _out(arguments: argparse.Namespace, task: str, data: "EvaluationSet") -> Path:
+    return arguments.out or Path("runs") / f"evaluate-{task}-{data.name}"
 
 
 def _report(
-    results: "Results", model: "VATT", arguments: argparse.Namespace, argv: Sequence[str]
+    results: "Results",
+    model: "VATT",
+    folder: Path,
+    arguments: argparse.Namespace,
+    argv: Sequence[str],
 ) -> int:
     """Prints and writes, in the first process of several."""
     from vatt.ranks import rank
     from vatt.results import results_table, write_results
 
     if rank() == 0:
-        folder = arguments.out or Path("runs") / f"evaluate-{results.task}-{results.data_set}"
         path = write_results(results, model, arguments.model, folder, args=["evaluate", *argv])
         print(results_table(results, model.config.arrangement))
         print(path)
@@ -171,7 +337,7 @@ def _load_tokenizer(arguments: argparse.Namespace, model: "VATT") -> "Tokenizer 
 @contextlib.contextmanager
 def _process_group() -> Iterator[None]:
     """Of the processes that torchrun has started, if it has: they share the clips."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if num_processes() == 1:
         yield
         return
     import torch.distributed as dist

@@ -1,10 +1,11 @@
 """What an evaluation is made on: clips of media files with captions or a label, and their views."""
 
+import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ class Item:
         captions: What is said about it; for retrieval.
         label: Its class; for classification.
         splits: `train` or `test` in each fold of the set, "" where it is in neither.
+        absence: Why it has no media; "" if it has.
     """
 
     key: str
@@ -44,6 +46,7 @@ class Item:
     captions: tuple[str, ...] = ()
     label: str = ""
     splits: tuple[str, ...] = ()
+    absence: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +56,37 @@ class EvaluationSet:
     Args:
         name: Of the published set, such as `msrvtt-1k`; `own` for any other.
         items: The clips that have media.
-        missing: The others, and where they are described.
+        absent: The others.
         description: Paths and choices, for the result file.
     """
 
     name: str
     items: tuple[Item, ...]
-    missing: tuple[Fault, ...] = ()
+    absent: tuple[Item, ...] = ()
     description: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_listed(self) -> int:
         """Clips that the annotations describe."""
-        return len(self.items) + len(self.missing)
+        return len(self.items) + len(self.absent)
+
+    @property
+    def missing(self) -> tuple[Fault, ...]:
+        """Where the absent clips are described, and why they are absent."""
+        return tuple(Fault(item.place, item.absence) for item in self.absent)
+
+    @property
+    def labels(self) -> list[str]:
+        """All classes, sorted, those of absent clips too."""
+        return sorted({item.label for item in (*self.items, *self.absent)})
+
+    def in_split(self, split: str) -> Self:
+        """The clips that are in a split in some fold."""
+        return replace(
+            self,
+            items=tuple(item for item in self.items if split in item.splits),
+            absent=tuple(item for item in self.absent if split in item.splits),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +227,12 @@ class MediaFiles:
             return self.folder / name
         wanted = PurePosixPath(name)
         known = self._paths.get(wanted.stem) or self._paths.get(wanted.name) or []
+        if len(known) > 1:  # as of the same name in the folders of two classes
+            parts = wanted.with_suffix("").parts
+            own = [
+                k for k in known if PurePosixPath(k).with_suffix("").parts[-len(parts) :] == parts
+            ]
+            known = own if len(parts) > 1 else known
         if len(known) > 1:
             raise UserError(
                 f"{self.folder} has several files for {name}: {', '.join(known)}; leave one of them"
@@ -229,20 +256,21 @@ def with_media(
         UserError: an id that several files have, or no file for any clip.
     """
     found: list[Item] = []
-    missing: list[Fault] = []
+    absent: list[Item] = []
     for item, file in zip(items, names, strict=True):
         path = files.find(file)
         if path is None:
-            missing.append(Fault(item.place, f"{file} has no file in {files.folder}"))
+            absent.append(replace(item, absence=f"{file} has no file in {files.folder}"))
         else:
             found.append(replace(item, source=str(path)))
-    if not found:
-        lines = "\n".join(fault_lines(missing, "missing"))
-        raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
     description = {"media": str(files.folder), **description}
-    return EvaluationSet(
-        name=name, items=tuple(found), missing=tuple(missing), description=description
+    made = EvaluationSet(
+        name=name, items=tuple(found), absent=tuple(absent), description=description
     )
+    if not found:
+        lines = "\n".join(fault_lines(made.missing, "missing"))
+        raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
+    return made
 
 
 def refuse(path: Path, faults: Sequence[Fault]) -> None:
@@ -261,3 +289,34 @@ def find_repeated(items: Sequence[Item]) -> list[Fault]:
             faults.append(Fault(item.place, f"{item.key!r} is in {first[item.key]} already"))
         first.setdefault(item.key, item.place)
     return faults
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each line of a csv file under a header.
+
+    Args:
+        path: UTF-8.
+        columns: Those that it must have.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or a line has more or fewer cells.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or ()
+            absent = [column for column in columns if column not in names]
+            if absent:
+                raise UserError(
+                    f"{path}, line 1: the header lacks {', '.join(absent)}; it must have "
+                    f"{', '.join(columns)}, and has {', '.join(names) or 'nothing'}"
+                )
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: has not the {len(names)} cells of the "
+                        "header; put quotes around a text with commas"
+                    )
+                yield reader.line_num, row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as csv ({error}): save it as UTF-8") from error

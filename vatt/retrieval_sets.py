@@ -7,11 +7,10 @@
 - YouCook2: `youcookii_annotations_trainval.json`; each annotated piece is a clip of its own.
 """
 
-import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from vatt.evaluation_items import (
     Item,
     MediaFiles,
     find_repeated,
+    read_csv,
     refuse,
     with_media,
 )
@@ -88,16 +88,16 @@ def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") 
 
     shards = ShardSet(folder)
     items: list[Item] = []
-    missing: list[Fault] = []
+    absent: list[Item] = []
     for number in range(len(shards)):
         name = f"{shards.shard(number)}:{shards.key(number)}"
         try:
             record = shards[number]
         except MediaError as error:
-            missing.append(Fault(name, error.reason))
+            absent.append(Item(key=name, source=None, place=name, absence=error.reason))
             continue
         if record.media is None:
-            missing.append(Fault(name, "has no media file"))
+            absent.append(Item(key=name, source=None, place=name, absence="has no media file"))
             continue
         whole = Item(
             key=name,
@@ -123,7 +123,7 @@ def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") 
         raise UserError(f"{folder} has no clip to evaluate on")
     description = {"shards": str(folder), "clips": clips}
     return EvaluationSet(
-        name="own", items=tuple(items), missing=tuple(missing), description=description
+        name="own", items=tuple(items), absent=tuple(absent), description=description
     )
 
 
@@ -245,37 +245,6 @@ def read_youcook2(
     _expect_split(path, split, splits)
     files = MediaFiles(videos)
     return with_media(YOUCOOK2, items, files, names, annotations=str(path), split=split)
-
-
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each line of a csv file under a header.
-
-    Args:
-        path: UTF-8.
-        columns: Those that it must have.
-
-    Raises:
-        UserError: it cannot be read, lacks a column, or a line has more or fewer cells.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or ()
-            absent = [column for column in columns if column not in names]
-            if absent:
-                raise UserError(
-                    f"{path}, line 1: the header lacks {', '.join(absent)}; it must have "
-                    f"{', '.join(columns)}, and has {', '.join(names) or 'nothing'}"
-                )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: has not the {len(names)} cells of the "
-                        "header; put quotes around a text with commas"
-                    )
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as csv ({error}): save it as UTF-8") from error
 
 
 def _msrvtt_1k(path: Path, items: Sequence[Item], videos: str | os.PathLike[str]) -> EvaluationSet:
