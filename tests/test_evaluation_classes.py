@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,8 @@ def test_the_low_rank_classifier_learns_what_can_be_separated_and_repeats_itself
     assert first.equal(again)
     assert not first.equal(other)
     assert torch.allclose(first.sum(dim=1), torch.ones(len(flat)))
+    without = train_low_rank(flat, labels, 3, replace(QUICK, dropout=0.0), seed=0)(flat)
+    assert not first.equal(without)
 
 
 def test_heavy_weight_decay_makes_classes_nearly_equally_probable():

@@ -1,6 +1,7 @@
 """Zero-shot retrieval over windows: against loops, with ties and masks, and in two processes."""
 
 import json
+import wave
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vatt.cli import main
 from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, retrieval
 from vatt.evaluation_items import Item, ItemViews, ViewPlan, read_item, read_items
-from vatt.metrics import embedding_ranks, on_grid
+from vatt.metrics import GRID, embedding_ranks, on_grid
 from vatt.model import VATT
 from vatt.retrieval_sets import read_shard_set
 from vatt.views import read_audio_views, read_video_views
@@ -123,6 +124,17 @@ def test_embeddings_are_averaged_before_they_are_normalised():
     assert second[0].tolist() == [0.5, 0.5]
 
 
+def test_products_on_the_grid_are_exact_in_any_order():
+    generator = torch.Generator().manual_seed(2)
+    windows = torch.randn(40, 3, 512, generator=generator)
+    order = torch.randperm(512, generator=generator)
+    for rows in average_windows(windows):
+        assert (rows / GRID).frac().count_nonzero() == 0
+        assert (rows[:, order] @ rows[:, order].T).equal(rows @ rows.T)
+    unit = torch.nn.functional.normalize(windows[:, 0].double(), dim=-1)
+    assert (on_grid(unit) - unit).abs().max() <= GRID / 2
+
+
 def test_equal_candidates_tie_to_the_bit_wherever_they_stand():
     generator = torch.Generator().manual_seed(1)
     queries = torch.randn(33, 512, generator=generator)
@@ -207,6 +219,32 @@ def test_a_clip_of_a_long_file_has_its_windows_within_its_times(tiny_corpus):
     assert (read[0] != read[1]).any()
     open_end = read_item((replace(part, end_seconds=end + 9), plan)).video
     assert (open_end == read_item((replace(part, end_seconds=None), plan)).video).all()
+
+
+def write_sound(path: Path, waveform: np.ndarray, sample_rate: int) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes((waveform * 32767).astype("<i2").tobytes())
+    return path
+
+
+def test_a_file_of_sound_alone_has_its_windows_within_its_times(tmp_path):
+    config = vatt.preset("tiny")
+    audio = replace(config.audio, num_samples=1024)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * audio.sample_rate)
+    path = write_sound(tmp_path / "a.wav", noise, audio.sample_rate)
+    plan = ViewPlan(video=config.video, audio=audio, num_windows=2)
+    part = Item(key="a", source=str(path), place="", start_seconds=1.0, end_seconds=2.0)
+    read = read_item((part, plan))
+    assert read.video is None
+    assert read.fault == ""
+    rate = audio.sample_rate
+    assert np.allclose(read.audio[0], noise[rate : rate + 1024], atol=1e-3)
+    assert np.allclose(read.audio[1], noise[2 * rate - 1024 : 2 * rate], atol=1e-3)
+    silent = read_item((part, replace(plan, audio=None)))
+    assert silent.fault == "has no picture"
 
 
 def test_files_that_cannot_be_read_are_named_and_left_out(
