@@ -82,7 +82,7 @@ FLOORS = (
     {"vatt.callbacks"},
     {"vatt.sharding"},
     {"vatt.training_module"},
-    {"vatt.pretrain", "vatt.finetune", "vatt.run_folder"},
+    {"vatt.pretrain", "vatt.finetune", "vatt.run_folder", "vatt.retrieval_callback"},
     {"vatt.training_cli"},
     {"vatt.demo"},
     {"vatt.results"},
@@ -94,7 +94,7 @@ TRAINING = {"vatt.training_module", "vatt.pretrain", "vatt.finetune", "vatt.trai
     f"vatt.{name}"
     for name in ("callbacks", "loggers", "media_log", "progress", "run_checkpoint", "run_folder")
 }
-TRAINING |= {"vatt.sharding"}
+TRAINING |= {"vatt.sharding", "vatt.retrieval_callback"}
 MAY_IMPORT_DATAMODULES = {"vatt.demo", "vatt.commands", "vatt.training_cli"}
 
 FILES = {
