@@ -3,6 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -325,6 +326,17 @@ def test_a_file_in_the_place_of_a_broken_one_brings_its_own_label(
     assert samples.counts.failures == 2
 
 
+def test_a_part_after_the_end_of_the_sound_is_replaced(media: Path, tmp_path: Path) -> None:
+    frames = np.full((30, 32, 32, 3), 99, dtype=np.uint8)
+    sound = {"waveform": np.full(4_000, 0.1), "sample_rate": 8_000}
+    write_mp4(tmp_path / "a.mp4", frames, 10.0, **sound)
+    shutil.copy(media / "red-0.wav", tmp_path)
+    rows = [("a.mp4", "blue", 2, 3), ("red-0.wav", "red", "", "")]
+    write_csv(tmp_path / "a.csv", ("file", "label", "start_seconds", "end_seconds"), rows)
+    samples = clips(tmp_path, "a.csv", HEARS)
+    assert samples.__getitems__([SampleRef(0, 0, 0, 0)]).keys == ("red-0.wav",)
+
+
 def test_evaluation_has_all_views_and_masks_what_cannot_be_read(
     media: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -413,6 +425,40 @@ def test_mixing_takes_labels_and_pictures_in_the_same_proportion() -> None:
     assert torch.allclose(pixels, mixed.labels, atol=1e-6)
     assert torch.allclose(mixed.labels.sum(dim=1), torch.ones(3))
     assert mixed.labels.max() < 0.99
+
+
+def stage(name: str, *, training: bool = False) -> SimpleNamespace:
+    state = SimpleNamespace(fn=name)
+    return SimpleNamespace(state=state, training=training, global_rank=0, world_size=1)
+
+
+def test_only_training_clips_are_changed_and_mixed() -> None:
+    data = module(Path("x.csv"), mixup_alpha=5.0)
+    video = torch.randint(0, 256, (3, 4, 32, 32, 3), dtype=torch.uint8)
+    batch = LabelledBatch(video=video, labels=torch.eye(3), seeds=torch.arange(3))
+    data.trainer = stage("fit")
+    assert data.on_after_batch_transfer(batch, 0) is batch  # in a validation
+    data.trainer = stage("fit", training=True)
+    changed = data.on_after_batch_transfer(batch, 0)
+    assert changed.video.dtype == torch.float32
+    assert changed.labels.max() < 1
+
+
+def test_validation_in_a_fit_takes_fewer_views_than_alone(media: Path) -> None:
+    data = module(media / "videos.csv", validation=str(media / "videos.csv"), num_windows=2)
+    for name, num_views in (("fit", 1), ("validate", 6)):
+        data.trainer = stage(name)
+        batches = list(data.val_dataloader())
+        assert [batch.num_views for batch in batches] == [num_views] * 9
+
+
+def test_folder_to_predict_needs_no_labels(media: Path, tmp_path: Path) -> None:
+    shutil.copy(media / "red-0.mp4", tmp_path)
+    data = module(media / "videos.csv", predict=str(tmp_path))
+    data.trainer = stage("predict")
+    (batch,) = data.predict_dataloader()
+    assert set(batch.keys) == {"red-0.mp4"}
+    assert batch.labels.sum() == 0
 
 
 def test_labels_of_another_form_are_refused() -> None:

@@ -320,6 +320,15 @@ def test_frozen_parts_keep_their_weights() -> None:
         module(frozen=3)
 
 
+def test_frozen_parts_have_no_dropout() -> None:
+    tuned = module(frozen=1)
+    tuned.on_train_start()
+    first, second = tuned.network.encoders["shared"].blocks
+    modes = [part.training for part in (tuned.network.video_tokens, first, second)]
+    assert modes == [False, False, True]
+    assert tuned.network.classifier.dropout.training
+
+
 def test_what_is_no_classifier_is_refused() -> None:
     with pytest.raises(UserError, match=r"needs model\.classifier"):
         module(TINY)
