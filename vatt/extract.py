@@ -145,7 +145,8 @@ def _packed(clip: Clip) -> dict[str, Any]:
     return vars(clip) | {n: None if v is None else v.numpy() for n, v in arrays.items()}
 
 
-def _unpacked(values: dict[str, Any]) -> Clip:
+def unpacked(values: dict[str, Any]) -> Clip:
+    """A clip of `PartRead`, as tensors again."""
     arrays = {name: values[name] for name in ("video", "audio")}
     tensors = {n: None if v is None else torch.from_numpy(v) for n, v in arrays.items()}
     return Clip(**(values | tensors))
@@ -268,7 +269,7 @@ class Extraction:
         if part.starts is None:
             self._begin(part, result.duration_seconds)
         table, missing = self._tables[name]
-        clips = [_unpacked(values) for values in result.clips]
+        clips = [unpacked(values) for values in result.clips]
         table.add(clips, self._embedder.embed_clips(clips, self._forms))
         self.report.num_windows += len(clips)
         self._tables[name] = (table, missing - len(clips))
