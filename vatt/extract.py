@@ -24,6 +24,7 @@ from vatt.errors import UserError
 from vatt.extract_inputs import Item
 from vatt.feature_stores import FileStore, ParquetStore
 from vatt.features import FeatureExtractor, media_modalities
+from vatt.machine import num_cores
 from vatt.media import Clip
 from vatt.model import VATT
 from vatt.shard_index import ShardError
@@ -31,6 +32,7 @@ from vatt.sources import FileWindow, MediaError
 from vatt.windows import WindowPlan, plan_windows, read_duration
 from vatt.workers import Lost, results_in_order, tell_alive
 
+LEAST_CORES = 2  # with more, a core is left to read while the model computes on the CPU
 FORMAT_VERSION = 1  # of the files; another one makes them anew
 SHOWN_FAILURES = 5
 
@@ -224,13 +226,21 @@ class Extraction:
                 num_workers=options.num_workers,
                 limit_seconds=LIMIT_SECONDS,
                 prepare=prepare_worker,
-                most_ahead=2 * options.num_workers,
+                most_ahead=2 * options.num_workers if self._overlaps() else 1,
             ) as results:
                 for result in results:
                     self._take(self._given.popleft(), result)
         self._store.close()
         self.report.seconds = time.monotonic() - began
         return self.report
+
+    def _overlaps(self) -> bool:
+        """Whether files are read while the model computes.
+
+        On two cores both would wait for each other: a matrix product on two threads is as slow as
+        the slower of them.
+        """
+        return self._embedder.device.type != "cpu" or num_cores() > LEAST_CORES
 
     def _missing(self, items: Sequence[Item]) -> Iterator[Part]:
         """The first part of each input whose features are not there."""
