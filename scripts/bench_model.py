@@ -11,16 +11,15 @@ count. Needs torch, numpy, einops and vatt, no media and no Lightning.
 import argparse
 import gc
 import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from bench_table import Row, describe_machine, print_rows
 from torch import Tensor
 
 from vatt.batch import Batch
@@ -31,57 +30,12 @@ from vatt.losses import ContrastiveLoss, LossConfig
 from vatt.model import VATT
 from vatt.optim import OptimizerConfig, build_optimizer
 from vatt.presets import preset
+from vatt.utilisation import PEAKS, peak_flops
 
 CAPTIONS = 5  # of a clip, as in the paper's pre-training
 BATCH_SIZES = (256, 192, 128, 96, 64, 48, 32, 16, 8, 4)  # the first that fits is measured
 MODELS = ("ma-base", "ma-medium", "ma-large")
-# Dense bf16 products with float32 sums, FLOP/s, by a part of the device's name, special ones first.
-# Source: NVIDIA's data sheets (half of what they give "with sparsity").
-PEAK_FLOPS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One figure.
-
-    Args:
-        case: What was measured on.
-        what: What was measured.
-        value: The figure.
-        unit: Its unit, `×` for a ratio.
-        at_least: What it must reach; None: no lower bound.
-        at_most: What it must not exceed; None: no upper bound.
-    """
-
-    case: str
-    what: str
-    value: float
-    unit: str = ""
-    at_least: float | None = None
-    at_most: float | None = None
-
-    @property
-    def is_reached(self) -> bool:
-        """Whether the figure is within its bounds."""
-        low = self.at_least is None or self.value >= self.at_least
-        return low and (self.at_most is None or self.value <= self.at_most)
-
-    def __str__(self) -> str:
-        """A line of a table."""
-        bound = "" if self.at_least is None else f"≥ {self.at_least:g}"
-        bound = bound if self.at_most is None else f"≤ {self.at_most:g}"
-        verdict = "" if not bound else "reached" if self.is_reached else "NOT REACHED"
-        figure = f"{self.value:,.0f}" if self.value >= 1_000 else f"{self.value:.3g}"
-        line = f"{self.case:<20} {self.what:<52} {figure + ' ' + self.unit:>16}  {bound:<7}"
-        return f"{line} {verdict}".rstrip()
+H100 = PEAKS["NVIDIA H100"][0]  # FLOP/s in bf16
 
 
 def median_seconds(
@@ -274,7 +228,7 @@ def measure_training(
     *,
     compile_backend: str | None,
     batch_sizes: Sequence[int],
-    peak_flops: float | None,
+    peak: float | None,
     rounds: int,
 ) -> list[Row]:
     """Training with the first of the batch sizes that fits; no rows where none does."""
@@ -284,7 +238,7 @@ def measure_training(
         except torch.OutOfMemoryError:
             continue
         case = f"{name}{'' if compile_backend is None else ', compiled'}"
-        return training_rows(case, config, batch_size, seconds, device, peak_flops)
+        return training_rows(case, config, batch_size, seconds, device, peak)
     print(f"{name}: no batch of {min(batch_sizes)} clips fits", file=sys.stderr)
     return []
 
@@ -311,7 +265,7 @@ def training_rows(
     batch_size: int,
     seconds: float,
     device: torch.device,
-    peak_flops: float | None,
+    peak: float | None,
 ) -> list[Row]:
     """What a step of so many clips and seconds means."""
     rate = 3 * count_flops(config, num_captions=CAPTIONS).total * batch_size / seconds
@@ -320,9 +274,9 @@ def training_rows(
         Row(case=case, what="training", value=batch_size / seconds, unit="clips/s"),
         Row(case=case, what="model FLOP/s", value=rate / 1e12, unit="TFLOP/s"),
     ]
-    if peak_flops is not None:
-        goal = 0.55 if case == "ma-medium, compiled" and peak_flops == PEAK_FLOPS["H100"] else None
-        share = rate / peak_flops
+    if peak is not None:
+        goal = 0.55 if case == "ma-medium, compiled" and peak == H100 else None
+        share = rate / peak
         rows.append(Row(case=case, what="model FLOP/s utilisation", value=share, at_least=goal))
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device) / 2**30
@@ -330,9 +284,7 @@ def training_rows(
     return rows
 
 
-def measure_gpu(
-    names: Sequence[str], batch_sizes: Sequence[int], peak_flops: float | None
-) -> list[Row]:
+def measure_gpu(names: Sequence[str], batch_sizes: Sequence[int], peak: float | None) -> list[Row]:
     """All models, without compiling and with it."""
     rows = []
     for name in names:
@@ -343,27 +295,11 @@ def measure_gpu(
                 torch.device("cuda"),
                 compile_backend=backend,
                 batch_sizes=batch_sizes,
-                peak_flops=peak_flops,
+                peak=peak,
                 rounds=10,
             )
-            print(*rows[-5:], sep="\n", flush=True)
+            print_rows("model", rows[-5:])
     return rows
-
-
-def peak_of(device_name: str) -> float | None:
-    """The data sheet's FLOP/s of a device; None: not in the table."""
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in device_name), None)
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -397,19 +333,20 @@ def main(args: Sequence[str] | None = None) -> int:
                 torch.device(options.device),
                 compile_backend=backend,
                 batch_sizes=(4,),
-                peak_flops=1e12,
+                peak=1e12,
                 rounds=1,
             )
-        print(*rows, sep="\n")
+        print_rows("model", rows)
     elif options.device == "cpu":
         rows = measure_tower(preset("bbs"), rounds=5)
-        print(*rows, sep="\n")
+        print_rows("model", rows)
     else:
         peak = options.peak_tflops and options.peak_tflops * 1e12
-        rows = measure_gpu(options.models, options.batch_sizes, peak or peak_of(machine["gpu"]))
+        known = peak_flops(machine["gpu"], "bf16-mixed")
+        rows = measure_gpu(options.models, options.batch_sizes, peak or known)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        figures = [{**asdict(row), "is_reached": row.is_reached} for row in rows]
+        figures = [row.to_json() for row in rows]
         content = {"machine": machine, "quick": options.quick, "rows": figures}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
     return 0 if options.quick or all(row.is_reached for row in rows) else 1

@@ -3,9 +3,9 @@
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import av
 import torch
 
 from vatt.machine import num_cores
@@ -55,7 +55,7 @@ def print_rows(section: str, rows: Sequence[Row]) -> None:
         figure = f"{row.value:,.0f}" if abs(row.value) >= 1_000 else f"{row.value:.3g}"
         verdict = "" if not row.bound else "reached" if row.is_reached else "NOT REACHED"
         print(
-            f"{section:<7} {row.case:<28} {row.what:<46} {figure + ' ' + row.unit:>16}"
+            f"{section:<7} {row.case:<28} {row.what:<52} {figure + ' ' + row.unit:>16}"
             f"  {row.bound:<7} {verdict}".rstrip(),
             flush=True,
         )
@@ -65,8 +65,17 @@ def describe_machine() -> dict[str, Any]:
     """What the figures were taken on."""
     return {
         "cores": num_cores(),
+        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "av": av.__version__,
+        "av": _version("av"),
     }
+
+
+def _version(package: str) -> str | None:
+    """None: not installed; machines for training alone need no media."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
