@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 
 from datamodules.annotations import Annotation, Classes, Layout, read_classes
 from datamodules.augment import augment_batch
@@ -17,6 +16,7 @@ from datamodules.labelled_files import LabelledFiles, read_files
 from datamodules.loader import PositionedLoader, StartMethod, share_of_batch
 from datamodules.order import GlobalOrder
 from datamodules.retrieval import RetrievalLoader
+from datamodules.streamed import StreamedData
 from vatt.audio import log_mel_of
 from vatt.batch import LabelledBatch
 from vatt.config import AudioConfig, ClassifierConfig, VideoConfig
@@ -29,7 +29,7 @@ from vatt.transforms import AugmentConfig, mixup
 RECIPE = AugmentConfig(crop="area", audio_noise=0.0)  # as the official code in fine-tuning
 
 
-class ClassificationData(LightningDataModule):
+class ClassificationData(StreamedData):
     """Clips of labelled files: video, sound or images, as the model's classifier reads.
 
     Args:
@@ -125,8 +125,6 @@ class ClassificationData(LightningDataModule):
         self.classes: Classes | None = None
         self.train_clips: LabelledClips | None = None
         self.validation_files: LabelledFiles | None = None
-        self._loader: PositionedLoader | None = None
-        self._state: dict[str, Any] | None = None
         self._check_settings(audio)
         self._log_mel = log_mel_of(audio) if augment.masks_spectrogram else None
 
@@ -165,17 +163,10 @@ class ClassificationData(LightningDataModule):
         """
         stage = "fit" if self.trainer is None else self.trainer.state.fn
         if stage == "fit":
-            share_of_batch(self.batch_size, self._world_size)
-        self._open(stage)
+            share_of_batch(self.batch_size, self.world_size)
+        self.open(stage)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Opens what a stage needs; a fit begins the stream anew unless a state is loaded."""
-        if stage == "fit":
-            self._close()
-            self._loader = self._state = None
-        self._open(stage)
-
-    def _open(self, stage: str | None) -> None:
+    def open(self, stage: str | None) -> None:
         """Opens what a stage needs, once."""
         if self.classes is None:
             self.classes = self._read_classes()
@@ -194,28 +185,20 @@ class ClassificationData(LightningDataModule):
 
     def train_dataloader(self) -> PositionedLoader:
         """The stream, where the loaded state or the last such loader stands."""
-        self._open("fit")
+        self.open("fit")
         assert self.train_clips is not None
-        self._close()
-        state = self._state if self._loader is None else self._loader.state_dict()
-        self._loader = PositionedLoader(
+        return self.stream(
             self.train_clips,
             GlobalOrder([np.array([len(self.train_clips)])], None, self.seed),
             batch_size=self.batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
             batches_per_epoch=self.batches_per_epoch,
             num_workers=self.num_workers,
             start_method=self.start_method,
-            pin_memory=torch.cuda.is_available(),
         )
-        if state is not None:
-            self._loader.load_state_dict(state)
-        return self._loader
 
     def val_dataloader(self) -> RetrievalLoader | list[Any]:
         """Every file once: in a fit one view of each or as set, else all of the protocol."""
-        self._open("validate")
+        self.open("validate")
         if self.validation_files is None:
             return []
         fits = self.trainer is not None and self.trainer.state.fn == "fit"
@@ -246,9 +229,10 @@ class ClassificationData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the training stream, and what each class number means."""
-        if self._loader is None or self.classes is None:
+        position = self.position
+        if position is None or self.classes is None:
             return {}
-        return {**self._loader.state_dict(), "classes": list(self.classes.labels)}
+        return {**position, "classes": list(self.classes.labels)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes there, now or when the loader is made.
@@ -262,9 +246,7 @@ class ClassificationData(LightningDataModule):
                 "the checkpoint was trained with other classes, or in another order: give "
                 "data.classes the classes.csv of its run"
             )
-        self._state = state_dict or None
-        if self._loader is not None and self._state is not None:
-            self._loader.load_state_dict(self._state)
+        self.go_to(state_dict)
 
     def save_classes(self, folder: Path) -> None:
         """Keeps the classes in their order as `classes.csv`, which `classes` reads."""
@@ -275,23 +257,6 @@ class ClassificationData(LightningDataModule):
         pairs = zip(self.classes.labels, self.classes.names, strict=True)
         writer.writerows([number, *pair] for number, pair in enumerate(pairs))
         write_atomically(folder / "classes.csv", text.getvalue().encode())
-
-    def teardown(self, stage: str | None = None) -> None:
-        """Ends the reading processes; the position stays, for a checkpoint that is saved later."""
-        if stage == "fit":
-            self._close()
-
-    @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    @property
-    def _world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
-
-    def _close(self) -> None:
-        if self._loader is not None:
-            self._loader.close()
 
     def _read_classes(self) -> Classes:
         classes = read_classes(self.classes_path, self.train_path, self.layout)
@@ -323,8 +288,8 @@ class ClassificationData(LightningDataModule):
         return RetrievalLoader(
             LabelledViews(files, self.sight, num_windows=views[0], num_crops=views[1]),
             batch_size=self.validation_batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=self.rank,
+            world_size=self.world_size,
             num_workers=self.num_workers,
             start_method=self.start_method,
         )

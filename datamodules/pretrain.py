@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningDataModule
-
 from datamodules.augment import augment_batch
 from datamodules.cache import GIB, ClipCache, warm_up
 from datamodules.clips import Geometry
@@ -17,6 +14,7 @@ from datamodules.order import GlobalOrder
 from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
 from datamodules.run_tokenizer import trained_tokenizer, vocabulary_hash
 from datamodules.samples import ClipSamples
+from datamodules.streamed import StreamedData
 from vatt.audio import log_mel_of
 from vatt.batch import Batch, MicroBatches
 from vatt.config import AudioConfig, TextConfig, VideoConfig
@@ -31,11 +29,8 @@ logger = logging.getLogger(__name__)
 RECIPE = AugmentConfig()
 
 
-class PretrainData(LightningDataModule):
+class PretrainData(StreamedData):
     """Clips with captions from tar shards.
-
-    The module carries the position of the stream: Lightning forgets the state of a loader that it
-    has asked for before it reads the checkpoint.
 
     Args:
         train: Shard folders, or addresses (`vatt/remote.py`); as a mapping folder → weight they are
@@ -119,8 +114,6 @@ class PretrainData(LightningDataModule):
         self.validation_samples: RetrievalSamples | None = None
         self._train_sets: list[ShardSet] | None = None
         self._order: GlobalOrder | None = None
-        self._loader: PositionedLoader | None = None
-        self._state: dict[str, Any] | None = None
         self._check_settings()
 
     def _check_settings(self) -> None:
@@ -160,21 +153,14 @@ class PretrainData(LightningDataModule):
         """
         fits = self.trainer is None or self.trainer.state.fn == "fit"
         if fits:
-            share_of_batch(self.batch_size, self._world_size, self.micro_batch_size)
+            share_of_batch(self.batch_size, self.world_size, self.micro_batch_size)
         validation = [] if self.validation_folder is None else [self.validation_folder]
         for folder in [*self.train_folders, *validation] if fits else validation:
             find_tars(folder)
         if self.tokenizer is None:
             self.tokenizer = self._load_tokenizer()
 
-    def setup(self, stage: str | None = None) -> None:
-        """Opens what a stage needs; a fit begins the stream anew unless a state is loaded."""
-        if stage == "fit":
-            self._close()
-            self._loader = self._state = None
-        self._open(stage)
-
-    def _open(self, stage: str | None) -> None:
+    def open(self, stage: str | None) -> None:
         """Opens what a stage needs, once."""
         if self.tokenizer is None:
             self.tokenizer = self._load_tokenizer()
@@ -191,7 +177,7 @@ class PretrainData(LightningDataModule):
                 meanwhile.
             show_progress: Whether to show a bar.
         """
-        self._open("fit")
+        self.open("fit")
         for title, samples in (
             ("training clips", self.train_samples),
             ("validation clips", self.validation_samples),
@@ -201,45 +187,37 @@ class PretrainData(LightningDataModule):
                     samples,
                     num_workers=num_workers,
                     start_method=self.start_method,
-                    show_progress=show_progress and self._rank == 0,
+                    show_progress=show_progress and self.rank == 0,
                     title=title,
                 )
 
     def train_dataloader(self) -> PositionedLoader:
         """The stream, where the loaded state or the last such loader stands."""
-        self._open("fit")
+        self.open("fit")
         assert self.train_samples is not None
-        self._close()
-        state = self._state if self._loader is None else self._loader.state_dict()
         if self._order is None:  # one for all loaders: its fingerprint takes time
             sizes = [one.shard_sizes for one in self.train_samples.sets]
             self._order = GlobalOrder(sizes, self.weights, self.seed)
-        self._loader = PositionedLoader(
+        return self.stream(
             self.train_samples,
             self._order,
             batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
             batches_per_epoch=self.batches_per_epoch,
             num_workers=self._workers_for(self.train_samples.cache),
             start_method=self.start_method,
-            pin_memory=torch.cuda.is_available(),
         )
-        if state is not None:
-            self._loader.load_state_dict(state)
-        return self._loader
 
     def val_dataloader(self) -> RetrievalLoader | list[Any]:
         """The retrieval set, every record once."""
-        self._open("validate")
+        self.open("validate")
         if self.validation_samples is None:
             return []
         return RetrievalLoader(
             self.validation_samples,
             batch_size=self.validation_batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=self.rank,
+            world_size=self.world_size,
             num_workers=self._workers_for(self.validation_samples.cache),
             start_method=self.start_method,
         )
@@ -267,9 +245,10 @@ class PretrainData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the training stream, and which tokenizer made its ids."""
-        if self._loader is None or self.tokenizer is None:
+        position = self.position
+        if position is None or self.tokenizer is None:
             return {}
-        return {**self._loader.state_dict(), "tokenizer": vocabulary_hash(self.tokenizer)}
+        return {**position, "tokenizer": vocabulary_hash(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes there, now or when the loader is made.
@@ -283,30 +262,11 @@ class PretrainData(LightningDataModule):
                 "the checkpoint was trained with another tokenizer: give data.tokenizer the "
                 "tokenizer.json of its run"
             )
-        self._state = state_dict or None
-        if self._loader is not None and self._state is not None:
-            self._loader.load_state_dict(self._state)
-
-    def teardown(self, stage: str | None = None) -> None:
-        """Ends the reading processes; the position stays, for a checkpoint that is saved later."""
-        if stage == "fit":
-            self._close()
-
-    @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    @property
-    def _world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
+        self.go_to(state_dict)
 
     def _workers_for(self, cache: ClipCache | None) -> int:
         """None where nothing is left to decode: a copy within this process is cheapest."""
         return 0 if cache is not None and cache.complete else self.num_workers
-
-    def _close(self) -> None:
-        if self._loader is not None:
-            self._loader.close()
 
     def _open_sets(self) -> list[ShardSet]:
         """The training sets, opened once: the tokenizer is looked up by them as well."""

@@ -71,6 +71,7 @@ FLOORS = (
     {"datamodules.samples", "datamodules.retrieval"},
     {"datamodules.labelled_files"},
     {"datamodules.labelled"},
+    {"datamodules.streamed"},
     {"datamodules.pretrain", "datamodules.classification"},
     {"datamodules.synthetic_scenes", "datamodules.synthetic_workers"},
     {"datamodules.synthetic_captions", "datamodules.synthetic_sounds"},
