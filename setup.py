@@ -74,6 +74,7 @@ setup(
             "google-crc32c>=1.5",
             "hypothesis>=6.100",
             "mypy>=2.0",
+            "pillow>=10",
             "pyarrow>=16",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
