@@ -105,12 +105,7 @@ class ClassificationData(StreamedData):
         self.fold = fold
         self.predict_folder = None if predict is None else Path(predict)
         self.classifier = classifier
-        sees = classifier.modality == "video"
-        self.sight = Sight(
-            video=video if sees else None,
-            audio=None if sees else audio,
-            num_classes=classifier.num_classes,
-        )
+        self.sight = _sight(classifier, video, audio)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.start_method = start_method
@@ -293,6 +288,16 @@ class ClassificationData(StreamedData):
             num_workers=self.num_workers,
             start_method=self.start_method,
         )
+
+
+def _sight(classifier: ClassifierConfig, video: VideoConfig, audio: AudioConfig) -> Sight:
+    """What the classifier's tower sees of a file."""
+    sees = classifier.modality == "video"
+    return Sight(
+        video=video if sees else None,
+        audio=None if sees else audio,
+        num_classes=classifier.num_classes,
+    )
 
 
 def mix(batch: LabelledBatch, alpha: float) -> LabelledBatch:

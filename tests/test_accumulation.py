@@ -12,7 +12,7 @@ import torch.distributed as dist
 from rank_processes import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from training_runs import fit_arguments, read_losses, signal_options
+from training_runs import EXACT, fit_arguments, read_losses, signal_options
 
 from vatt import ContrastiveLoss, LossConfig, preset
 from vatt.accumulation import forward_cached
@@ -211,13 +211,6 @@ def test_ranks_exchange_gradients_once_per_step(tmp_path: Path, masks: str, draw
         assert_same(cached, one, 1e-11)
 
 
-EXACT = [
-    "--model.init_args.model.drop_token=0",
-    "--model.init_args.model.encoder.dropout=0",
-    "--trainer.precision=64-true",
-]
-
-
 def test_a_run_in_micro_batches_is_the_run_without_them(tiny_shards: Path, tmp_path: Path) -> None:
     losses = []
     for number, options in enumerate(([], ["--model.init_args.micro_batch_size=2"])):
@@ -238,11 +231,11 @@ def test_a_run_in_micro_batches_resumes_exactly(tiny_shards: Path, tmp_path: Pat
     assert read_losses(run) == read_losses(whole)
 
 
-@pytest.mark.parametrize(("size", "words"), [("3", "must divide them"), ("0", "must divide them")])
+@pytest.mark.parametrize("size", ["3", "0"])
 def test_micro_batches_that_do_not_divide_the_batch_are_refused(
-    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str, words: str
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
 ) -> None:
     options = f"--model.init_args.micro_batch_size={size}"
     assert main(fit_arguments(tiny_shards, tmp_path / "run", options)) == 1
-    assert words in capsys.readouterr().err
+    assert "must divide them" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -10,17 +10,11 @@ from pathlib import Path
 
 import pytest
 from rank_processes import run_vatt
-from training_runs import STEPS, fit_arguments, read_keys, read_losses, signal_options
+from training_runs import EXACT, STEPS, fit_arguments, read_keys, read_losses, signal_options
 
 pytestmark = pytest.mark.ddp
 
 RECORD = ["--trainer.callbacks+=training_runs.RecordKeys"]
-# draws differ between ranks, and Adam makes much of how float32 rounds the sum over ranks
-EXACT = [
-    "--model.init_args.model.drop_token=0",
-    "--model.init_args.model.encoder.dropout=0",
-    "--trainer.precision=64-true",
-]
 
 
 def fit(shards: Path, run: Path, world_size: int, *more: str) -> list[int | None]:

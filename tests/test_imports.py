@@ -91,11 +91,14 @@ FLOORS = (
     {"vatt.cli"},
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
-TRAINING = {"vatt.training_module", "vatt.pretrain", "vatt.finetune", "vatt.training_cli"} | {
+TRAINING = {
     f"vatt.{name}"
-    for name in ("callbacks", "loggers", "media_log", "progress", "run_checkpoint", "run_folder")
+    for name in (
+        *("callbacks", "finetune", "loggers", "media_log", "pretrain", "progress"),
+        *("retrieval_callback", "run_checkpoint", "run_folder", "sharding"),
+        *("training_cli", "training_module"),
+    )
 }
-TRAINING |= {"vatt.sharding", "vatt.retrieval_callback"}
 MAY_IMPORT_DATAMODULES = {"vatt.demo", "vatt.commands", "vatt.training_cli"}
 
 FILES = {
