@@ -62,18 +62,26 @@ setup(
     extras_require={
         "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
         "eval": ["scikit-learn>=1.5"],  # logistic regression in linear evaluation
+        "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
+        "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
         "parquet": ["pyarrow>=16"],  # captions in parquet files
         # shards of web servers (aiohttp), s3://, gs://; hf:// comes with huggingface_hub
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "filelock", "s3fs>=2024.6", "gcsfs>=2024.6"],
+        "search": ["faiss-cpu>=1.9", "pyarrow>=16"],  # approximate search; features in parquet files
         # TensorBoard's files, and Pillow, with which wandb sends pictures
         "tracking": ["tensorboard>=2.16", "pillow>=10"],
         "dev": [
             "aiohttp>=3.9",
+            "faiss-cpu>=1.9",
             "filelock",
             "fsspec>=2024.6",
             "google-crc32c>=1.5",
             "hypothesis>=6.100",
+            "mteb>=2.26",
             "mypy>=2.0",
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
+            "onnxscript>=0.5",
             "pillow>=10",
             "pyarrow>=16",
             "pytest>=8.0",
