@@ -67,7 +67,10 @@ setup(
         "parquet": ["pyarrow>=16"],  # captions in parquet files
         # shards of web servers (aiohttp), s3://, gs://; hf:// comes with huggingface_hub
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "filelock", "s3fs>=2024.6", "gcsfs>=2024.6"],
-        "search": ["faiss-cpu>=1.9", "pyarrow>=16"],  # approximate search; features in parquet files
+        "search": [
+            "faiss-cpu>=1.9",
+            "pyarrow>=16",
+        ],  # approximate search; features in parquet files
         # TensorBoard's files, and Pillow, with which wandb sends pictures
         "tracking": ["tensorboard>=2.16", "pillow>=10"],
         "dev": [

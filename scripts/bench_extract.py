@@ -128,9 +128,11 @@ def bench_speed(folder: Path, one: Path, model: VATT, batch_size: int = 8) -> di
 
 def timed_run(folder: Path, model: VATT, hop_seconds: float | None = None) -> float:
     """Seconds of an extraction with a worker process."""
+    out = folder.with_name(f"{folder.name}-out")
+    out.mkdir(exist_ok=True)
     extraction = Extraction(
         FeatureExtractor(model, device="cpu"),
-        folder.with_name(f"{folder.name}-out"),
+        out,
         ExtractOptions(num_workers=1, hop_seconds=hop_seconds),
     )
     items = find_items([str(folder)])

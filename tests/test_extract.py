@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,10 @@ from media_files import KINDS, make_file
 
 from vatt import VATT, FeatureExtractor, Features, Tokenizer, preset, save_model
 from vatt.cli import main
-from vatt.extract_inputs import find_items
+from vatt.extract import Extraction, ExtractOptions
+from vatt.extract_inputs import Item, find_items
+from vatt.extract_ranks import only_run_in
+from vatt.feature_stores import ParquetStore
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -158,6 +163,19 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(
     assert partial.items() <= contents(whole).items()
 
 
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(
+    model: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = command(media, tmp_path, model)[4:]
+    with only_run_in(tmp_path):
+        assert extract(*arguments) == 1
+        said = capsys.readouterr().err
+        assert f"another run writes into {tmp_path}: wait for it" in said
+        assert said.count("\n") == 1
+        assert names_in(tmp_path) == []
+    assert extract(*arguments) == 0
+
+
 @pytest.mark.ddp
 def test_several_processes_share_the_work_and_give_the_result_of_one(
     model: Path, media: Path, tmp_path: Path
@@ -221,6 +239,50 @@ def test_a_parquet_data_set_holds_a_row_for_each_window_and_is_resumed(
     assert len(again) == len(rows)
     assert extract(*arguments, "--tokens", "--space", "none") == 1
     assert "holds no tokens" in capsys.readouterr().err
+
+
+class Interrupted(list[Item]):
+    """Inputs amid which Ctrl-C is pressed."""
+
+    def __iter__(self) -> Iterator[Item]:
+        yield from self[:3]
+        raise KeyboardInterrupt
+
+
+def test_a_parquet_data_set_keeps_what_was_made_before_ctrl_c(
+    model: Path, media: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    extractor = FeatureExtractor.from_pretrained(model, device="cpu")
+    items = Interrupted(find_items([f"{media}/**/[0p]*.mp4"]))
+    extraction = Extraction(
+        extractor, tmp_path, ExtractOptions(num_workers=0, file_format="parquet")
+    )
+    with pytest.raises(KeyboardInterrupt):
+        extraction.run(items)
+    store = ParquetStore(tmp_path, {}, "")
+    store.open()
+    held = [item.name for item in items[:5] if store.holds(item.name, item.locate()[1])]
+    assert held == [item.name for item in items[:3]]
+
+
+@pytest.mark.parametrize(("part_seconds", "num_parts"), [(0, 3), (60, 1)])
+def test_a_part_is_written_when_it_is_late_even_if_it_is_small(
+    tmp_path: Path, part_seconds: float, num_parts: int
+) -> None:
+    pytest.importorskip("pyarrow")
+    store = ParquetStore(tmp_path, {"video": 3}, "", part_seconds=part_seconds)
+    one = torch.ones(1)
+    features = Features(
+        arrays={"video": torch.ones(1, 3)},
+        start_seconds=one.double(),
+        end_seconds=one.double(),
+        coverage={"video": one},
+    )
+    with closing(store):
+        for name in "abc":
+            store.write(name, "", features)
+    assert len(names_in(tmp_path)) == num_parts
 
 
 def test_inputs_are_folders_files_patterns_lists_and_shards(

@@ -10,6 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -209,16 +210,16 @@ class Extraction:
         return json.dumps(values, sort_keys=True)
 
     def prepare(self, items: Sequence[Item]) -> None:
-        """Makes the folder and removes what is of no use in it; in one process, before others."""
-        self._out.mkdir(parents=True, exist_ok=True)
+        """Removes what is of no use in the folder; in one process, before others."""
         self._store.clean(items)
 
     def run(self, items: Sequence[Item], show_progress: bool = False) -> ExtractReport:
-        """Extracts what is missing."""
+        """Extracts what is missing; what is made is kept, also when this is interrupted."""
         began = time.monotonic()
         self._store.open()
         options = self._options
-        with tqdm(total=len(items), disable=not show_progress, unit="file") as self._bar:
+        self._bar = tqdm(total=len(items), disable=not show_progress, unit="file")
+        with closing(self._store), self._bar:
             self._waiting = self._missing(items)
             with results_in_order(
                 read_part,
@@ -230,7 +231,6 @@ class Extraction:
             ) as results:
                 for result in results:
                     self._take(self._given.popleft(), result)
-        self._store.close()
         self.report.seconds = time.monotonic() - began
         return self.report
 

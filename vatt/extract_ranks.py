@@ -1,6 +1,8 @@
 """`vatt extract` in one process or, started by torchrun, in several: each takes its share."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vatt.errors import UserError
 from vatt.extract import Extraction, ExtractOptions, ExtractReport
 from vatt.extract_inputs import find_items
 from vatt.features import FeatureExtractor
@@ -50,10 +53,11 @@ def extract(
         ValueError: no model, or options that do not fit it.
     """
     items = find_items(sources)
-    with _process_group():
+    with _process_group(), contextlib.ExitStack() as until_the_end:
         extractor = FeatureExtractor.from_pretrained(model, device=_own(device), dtype=dtype)
         extraction = Extraction(extractor, out, options)
         if rank() == 0:
+            until_the_end.enter_context(only_run_in(out))
             extraction.prepare(items)
         _gathered(None)  # nobody writes before that
         own = extraction.run(items[rank() :: world_size()], show_progress and rank() == 0)
@@ -61,6 +65,34 @@ def extract(
         if rank() == 0:
             write_failures(out, report.failures)
         return report
+
+
+@contextlib.contextmanager
+def only_run_in(out: Path) -> Iterator[None]:
+    """Makes a folder and holds it: no other run removes or replaces what this one is writing.
+
+    The lock is on the folder itself: no file remains, and it ends with the process, however that
+    ends.
+
+    Raises:
+        UserError: another run holds it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(descriptor)
+            raise UserError(
+                f"another run writes into {out}: wait for it, or give each a folder of its own "
+                "(`torchrun --nproc-per-node N --no-python vatt extract …` shares one)"
+            ) from error
+        # a file system without locks: go on as if alone
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:

@@ -7,6 +7,7 @@ appear whole or not at all.
 import hashlib
 import io
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,7 @@ from vatt.shard_index import ShardError
 from vatt.sources import MediaError
 
 PART_WINDOWS = 10_000  # rows of a part of a data set; 512 floats each are 20 MB an array
+PART_SECONDS = 300  # so much work at most is lost with a killed run
 METADATA = b"vatt"  # in the schema of a part
 
 
@@ -73,17 +75,24 @@ class ParquetStore:
         out: Folder.
         widths: Columns of vectors, with their widths.
         settings: With which features are made.
-        part_windows: A part is written when it has so many rows.
+        part_windows: A part is written when it has so many rows, or
+        part_seconds: so many seconds after the one before.
 
     Raises:
         UserError: pyarrow is missing.
     """
 
     def __init__(
-        self, out: Path, widths: Mapping[str, int], settings: str, part_windows: int = PART_WINDOWS
+        self,
+        out: Path,
+        widths: Mapping[str, int],
+        settings: str,
+        part_windows: int = PART_WINDOWS,
+        part_seconds: float = PART_SECONDS,
     ) -> None:
         self._out, self._widths, self._settings = out, widths, settings
-        self._part_windows = part_windows
+        self._part_windows, self._part_seconds = part_windows, part_seconds
+        self._written_at = time.monotonic()
         self._held: dict[str, str] = {}
         self._waiting: dict[str, tuple[str, Features]] = {}
         load_pyarrow()
@@ -115,7 +124,9 @@ class ParquetStore:
     def write(self, name: str, stamp: str, features: Features) -> None:
         """Keeps the features of an input, on disk when there are enough of them."""
         self._waiting[name] = (stamp, features)
-        if sum(len(one) for _, one in self._waiting.values()) >= self._part_windows:
+        num_windows = sum(len(one) for _, one in self._waiting.values())
+        late = time.monotonic() - self._written_at >= self._part_seconds
+        if late or num_windows >= self._part_windows:
             self.close()
 
     def close(self) -> None:
@@ -133,6 +144,7 @@ class ParquetStore:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         write_atomically(self._out / f"part-{digest}.parquet", buffer.getbuffer())
         self._waiting.clear()
+        self._written_at = time.monotonic()
 
     def _table(self, pyarrow: ModuleType, name: str, features: Features) -> Any:
         count = len(features)
