@@ -102,6 +102,7 @@ def test_positions_may_be_first_interpolated_anywhere_and_then_learn(context: An
         with context:
             interpolation_matrix(3, 7)
         positions((7,)).square().sum().backward()
+        assert all(float(part.grad.abs().sum()) > 0 for part in positions.parameters())
     finally:
         interpolation_matrix.cache_clear()
 
