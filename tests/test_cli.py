@@ -232,6 +232,25 @@ def test_doctor_finds_what_training_needs(capsys: pytest.CaptureFixture[str]) ->
     assert "all that training needs is there" in text
 
 
+def test_doctor_says_which_extras_are_there_and_how_to_get_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vatt-9.dist-info").mkdir()
+    (tmp_path / "vatt-9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.4\nName: vatt\nVersion: 9\nRequires-Dist: torch>=2.11\n"
+        'Requires-Dist: pytest>=8.0; extra == "one"\n'
+        'Requires-Dist: pytest>=8.0; extra == "two"\n'
+        'Requires-Dist: no-such-package; extra == "two"\n'
+        'Requires-Dist: nor-this; extra == "dev"\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert f"  one             pytest {pytest.__version__}\n" in text
+    assert '  two             pip install "vatt[two]" for no-such-package\n' in text
+    assert "nor-this" not in text
+
+
 def test_doctor_names_what_does_not_load_and_how_to_get_it() -> None:
     names = ("torch", "torchaudio", "av", "lightning", "wandb")
     code = (

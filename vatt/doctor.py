@@ -2,9 +2,10 @@
 
 import argparse
 import platform
+import re
 import shutil
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from vatt.machine import num_cores
@@ -33,6 +34,7 @@ def doctor(argv: Sequence[str]) -> int:
     remedies: list[str] = []
     for title, find in (
         ("packages", _packages),
+        ("extras", _extras),
         ("media", _media),
         ("devices", _devices),
         ("tracking", _tracking),
@@ -56,13 +58,38 @@ def _guarded(find: Callable[[list[str]], list[str]], missing: list[str]) -> list
 def _packages(missing: list[str]) -> list[str]:
     lines = [f"python          {platform.python_version()}"]
     for name in ("vatt", *PACKAGES):
-        try:
-            lines.append(f"{name:15} {version(name)}")
-        except PackageNotFoundError:
-            lines.append(f"{name:15} not installed")
-            if name != "vatt":  # a checkout on the path needs no installation
-                missing.append(f"pip install {name}")
+        found = _version(name)
+        lines.append(f"{name:15} {found or 'not installed'}")
+        if found is None and name != "vatt":  # a checkout on the path needs no installation
+            missing.append(f"pip install {name}")
     return lines
+
+
+def _extras(missing: list[str]) -> list[str]:
+    """What each extra of this package asks for; nobody has to have them, so none is missing."""
+    try:
+        asked = requires("vatt") or []
+    except PackageNotFoundError:  # a checkout on the path
+        return ["vatt is not installed: pip install -e ."]
+    packages: dict[str, dict[str, str | None]] = {}
+    for line in asked:
+        if found := re.match(r"([\w.-]+).*extra == ['\"](\w+)", line):
+            packages.setdefault(found[2], {})[found[1]] = _version(found[1])
+    packages.pop("dev", None)
+    lines = []
+    for extra, versions in sorted(packages.items()):
+        absent = [name for name, found in versions.items() if found is None]
+        there = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
+        remedy = f'pip install "vatt[{extra}]" for {", ".join(absent)}'
+        lines.append(f"{extra:15} {remedy if absent else there}")
+    return lines
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _media(missing: list[str]) -> list[str]:
