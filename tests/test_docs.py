@@ -14,8 +14,17 @@ from vatt import VATT, Tokenizer, preset, save_model
 from vatt.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+READ_AT_ONCE = ("/config.yaml", "train.csv")  # which are not here
+COMMANDS = [
+    (page.name, command)
+    for page in PAGES
+    for language, block in BLOCK.findall(page.read_text(encoding="utf-8"))
+    if language == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+    if (command := shlex.split(line, comments=True))
+]
 
 
 @pytest.fixture
@@ -38,33 +47,73 @@ def workplace(tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
-def run_command(line: str) -> None:
-    """A line of a shell block; of `torchrun`, what it starts."""
-    words = shlex.split(line)
-    if words[0] == "torchrun":
-        words = words[words.index("--no-python") + 1 :]
-    assert words[0] == "vatt", f"the page has a command that no test runs: {line}"
-    assert main(words[1:]) == 0, line
+def arguments_of(command: list[str]) -> list[str] | None:
+    """What `vatt` is given by a command of a page, also where something else starts it."""
+    if command[0] == "torchrun":
+        command = command[command.index("--no-python") + 1 :]
+    if command[0] == "sbatch":
+        script = command.index("scripts/slurm_pretrain.sh")
+        command = ["vatt", "fit", *command[script + 1 :]]
+    return command[1:] if command[0] == "vatt" else None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_a_page_runs(page: Path, workplace: Path) -> None:
+def test_every_block_of_the_page_on_features_runs(workplace: Path) -> None:
+    page = ROOT / "docs" / "features.md"
     names: dict[str, object] = {}
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
-    assert len(blocks) > 5
+    assert len(blocks) > 15
     for language, block in blocks:
         if language == "bash":
             for line in block.replace("\\\n", " ").strip().splitlines():
-                run_command(line)
+                arguments = arguments_of(shlex.split(line, comments=True))
+                assert arguments is not None, f"the page has a command that no test runs: {line}"
+                assert main(arguments) == 0, line
         else:
-            assert language == "python", f"a block of {page.name} in {language!r} is not run"
+            assert language == "python", f"a block in {language!r} is not run"
             exec(compile(block, f"{page.name}: {block.splitlines()[0]}", "exec"), names)
 
 
+@pytest.mark.parametrize(
+    ("page", "arguments"),
+    [
+        pytest.param(page, arguments, id=f"{page} {' '.join(arguments)[:40]}")
+        for page, command in COMMANDS
+        if (arguments := arguments_of(command)) and arguments[0] == "fit"
+        if not any(file in " ".join(arguments) for file in READ_AT_ONCE)
+    ],
+)
+def test_training_commands_are_understood(
+    page: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--print_config"]) == 0
+    assert "seed_everything" in capsys.readouterr().out
+
+
+def test_the_pages_name_commands_and_scripts_that_exist(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    listed = set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    asked = [arguments_of(command) for _, command in COMMANDS]
+    assert {arguments[0] for arguments in asked if arguments} <= listed
+    for page in PAGES:
+        for script in re.findall(r"(?:scripts|\.ci)/[\w.]+\b", page.read_text(encoding="utf-8")):
+            assert (ROOT / script).is_file(), f"{page.name}: {script}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_within_a_page_lead_somewhere(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    headings = re.findall(r"^#+ (.*)$", re.sub(BLOCK, "", text), re.MULTILINE)
-    anchors = {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
-    for link in re.findall(r"\]\(#([^)]*)\)", text):
-        assert link in anchors, link
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]*)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        assert other.is_file(), target
+        assert not anchor or anchor in anchors_of(other), target
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}

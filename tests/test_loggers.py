@@ -344,7 +344,7 @@ def test_sweep_is_one_of_wandb_and_its_command_is_that_of_the_readme() -> None:
     assert sweep["command"][-1] == "${args}"
     fixed = sweep["command"][1:-1]
     assert " ".join(fixed).replace("[shards/train]", "'[shards/train]'") in " ".join(
-        (ROOT / "README.md").read_text().replace("\\\n", " ").split()
+        (ROOT / "docs" / "training.md").read_text().replace("\\\n", " ").split()
     )
     command = with_config_paths([*fixed[1:], *arguments, "--print_config"])
     printed = io.StringIO()

@@ -1,7 +1,6 @@
 """What the README says about the repository is so."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -26,13 +25,6 @@ def test_tree_names_every_file_of_both_packages() -> None:
         present = {path.name for path in (ROOT / package).glob("*.*")}
         assert set(listed[package]) == present - {"__init__.py", "py.typed"}
         assert len(listed[package]) == len(set(listed[package]))
-
-
-def test_links_and_scripts_exist() -> None:
-    named = set(re.findall(r"(?:scripts|\.ci)/[\w.]+\b", README))
-    assert {"scripts/demo.sh", "scripts/test.sh", ".ci/run"} <= named
-    for name in named:
-        assert (ROOT / name).is_file()
 
 
 def test_python_blocks_run(
@@ -63,9 +55,3 @@ def test_python_blocks_run(
 def test_table_of_models_is_what_the_doctor_prints(capsys: pytest.CaptureFixture) -> None:
     assert main(["doctor", "--model", "all"]) == 0
     assert capsys.readouterr().out in README
-
-
-def test_training_command_is_understood(capsys: pytest.CaptureFixture) -> None:
-    command = re.search(r"vatt (fit --config .*?)```", README, re.DOTALL)[1].replace("\\\n", " ")
-    assert main([*shlex.split(command), "--print_config"]) == 0
-    assert "shards/validation" in capsys.readouterr().out
