@@ -8,7 +8,7 @@ import itertools
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
@@ -49,6 +49,7 @@ class PositionedLoader:
             quicker.
         prefetch_factor: Batches that a worker prepares ahead.
         pin_memory: Hand out batches in page-locked memory.
+        announce: Told of each position when its batch is about to be made.
 
     Raises:
         UserError: a batch size that the ranks cannot share, or a negative number of workers.
@@ -68,6 +69,7 @@ class PositionedLoader:
         start_method: StartMethod = "forkserver",
         prefetch_factor: int = 2,
         pin_memory: bool = False,
+        announce: Callable[[int], object] | None = None,
     ) -> None:
         share = share_of_batch(batch_size, world_size, micro_batch_size)
         self._num_parts = None if micro_batch_size is None else share // micro_batch_size
@@ -79,7 +81,9 @@ class PositionedLoader:
         self._resumed = False
         self._stream: Iterator[Any] | None = None
         offsets = range(rank, batch_size, world_size)
-        self._batches = _GlobalBatches(order, batch_size, offsets, micro_batch_size or share)
+        self._batches = _GlobalBatches(
+            order, batch_size, offsets, micro_batch_size or share, announce
+        )
         self._loader = open_loader(
             samples,
             self._batches,
@@ -158,9 +162,15 @@ class _GlobalBatches:
     """
 
     def __init__(
-        self, order: GlobalOrder, batch_size: int, offsets: range, micro_batch_size: int
+        self,
+        order: GlobalOrder,
+        batch_size: int,
+        offsets: range,
+        micro_batch_size: int,
+        announce: Callable[[int], object] | None,
     ) -> None:
         self.start = 0
+        self._announce = announce
         self._order = order
         self._batch_size = batch_size
         places = range(0, len(offsets), micro_batch_size)
@@ -168,6 +178,8 @@ class _GlobalBatches:
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
         for start in itertools.count(self.start, self._batch_size):
+            if self._announce is not None:
+                self._announce(start)
             for part in self._parts:
                 yield [self._order.ref(start + offset) for offset in part]
 

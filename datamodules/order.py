@@ -103,6 +103,7 @@ class GlobalOrder:
             raise ValueError(f"window_shards must be at least 1, got {window_shards}")
         self.seed = seed
         self.set_sizes = [int(values.sum()) for values in sizes]
+        self._first_shard_of_set = np.cumsum([0, *(len(values) for values in sizes)])
         self._first_of_set = np.cumsum([0, *self.set_sizes])
         groups = [np.concatenate(sizes)] if weights is None else sizes
         self._streams = [
@@ -128,6 +129,36 @@ class GlobalOrder:
         turn = block * int(self._counts[set_index]) + int(turns[offset])
         epoch, sample_index = self._streams[set_index].sample(turn)
         return SampleRef(set_index, sample_index, epoch, position)
+
+    def shards_ahead(self, position: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Shards of the windows that a position is in, of every set, and of the windows after them.
+
+        Returns:
+            Twice: each shard as its set, and its number in the set.
+        """
+        now: list[tuple[int, int]] = []
+        after: list[tuple[int, int]] = []
+        for index, count in enumerate(self._counts_before(position)):
+            for places, shards in zip(
+                (now, after), self._streams[index].shards_ahead(count), strict=True
+            ):
+                places += [self._place_of_shard(index, shard) for shard in shards]
+        return now, after
+
+    def _counts_before(self, position: int) -> list[int]:
+        """How many samples each stream has given before a position."""
+        if self._counts is None:
+            return [position]
+        block, offset = divmod(position, MIX_BLOCK)
+        sets, _ = _recall(self._turns, block, self._draw_turns)
+        drawn = np.bincount(sets[:offset], minlength=len(self._counts))
+        return (block * self._counts + drawn).tolist()
+
+    def _place_of_shard(self, stream: int, shard: int) -> tuple[int, int]:
+        if self._counts is not None:
+            return stream, shard
+        set_index = int(np.searchsorted(self._first_shard_of_set, shard, side="right")) - 1
+        return set_index, shard - int(self._first_shard_of_set[set_index])
 
     def fingerprint(self) -> str:
         """Names what the order depends on besides the position: changes when the sequence would."""
@@ -177,6 +208,17 @@ class _Stream:
         window = int(np.searchsorted(first_of_window, offset, side="right")) - 1
         samples = _recall(self._windows, (epoch, window), self._draw_window)
         return epoch, int(samples[offset - int(first_of_window[window])])
+
+    def shards_ahead(self, count: int) -> tuple[list[int], list[int]]:
+        """Shards of the window in which a sample comes after `count` others, and of the next."""
+        epoch, offset = divmod(count, self._size)
+        shards, first_of_window = _recall(self._epochs, epoch, self._draw_shards)
+        after = int(np.searchsorted(first_of_window, offset, side="right"))
+        now = shards[(after - 1) * self.window_shards : after * self.window_shards]
+        if after == len(first_of_window):
+            shards, after = _recall(self._epochs, epoch + 1, self._draw_shards)[0], 0
+        next_ones = shards[after * self.window_shards : (after + 1) * self.window_shards]
+        return now.tolist(), next_ones.tolist()
 
     def _draw_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shards in the order of an epoch, and where each window of them begins."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from datamodules.cache import GIB, ClipCache, warm_up
 from datamodules.clips import Geometry
 from datamodules.loader import PositionedLoader, StartMethod, share_of_batch
 from datamodules.order import GlobalOrder
+from datamodules.prefetch import ShardPrefetch
 from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
 from datamodules.run_tokenizer import trained_tokenizer, vocabulary_hash
 from datamodules.samples import ClipSamples
@@ -19,7 +20,7 @@ from vatt.audio import log_mel_of
 from vatt.batch import Batch, MicroBatches
 from vatt.config import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
-from vatt.remote import find_tars, local_or_remote
+from vatt.remote import find_tars, is_remote, local_or_remote
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer
 from vatt.transforms import AugmentConfig
@@ -206,7 +207,17 @@ class PretrainData(StreamedData):
             batches_per_epoch=self.batches_per_epoch,
             num_workers=self._workers_for(self.train_samples.cache),
             start_method=self.start_method,
+            announce=self._prefetch(self.train_samples, self._order),
         )
+
+    def _prefetch(self, samples: ClipSamples, order: GlobalOrder) -> Callable[[int], None] | None:
+        """What downloads remote shards ahead; one process of a machine does, for all."""
+        is_first = self.trainer is None or self.trainer.local_rank == 0
+        read = samples.cache is None or not samples.cache.complete
+        safe = self.start_method != "fork"  # threads and locks do not survive it
+        if is_first and read and safe and any(map(is_remote, self.train_folders)):
+            return ShardPrefetch(samples.sets, order).reach
+        return None
 
     def val_dataloader(self) -> RetrievalLoader | list[Any]:
         """The retrieval set, every record once."""

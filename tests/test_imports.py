@@ -68,7 +68,7 @@ FLOORS = (
     | {"datamodules.run_tokenizer", "datamodules.annotations"},
     {"datamodules.loader"},
     {"datamodules.cache"},
-    {"datamodules.samples", "datamodules.retrieval"},
+    {"datamodules.samples", "datamodules.retrieval", "datamodules.prefetch"},
     {"datamodules.labelled_files"},
     {"datamodules.labelled"},
     {"datamodules.streamed"},

@@ -45,6 +45,29 @@ def test_mixed_sets_have_epochs_of_their_own_and_lose_no_sample(seed):
             assert {ref.epoch for ref in part} == {epoch}
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_shards_ahead_are_those_of_this_window_and_of_the_next(seed, weighted):
+    sizes = random_sets(seed)
+    weights = [1.0 + index for index in range(len(sizes))] if weighted else None
+    order = GlobalOrder(sizes, weights, seed=seed, window_shards=2)
+    ends = [np.cumsum(one) for one in sizes]
+    for position in (0, 7, 20, 55, 3 * MIX_BLOCK + 11):
+        now, after = order.shards_ahead(position)
+        waiting = {}  # what each set, or all together, has not yet come to
+        for offset in range(120):
+            ref = order.ref(position + offset)
+            shard = int(np.searchsorted(ends[ref.set_index], ref.sample_index, side="right"))
+            place, stream = (ref.set_index, shard), ref.set_index if weighted else 0
+            of_stream = [one for one in after if not weighted or one[0] == stream]
+            if place not in (now if stream not in waiting else of_stream):
+                if stream in waiting:
+                    break  # the window after the next
+                waiting[stream] = True
+                assert place in of_stream
+        assert (0 if weighted else order.ref(position).set_index) in {one[0] for one in now}
+
+
 @pytest.mark.parametrize("weights", [[1, 1], [3, 1], [0.7, 0.2, 0.1], [1e-9, 1], [1, 2, 4, 8]])
 def test_weights_are_met_in_every_block(weights):
     order = GlobalOrder([[7, 5]] * len(weights), weights, seed=3)

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +20,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import vatt.stores
+from datamodules.order import GlobalOrder
+from datamodules.prefetch import ShardPrefetch
+from datamodules.pretrain import PretrainData
+from vatt import Tokenizer, preset
 from vatt.check_shards import check_shards
 from vatt.cli import main
 from vatt.errors import UserError
@@ -76,6 +82,12 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def server(folder) -> Iterator[Server]:
+    with serving(folder) as running:
+        yield running
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Server]:
     with Server(folder) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
@@ -437,3 +449,81 @@ def test_check_reads_remote_shards(tiny_shards, num_workers):
 def test_command_checks_an_address(server, capsys):
     assert main(["shards", "check", server.address, "--workers", "0"]) == 1  # they are no media
     assert f"{server.address}: 6 samples in 3 shards" in capsys.readouterr().out
+
+
+def shards_asked_for(server: Server, number: int) -> set[str]:
+    """Tars that were asked for, once there are so many, or after a while."""
+    for _ in range(500):
+        asked = {path for path in server.asked if path.endswith(".tar")}
+        if len(asked) >= number:
+            break
+        time.sleep(0.02)
+    time.sleep(0.1)  # for those that should not come
+    return {path for path in server.asked if path.endswith(".tar")}
+
+
+@pytest.fixture
+def many(tmp_path) -> Iterator[tuple[ShardSet, Server]]:
+    """Twelve shards on a web server."""
+    with serving(write_shards(tmp_path / "many", 12)) as running:
+        yield ShardSet(running.address), running
+
+
+def test_shards_of_this_window_and_the_next_are_downloaded_ahead(many, cache):
+    shards, server = many
+    order = GlobalOrder([shards.shard_sizes], window_shards=3)
+    prefetch = ShardPrefetch([shards], order)
+    prefetch.reach(0)
+    expected = {f"/{shards.shards[one].name}" for part in order.shards_ahead(0) for _, one in part}
+    assert shards_asked_for(server, 6) == expected
+    last = next(p for p in range(100) if order.shards_ahead(p) != order.shards_ahead(0)) - 1
+    prefetch.reach(last)
+    assert len(shards_asked_for(server, 6)) == 6
+    prefetch.reach(last + 1)
+    assert len(shards_asked_for(server, 9)) == 9
+    for _ in range(500):
+        if len(kept(cache)) == 9:
+            break
+        time.sleep(0.02)
+    assert len(kept(cache)) == 9
+    assert {server.asked[path] for path in shards_asked_for(server, 9)} == {1}
+
+
+def test_only_what_is_read_is_downloaded_where_the_cache_cannot_hold_more(many, monkeypatch):
+    shards, server = many
+    order = GlobalOrder([shards.shard_sizes], window_shards=3)
+    now, after = ([shards.shards[one] for _, one in part] for part in order.shards_ahead(0))
+    room = sum(one.size for one in now) + sum(one.size for one in after) // 2
+    monkeypatch.setenv("VATT_CACHE_GIB", str(room / 2**30))
+    ShardPrefetch([shards], order).reach(0)
+    assert shards_asked_for(server, 3) == {f"/{one.name}" for one in now}
+
+
+def test_a_download_ahead_that_fails_is_left_to_the_reader(many):
+    shards, server = many
+    server.breaks = 10**6
+    prefetch = ShardPrefetch([shards], GlobalOrder([shards.shard_sizes], window_shards=1))
+    prefetch.reach(0)
+    asked = shards_asked_for(server, 2)
+    assert len(asked) == 2
+    server.breaks = 0
+    assert [record.key for record in shards] == [record.key for record in ShardSet(server.address)]
+
+
+def test_training_from_an_address_downloads_ahead(tiny_shards, tmp_path):
+    config = preset("tiny")
+    Tokenizer.train(["a red ring"], 50).save(tmp_path / "tokenizer.json")
+    with serving(tiny_shards / "train") as server:
+        data = PretrainData(
+            [server.address],
+            video=config.video,
+            audio=config.audio,
+            text=config.text,
+            batch_size=1,
+            num_workers=0,
+            tokenizer=str(tmp_path / "tokenizer.json"),
+        )
+        data.setup("fit")
+        assert not shards_asked_for(server, 0)
+        next(iter(data.train_dataloader()))
+        assert len(shards_asked_for(server, 3)) == 3  # the clip itself needs one
