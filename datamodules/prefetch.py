@@ -46,7 +46,8 @@ class ShardPrefetch:
         self._asked = {*now, *after}
         for shard in new:
             self._waiting.put(shard)
-        while new and len(self._threads) < NUM_THREADS:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        while self._waiting.qsize() > 0 and len(self._threads) < min(NUM_THREADS, len(new)):
             self._threads.append(threading.Thread(target=self._work, daemon=True))
             self._threads[-1].start()
 
@@ -55,6 +56,9 @@ class ShardPrefetch:
         return [shard for shard in shards if isinstance(shard, RemoteShard)]
 
     def _work(self) -> None:
-        while True:
-            with contextlib.suppress(ShardError, OSError):
-                os.close(self._waiting.get().open())
+        """Downloads until nothing waits."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                shard = self._waiting.get_nowait()
+                with contextlib.suppress(ShardError, OSError):
+                    os.close(shard.open())

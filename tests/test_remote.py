@@ -91,9 +91,11 @@ def serving(folder: Path) -> Iterator[Server]:
     with Server(folder) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+        try:
+            yield running
+        finally:
+            running.shutdown()
+            thread.join()
 
 
 def write_shards(folder: Path, num_shards: int = 3) -> Path:
