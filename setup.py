@@ -93,6 +93,7 @@ setup(
             "ruff>=0.15",
             "scikit-learn>=1.5",  # what our metrics are compared with
             "setuptools>=77",
+            "tensorboard>=2.16",
         ],
     },
     entry_points={"console_scripts": ["vatt=vatt.cli:main"]},

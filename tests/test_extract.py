@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from media_files import KINDS, make_file
+from pyarrow import parquet
 
 from vatt import VATT, FeatureExtractor, Features, Tokenizer, preset, save_model
 from vatt.cli import main
@@ -205,7 +206,6 @@ def test_several_processes_share_the_work_and_give_the_result_of_one(
 def test_a_parquet_data_set_holds_a_row_for_each_window_and_is_resumed(
     model: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
     source, out = tmp_path / "media", tmp_path / "out"
     shutil.copytree(media, source)
     shutil.copy(source / "plain.mp4", tmp_path / "late.mp4")
@@ -252,7 +252,6 @@ class Interrupted(list[Item]):
 def test_a_parquet_data_set_keeps_what_was_made_before_ctrl_c(
     model: Path, media: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("pyarrow")
     extractor = FeatureExtractor.from_pretrained(model, device="cpu")
     items = Interrupted(find_items([f"{media}/**/[0p]*.mp4"]))
     extraction = Extraction(
@@ -270,7 +269,6 @@ def test_a_parquet_data_set_keeps_what_was_made_before_ctrl_c(
 def test_a_part_is_written_when_it_is_late_even_if_it_is_small(
     tmp_path: Path, part_seconds: float, num_parts: int
 ) -> None:
-    pytest.importorskip("pyarrow")
     store = ParquetStore(tmp_path, {"video": 3}, "", part_seconds=part_seconds)
     one = torch.ones(1)
     features = Features(
