@@ -18,7 +18,7 @@ FLOORS = (
     {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
     | {"vatt.files", "vatt.machine", "vatt.png", "vatt.shard_index", "vatt.inputs"}
     | {"vatt.workers", "vatt.ranks", "vatt.storage_order", "vatt.classification_metrics"}
-    | {"vatt.hub"},
+    | {"vatt.hub", "vatt.arguments"},
     {"vatt.sources"},
     {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"}
     | {"vatt.feature_files"},
@@ -49,7 +49,7 @@ FLOORS = (
     {"vatt.embedder"},
     {"vatt.encoding"},
     {"vatt.features", "vatt.extract_inputs"},
-    {"vatt.feature_stores"},
+    {"vatt.feature_stores", "vatt.feature_media"},
     {"vatt.extract"},
     {"vatt.extract_ranks"},
     {"vatt.evaluate"},
@@ -60,6 +60,11 @@ FLOORS = (
     {"vatt.zero_shot_classification"},
     {"vatt.report_media"},
     {"vatt.report_clips", "vatt.media_table"},
+    {"vatt.feature_folders", "vatt.search_exact", "vatt.search_files", "vatt.search_query"},
+    {"vatt.search_approximate"},
+    {"vatt.search_build"},
+    {"vatt.search"},
+    {"vatt.search_page"},
     {"vatt.report_sections"},
     {"vatt.report"},
     {"vatt.demo_report"},
@@ -87,7 +92,7 @@ FLOORS = (
     {"vatt.training_cli"},
     {"vatt.demo"},
     {"vatt.results"},
-    {"vatt.commands", "vatt.doctor", "vatt.evaluate_commands"},
+    {"vatt.commands", "vatt.doctor", "vatt.evaluate_commands"} | {"vatt.feature_commands"},
     {"vatt.cli"},
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from vatt.media import Clip, MediaError, probe, read_clip, read_frames, read_waveform
     from vatt.model import VATT, VATTOutput
     from vatt.presets import as_classifier, preset
+    from vatt.search import Hit, Index
+    from vatt.search_build import IndexOptions
     from vatt.shards import ShardSet, ShardWriter
     from vatt.text import Tokenizer
 
@@ -40,6 +42,9 @@ _MODULE_OF = {
     "FeatureExtractor": "features",
     "Features": "feature_files",
     "HeadConfig": "config",
+    "Hit": "search",
+    "Index": "search",
+    "IndexOptions": "search_build",
     "LossConfig": "losses",
     "MediaError": "media",
     "ShardSet": "shards",
@@ -72,6 +77,9 @@ __all__ = [
     "FeatureExtractor",
     "Features",
     "HeadConfig",
+    "Hit",
+    "Index",
+    "IndexOptions",
     "LossConfig",
     "MediaError",
     "ShardSet",

@@ -25,7 +25,9 @@ COMMANDS = {
     ),
     "shards": ("vatt.commands", "shards", "build: media folder → tar shards; check: decode all"),
     "tokenizer": ("vatt.commands", "tokenizer", "captions of shards, or a vocabulary → tokenizer"),
-    "extract": ("vatt.commands", "extract", "vectors of many media, window by window"),
+    "extract": ("vatt.feature_commands", "extract", "vectors of many media, window by window"),
+    "index": ("vatt.feature_commands", "index", "these vectors → an index to search in"),
+    "search": ("vatt.feature_commands", "search", "find segments by words, a sound or a video"),
     "convert": ("vatt.commands", "convert", "official TensorFlow checkpoint → model folder"),
     "doctor": ("vatt.doctor", "doctor", "what is missing; --model NAME: what a model costs"),
 }

@@ -1,13 +1,13 @@
-"""The commands that do not train: one short function each, given its arguments."""
+"""Commands around data and models: one short function each, given its arguments."""
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vatt.arguments import not_negative, positive
 from vatt.errors import UserError
 from vatt.machine import num_cores
 
@@ -32,21 +32,21 @@ def shards(argv: Sequence[str]) -> int:
         nargs="?",
         help="folder to make; for a folder of tars: where the indexes go if not beside them",
     )
-    build.add_argument("--samples-per-shard", type=_positive, help="default 500")
+    build.add_argument("--samples-per-shard", type=positive, help="default 500")
     build.add_argument(
         "--captions",
         type=Path,
         help="caption file that lies elsewhere; or HowTo100M's, JSON or folder",
     )
     build.add_argument("--check-media", action="store_true", help="leave out what does not open")
-    build.add_argument("--workers", type=_not_negative, default=num_cores(), help="processes")
+    build.add_argument("--workers", type=not_negative, default=num_cores(), help="processes")
     _add_reencoding(build)
     check = actions.add_parser("check", help="decode every sample, list the faults")
     check.add_argument("folder", type=str, help="path, or s3://, gs://, hf://, https:// address")
-    check.add_argument("--workers", type=_not_negative, default=num_cores())
+    check.add_argument("--workers", type=not_negative, default=num_cores())
     check.add_argument(
         "--time-limit",
-        type=_positive,
+        type=positive,
         default=60,
         help="seconds without a decoded packet after which a sample counts as hanging",
     )
@@ -92,7 +92,7 @@ def tokenizer(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--kind", choices=("word", "bpe"), help="ids of words (default), or of pieces of words"
     )
-    parser.add_argument("--vocab-size", type=_positive, help=f"most ids, default {2**16:,}")
+    parser.add_argument("--vocab-size", type=positive, help=f"most ids, default {2**16:,}")
     parser.add_argument(
         "--vocabulary",
         type=Path,
@@ -156,98 +156,6 @@ def convert(argv: Sequence[str]) -> int:
     if arguments.vocabulary is None and "text" in read_config(arguments.out).modalities:
         print("no tokenizer.json: give the list of words that its ids stand for by --vocabulary")
     return 0
-
-
-def extract(argv: Sequence[str]) -> int:
-    """`vatt extract SRC… -o OUT --model MODEL`; 1 for failures under --strict."""
-    arguments = _extract_parser().parse_args(argv)
-    from vatt.extract import ExtractOptions
-    from vatt.extract_ranks import FAILURES
-    from vatt.extract_ranks import extract as extract_features
-
-    workers = arguments.workers
-    if workers is None:  # the others compute; under torchrun several share the machine
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = max(1, (num_cores() - 1) // local)
-    options = ExtractOptions(
-        window_seconds=arguments.window_seconds,
-        hop_seconds=arguments.hop_seconds,
-        modalities=arguments.modalities and tuple(arguments.modalities),
-        space=None if arguments.space == "none" else arguments.space,
-        return_tokens=arguments.tokens,
-        batch_size=arguments.batch_size,
-        num_workers=workers,
-        file_format=arguments.format,
-    )
-    report = extract_features(
-        arguments.sources,
-        arguments.out,
-        arguments.model,
-        options,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        show_progress=sys.stderr.isatty(),
-    )
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{arguments.out}: {report}")
-        if report.failures:
-            print(f"{arguments.out / FAILURES} has the reasons of all that failed")
-    return int(arguments.strict and bool(report.failures))
-
-
-def _extract_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vatt extract",
-        description="Vectors of windows of many media, with their times. A second run makes only "
-        "what is missing, has changed, or was made with other settings or another model.",
-        epilog="`torchrun --nproc-per-node 8 --no-python vatt extract …` shares the work.",
-    )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="SRC",
-        help="folder of media or shards, media file, 'pattern/**/*.mp4', list.txt of paths, URL",
-    )
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument(
-        "--model", required=True, help="model folder, .ckpt, or org/name of the Hugging Face Hub"
-    )
-    parser.add_argument(
-        "--window-seconds", type=float, metavar="SECONDS", help="default: as in training"
-    )
-    parser.add_argument(
-        "--hop-seconds", type=float, metavar="SECONDS", help="default: one after the other"
-    )
-    parser.add_argument("--modalities", nargs="+", choices=("video", "audio"))
-    parser.add_argument(
-        "--space",
-        choices=("all", "va", "vt", "joint", "none"),
-        default="all",
-        help="which common space; none: features of the backbone",
-    )
-    parser.add_argument("--tokens", action="store_true", help="of every token; --space none")
-    parser.add_argument("--format", choices=("npz", "safetensors", "parquet"), default="npz")
-    parser.add_argument("--batch-size", type=_positive, default=8, help="windows at a time")
-    parser.add_argument("--workers", type=_not_negative, help="processes that read media")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 if anything failed")
-    return parser
-
-
-def _positive(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _not_negative(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, got {value}")
-    return value
 
 
 def _trained_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":

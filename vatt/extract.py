@@ -23,6 +23,7 @@ from vatt.embedder import Form, Space
 from vatt.encoding import WindowTable
 from vatt.errors import UserError
 from vatt.extract_inputs import Item
+from vatt.feature_media import describe_media
 from vatt.feature_stores import FileStore, ParquetStore
 from vatt.features import FeatureExtractor, media_modalities
 from vatt.machine import num_cores
@@ -162,13 +163,16 @@ class Extraction:
         extractor: What encodes.
         out: Folder for the results; made if missing.
         options: What is extracted.
+        model: Where the model lies, which the results are to say.
 
     Raises:
         ValueError: options that do not fit the model.
         UserError: options that do not fit each other, or the folder.
     """
 
-    def __init__(self, extractor: FeatureExtractor, out: Path, options: ExtractOptions) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, out: Path, options: ExtractOptions, model: str = ""
+    ) -> None:
         self._embedder = extractor.embedder
         modalities = options.modalities or tuple(media_modalities(extractor.model))
         self._forms = self._embedder.forms(
@@ -177,7 +181,7 @@ class Extraction:
         self._plan = plan_windows(
             extractor.model.config, modalities, options.window_seconds, options.hop_seconds
         )
-        self._options, self._out = options, out
+        self._options, self._out, self._model = options, out, model
         self._store = self._choose_store()
         self._parts: deque[Part] = deque()  # of files that are begun
         self._given: deque[Part] = deque()  # those that are being read
@@ -284,7 +288,8 @@ class Extraction:
         self.report.num_windows += len(clips)
         self._tables[name] = (table, missing - len(clips))
         if missing == len(clips):
-            self._store.write(name, part.stamp, table.features({}))
+            origin = describe_media(part.media) | {"model": self._model}
+            self._store.write(name, part.stamp, table.features(origin))
             del self._tables[name]
             self.report.num_made += 1
             self._bar.update()

@@ -55,7 +55,7 @@ def extract(
     items = find_items(sources)
     with _process_group(), contextlib.ExitStack() as until_the_end:
         extractor = FeatureExtractor.from_pretrained(model, device=_own(device), dtype=dtype)
-        extraction = Extraction(extractor, out, options)
+        extraction = Extraction(extractor, out, options, _place_of(model))
         if rank() == 0:
             until_the_end.enter_context(only_run_in(out))
             extraction.prepare(items)
@@ -136,6 +136,12 @@ def _gathered(own: Any) -> list[Any]:
     if world_size() > 1:
         dist.all_gather_object(everyone, own)
     return everyone
+
+
+def _place_of(model: str) -> str:
+    """Where to find a model again, wherever one is then; names of the Hub stay as they are."""
+    path = Path(model)
+    return str(path.absolute()) if path.exists() else model
 
 
 def _own(device: str) -> str:

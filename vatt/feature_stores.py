@@ -58,8 +58,8 @@ class FileStore:
         """Keeps the features of an input."""
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"source": name, "stamp": stamp, "settings": self._settings}
-        Features(**(vars(features) | {"metadata": metadata})).save(path)
+        own = {"source": name, "stamp": stamp, "settings": self._settings}
+        Features(**(vars(features) | {"metadata": {**features.metadata, **own}})).save(path)
 
     def close(self) -> None:
         """Everything is written already."""
@@ -137,7 +137,10 @@ class ParquetStore:
         stamps = {name: self._waiting[name][0] for name in names}
         pyarrow, parquet = load_pyarrow(), load_pyarrow("parquet")
         tables = [self._table(pyarrow, name, self._waiting[name][1]) for name in names]
-        text = json.dumps({"settings": self._settings, "stamps": stamps}, sort_keys=True)
+        origins = {name: dict(self._waiting[name][1].metadata) for name in names}
+        text = json.dumps(
+            {"settings": self._settings, "stamps": stamps, "origins": origins}, sort_keys=True
+        )
         table = pyarrow.concat_tables(tables).replace_schema_metadata({METADATA: text.encode()})
         buffer = io.BytesIO()
         parquet.write_table(table, buffer)

@@ -1,0 +1,106 @@
+"""The rows of a matrix that are nearest to a vector, found by looking at all of them.
+
+The products are first taken in float32, whose rounding depends on how rows are grouped; all rows
+that could be among the best are then scored again in float64, each by itself. So scores, order and
+ties are the same for any size of chunk, any number of threads, and for a plain loop.
+"""
+
+import mmap
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK_ROWS = 16_384  # 16 MiB of 256 floats: fewer are slower, more are not faster
+Rows = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+
+def exact_scores(matrix: NDArray[np.float32], rows: Rows, query: NDArray[np.float32]) -> Scores:
+    """Products of some rows with a vector.
+
+    Args:
+        matrix: float32 `[N, D]`, may be memory-mapped.
+        rows: int64 `[n]`.
+        query: float32 `[D]`.
+
+    Returns:
+        float64 `[n]`; of a row always the same, whatever the other rows are.
+    """
+    scores = np.empty(len(rows), dtype=np.float64)
+    wide = query.astype(np.float64)
+    for start in range(0, len(rows), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        # summed row by row: a matrix product would group rows, and round by their number
+        scores[part] = (matrix[rows[part]].astype(np.float64) * wide).sum(axis=1)
+    return scores
+
+
+def best_of(scores: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:
+    """The highest scores first; of equal ones the lower row."""
+    order = np.lexsort((rows, -scores))[:k]
+    return scores[order], rows[order]
+
+
+def nearest_rows(
+    matrix: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    k: int,
+    chunk_rows: int = CHUNK_ROWS,
+) -> list[tuple[Scores, Rows]]:
+    """The rows with the highest product with each query, in memory that does not grow with N.
+
+    Args:
+        matrix: float32 `[N, D]` of unit length, may be memory-mapped.
+        queries: float32 `[Q, D]` of unit length.
+        k: How many; all where there are fewer.
+        chunk_rows: Rows looked at at a time; of no influence on the result.
+
+    Returns:
+        For each query float64 scores, the highest first, and int64 rows; ties by row.
+    """
+    nothing = (np.empty(0), np.empty(0, dtype=np.int64))
+    best: list[tuple[Scores, Rows]] = [nothing for _ in queries]
+    # |error| of a float32 product of D terms of unit vectors is at most D · 2⁻²⁴; twice that here
+    error = matrix.shape[1] * 2.0**-23
+    for start in range(0, len(matrix), chunk_rows):
+        chunk = np.asarray(matrix[start : start + chunk_rows])
+        rough = chunk @ queries.T
+        for number, query in enumerate(queries):
+            candidates = _candidates(rough[:, number], best[number][0], k, 2 * error)
+            scores = exact_scores(chunk, candidates, query)
+            kept, rows = best[number]
+            best[number] = best_of(
+                np.concatenate([kept, scores]), np.concatenate([rows, candidates + start]), k
+            )
+        release(matrix)
+    return best
+
+
+def _candidates(rough: NDArray[np.float32], kept: Scores, k: int, margin: float) -> Rows:
+    """Rows of a chunk that can be among the best `k` of all."""
+    least = kept[k - 1] if len(kept) >= k else -np.inf
+    if len(rough) > k:
+        least = max(least, float(np.partition(rough, len(rough) - k)[len(rough) - k]))
+    return np.flatnonzero(rough >= least - margin)
+
+
+def release(array: NDArray[np.float32]) -> None:
+    """Gives the pages of a memory-mapped array back; they stay in the system's cache."""
+    if isinstance(array, np.memmap):
+        # numpy has no name for it that is public
+        mapped: mmap.mmap | None = getattr(array, "_mmap", None)
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows with unit length, float32; rows of zeros stay, and NaN too."""
+    norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(norms > 0, vectors / norms, vectors).astype(np.float32)
+
+
+def spread(count: int, total: int) -> Rows:
+    """So many numbers below `total`, drawn without replacement, always the same ones, sorted."""
+    drawn = np.random.default_rng(0).choice(total, size=min(count, total), replace=False)
+    return np.sort(drawn).astype(np.int64)
