@@ -156,7 +156,7 @@ class Window:
 
 
 class SearchFiles:
-    """The data of an index, memory-mapped.
+    """The data of an index, memory-mapped; who has it open goes on with it when it is replaced.
 
     Args:
         path: Folder of the index.
@@ -170,14 +170,17 @@ class SearchFiles:
         self.said = read_json(path)
         self._data = path / self.said["data"]
         self.arrays: Mapping[str, Mapping[str, Any]] = self.said["arrays"]
+        self._matrices = {name: self._map(f"{name}.npy") for name in self.arrays}
+        self._places = {name: self._map(f"{name}.windows.npy") for name in self.arrays}
         self._windows = self._map("windows.npy")
+        self._lines: NDArray[np.uint8] = self._map("sources.jsonl")
         self._source_ends = self._map("sources.npy")
         self.num_sources = len(self._source_ends)
         self.num_windows = len(self._windows)
 
     def matrix(self, name: str) -> NDArray[np.float32]:
         """Vectors of an array, float32 `[rows, D]` of unit length."""
-        return self._map(f"{name}.npy")
+        return self._matrices[name]
 
     def faiss_path(self, name: str) -> Path:
         """Where an approximate index of an array is."""
@@ -185,26 +188,24 @@ class SearchFiles:
 
     def windows(self, name: str, rows: NDArray[np.int64]) -> list[Window]:
         """The places of some rows of an array."""
-        numbers = self._map(f"{name}.windows.npy")[rows]
+        numbers = self._places[name][rows]
         return [Window(*values) for values in self._windows[numbers].tolist()]
 
     def source(self, number: int) -> dict[str, str]:
         """Name of an input (`source`), and where its media lie."""
         start = int(self._source_ends[number - 1]) if number else 0
-        with (self._data / "sources.jsonl").open("rb") as file:
-            file.seek(start)
-            described: dict[str, str] = json.loads(
-                file.read(int(self._source_ends[number]) - start)
-            )
+        line = self._lines[start : int(self._source_ends[number])]
+        described: dict[str, str] = json.loads(line.tobytes())
         return described
 
     def _map(self, name: str) -> NDArray[Any]:
         path = self._data / name
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if path.suffix == ".npy":
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+            return np.memmap(path, mode="r")
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is missing or damaged: {MAKE}", 2) from error
-        return array
 
 
 def read_json(path: Path) -> dict[str, Any]:

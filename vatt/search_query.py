@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vatt.text import Tokenizer
 
 Modality = Literal["video", "audio", "text"]
+DRAWN_TEXT = ("ansi", "bintext", "xbin", "idf")  # FFmpeg draws text files as on a terminal
 WEB = ("http://", "https://")
 # What a query is compared with first: pictures, since sound is their index's rarer half.
 SEARCHED: tuple[Modality, ...] = ("video", "audio")
@@ -107,6 +108,8 @@ def read_query(
         info = probe(text)
     except MediaError as error:
         raise UserError(f"the query {error} (--text: search for these words)", 2) from error
+    if info.video_codec in DRAWN_TEXT:
+        raise UserError(f"{text} is a text file, no media (--text: search for these words)", 2)
     has = {"video": info.has_video, "audio": info.has_audio}
     if modality is not None and not has[modality]:
         raise UserError(f"{text} has no {modality}: leave --query-modality out", 2)
