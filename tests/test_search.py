@@ -426,8 +426,8 @@ def test_a_browser_plays_the_page(built: Path, tmp_path: Path) -> None:
     # the page allows no scripts; for this test it does
     watch = (
         "<script>addEventListener('load', () => setTimeout(() => { document.title = "
-        "[...document.querySelectorAll('video')].map((v) => `${v.readyState} ${v.error}`); }, 3000))"
-        "</script>"
+        "[...document.querySelectorAll('video')].map((v) => `${v.readyState} ${v.error}`); "
+        "}, 3000))</script>"
     )
     text = re.sub(r"<meta http-equiv=[^>]*>", "", page.read_text())
     page.write_text(text.replace("</html>", f"{watch}</html>"))

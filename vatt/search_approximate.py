@@ -50,7 +50,8 @@ def load_faiss() -> ModuleType:
 def num_centres(rows: int) -> int:
     """Groups for so many rows: about 4 √rows, a power of two, each with enough to train from."""
     wanted = 2 ** round(math.log2(4 * math.sqrt(rows)))
-    return max(1, min(wanted, 2 ** int(math.log2(max(1, rows // ROWS_A_CENTRE)))))
+    most = max(1, (rows - NUM_QUERIES) // ROWS_A_CENTRE)  # without those that are held out
+    return min(wanted, 2 ** int(math.log2(most)))
 
 
 def build_approximate(matrix: NDArray[np.float32], path: Path) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def build_approximate(matrix: NDArray[np.float32], path: Path) -> dict[str, Any]
     held_out = spread(NUM_QUERIES, rows)
     sample = np.setdiff1d(spread(centres * ROWS_A_CENTRE + NUM_QUERIES, rows), held_out)
     index.train(np.ascontiguousarray(matrix[sample if len(sample) >= centres else slice(None)]))
+    release(matrix)
     for start in range(0, rows, CHUNK_ROWS):
         index.add(np.ascontiguousarray(matrix[start : start + CHUNK_ROWS]))
         release(matrix)

@@ -1,7 +1,6 @@
 """The page of a search: one file, in which the segments that were found play."""
 
 import io
-import math
 import tempfile
 import wave
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from vatt.sources import MediaError
 SHORT_SIDE = 240  # pixels of a player, or fewer
 MOST_RATE = 25.0  # frames/s
 MOST_FRAMES = 250  # 10 s of these; longer segments play with fewer a second
+LEAST_SECONDS = 0.1  # of a still image
 MOST_SECONDS = 60.0  # of a segment; more is cut
 SAMPLE_RATE = 32_000  # Hz
 MEDIA_BUDGET_BYTES = 30_000_000  # of all players; base64 makes 4 bytes of 3
@@ -35,7 +35,7 @@ ol{list-style:none;padding:0;margin:1.5rem 0;display:grid;gap:1rem;
 grid-template-columns:repeat(auto-fill,minmax(17rem,1fr))}
 li,.asked{border:1px solid var(--line);border-radius:.5rem;padding:.6rem;background:var(--soft)}
 .asked{max-width:22rem;margin-top:1rem}video,img,audio{width:100%;display:block}
-video{aspect-ratio:4/3;background:#000;border-radius:.3rem}img{background:#101418}
+video{aspect-ratio:4/3;background:#000;border-radius:.3rem}img{height:7rem;image-rendering:pixelated}
 li{min-width:0;overflow-wrap:anywhere}.name{font-weight:600}.score{float:right;font-variant-numeric:tabular-nums}
 """
 
@@ -127,8 +127,8 @@ def draw_player(segment: Segment) -> str:
     """
     info = probe(segment.source)
     start = segment.start_seconds
-    seconds = min(segment.end_seconds, info.duration_seconds or math.inf) - start
-    seconds = max(0.1, min(seconds, MOST_SECONDS))
+    seconds = min(segment.end_seconds, info.duration_seconds) - start
+    seconds = max(LEAST_SECONDS, min(seconds, MOST_SECONDS))
     waveform = _read_sound(segment.source, start, seconds) if info.has_audio else None
     if info.has_video:
         rate = min(info.frame_rate or MOST_RATE, MOST_RATE, MOST_FRAMES / seconds)
