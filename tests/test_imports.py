@@ -22,7 +22,7 @@ FLOORS = (
     {"vatt.sources"},
     {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"}
     | {"vatt.feature_files"},
-    {"vatt.presets", "vatt.audio"},
+    {"vatt.presets", "vatt.audio", "vatt.preprocess_constants"},
     {"vatt.official"},
     {"vatt.official_names"},
     {"vatt.official_shapes"},
@@ -84,15 +84,19 @@ FLOORS = (
     {"datamodules"},
     # training and commands
     {"vatt.config_files", "vatt.loggers", "vatt.progress", "vatt.environment"},
-    {"vatt.run_checkpoint", "vatt.media_log"},
+    {"vatt.run_checkpoint", "vatt.media_log", "vatt.results"},
+    {"vatt.training_facts"},
+    {"vatt.model_card_sections"},
+    {"vatt.model_card", "vatt.export_towers"},
+    {"vatt.export"},
     {"vatt.callbacks"},
     {"vatt.sharding"},
     {"vatt.training_module"},
     {"vatt.pretrain", "vatt.finetune", "vatt.run_folder", "vatt.retrieval_callback"},
     {"vatt.training_cli"},
     {"vatt.demo"},
-    {"vatt.results"},
-    {"vatt.commands", "vatt.doctor", "vatt.evaluate_commands"} | {"vatt.feature_commands"},
+    {"vatt.commands", "vatt.doctor", "vatt.evaluate_commands"}
+    | {"vatt.feature_commands", "vatt.export_commands"},
     {"vatt.cli"},
 )
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
         VATTConfig,
         VideoConfig,
     )
+    from vatt.export import export_model
     from vatt.feature_files import Features
     from vatt.features import FeatureExtractor
     from vatt.losses import ContrastiveLoss, LossConfig
@@ -57,6 +58,7 @@ _MODULE_OF = {
     "VATTOutput": "model",
     "VideoConfig": "config",
     "as_classifier": "presets",
+    "export_model": "export",
     "load_model": "checkpoint",
     "preset": "presets",
     "probe": "media",
@@ -91,6 +93,7 @@ __all__ = [
     "VATTOutput",
     "VideoConfig",
     "as_classifier",
+    "export_model",
     "load_model",
     "preset",
     "probe",

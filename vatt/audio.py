@@ -314,9 +314,14 @@ def _spectrogram(
             hop_length=hop_samples,
             power=1.0,
             center=False,
-            window_fn=torch.hann_window,  # periodic
+            window_fn=_periodic_hann,
         )
         return spectrogram.to(device)
+
+
+def _periodic_hann(num_samples: int) -> Tensor:
+    """As torch makes it, without the further sample of memory in which it does that."""
+    return torch.hann_window(num_samples).clone()
 
 
 @cache

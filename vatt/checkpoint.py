@@ -18,6 +18,7 @@ from vatt.config import MODALITIES, VATTConfig
 from vatt.files import write_atomically
 from vatt.model import VATT
 from vatt.optim import HEAD_PREFIXES
+from vatt.preprocess_constants import PREPROCESS, preprocess_constants, preprocess_json
 from vatt.text import Tokenizer
 from vatt.tokens import interpolation_matrix
 
@@ -39,7 +40,8 @@ def save_model(
     Args:
         model: What to save.
         folder: Made if missing; files in it are replaced one by one, atomically.
-        tokenizer: Goes along as `tokenizer.json`.
+        tokenizer: Goes along as `tokenizer.json`. What else is to be known before the network
+            stands in `preprocess.json`, for those who run it without vatt.
 
     Raises:
         OSError: a file cannot be written, for example for want of space; names it.
@@ -55,6 +57,9 @@ def save_model(
     write_atomically(out / "config.json", config.encode())
     if tokenizer is not None:
         tokenizer.save(out / "tokenizer.json")
+    has_tokenizer = (out / "tokenizer.json").exists()
+    constants = preprocess_constants(model.config, has_tokenizer=has_tokenizer)
+    write_atomically(out / PREPROCESS, preprocess_json(constants))
 
 
 def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathLike[str]) -> None:
@@ -255,12 +260,32 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
+def read_steps(checkpoint: str | os.PathLike[str]) -> int | None:
+    """How many optimiser steps a checkpoint has seen, without its weights; None: it does not say.
+
+    Raises:
+        ValueError: it is none.
+    """
+    steps = _open_checkpoint(Path(checkpoint), mmap=True).get("global_step")
+    return steps if isinstance(steps, int) else None
+
+
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    checkpoint = _open_checkpoint(path)
+    weights = {
+        name.removeprefix(NETWORK_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(NETWORK_PREFIX)
+    }
+    return checkpoint[CONFIG_KEY], weights
+
+
+def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     import pickle
 
     remedy = "give a .ckpt that `vatt fit` wrote, or a model folder"
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     # what the restricted unpickler says of files that are no pickles, or hold more than tensors
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         reason = f"{path} is not a checkpoint that can be read without running code from it"
@@ -272,12 +297,7 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     )
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"{path} is not a checkpoint of vatt, without {CONFIG_KEY!r}: {remedy}")
-    weights = {
-        name.removeprefix(NETWORK_PREFIX): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(NETWORK_PREFIX)
-    }
-    return checkpoint[CONFIG_KEY], weights
+    return dict(checkpoint)
 
 
 def check_same(

@@ -28,6 +28,7 @@ COMMANDS = {
     "extract": ("vatt.feature_commands", "extract", "vectors of many media, window by window"),
     "index": ("vatt.feature_commands", "index", "these vectors → an index to search in"),
     "search": ("vatt.feature_commands", "search", "find segments by words, a sound or a video"),
+    "export": ("vatt.export_commands", "export", "model → ONNX, torch.export, model card"),
     "convert": ("vatt.commands", "convert", "official TensorFlow checkpoint → model folder"),
     "doctor": ("vatt.doctor", "doctor", "what is missing; --model NAME: what a model costs"),
 }

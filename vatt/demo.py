@@ -41,6 +41,7 @@ from vatt.evaluate import (
 )
 from vatt.files import write_atomically
 from vatt.model import VATT
+from vatt.model_card import read_card, write_model_card
 from vatt.optim import ScheduleConfig
 from vatt.report import write_report
 from vatt.shards import ShardSet
@@ -176,6 +177,8 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     with stages.stage("evaluate", "retrieval among combinations never seen in training"):
         model = load_model(checkpoint)
         save_model(model, options.out / "model", tokenizer)
+        card = read_card(model, run=options.out / "run")
+        write_model_card(options.out / "model", model, card, name="VATT demo")
         validation = read_validation_set(validation_shards, model, tokenizer)
         table = embed(model, validation.batches)
         metrics = measure(table, validation, options)

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vatt.heads import FACHead, JointHead
+from vatt.heads import all_spaces
 from vatt.media import Clip
 from vatt.model import VATT, place_rows
+from vatt.preprocess_constants import Space as Space
+from vatt.preprocess_constants import spaces_of
 
-Space = Literal["va", "vt", "joint"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,14 +55,7 @@ class Embedder:
 
         Sound gets into the video-text space by the video head's last step.
         """
-        head, has = self.model.head, self.model.config.modalities
-        if modality not in has or head is None:
-            return ()
-        if isinstance(head, JointHead):
-            return ("joint",)
-        if modality == "text":
-            return ("vt",)
-        return ("va", "vt") if "text" in has else ("va",)
+        return spaces_of(self.model.config, modality)
 
     def check(self, modality: str, space: Space | None) -> None:
         """Refuses what the model does not have.
@@ -189,15 +183,11 @@ class Embedder:
             for form in forms
         ]
 
-    def _spaces_of(self, modality: str, features: Tensor) -> dict[Space | None, Tensor]:
+    def _spaces_of(self, modality: str, features: Tensor) -> dict[str | None, Tensor]:
         """Features in every space of their modality, and as they are."""
-        made: dict[Space | None, Tensor] = {None: features}
-        head = self.model.head
-        if head is None:
-            return made
-        made |= {space: value.float() for space, value in head(modality, features).items()}
-        if modality == "audio" and isinstance(head, FACHead) and head.va_vt is not None:
-            made["vt"] = head.va_to_vt(made["va"]).float()
+        made: dict[str | None, Tensor] = {None: features}
+        if self.model.head is not None:
+            made.update(all_spaces(self.model.head, modality, features).items())
         return made
 
     def embed_clips(

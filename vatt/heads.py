@@ -163,6 +163,25 @@ class JointHead(nn.Module):
         return {"joint": self.joint[modality](F.relu(features))}
 
 
+def all_spaces(head: FACHead | JointHead, modality: str, features: Tensor) -> dict[str, Tensor]:
+    """Features of one modality in every space that it can be put into.
+
+    Sound gets into the video-text space by the video head's last step.
+
+    Args:
+        head: Of the model.
+        modality: `video`, `audio` or `text`.
+        features: float `[rows, D]`.
+
+    Returns:
+        float32 `[rows, d_space]` by space, not normalised.
+    """
+    made = head(modality, features)
+    if modality == "audio" and isinstance(head, FACHead) and head.va_vt is not None:
+        made["vt"] = head.va_to_vt(made["va"])
+    return {space: at_least_float32(value) for space, value in made.items()}
+
+
 class Classifier(nn.Module):
     """Dropout and Dense on pooled features.
 

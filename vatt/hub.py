@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")  # nothing else is fetched
+# nothing else is fetched; README.md for what its head says of licence and training
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
 
 
 def model_path(source: str | os.PathLike[str], revision: str | None = None) -> Path:

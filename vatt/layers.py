@@ -231,6 +231,8 @@ class Encoder(nn.Module):
         if token_mask_BL is not None:
             blocked = torch.zeros_like(token_mask_BL, dtype=x_BLD.dtype)
             bias = blocked.masked_fill(~token_mask_BL, -torch.inf)[:, None, None, :]
+            if torch.compiler.is_exporting():  # onnxruntime's Attention wants a row a query
+                bias = bias.expand(-1, -1, x_BLD.shape[1], -1)
         if self.relative_bias is not None:
             buckets_LL = relative_position_buckets(
                 x_BLD.shape[1],

@@ -287,15 +287,17 @@ class WordTokens(nn.Module):
         """Ids int64 `[B, J]` → tokens float `[B, 1 + J, D]` and their mask.
 
         Captions are cut to the longest of them, so `J` may shrink. The mask, bool `[B, 1 + J]`, is
-        None where nothing is padded.
+        None where nothing is padded. (In an exported graph nothing is cut and all is masked.)
 
         Raises:
             ValueError: wrong rank or dtype, more words than the model has positions, or an id
                 outside the vocabulary.
         """
         expect_text(ids_BJ, self.max_words, self.embedding.num_embeddings)
-        used = (ids_BJ != 0).any(dim=0).nonzero()
-        ids_BJ = ids_BJ[:, : int(used[-1]) + 1 if len(used) else 1]
+        exports = torch.compiler.is_exporting()  # a graph cannot look at values: it always masks
+        if not exports:
+            used = (ids_BJ != 0).any(dim=0).nonzero()
+            ids_BJ = ids_BJ[:, : int(used[-1]) + 1 if len(used) else 1]
         words = self.embedding(ids_BJ)
         if self.positions is None:
             tokens = self.input_dropout(F.gelu(self.pre_projection(prepend_agg(self.agg, words))))
@@ -303,7 +305,7 @@ class WordTokens(nn.Module):
             words = F.gelu(self.pre_projection(words)) + self.positions()[: ids_BJ.shape[1]]
             tokens = prepend_agg(self.agg, self.input_dropout(words))
         mask = F.pad(ids_BJ != 0, (1, 0), value=True)
-        return tokens, None if bool(mask.all()) else mask
+        return tokens, None if not exports and bool(mask.all()) else mask
 
 
 class LinearText(nn.Module):
