@@ -44,11 +44,17 @@ def test_python_blocks_run(
     assert names["cosines"].shape == (2, 2)
     assert names["sound"].shape == (1, 24)
     assert (tmp_path / "kitchen.npz").is_file()
+    command = re.search(r"vatt (export runs/demo/model exported)", README)[1]
+    chosen = ["--formats", "onnx", "--modalities", "video", "text"]  # what the block below takes
+    assert main([*command.split(), *chosen]) == 0
     exec(blocks[1], names)
     assert names["video"].shape == names["audio"].shape == (1, 32)
     for block in blocks[2:]:
         exec(block, names)
     assert names["output"].embeddings["video_vt"].shape == (2, 12)
+    scores = names["fx"].extract("kitchen.mp4", space="vt", modalities=["video"])["video_vt"][:1]
+    ours = names["fx"].encode_text("a red ring spins") @ scores.T
+    assert names["cosine"] == pytest.approx(ours.numpy(), abs=1e-4)
     assert names["logits"].shape == (2, 400)
     assert names["features"].shape == (1, 32)
 
