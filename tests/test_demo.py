@@ -51,6 +51,11 @@ def test_the_model_of_the_demo_is_a_folder_that_loads(out: Path) -> None:
     tokenizer = Tokenizer.load(out / "model" / "tokenizer.json")
     ids = tokenizer.encode(["a red ball is growing"], model.config.text.max_words)
     assert model.embed_text(ids)["vt"].shape == (1, model.config.head.d_vt)
+    assert json.loads((out / "model" / "preprocess.json").read_text())["video"]["num_frames"]
+    card = (out / "model" / "README.md").read_text()
+    steps = json.loads((out / "metrics.json").read_text())["training"]["steps"]
+    assert f"| steps | {steps:.0f} |" in card
+    assert "| data | `shards/train` (" in card
 
 
 def test_a_second_demo_makes_nothing_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
