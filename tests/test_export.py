@@ -1,7 +1,10 @@
 """Towers outside vatt: exported files give what the model gives, or are not written."""
 
 import json
+import logging
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +20,7 @@ from torch import Tensor
 from vatt.checkpoint import load_model, save_model
 from vatt.cli import main
 from vatt.config import AudioConfig, HeadConfig, SpectrogramConfig, VATTConfig
-from vatt.export import TOLERANCE, export_model
+from vatt.export import TOLERANCE, Format, export_model
 from vatt.export_towers import Tower, random_input
 from vatt.features import FeatureExtractor
 from vatt.model import VATT
@@ -221,9 +224,13 @@ def test_an_export_that_is_too_far_from_the_model_leaves_nothing(
 
 
 def test_the_command_prints_differences_and_sizes_and_nothing_of_the_exporter(
-    source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    source: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert main(["export", str(source), str(tmp_path / "out"), "--modalities", "audio"]) == 0
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
     shown = capfd.readouterr()
     assert shown.err == ""
     lines = shown.out.splitlines()
@@ -276,6 +283,22 @@ def test_what_cannot_be_done_is_one_sentence(
     assert sentence in " ".join(shown.split())
     assert code == 2 or shown.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(("form", "name"), [("torch", "text.pt2"), ("onnx", "text.onnx")])
+def test_a_full_disk_is_named_and_leaves_nothing(
+    source: Path, tmp_path: Path, form: Format, name: str
+) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))  # as if the disk were full
+        with pytest.raises(OSError, match=f"{name}'$"):
+            export_model(source, tmp_path / "out", formats=[form], modalities=["text"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_folder_is_filled(source: Path, tmp_path: Path) -> None:
@@ -346,6 +369,12 @@ def test_saved_models_say_what_comes_before_them(tmp_path: Path) -> None:
     assert (audio["num_samples"], audio["sample_rate"]) == (6_400, 8_000)
     assert (text["max_words"], text["padding_id"], text["tokenizer"]) == (16, 0, "tokenizer.json")
     assert "files" not in video
+    for modality, function in (("video", "softmax"), ("audio", "sigmoid")):
+        save_model(VATT(as_classifier(TINY, modality, 3)), tmp_path / modality)
+        rules = json.loads((tmp_path / modality / "preprocess.json").read_text())
+        assert [*rules[modality]["outputs"]] == ["features", "logits"]
+        assert rules[modality]["outputs"]["logits"]["probabilities"] == function
+        assert rules["spaces"] == {}
     (tmp_path / "preprocess.json").write_text("nothing reads this")
     assert load_model(tmp_path).config == TINY
 

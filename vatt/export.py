@@ -1,6 +1,7 @@
 """Models for use elsewhere: each tower as ONNX and as `torch.export`, beside the model itself."""
 
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -102,12 +103,11 @@ def export_model(
     """Writes a folder that can be used without vatt, and published as it is.
 
     It always gets `preprocess.json`, the model card `README.md` and, if there is one,
-    `tokenizer.json`. Nothing appears at `out` before all of it is written and compared with the
-    model on noise, batches of 1 and 3 and captions of several lengths.
+    `tokenizer.json`. Nothing appears at `out` before all is written and compared with the model on
+    noise, in batches of 1 and 3, and on captions of several lengths.
 
     Args:
-        source: Model folder, checkpoint, run folder (its last checkpoint), or `org/name` of the
-            Hugging Face Hub.
+        source: Model folder, checkpoint, run folder (its last one), or `org/name` on the Hub.
         out: New or empty folder.
         formats: `model`: config.json and model.safetensors; `onnx`: MODALITY.onnx; `torch`:
             MODALITY.pt2, for `torch.export.load`. Towers have a free batch axis and hold float32.
@@ -128,14 +128,9 @@ def export_model(
     path, own_run = find_model(source)
     model, tokenizer = load_model(path), tokenizer_of(path)
     towers = [Tower(model, name) for name in _chosen(modalities, model)]
-    card = read_card(
-        model,
-        before=path if path.is_dir() else None,
-        run=own_run if run is None else run,
-        checkpoint=path if run is None and path.is_file() else None,
-        results=results,
-        licence=licence,
-    )
+    before, checkpoint = (path, None) if path.is_dir() else (None, path)
+    told = {"run": own_run, "checkpoint": checkpoint} if run is None else {"run": run}
+    card = read_card(model, before=before, **told, results=results, licence=licence)
     with _appearing(folder) as partial:
         if tokenizer is not None:
             tokenizer.save(partial / "tokenizer.json")
@@ -237,7 +232,7 @@ def _export_tower(
         for form in (form for form in SUFFIXES if form in formats):
             path = folder / f"{name}{SUFFIXES[form]}"
             if form == "torch":
-                torch.export.save(program, path)
+                _write_torch(program, path)
                 actual = _run_torch(path, inputs)
             else:
                 _write_onnx(program, path, name, [*output_widths(config, name)], opset)
@@ -255,6 +250,13 @@ def _traced(tower: Tower, raw: Tensor) -> ExportedProgram:
         return torch.export.export(tower, (raw,), dynamic_shapes=({0: Dim(BATCH)},))
 
 
+def _write_torch(program: ExportedProgram, path: Path) -> None:
+    # where the disk is full torch's writers of files end the process, or name no file
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
 def _write_onnx(
     program: ExportedProgram, path: Path, modality: str, outputs: list[str], opset: int
 ) -> None:
@@ -270,7 +272,10 @@ def _write_onnx(
         verbose=False,
     )
     assert written is not None
-    written.save(path)
+    try:
+        written.save(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _run_torch(path: Path, inputs: Sequence[Tensor]) -> list[dict[str, Tensor]]:

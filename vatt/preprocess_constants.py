@@ -77,10 +77,13 @@ def preprocess_json(constants: dict[str, Any]) -> bytes:
 
 
 def _outputs(config: VATTConfig, modality: str) -> dict[str, Any]:
-    outputs = {
+    outputs: dict[str, dict[str, Any]] = {
         name: {"dtype": "float32", "shape": [BATCH, width]}
         for name, width in output_widths(config, modality).items()
     }
+    if "logits" in outputs and config.classifier is not None:
+        several = config.classifier.multi_label
+        outputs["logits"]["probabilities"] = "sigmoid" if several else "softmax"
     return {"outputs": outputs}
 
 
