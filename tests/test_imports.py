@@ -95,6 +95,8 @@ FLOORS = (
     {"vatt.pretrain", "vatt.finetune", "vatt.run_folder", "vatt.retrieval_callback"},
     {"vatt.training_cli"},
     {"vatt.demo"},
+    {"vatt.mteb_model"},
+    {"vatt.evaluate_mteb"},
     {"vatt.commands", "vatt.doctor", "vatt.evaluate_commands"}
     | {"vatt.feature_commands", "vatt.export_commands"},
     {"vatt.cli"},

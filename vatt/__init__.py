@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
     from vatt.losses import ContrastiveLoss, LossConfig
     from vatt.media import Clip, MediaError, probe, read_clip, read_frames, read_waveform
     from vatt.model import VATT, VATTOutput
+    from vatt.mteb_model import MtebModel
     from vatt.presets import as_classifier, preset
     from vatt.search import Hit, Index
     from vatt.search_build import IndexOptions
@@ -48,6 +49,7 @@ _MODULE_OF = {
     "IndexOptions": "search_build",
     "LossConfig": "losses",
     "MediaError": "media",
+    "MtebModel": "mteb_model",
     "ShardSet": "shards",
     "ShardWriter": "shards",
     "SpectrogramConfig": "config",
@@ -84,6 +86,7 @@ __all__ = [
     "IndexOptions",
     "LossConfig",
     "MediaError",
+    "MtebModel",
     "ShardSet",
     "ShardWriter",
     "SpectrogramConfig",

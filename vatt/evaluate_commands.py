@@ -1,4 +1,4 @@
-"""`vatt evaluate retrieval | linear | zero-shot`: one short function each."""
+"""`vatt evaluate retrieval | linear | zero-shot | mteb`: one short function each."""
 
 import argparse
 import contextlib
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vatt.errors import UserError
+from vatt.evaluate_mteb import add_mteb, evaluate_mteb
 from vatt.machine import num_cores
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ def evaluate(argv: Sequence[str]) -> int:
     _add_retrieval(tasks)
     _add_linear(tasks)
     _add_zero_shot(tasks)
+    add_mteb(tasks)
     arguments = parser.parse_args(argv)
     if arguments.task == "retrieval":
         with _process_group():
             return _retrieval(arguments, argv)
     if num_processes() > 1:
         raise UserError(f"evaluate {arguments.task} runs in one process: start it without torchrun")
-    return _linear(arguments, argv) if arguments.task == "linear" else _zero_shot(arguments, argv)
+    run = {"linear": _linear, "zero-shot": _zero_shot, "mteb": evaluate_mteb}[arguments.task]
+    return run(arguments, argv)
 
 
 def num_processes() -> int:

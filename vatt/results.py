@@ -44,16 +44,17 @@ class Results:
     """The outcome of an evaluation.
 
     Args:
-        task: `retrieval`, `linear` or `zero-shot`.
+        task: `retrieval`, `linear`, `zero-shot` or `mteb`.
         data_set: Name of the published set, or `own`.
         protocol: How it was done, as plain values.
         data: What it was done on: paths and choices.
-        num_items: Clips that were evaluated.
-        num_listed: Clips that the annotations describe.
+        num_items: Clips (or of mteb: tasks) that were evaluated.
+        num_listed: Those that the annotations (or the user) list.
         missing: Those without media.
         unreadable: Those whose media cannot be read.
         metrics: By row of the table, then by column.
         seed: Of what is drawn.
+        unit: What is counted.
     """
 
     task: str
@@ -66,6 +67,7 @@ class Results:
     unreadable: Sequence[Fault] = ()
     metrics: Rows = field(default_factory=dict)
     seed: int = 0
+    unit: str = "clips"
 
 
 def weights_digest(model: "VATT") -> str:
@@ -150,7 +152,7 @@ def results_table(results: Results, arrangement: str) -> str:
         *fault_lines(results.missing, "missing"),
         *fault_lines(results.unreadable, "unreadable"),
     ]
-    on = f"{results.task} on {results.num_items:,} of {results.num_listed:,} clips listed"
+    on = f"{results.task} on {results.num_items:,} of {results.num_listed:,} {results.unit} listed"
     if published:
         lines.append(f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)")
     return "\n".join([on, *left_out, *lines])
