@@ -4,16 +4,19 @@
 |---|---|---|---|
 | csv | the user's own | `file`, `label` or `labels` (split by `;`); times if wanted | paths |
 | folder | none | a folder per class | the files in them |
-| kinetics | Kinetics-400, -600, -700 | `label,youtube_id,time_start,time_end,split` | clips |
-| moments | Moments in Time | path, label and votes; no header | paths |
-| audioset | AudioSet's segments | id, start, end, quoted labels; `#` lines before | clips |
+| kinetics | Kinetics-400, -600, -700 | `label,youtube_id,time_start,time_end,split…` | clips |
+| moments | Moments in Time | path, label, votes for and against; no header | `training/`, … |
+| audioset | AudioSet's segments | id, start, end, quoted labels; three `#` lines before | clips |
 | esc50 | ESC-50 | `filename,fold,target,category,…` | `../audio` |
 
 Of Kinetics and AudioSet the media are the clips, cut from the videos as usual, found by their names
-anywhere under a folder. A column that is not named here is passed over.
+anywhere under a folder. Kinetics' lists of test videos have no labels, and cannot be used. A column
+that is not named here is passed over.
+
+Source: copies of AudioSet's eval and balanced segments and its classes, and of Kinetics-600's list
+of test videos, in public repositories; the README that comes with Moments in Time.
 """
 
-import csv
 import difflib
 import math
 import re
@@ -23,14 +26,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from vatt.csv_files import check_header, misfit, read_rows
 from vatt.errors import UserError
 from vatt.media_folder import find_media
 
 Layout = Literal["csv", "folder", "kinetics", "moments", "audioset", "esc50"]
 SHOWN_FAULTS = 10
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+# beside the lists, as distributed
+MOMENTS_FOLDERS = {"trainingSet.csv": "training", "validationSet.csv": "validation"}
 ESC50_COLUMNS = ("filename", "fold", "category")
-Row = tuple[int, list[str]]  # its line in the file, and its cells
 
 
 class AnnotationError(UserError):
@@ -121,12 +126,7 @@ def read_annotations(path: Path, layout: Layout, faults: list[LineFault]) -> Ite
     if path.is_dir() or not path.exists():
         hint = ": for a folder per class set data.layout to folder" if path.is_dir() else ""
         raise UserError(f"{path} is no annotation file{hint or ': correct the path'}")
-    try:
-        yield from readers[layout](path, faults)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
-    except csv.Error as error:
-        raise UserError(f"{path} cannot be read as csv ({error}): repair the file") from error
+    yield from readers[layout](path, faults)
 
 
 def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classes:
@@ -164,16 +164,20 @@ def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classe
 def _read_class_file(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise UserError(f"no file of classes {path}: correct data.classes")
-    rows = [cells for _, cells in _rows(path)]
-    header = rows[0] if rows else []
+    rows = list(read_rows(path))
+    header = rows[0][1] if rows else []
     for label, name, place in (("mid", "display_name", "index"), ("name", "name", "id")):
         if {label, name, place} <= set(header):
+            check_header(path, header, (label, name, place))
+            faults = [LineFault(line, misfit(cells, header)) for line, cells in rows[1:]]
+            if faults := [fault for fault in faults if fault.reason]:
+                raise AnnotationError.of(path, faults, "Correct these lines.")
             at = {column: header.index(column) for column in (label, name, place)}
             return _by_number(
-                path, [(row[at[label]], row[at[name]], row[at[place]]) for row in rows[1:]]
+                path, [(row[at[label]], row[at[name]], row[at[place]]) for _, row in rows[1:]]
             )
-    if all(len(row) == 2 and row[1].isdigit() for row in rows):
-        return _by_number(path, [(row[0], row[0], row[1]) for row in rows])
+    if all(len(row) == 2 and row[1].isdigit() for _, row in rows):
+        return _by_number(path, [(row[0], row[0], row[1]) for _, row in rows])
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     return [(line, line) for line in lines if line]
 
@@ -197,33 +201,18 @@ def _folder_annotations(root: Path) -> Iterator[Annotation]:
         yield Annotation(0, (name,), (label,))
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    """Lines with something in them; blanks after a comma mean nothing."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, skipinitialspace=True)
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, [cell.strip() for cell in cells]
-
-
 def _table(
     path: Path, wanted: Collection[str], faults: list[LineFault]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows by the names of their columns."""
-    rows = _rows(path)
+    rows = read_rows(path)
     _, header = next(rows, (0, []))
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        raise UserError(
-            f"{path} lacks the column {' and '.join(missing)}: its header must name "
-            f"{','.join(wanted)}, and names {','.join(header) or 'nothing'}"
-        )
+    check_header(path, header, wanted)
     for line, cells in rows:
-        if len(cells) == len(header):
-            yield line, dict(zip(header, cells, strict=True))
-        else:
-            reason = f"has {len(cells)} columns, the header {len(header)}: quote texts with commas"
+        if reason := misfit(cells, header):
             faults.append(LineFault(line, reason))
+        else:
+            yield line, dict(zip(header, cells, strict=True))
 
 
 def _own_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
@@ -248,8 +237,8 @@ def _own_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation
 def _kinetics_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
     for line, row in _table(path, KINETICS_COLUMNS, faults):
         times = _times(row["time_start"], row["time_end"])
-        if times is None or not row["label"]:
-            faults.append(LineFault(line, "needs a label, and times in seconds"))
+        if times is None or not row["label"] or not row["youtube_id"]:
+            faults.append(LineFault(line, "needs a label, a youtube_id, and times in seconds"))
             continue
         start, end = (f"{int(time):06d}" for time in times)
         name = row["youtube_id"]
@@ -257,22 +246,27 @@ def _kinetics_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annot
 
 
 def _moments_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
-    for line, cells in _rows(path):
+    folder = MOMENTS_FOLDERS.get(path.name)
+    for line, cells in read_rows(path):
         if len(cells) < 2 or not cells[0] or not cells[1]:
             faults.append(LineFault(line, "must be a path, a label and votes"))
         else:
-            yield Annotation(line, (cells[0],), (cells[1],))
+            names = (cells[0],) if folder is None else (cells[0], f"{folder}/{cells[0]}")
+            yield Annotation(line, names, (cells[1],))
 
 
 def _audioset_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
-    for line, cells in _rows(path):
-        if cells[0].startswith("#"):
+    for line, cells in read_rows(path):
+        if cells[0].startswith("#") or cells[0] == "YTID":
             continue
         times = _times(*cells[1:3]) if len(cells) == 4 else None
         labels = tuple(filter(None, cells[-1].split(",")))
         if times is None or not all(re.fullmatch(r"/\w+/\w+", label) for label in labels):
             reason = 'must be an id, start, end and labels as "/m/09x0r,/t/dd00088"'
             faults.append(LineFault(line, reason))
+            continue
+        if len({*labels}) < len(labels):
+            faults.append(LineFault(line, f"has a label twice: {','.join(labels)}"))
             continue
         name, (start, end) = cells[0], times
         milliseconds = f"{name}_{round(start * 1000)}_{round(end * 1000)}"

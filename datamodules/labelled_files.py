@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,7 @@ def read_files(
         if not takes(one):
             continue
         unknown = [label for label in one.labels if label not in numbers]
-        name = find(one.names)
+        name = find(PurePosixPath(name).as_posix() for name in one.names)  # ./a is a
         if unknown:
             faults.append(LineFault(one.line, nearest_label(unknown[0], classes)))
         elif len(one.labels) != 1 and not multi_label:

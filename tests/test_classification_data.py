@@ -117,6 +117,8 @@ def test_moments_in_time_has_no_header(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "trainingSet.csv", None, [("red/one.mp4", "red", 3, 0)])
     files = read_files(path, "moments", CLASSES, media=tmp_path / "training")
     assert found(files) == [("red/one.mp4", (2,))]
+    beside = read_files(path, "moments", CLASSES)  # as distributed
+    assert found(beside) == [("training/red/one.mp4", (2,))]
 
 
 def test_audioset_has_comments_and_quoted_labels(tmp_path: Path) -> None:
@@ -141,6 +143,12 @@ def test_audioset_has_comments_and_quoted_labels(tmp_path: Path) -> None:
     assert found(files) == [(f"{name}.wav", (0, 1)) for name in names]
     path.write_text('x, 3, 2, "/m/1"\ny, 1, 2, Speech\nz, 1, 2\n')
     with pytest.raises(AnnotationError, match="3 lines cannot be used\n  line 1: must be an id"):
+        read_files(path, "audioset", classes, multi_label=True, media=tmp_path / "clips")
+    path.write_text('YTID,start_seconds,end_seconds,positive_labels\n-a_b,30,40,"/m/1"\n')
+    copied = read_files(path, "audioset", classes, multi_label=True, media=tmp_path / "clips")
+    assert found(copied) == [("-a_b.wav", (0,))]  # as some keep it
+    path.write_text('-a_b,30,40,"/m/1,/m/1"\n')
+    with pytest.raises(AnnotationError, match="line 1: has a label twice: /m/1,/m/1"):
         read_files(path, "audioset", classes, multi_label=True, media=tmp_path / "clips")
 
 
@@ -179,16 +187,18 @@ def test_every_line_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     make_files(tmp_path, "a.mp4", "b.mp4")
     path = tmp_path / "own.csv"
     lines = ["file,label", "a.mp4,red", "b.mp4,gren", "a.mp4,blue", "b.mp4,red,x", "b.mp4,", ",red"]
+    lines += ["./a.mp4,red"]
     path.write_text("\n".join(lines))
     with pytest.raises(AnnotationError) as raised:
         read_files(path, "csv", CLASSES)
     assert str(raised.value).splitlines() == [
-        f"{path}: 5 lines cannot be used",
+        f"{path}: 6 lines cannot be used",
         "  line 3: unknown label 'gren' (did you mean 'green'?)",
         "  line 4: 'a.mp4' was in line 2 already",
         "  line 5: has 3 columns, the header 2: quote texts with commas",
         "  line 6: has no label",
         "  line 7: names no file",
+        "  line 8: 'a.mp4' was in line 2 already",
         "Correct these lines, or data.classes.",
     ]
     path.write_text("file,label,start_seconds,end_seconds\na.mp4,red,3,2\nb.mp4,red,soon,\n")
@@ -229,6 +239,13 @@ def test_absent_files_are_refused_or_left_out_and_counted(
         ("kinetics", "youtube_id,split\na,b\n", "lacks the column label and time_start and"),
         ("esc50", "filename,category\na,b\n", "lacks the column fold"),
         ("csv", b"file,label\n\xff\xfe,b\n", "is not UTF-8 text"),
+        ("csv", 'file,label\na,b\nc,"d\ne,f\n', "own.csv, line 3: cannot be read as csv"),
+        ("csv", "file,label,label\na,b,c\n", "line 1: has the column 'label' twice"),
+        (
+            "kinetics",
+            "label,youtube_id,time_start,time_end\nx,,0,1\n",
+            "line 2: needs .* youtube_id",
+        ),
     ],
 )
 def test_files_with_other_columns_are_refused(
@@ -259,6 +276,9 @@ def test_classes_have_an_order(tmp_path: Path) -> None:
         ("a\na\n", "names the class 'a' twice"),
         ("a\n", "has 1 classes"),
         ("a,0\nb,2\n", "there is no 1"),
+        ("index,mid,display_name\n0,/m/a\n1,/m/b,B\n", "line 2: has 2 columns, the header 3"),
+        ("index,mid,display_name\n0,/m/a,A\n1,/m/b,B, b\n", "line 3: has 4 columns, the header 3"),
+        ('a\n"b\n', "line 2: cannot be read as csv"),
     ):
         path.write_text(content)
         with pytest.raises(UserError, match=message):

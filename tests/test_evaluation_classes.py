@@ -141,7 +141,7 @@ def test_own_csv_has_one_split_or_folds_or_is_all_for_testing(tmp_path, clips):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name,label\na,b\n", "line 1: the header lacks file"),
+        ("name,label\na,b\n", "line 1: lacks the column file"),
         (
             "file,label,split\na,x,train\nb,x,val\n",
             "line 3: split must be train or test, got 'val'",
@@ -152,6 +152,8 @@ def test_own_csv_has_one_split_or_folds_or_is_all_for_testing(tmp_path, clips):
         ("file,label,fold\na,x,1\nb,x,1\n", "needs at least two folds, has 1"),
         ("file,label,fold,split\na,x,1,test\n", "has both split and fold"),
         ("filename,fold,category\na,1,x\na,2,x\n", "line 3: 'a' is in own.csv, line 2 already"),
+        ("filename,fold,category\n", "own.csv describes no clip"),
+        ("file,label,label\na,x,y\n", "line 1: has the column 'label' twice"),
     ],
 )
 def test_a_csv_that_cannot_be_right_is_refused_by_line(tmp_path, clips, text, message):
@@ -168,6 +170,7 @@ def test_a_csv_that_cannot_be_right_is_refused_by_line(tmp_path, clips, text, me
         ("Golf/a.avi 2\nGofl/b.avi 2\n", "trainlist02.txt, line 2: 'Gofl' is no class"),
         ("Golf/a.avi 1\n", "line 1: class 'Golf' is 2 in classInd.txt, here 1"),
         ("a.avi 2\n", "line 1: must be CLASS/FILE and a number"),
+        ("\n", "trainlist02.txt: names no video"),
         (
             "Golf/v_Golf_g02_c01.avi 2\n",
             "'Golf/v_Golf_g02_c01.avi' is in testlist02.txt, line 2 already",
@@ -178,6 +181,31 @@ def test_lists_that_cannot_be_right_are_refused_by_line(tmp_path, clips, train, 
     with pytest.raises(UserError) as error:
         read_classification_set(write_ucf101(tmp_path / "lists", train), clips)
     assert message in str(error.value)
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tmp_path, clips):
+    lists = write_ucf101(tmp_path / "lists")
+    for path in lists.iterdir():
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert read_classification_set(lists, clips).labels == ["ApplyEye", "Golf"]
+
+
+@pytest.mark.parametrize("line", ["1 Golf", "3 ApplyEye", "1 Other"])
+def test_a_class_or_number_that_stands_twice_is_named(tmp_path, clips, line):
+    lists = write_ucf101(tmp_path / "lists")
+    (lists / "classInd.txt").write_text(f"1 ApplyEye\n2 Tennis\n{line}\n")
+    with pytest.raises(UserError, match=f"classInd.txt, line 3: '{line}' has a number or class"):
+        read_classification_set(lists, clips)
+
+
+def test_lists_of_hmdb51_that_lack_one_or_are_empty_are_refused(tmp_path, clips):
+    for name in ("ApplyEye_test_split1.txt", "ApplyEye_test_split2.txt", "Golf_test_split1.txt"):
+        (tmp_path / name).write_text("v_Golf_g00_c01.avi 1 \n")
+    with pytest.raises(UserError, match="lacks Golf_test_split2.txt"):
+        read_classification_set(tmp_path, clips)
+    (tmp_path / "Golf_test_split2.txt").write_text("\n")
+    with pytest.raises(UserError, match="Golf_test_split2.txt: names no video"):
+        read_classification_set(tmp_path, clips)
 
 
 def test_a_folder_without_lists_or_with_half_of_them_is_refused(tmp_path, clips):

@@ -1,6 +1,7 @@
 """Annotation files as they are distributed, with the user's own files; what is wrong in them."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -108,13 +109,24 @@ def test_youcook2_gives_the_annotated_pieces_of_the_validation_videos(tmp_path, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("key,video,sentence\na,b,c\n", "line 1: the header lacks video_id; it must have"),
+        ("key,video,sentence\na,b,c\n", "line 1: lacks the column video_id: the header"),
         (CSV + "ret0,m,video1,one\nret1,m,video1,two\n", "line 3: 'video1' is in a.csv, line 2"),
-        (CSV + "ret0,m,video1,one, two\n", "line 2: has not the 4 cells of the header"),
-        (CSV + "ret0,m,video1\n", "line 2: has not the 4 cells of the header"),
+        (CSV + "ret0,m,video1,one, two\n", "line 2: has 5 columns, the header 4"),
+        (CSV + "ret0,m,video1\n", "line 2: has 3 columns, the header 4"),
+        (
+            CSV + '\nr,m,video1,one\nr,m,video2,"two\nr,m,video4,x\n',
+            "line 4: cannot be read as csv",
+        ),
+        (CSV + "r,m,video1,one\nr,m,video1.mp4,two\n", "line 3: 'video1.mp4' is the same clip as"),
+        ("video_id,sentence,video_id\na,b,c\n", "line 1: has the column 'video_id' twice"),
+        (
+            CSV + 'r,m,video1,"one\n\nmore"\nr,m,"video1","two\n"\n',
+            "line 5: 'video1' is in a.csv, line 2",
+        ),
+        (CSV, "a.csv describes no clip"),
         (CSV + "ret0,m,video1,a\nret1,m,,b\nret2,m,video2,\n", "line 3: has no video_id"),
         (CSV + "ret0,m,video8,a\n", "has none of the 1 files asked for"),
-        ("", "lacks video_id, sentence; it must have video_id, sentence, and has nothing"),
+        ("", "the header must name video_id,sentence, and names nothing"),
     ],
 )
 def test_a_csv_that_cannot_be_right_is_refused_by_line(tmp_path, videos, text, message):
@@ -127,13 +139,25 @@ def test_a_csv_that_cannot_be_right_is_refused_by_line(tmp_path, videos, text, m
     ("content", "message"),
     [
         ("{", "is not JSON"),
+        (json.dumps(youcook2(), indent=1)[:150], "line 10 column"),
+        ('{"database": {"a": {}, "b": {}, "a": {}}}', "an object has the key 'a' twice"),
+        (youcook2(annotations=[{"segment": [1, math.inf]}]), "Infinity is no number of JSON"),
+        ('{"database": [1]}', "database must be an object, got [1]"),
+        ({"videos": {}, "sentences": []}, "videos must be a list, got {}"),
+        ({"videos": [], "sentences": None}, "sentences must be a list, got None"),
+        ([], "a.json describes no clip"),
+        ([{"video": "video1", "caption": "  "}], "caption must be a text or a list of texts"),
+        (msrvtt(sentences=[{"video_id": "video1", "caption": "a"}]), "'video4' has no sentence"),
+        (msrvtt(sentences=[{"video_id": "video1", "caption": ""}]), "needs video_id and caption"),
+        (youcook2(annotations=[{"segment": [False, True], "sentence": "a"}]), "needs segment"),
+        (youcook2(annotations=[{"segment": [0, 1], "sentence": " "}]), "needs segment"),
         ({"clips": []}, "is neither MSR-VTT's"),
         (["video1"], "a.json, entry 0: needs video (or video_id) and caption, got 'video1'"),
         ([{"video": "video1", "caption": []}], "caption must be a text or a list of texts"),
         ([{"video": "video1", "caption": "a"}] * 2, "'video1' is in a.json, entry 0 already"),
         (msrvtt(videos=[{"video_id": "video1"}]), "videos[0]: needs video_id and split"),
         (msrvtt(videos=msrvtt()["videos"] * 2), "videos[4]: 'video1' is in a.json, videos[0]"),
-        (msrvtt(sentences=[{"video_id": "x", "caption": ""}]), "'x' is not among the videos"),
+        (msrvtt(sentences=[{"video_id": "x", "caption": "a"}]), "'x' is not among the videos"),
         (msrvtt(sentences=[{"video_id": "video1"}]), "sentences[0]: needs video_id and caption"),
         (youcook2(annotations=None), "a.json, zXy_-1: needs subset and annotations"),
         (youcook2(annotations=[{"segment": [3, 2], "sentence": ""}]), "needs segment [start, end]"),
@@ -147,6 +171,25 @@ def test_a_json_that_cannot_be_right_is_refused_by_entry(tmp_path, videos, conte
     with pytest.raises(UserError) as error:
         read_retrieval_set(write(tmp_path / "a.json", content), videos=videos)
     assert message in str(error.value)
+
+
+def test_annotations_come_from_any_system_and_are_there(tmp_path, videos):
+    csv = tmp_path / "a.csv"
+    header = "video_id, key, vid_key, sentence\n"
+    csv.write_bytes(
+        f"\ufeff{header}video1, r, m, a dog\nvideo4,r,m,ü".replace("\n", "\r\n").encode()
+    )
+    found = read_retrieval_set(csv, videos=videos)
+    assert [item.captions for item in found.items] == [("a dog",), ("ü",)]
+    listed = tmp_path / "a.json"
+    listed.write_bytes(b'\xef\xbb\xbf[{"video": "video1",\r\n "caption": "a"}]')
+    assert read_retrieval_set(listed, videos=videos).items[0].captions == ("a",)
+    csv.write_bytes(CSV.encode("utf-16"))
+    with pytest.raises(UserError, match=r"a\.csv is not UTF-8 text"):
+        read_retrieval_set(csv, videos=videos)
+    for name in ("none.csv", "none.json"):
+        with pytest.raises(UserError, match=f"{name} cannot be read .No such file"):
+            read_retrieval_set(tmp_path / name, videos=videos)
 
 
 def test_splits_videos_and_files_that_do_not_fit_are_named(tmp_path, videos):

@@ -19,7 +19,7 @@ FLOORS = (
     | {"vatt.files", "vatt.machine", "vatt.png", "vatt.shard_index", "vatt.inputs"}
     | {"vatt.workers", "vatt.ranks", "vatt.storage_order", "vatt.classification_metrics"}
     | {"vatt.hub", "vatt.arguments"},
-    {"vatt.sources"},
+    {"vatt.sources", "vatt.csv_files"},
     {"vatt.config", "vatt.tensor_bundle", "vatt.vocabulary", "vatt.transforms"}
     | {"vatt.feature_files"},
     {"vatt.presets", "vatt.audio", "vatt.preprocess_constants"},

@@ -7,6 +7,9 @@
   test set once.
 - The user's own csv: `file,label`, and `split` (train or test) or `fold` (each is the test set
   once); without either all clips are for testing.
+
+Source: copies of UCF101's lists in public repositories; code in public repositories that reads the
+others.
 """
 
 import os
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from vatt.captions import Fault
+from vatt.csv_files import read_rows
 from vatt.errors import UserError
 from vatt.evaluation_items import (
     EvaluationSet,
@@ -64,7 +68,7 @@ def read_classification_set(
         )
     if not path.is_file():
         raise UserError(f"no annotations at {path}: correct the path")
-    header = next(read_csv(path, ()), (0, {}))[1].keys()
+    header = {*next(read_rows(path), (0, []))[1]}
     if {"filename", "fold", "category"} <= header:
         return read_esc50(path, media)
     return read_label_csv(path, media)
@@ -77,7 +81,7 @@ def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
         UserError: lines of another form, other numbers of classes than `classInd.txt` has, videos
             that stand twice in a fold, or a fold without one of its lists; named by line.
     """
-    classes = dict(_read_classes(folder / "classInd.txt"))
+    classes = _read_classes(folder / "classInd.txt")
     lists = {
         (match[1], int(match[2])): inner
         for inner in sorted(folder.iterdir())
@@ -90,7 +94,7 @@ def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
     faults: list[Fault] = []
     entries = []
     for (split, fold), path in lists.items():
-        for place, words in _read_words(path):
+        for place, words in _read_list(path, faults):
             parts = words[0].split("/")
             if len(parts) != 2 or len(words) > 2:
                 faults.append(Fault(place, f"must be CLASS/FILE and a number, got {words}"))
@@ -119,10 +123,14 @@ def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
         if (match := _HMDB_LIST.fullmatch(inner.name))
     ]
     folds = sorted({int(match[2]) for match, _ in lists})
+    there = {inner.name for _, inner in lists}
+    names = sorted({f"{match[1]}_test_split{fold}.txt" for match, _ in lists for fold in folds})
+    if absent := [name for name in names if name not in there]:
+        raise UserError(f"{folder} lacks {', '.join(absent)}")
     faults: list[Fault] = []
     entries = []
     for match, path in lists:
-        for place, words in _read_words(path):
+        for place, words in _read_list(path, faults):
             if len(words) != 2 or words[1] not in HMDB_SPLITS:
                 faults.append(Fault(place, f"must be a file and 0, 1 or 2, got {words}"))
                 continue
@@ -171,19 +179,32 @@ def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
     return with_media("own", items, MediaFiles(media), names, annotations=str(path))
 
 
-def _read_classes(path: Path) -> Iterator[tuple[str, str]]:
-    """Class and number of each line; none where there is no such file."""
-    if path.is_file():
-        for place, words in _read_words(path):
-            if len(words) != 2:
-                raise UserError(f"{place}: must be a number and a class, got {words}")
-            yield words[1], words[0]
+def _read_classes(path: Path) -> dict[str, str]:
+    """The number of each class; none where there is no such file."""
+    classes: dict[str, str] = {}
+    for place, words in _read_words(path) if path.is_file() else ():
+        if len(words) != 2:
+            raise UserError(f"{place}: must be a number and a class, got {words}")
+        if words[1] in classes or words[0] in classes.values():
+            raise UserError(f"{place}: {' '.join(words)!r} has a number or class that was there")
+        classes[words[1]] = words[0]
+    return classes
+
+
+def _read_list(path: Path, faults: list[Fault]) -> Iterator[tuple[str, list[str]]]:
+    """Place and words of each line; that there is none is a fault."""
+    empty = True
+    for place, words in _read_words(path):
+        empty = False
+        yield place, words
+    if empty:
+        faults.append(Fault(path.name, "names no video: take the list as it is distributed"))
 
 
 def _read_words(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Place and words of each line that is not blank."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     for number, line in enumerate(lines, start=1):

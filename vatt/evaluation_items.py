@@ -1,6 +1,5 @@
 """What an evaluation is made on: clips of media files with captions or a label, and their views."""
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from vatt.captions import Fault, fault_lines
 from vatt.config import AudioConfig, VideoConfig
+from vatt.csv_files import check_header, misfit, read_rows
 from vatt.errors import UserError
 from vatt.media_folder import find_media
 from vatt.workers import Lost, results_in_order
@@ -253,8 +253,11 @@ def with_media(
         description: Further lines of the set's description.
 
     Raises:
-        UserError: an id that several files have, or no file for any clip.
+        UserError: an id that several files have, two clips that are the same whole file, no clip,
+            or no file for any clip.
     """
+    if not items:
+        raise UserError(f"{description.get('annotations', name)} describes no clip to evaluate on")
     found: list[Item] = []
     absent: list[Item] = []
     for item, file in zip(items, names, strict=True):
@@ -263,6 +266,7 @@ def with_media(
             absent.append(replace(item, absence=f"{file} has no file in {files.folder}"))
         else:
             found.append(replace(item, source=str(path)))
+    refuse(Path(description.get("annotations", name)), _same_files(found))
     description = {"media": str(files.folder), **description}
     made = EvaluationSet(
         name=name, items=tuple(found), absent=tuple(absent), description=description
@@ -271,6 +275,17 @@ def with_media(
         lines = "\n".join(fault_lines(made.missing, "missing"))
         raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
     return made
+
+
+def _same_files(items: Sequence[Item]) -> list[Fault]:
+    """A fault for each clip that is the whole file of an earlier one, under another name."""
+    first: dict[Any, Item] = {}
+    faults = []
+    for item in items:
+        if item.end_seconds is None and (other := first.setdefault(item.source, item)) is not item:
+            twin = f"{other.key!r} in {other.place}"
+            faults.append(Fault(item.place, f"{item.key!r} is the same clip as {twin}"))
+    return faults
 
 
 def refuse(path: Path, faults: Sequence[Fault]) -> None:
@@ -301,22 +316,10 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
     Raises:
         UserError: it cannot be read, lacks a column, or a line has more or fewer cells.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or ()
-            absent = [column for column in columns if column not in names]
-            if absent:
-                raise UserError(
-                    f"{path}, line 1: the header lacks {', '.join(absent)}; it must have "
-                    f"{', '.join(columns)}, and has {', '.join(names) or 'nothing'}"
-                )
-            for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: has not the {len(names)} cells of the "
-                        "header; put quotes around a text with commas"
-                    )
-                yield reader.line_num, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as csv ({error}): save it as UTF-8") from error
+    rows = read_rows(path)
+    _, header = next(rows, (0, []))
+    check_header(path, header, columns)
+    for line, cells in rows:
+        if reason := misfit(cells, header):
+            raise UserError(f"{path}, line {line}: {reason}")
+        yield line, dict(zip(header, cells, strict=True))

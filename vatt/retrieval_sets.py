@@ -5,6 +5,9 @@
 - MSR-VTT, all of a split: `MSRVTT_data.json` or `test_videodatainfo.json` with `videos` and
   `sentences`.
 - YouCook2: `youcookii_annotations_trainval.json`; each annotated piece is a clip of its own.
+
+Source: a copy of MSR-VTT's csv in a public repository; code in public repositories that reads the
+json files.
 """
 
 import json
@@ -137,7 +140,7 @@ def read_msrvtt_csv(path: str | os.PathLike[str], videos: str | os.PathLike[str]
     items, faults = [], []
     for line, row in read_csv(path, MSRVTT_COLUMNS):
         place = f"{path.name}, line {line}"
-        empty = [column for column in MSRVTT_COLUMNS if not row[column].strip()]
+        empty = [column for column in MSRVTT_COLUMNS if not row[column]]
         if empty:
             faults.append(Fault(place, f"has no {' and no '.join(empty)}"))
             continue
@@ -182,6 +185,9 @@ def read_msrvtt_json(
     captions: dict[str, list[str]] = {}
     places: dict[str, str] = {}
     splits: dict[str, str] = {}
+    for key in ("videos", "sentences"):
+        if not isinstance(content[key], list):
+            raise UserError(f"{path}: {key} must be a list, got {content[key]!r:.80}")
     for number, entry in enumerate(content["videos"]):
         place = f"{path.name}, videos[{number}]"
         if not isinstance(entry, dict) or not all(
@@ -195,19 +201,18 @@ def read_msrvtt_json(
             places[entry["video_id"]], splits[entry["video_id"]] = place, entry["split"]
     for number, entry in enumerate(content["sentences"]):
         place = f"{path.name}, sentences[{number}]"
-        if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str):
+        if not isinstance(entry, dict) or not _is_text(entry.get("caption")):
             faults.append(Fault(place, "needs video_id and caption"))
         elif entry.get("video_id") not in places:
             faults.append(Fault(place, f"{entry.get('video_id')!r} is not among the videos"))
         else:
             captions.setdefault(entry["video_id"], []).append(entry["caption"])
+    mute = [video for video, of in splits.items() if of == split and video not in captions]
+    faults += [Fault(places[video], f"{video!r} has no sentence") for video in mute]
     refuse(path, faults)
     _expect_split(path, split, set(splits.values()))
     chosen = [video for video, of in splits.items() if of == split]
-    items = [
-        Item(key=v, source=None, place=places[v], captions=tuple(captions.get(v, ())))
-        for v in chosen
-    ]
+    items = [Item(key=v, source=None, place=places[v], captions=tuple(captions[v])) for v in chosen]
     files = MediaFiles(videos)
     return with_media(MSRVTT_FULL, items, files, chosen, annotations=str(path), split=split)
 
@@ -228,6 +233,8 @@ def read_youcook2(
     faults: list[Fault] = []
     items, names = [], []
     splits = set()
+    if not isinstance(content["database"], dict):
+        raise UserError(f"{path}: database must be an object, got {content['database']!r:.80}")
     for video, entry in content["database"].items():
         pieces = entry.get("annotations") if isinstance(entry, dict) else None
         if not isinstance(pieces, list) or not isinstance(entry.get("subset"), str):
@@ -262,9 +269,13 @@ def _list_entry(entry: Any) -> tuple[str, tuple[str, ...]]:
     captions = [caption] if isinstance(caption, str) else caption
     if not isinstance(video, str) or not isinstance(captions, list):
         raise ValueError(f"needs video (or video_id) and caption, got {entry!r:.80}")
-    if not captions or not all(isinstance(text, str) for text in captions):
+    if not captions or not all(_is_text(text) for text in captions):
         raise ValueError(f"caption must be a text or a list of texts, got {caption!r:.80}")
     return video, tuple(captions)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _youcook2_item(video: str, piece: Any, place: str) -> Item:
@@ -272,9 +283,9 @@ def _youcook2_item(video: str, piece: Any, place: str) -> Item:
     if (
         not isinstance(times, list)
         or len(times) != 2
-        or not all(isinstance(t, int | float) for t in times)
-        or not 0 <= times[0] < times[1]
-        or not isinstance(piece.get("sentence"), str)
+        or not all(isinstance(t, int | float) and not isinstance(t, bool) for t in times)
+        or not 0 <= times[0] < times[1] < math.inf
+        or not _is_text(piece.get("sentence"))
     ):
         raise ValueError(f"needs segment [start, end] and sentence, got {piece!r:.80}")
     return Item(
@@ -294,6 +305,24 @@ def _expect_split(path: Path, split: str, splits: set[str]) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(
+            path.read_bytes(), object_pairs_hook=_without_twins, parse_constant=_refuse_constant
+        )
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from error
+        raise UserError(f"{path} is not JSON as it must be ({error})") from error
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; json itself would keep the last of several entries with one key."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twin!r} twice")
+    return made
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

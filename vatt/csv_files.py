@@ -1,0 +1,67 @@
+"""Rows of csv files, with their lines: what is wrong in one is told by file and line."""
+
+import csv
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from vatt.errors import UserError
+
+Row = tuple[int, list[str]]  # its first line in the file, from 1, and its cells
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows with something in them; blanks at the ends of cells mean nothing.
+
+    Args:
+        path: UTF-8, with or without a byte order mark, any ends of lines.
+
+    Raises:
+        UserError: no such file, another encoding, or quotes that do not close.
+    """
+    line = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            # strict: a quote that is never closed would swallow the rest of the file
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            for cells in reader:
+                first, line = line + 1, reader.line_num
+                if any(cell.strip() for cell in cells):
+                    yield first, [cell.strip() for cell in cells]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {line + 1}: cannot be read as csv ({error}): quote a text with commas "
+            "as a whole, and double the quotes within it"
+        ) from error
+
+
+def check_header(path: Path, header: Sequence[str], wanted: Collection[str]) -> None:
+    """Refuses a header that lacks a column or has one twice.
+
+    Args:
+        path: The file.
+        header: Its first row.
+        wanted: Columns that there must be.
+
+    Raises:
+        UserError: says what there is and what there must be.
+    """
+    absent = [name for name in wanted if name not in header]
+    if absent:
+        raise UserError(
+            f"{path}, line 1: lacks the column {' and '.join(absent)}: the header must name "
+            f"{','.join(wanted)}, and names {','.join(header) or 'nothing'}"
+        )
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise UserError(f"{path}, line 1: has the column {twice[0]!r} twice: rename one of them")
+
+
+def misfit(cells: Sequence[str], header: Sequence[str]) -> str:
+    """What is wrong with a row of another length than the header; "" if it is not."""
+    if len(cells) == len(header):
+        return ""
+    return f"has {len(cells)} columns, the header {len(header)}: quote texts with commas"
