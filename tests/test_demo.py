@@ -8,9 +8,10 @@ import pytest
 
 from vatt.cli import main
 from vatt.demo import parse_options, shuffle_captions
+from vatt.demo_linear import SOURCES
 from vatt.evaluate import DIRECTIONS
 
-STAGES = {"corpus", "shards", "fit", "evaluate", "report", "total"}
+STAGES = {"corpus", "shards", "fit", "evaluate", "linear", "report", "total"}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,19 @@ def test_the_demo_writes_metrics_of_all_directions(out: Path) -> None:
     assert metrics["seconds"].keys() == STAGES
     assert (metrics["num_candidates"], metrics["seed"]) == (100, 3)
     assert metrics["training"]["steps"] == 20
+
+
+def test_the_demo_says_what_a_linear_classifier_reads_from_its_features(out: Path) -> None:
+    found = json.loads((out / "metrics.json").read_text())["linear_evaluation"]
+    assert (found["num_train"], found["num_test"]) == (24, 100)
+    assert [(row["modality"], row["attribute"]) for row in found["rows"]] == [
+        *(("video", name) for name in ("shape", "colour", "motion", "sound")),
+        *(("audio", name) for name in ("shape", "motion", "sound")),
+    ]
+    assert all(0 <= row[source] <= 100 for row in found["rows"] for source in SOURCES)
+    page = (out / "report.html").read_text()
+    assert "features of 24 training videos" in page
+    assert "raw input" in page
 
 
 def test_the_demo_writes_a_report_that_needs_nothing_else(out: Path) -> None:
@@ -66,8 +80,11 @@ def test_a_second_demo_makes_nothing_again(out: Path, capsys: pytest.CaptureFixt
     assert [path.stat().st_mtime_ns for path in made] == times
     after = json.loads((out / "metrics.json").read_text())
     assert after["text_to_video"] == before["text_to_video"]
+    assert after["linear_evaluation"] == before["linear_evaluation"]
     assert after["training"]["steps"] == before["training"]["steps"]
-    assert "Look at" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Look at" in printed
+    assert "audio: sound" in printed
 
 
 def test_a_run_never_passes_for_one_with_other_options(

@@ -58,7 +58,7 @@ FLOORS = (
     {"vatt.frozen_features"},
     {"vatt.linear_evaluation"},
     {"vatt.zero_shot_classification"},
-    {"vatt.report_media"},
+    {"vatt.demo_linear", "vatt.report_media"},
     {"vatt.report_clips", "vatt.media_table"},
     {"vatt.feature_folders", "vatt.search_exact", "vatt.search_files", "vatt.search_query"},
     {"vatt.search_approximate"},

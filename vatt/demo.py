@@ -1,6 +1,6 @@
 """`vatt demo`: from nothing to a trained, evaluated model on real media, with a report to look at.
 
-Five stages, each of which keeps what it made: corpus → shards → fit → evaluate → report.
+Six stages, of which each keeps what it made: corpus → shards → fit → evaluate → linear → report.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from datamodules.synthetic import CorpusInfo, write_corpus
 from vatt.build_shards import build_shards
 from vatt.checkpoint import load_model, save_model
 from vatt.config import VATTConfig
+from vatt.demo_linear import evaluate_linearly
 from vatt.demo_report import (
     ValidationSet,
     collect_report,
@@ -50,6 +51,7 @@ from vatt.text import Tokenizer
 NUM_TRAIN = 6_000  # videos; two decoded clips of each take 1.7 GiB
 NUM_RENDERINGS = 3  # validation videos of each held-out combination
 EVALUATION_BATCH = 50
+NUM_LINEAR = 1_500  # training videos that linear classifiers learn from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,10 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         metrics = measure(table, validation, options)
     metrics["training"]["seconds"] = round(training_seconds, 1)
     metrics["seconds"] = stages.seconds
+    with stages.stage("linear", "linear classifiers on frozen features, and on raw inputs"):
+        metrics["linear_evaluation"] = measure_linearly(
+            model, tokenizer, train_shards, validation, options
+        )
     with stages.stage("report", str(options.out / "report.html")):
         data = collect_report(model, table, validation, corpus.folder, metrics, options.out)
         write_report(options.out / "report.html", data)
@@ -248,21 +254,12 @@ def shuffle_captions(source: Path, target: Path) -> None:
 def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> ValidationSet:
     """Decodes the retrieval set, which is small, into batches."""
     shards = ShardSet(folder)
-    config = model.config
-    geometry = Geometry(
-        video=config.video,
-        audio=config.audio,
-        text=config.text,
-        num_candidates=count_captions(shards),
-    )
+    geometry = clip_geometry(model, num_candidates=count_captions(shards))
     samples = RetrievalSamples(shards, tokenizer, geometry)
-    combinations: list[tuple[str, ...]] = []
+    combinations = read_combinations(shards, len(shards))
     renderings: list[int] = []
     seen: Counter[tuple[str, ...]] = Counter()
-    for row in range(len(shards)):
-        metadata = shards[row].metadata
-        combination = tuple(str(metadata[name]) for name in ATTRIBUTES)
-        combinations.append(combination)
+    for combination in combinations:
         renderings.append(seen[combination])
         seen[combination] += 1
     return ValidationSet(
@@ -271,6 +268,20 @@ def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> Vali
         combinations=combinations,
         renderings=renderings,
     )
+
+
+def clip_geometry(model: VATT, *, num_candidates: int) -> Geometry:
+    """Clips as the model sees them."""
+    config = model.config
+    return Geometry(
+        video=config.video, audio=config.audio, text=config.text, num_candidates=num_candidates
+    )
+
+
+def read_combinations(shards: ShardSet, num_clips: int) -> list[tuple[str, ...]]:
+    """Shape, colour and motion of the first clips."""
+    found = (shards[row].metadata for row in range(num_clips))
+    return [tuple(str(metadata[name]) for name in ATTRIBUTES) for metadata in found]
 
 
 def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: Path) -> list[str]:
@@ -318,6 +329,28 @@ def train(
         arguments.append("--ckpt_path=last")
     cli = training_main(arguments)
     return checkpoint, cli.datamodule.tokenizer, cli.training_seconds
+
+
+def measure_linearly(
+    model: VATT,
+    tokenizer: Tokenizer,
+    train_shards: Path,
+    validation: ValidationSet,
+    options: DemoOptions,
+) -> dict[str, Any]:
+    """What linear classifiers that learn from some training videos say of the validation set."""
+    shards = ShardSet(train_shards)
+    num_clips = min(NUM_LINEAR, len(shards))
+    geometry = clip_geometry(model, num_candidates=1)
+    samples = RetrievalSamples(shards, tokenizer, geometry, num_clips=num_clips)
+    # read in this process: beside one that computes on all cores, others would only hinder it
+    batches = RetrievalLoader(samples, batch_size=EVALUATION_BATCH)
+    return evaluate_linearly(
+        model.eval(),
+        (batches, read_combinations(shards, num_clips)),
+        (validation.batches, validation.combinations),
+        seed=options.seed,
+    )
 
 
 def measure(

@@ -130,6 +130,7 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
             lines.append(f"{name.replace('_', ' '):16}{numbers}{ceiling}")
     oracles = ", ".join(f"{name} {value:.0f}" for name, value in metrics["oracles"].items())
     lines.append(f"An oracle that knows only two attributes reaches R@1: {oracles}.")
+    lines += linear_lines(metrics["linear_evaluation"])
     training = metrics["training"]
     lines.append(
         f"Trained {training['steps']:.0f} steps in {training['seconds']:.0f} s, "
@@ -139,6 +140,21 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
     lines += [f"Time: {spent}.", f"Look at {out / 'report.html'}"]
     return "\n".join(lines)
+
+
+def linear_lines(found: Mapping[str, Any]) -> list[str]:
+    """The table of the linear evaluation, if there is one."""
+    if not found["rows"]:
+        return []
+    lines = [
+        "Linear classifiers on frozen features, percent right on the same unseen combinations:",
+        f"{'':16}{'pre-trained':>12}{'random weights':>16}{'raw input':>11}{'chance':>8}",
+    ]
+    for row in found["rows"]:
+        numbers = (row["pretrained"], row["random"], row["raw"], row["chance"])
+        cells = "".join(f"{n:{w}.1f}" for n, w in zip(numbers, (12, 16, 11, 8), strict=True))
+        lines.append(f"{row['modality'] + ': ' + row['attribute']:16}{cells}")
+    return lines
 
 
 def training_figures(history: Sequence[Mapping[str, str]]) -> dict[str, float]:

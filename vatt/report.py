@@ -71,7 +71,7 @@ class ReportData:
         title: The heading.
         metrics: The content of `metrics.json`: for each direction `R@1`, `R@5`, `R@10` (percent),
             `MedR` and perhaps `ceiling`; `oracles`, percent by name; `seconds` by stage;
-            `num_candidates`; `seed`.
+            `num_candidates`; `seed`; `linear_evaluation`, as `vatt.demo_linear` gives it.
         about: A sentence or two on the clips: what they are, what was held out of training, and
             over what the metrics are averaged.
         history: Rows of the CSV log in order: `step` and any of the logged metrics. Cells that are
