@@ -5,6 +5,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ COMMANDS = [
 def workplace(tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files and the model of which the pages speak."""
     torch.manual_seed(0)
-    tokenizer = Tokenizer.train(["a dog barks while someone chops onions"], 20)
+    tokenizer = Tokenizer.train(["a dog barks while someone chops onions", "a red ring spins"], 20)
     save_model(VATT(preset("tiny")), tmp_path / "runs" / "demo" / "model", tokenizer)
     make_file(tmp_path / "kitchen.mp4", KINDS["plain.mp4"])
     make_file(tmp_path / "garden.mp4", KINDS["silent.mp4"])
@@ -57,20 +58,47 @@ def arguments_of(command: list[str]) -> list[str] | None:
     return command[1:] if command[0] == "vatt" else None
 
 
-def test_every_block_of_the_page_on_features_runs(workplace: Path) -> None:
-    page = ROOT / "docs" / "features.md"
-    names: dict[str, object] = {}
-    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
-    assert len(blocks) > 15
+def run_blocks(text: str, names: dict[str, Any]) -> int:
+    """Runs all blocks of a text, in order; their number."""
+    blocks = BLOCK.findall(text)
     for language, block in blocks:
         if language == "bash":
             for line in block.replace("\\\n", " ").strip().splitlines():
                 arguments = arguments_of(shlex.split(line, comments=True))
-                assert arguments is not None, f"the page has a command that no test runs: {line}"
+                assert arguments is not None, f"there is a command that no test runs: {line}"
                 assert main(arguments) == 0, line
         else:
             assert language == "python", f"a block in {language!r} is not run"
-            exec(compile(block, f"{page.name}: {block.splitlines()[0]}", "exec"), names)
+            exec(compile(block, block.splitlines()[0], "exec"), names)
+    return len(blocks)
+
+
+def test_every_block_of_the_page_on_features_runs(workplace: Path) -> None:
+    names: dict[str, Any] = {}
+    assert run_blocks((ROOT / "docs" / "features.md").read_text(encoding="utf-8"), names) > 20
+    assert names["readable"].tolist() == [True, False]
+    assert len(names["hits"]) == 5
+    assert (workplace / "found.html").is_file()
+    same = names["fx"].extract("kitchen.mp4", space="vt", modalities=["video"])["video_vt"][:1]
+    ours = names["fx"].encode_text("a red ring spins") @ same.T
+    assert names["cosine"] == pytest.approx(ours.numpy(), abs=1e-4)
+    assert "license: apache-2.0" in names["card"]
+
+
+def test_every_block_on_using_a_model_in_the_readme_runs(workplace: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    start, end = readme.index("## Use it from Python"), readme.index("## Evaluate")
+    assert run_blocks(readme[start:end], names) >= 4
+    assert names["cosines"].shape == (2, 2)
+    assert names["sound"].shape == (1, 24)
+    assert names["video"].shape == names["audio"].shape == (1, 32)
+    assert (workplace / "kitchen.npz").is_file()
+    start, end = readme.index("## The models"), readme.index("## Official weights")
+    assert run_blocks(readme[start:end], names) == 1
+    assert names["output"].embeddings["video_vt"].shape == (2, 12)
+    assert names["logits"].shape == (2, 400)
+    assert names["features"].shape == (1, 32)
 
 
 @pytest.mark.parametrize(
