@@ -240,6 +240,7 @@ def test_the_command_prints_differences_and_sizes_and_nothing_of_the_exporter(
         ["audio", output] for output in ("features", "va", "vt")
     ]
     assert "names no licence" in lines[-1]
+    assert "no tokenizer" not in shown.out
     assert any("audio.pt2" in line and "MB" in line for line in lines)
     assert len(lines) == 2 + 3 + 1 + len(list((tmp_path / "out").iterdir())) + 1
 
@@ -369,6 +370,9 @@ def test_saved_models_say_what_comes_before_them(tmp_path: Path) -> None:
     assert (audio["num_samples"], audio["sample_rate"]) == (6_400, 8_000)
     assert (text["max_words"], text["padding_id"], text["tokenizer"]) == (16, 0, "tokenizer.json")
     assert "files" not in video
+    save_model(VATT(TINY), tmp_path / "without tokenizer")
+    rules = json.loads((tmp_path / "without tokenizer" / "preprocess.json").read_text())
+    assert rules["text"]["tokenizer"] is None
     for modality, function in (("video", "softmax"), ("audio", "sigmoid")):
         save_model(VATT(as_classifier(TINY, modality, 3)), tmp_path / modality)
         rules = json.loads((tmp_path / modality / "preprocess.json").read_text())

@@ -123,8 +123,10 @@ def test_what_a_resumed_run_changed_counts(tmp_path: Path, model: VATT) -> None:
     for number in (2, 10):
         config = {"seed_everything": number, "data": {"init_args": {"train": {"a/b": 1.0}}}}
         (run / f"config.resume-{number}.yaml").write_text(yaml.safe_dump(config))
-    (run / "environment.resume-10.json").write_text(json.dumps({"git_commit": "def"}))
+    resumed = {"git_commit": "def", "command": "vatt fit --config=run/config.yaml"}
+    (run / "environment.resume-10.json").write_text(json.dumps(resumed))
     facts = read_run(run)
+    assert facts["configs"] == ["my", "demo"]
     assert (facts["seed"], facts["git_commit"]) == (10, "def")
     assert facts["data"] == [{"name": "a/b"}]
     assert "batch_size" not in facts
@@ -224,12 +226,12 @@ def test_a_card_of_another_hand_is_read_or_refused(tmp_path: Path, model: VATT) 
     save_model(model, tmp_path)
     for text, licence in (("# Mine\n", None), ("---\nlicense: mit\nvatt: 3\n---\n# Mine\n", "mit")):
         (tmp_path / "README.md").write_text(text)
-        card = read_card(model, before=tmp_path)
+        card = read_card(model, tmp_path)
         assert (card.licence, card.facts, card.measured) == (licence, {}, [])
     for damaged in ("---\na: [\n---\n", "---\n- 1\n---\n"):
         (tmp_path / "README.md").write_text(damaged)
         with pytest.raises(UserError, match="the head of .*README.md cannot be read"):
-            read_card(model, before=tmp_path)
+            read_card(model, tmp_path)
 
 
 def test_results_of_other_weights_are_refused(tmp_path: Path, model: VATT) -> None:

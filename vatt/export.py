@@ -31,7 +31,6 @@ from vatt.preprocess_constants import (
     preprocess_constants,
     preprocess_json,
 )
-from vatt.text import Tokenizer
 from vatt.training_facts import find_model
 
 Format = Literal["model", "onnx", "torch"]
@@ -69,14 +68,14 @@ class ExportReport:
         parity: Of each output in each format.
         num_bytes: Of each file.
         card: What the model card says.
-        tokenizer: That the model came with.
+        lacks_tokenizer: Whether the model reads text and came without a tokenizer.
     """
 
     out: Path
     parity: tuple[Parity, ...]
     num_bytes: dict[str, int]
     card: Card
-    tokenizer: Tokenizer | None = None
+    lacks_tokenizer: bool
 
     def __str__(self) -> str:
         """Tables of parity and of files."""
@@ -119,8 +118,9 @@ def export_model(
         tolerance: Largest difference from the model as a share of its largest value.
 
     Raises:
-        UserError: a package is missing, `out` is taken, or an export is too far from the model.
-        ValueError: there is no model, or it lacks a modality.
+        UserError: a package is missing, `out` is taken, the model lacks a modality, or an export
+            is too far from it.
+        ValueError: there is no model.
     """
     folder = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow links
     _check_formats(formats, opset)
@@ -128,24 +128,24 @@ def export_model(
     path, own_run = find_model(source)
     model, tokenizer = load_model(path), tokenizer_of(path)
     towers = [Tower(model, name) for name in _chosen(modalities, model)]
-    before, checkpoint = (path, None) if path.is_dir() else (None, path)
-    told = {"run": own_run, "checkpoint": checkpoint} if run is None else {"run": run}
-    card = read_card(model, before=before, **told, results=results, licence=licence)
+    card = read_card(model, path, run=run or own_run, results=results, licence=licence)
     with _appearing(folder) as partial:
         if tokenizer is not None:
             tokenizer.save(partial / "tokenizer.json")
         if "model" in formats:
             save_model(model, partial)
-        parity = [
-            one
-            for tower in towers
-            for one in _export_tower(model, tower, partial, formats, opset, tolerance)
-        ]
+        parity: list[Parity] = []
+        for tower in towers:
+            parity += _export_tower(model, tower, partial, formats, opset, tolerance)
         _write_constants(model, partial, tokenizer is not None, towers, formats)
         write_model_card(partial, model, card, name=folder.name)
         sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     return ExportReport(
-        out=Path(out), parity=tuple(parity), num_bytes=sizes, card=card, tokenizer=tokenizer
+        out=Path(out),
+        parity=tuple(parity),
+        num_bytes=sizes,
+        card=card,
+        lacks_tokenizer="text" in model.config.modalities and tokenizer is None,
     )
 
 

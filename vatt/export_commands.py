@@ -24,7 +24,7 @@ def export(argv: Sequence[str]) -> int:
         licence=arguments.licence,
     )
     print(report)
-    if report.tokenizer is None:
+    if report.lacks_tokenizer:
         print("no tokenizer.json: the model came without one")
     if report.card.licence is None:
         print("README.md names no licence: choose one by --licence before publishing the folder")

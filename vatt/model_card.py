@@ -44,10 +44,9 @@ class Card:
 
 def read_card(
     model: VATT,
+    source: Path | None = None,
     *,
-    before: Path | None = None,
     run: str | os.PathLike[str] | None = None,
-    checkpoint: Path | None = None,
     results: Sequence[str | os.PathLike[str]] = (),
     licence: str | None = None,
 ) -> Card:
@@ -55,20 +54,21 @@ def read_card(
 
     Args:
         model: That the card is about.
-        before: A folder whose card says what is not given here: run, results, licence.
-        run: Folder of the run that trained the model.
-        checkpoint: Of that run; None: its last one.
+        source: Where it is from: a folder, whose card says what is not given here, or a checkpoint
+            of the run. None: the last one of the run.
+        run: Folder of the run that trained it.
         results: `results.json` files of `vatt evaluate`, of this model.
         licence: Identifier of the Hub, such as `apache-2.0`.
 
     Raises:
         UserError: a file cannot be read, or results are of another model.
     """
-    old = _data_of(before)
+    is_checkpoint = source is not None and source.is_file()
+    old = _data_of(None if is_checkpoint else source)
     kept = [one for one in old.eval_results or [] if one.dataset_split != WHILE_TRAINING]
     new = [one for file in results for one in _read_results(Path(file), model)]
     return Card(
-        facts=_facts_of(old) if run is None else read_run(run, checkpoint),
+        facts=_facts_of(old) if run is None else read_run(run, source if is_checkpoint else None),
         measured=_joined(kept, new),
         licence=licence or old.license,
     )
@@ -111,20 +111,20 @@ def _formats_in(folder: Path) -> list[str]:
     return ["onnx"] if any(folder.glob("*.onnx")) else []
 
 
-def _data_of(before: Path | None) -> "ModelCardData":
+def _data_of(folder: Path | None) -> "ModelCardData":
     """The head of the card in a folder; an empty one where there is no card."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    if before is None or not (before / CARD).is_file():
+    if folder is None or not (folder / CARD).is_file():
         return ModelCardData()
-    text = (before / CARD).read_text(encoding="utf-8")
+    text = (folder / CARD).read_text(encoding="utf-8")
     if not text.startswith("---"):  # a text without a head
         return ModelCardData()
     try:
         return cast("ModelCardData", ModelCard(text).data)
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the head of {before / CARD} cannot be read: {reason}") from error
+        raise UserError(f"the head of {folder / CARD} cannot be read: {reason}") from error
 
 
 def _facts_of(data: "ModelCardData") -> TrainingFacts:

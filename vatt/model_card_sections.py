@@ -177,7 +177,8 @@ def _encoder(config: VATTConfig, modality: str) -> str:
     if modality == "text" and config.arrangement == "specific" and config.text.tower == "linear":
         return "linear: maximum over words"
     tower = config.tower(modality)
-    shared = ", shared by all" if config.arrangement == "agnostic" else ""
+    several = config.arrangement == "agnostic" and len(config.modalities) > 1
+    shared = ", shared by all" if several else ""
     return f"{tower.num_layers} layers of width {tower.d_model}, {tower.num_heads} heads{shared}"
 
 

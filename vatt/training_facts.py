@@ -126,6 +126,7 @@ def read_run(
     rows = _read_metrics(folder / "metrics.csv")
     facts: dict[str, Any] = {
         **_facts_of_config(config),
+        **_facts_of_environment(folder / "environment.json"),
         **_facts_of_environment(path.with_name(path.name.replace("config", "environment", 1))),
         "steps": steps,
         **_validation([row for row in rows if steps is None or row[0] < steps]),
@@ -196,12 +197,14 @@ def _facts_of_environment(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error}") from error
     command = shlex.split(str(environment.get("command") or ""))
     known = [name for name in VERSIONS if environment.get(name)]
-    return {
-        "configs": [one.stem for one in config_paths(command)],
+    facts = {
+        # a resumed run is given its own config.yaml, which says nothing by its name
+        "configs": [one.stem for one in config_paths(command) if one.name != RUN_CONFIG],
         "devices": environment.get("devices"),
         "versions": {name: str(environment[name]) for name in known},
         "git_commit": environment.get("git_commit"),
     }
+    return {name: value for name, value in facts.items() if value}
 
 
 def _read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
