@@ -16,6 +16,7 @@ from vatt.files import write_atomically
 from vatt.media import MediaSource, probe, read_frames, read_waveform
 from vatt.report_media import data_uri, encode_png, loudness
 from vatt.search import Hit
+from vatt.shard_index import ShardError
 from vatt.sources import MediaError
 
 SHORT_SIDE = 240  # pixels of a player, or fewer
@@ -89,7 +90,7 @@ def write_page(
                 )
             )
             budget -= len(player) * 3 // 4
-        except MediaError as error:
+        except (MediaError, ShardError) as error:
             faults.append(str(error))
             player = f"<p class=note>does not play: {escape(str(error))}</p>"
         tiles.append(_tile(place, hit, player))
