@@ -72,14 +72,23 @@ def build_approximate(matrix: NDArray[np.float32], path: Path) -> dict[str, Any]
     index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
     held_out = spread(NUM_QUERIES, rows)
     sample = np.setdiff1d(spread(centres * ROWS_A_CENTRE + NUM_QUERIES, rows), held_out)
-    index.train(np.ascontiguousarray(matrix[sample if len(sample) >= centres else slice(None)]))
-    release(matrix)
+    index.train(_gather(matrix, sample if len(sample) >= centres else np.arange(rows)))
     for start in range(0, rows, CHUNK_ROWS):
         index.add(np.ascontiguousarray(matrix[start : start + CHUNK_ROWS]))
         release(matrix)
     measured = _choose_groups(index, matrix, held_out, centres)
     faiss.write_index(index, str(path))
     return {"kind": kind, **measured, "queries": len(held_out)}
+
+
+def _gather(matrix: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
+    """Some rows, copied part by part: else as good as the whole file would be mapped at once."""
+    copied = np.empty((len(rows), matrix.shape[1]), dtype=np.float32)
+    for start in range(0, len(rows), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        copied[part] = matrix[rows[part]]
+        release(matrix)
+    return copied
 
 
 def _choose_groups(
