@@ -1,6 +1,7 @@
 """Zero-shot retrieval over windows: against loops, with ties and masks, and in two processes."""
 
 import json
+import os
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from rank_processes import run_ranks
 
 import vatt
-from vatt import ShardSet, Tokenizer, probe, save_model
+from vatt import ShardSet, Tokenizer, evaluation_items, probe, save_model
 from vatt.checkpoint import load_model
 from vatt.cli import main
 from vatt.errors import UserError
@@ -275,6 +276,25 @@ def test_reading_ahead_in_processes_gives_the_same_views(items):
         assert (one.video == other.video).all()
         assert (one.audio is None) == (other.audio is None)
         assert one.audio is None or (one.audio == other.audio).all()
+
+
+def test_few_clips_are_read_ahead_while_a_file_hangs(items, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation_items, "LIMIT_SECONDS", 2.0)
+    os.mkfifo(tmp_path / "waits.mp4")  # opening it waits for ever
+    waits = Item(key="waits", source=str(tmp_path / "waits.mp4"), place="")
+    taken = []
+
+    class Clips(list):
+        def __iter__(self):
+            for item in super().__iter__():
+                taken.append(item)
+                yield item
+
+    clips = Clips([waits, *[items[0]] * 40])
+    views = read_items(clips, ViewPlan(video=vatt.preset("tiny").video, audio=None), num_workers=2)
+    assert "no answer within 2 s" in next(views).fault
+    assert len(taken) <= 5  # two for each process, and the one that takes the place of the first
+    views.close()
 
 
 def test_a_model_without_common_spaces_is_refused(items):
