@@ -15,6 +15,7 @@ from labelled_media import write_csv, write_sounds, write_videos
 from rank_processes import run_ranks, run_vatt
 from reference_packs import Pack, archives, named
 from reference_runs import classifier_inputs
+from test_compute import COMPILES, LOADS_COMPILER
 from training_runs import read_losses, read_rows
 
 from vatt.batch import LabelledBatch
@@ -534,3 +535,43 @@ def test_two_processes_train_and_measure_as_one(corpus: Path, tmp_path: Path) ->
     ]
     assert measured[1] == pytest.approx(measured[0], rel=1e-8)
     assert len(losses[1]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_that_share_the_weights_train_and_measure_as_one(
+    corpus: Path, tmp_path: Path
+) -> None:
+    exact = ["--trainer.precision=32-true", "--model.init_args.model.classifier.dropout=0"]
+    options = [*exact, "--model.init_args.frozen=1", "--trainer.val_check_interval=2"]
+    measured, tuned = [], []
+    for world_size, overlay in ((1, []), (2, ["--config=overlay_fsdp"])):
+        run = tmp_path / f"run-{world_size}"
+        arguments = fit_arguments(corpus, run, *overlay, *options, "--trainer.max_steps=4")
+        errors = tmp_path / f"{world_size}.out"
+        codes = run_vatt(arguments, world_size, errors)
+        assert codes == [0] * world_size, [path.read_text() for path in errors.iterdir()]
+        rows = [row for row in read_rows(run) if row["val/loss"]]
+        measured.append([float(row[f"val/{n}"]) for row in rows for n in ("loss", "num_clips")])
+        tuned.append(load_model(run / "checkpoints" / "last.ckpt").state_dict())
+    assert measured[1] == pytest.approx(measured[0], rel=1e-4)
+    for name, value in tuned[0].items():
+        assert torch.allclose(value, tuned[1][name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.slow  # a minute: torch's compiler
+@LOADS_COMPILER
+@COMPILES
+def test_compiled_towers_train_and_measure_alike(corpus: Path, tmp_path: Path) -> None:
+    torch.compiler.reset()
+    options = ["--config=overlay_compile", "--trainer.max_steps=6", "--model.init_args.frozen=1"]
+    options += ["--model.init_args.model.classifier.dropout=0", "--trainer.precision=32-true"]
+    losses, measured = [], []
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        compile_option = f"--model.init_args.compile_towers={compiled}"
+        assert main(fit_arguments(corpus, tmp_path / name, *options, compile_option)) == 0
+        losses.append([float(loss) for loss in read_losses(tmp_path / name).values()])
+        rows = [row for row in read_rows(tmp_path / name) if row["val/loss"]]
+        measured.append([float(row["val/loss"]) for row in rows])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert measured[1] == pytest.approx(measured[0], rel=1e-3)
