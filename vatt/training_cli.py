@@ -367,8 +367,9 @@ def _tower_of(args: Sequence[str], given: Mapping[str, Any], modality: str) -> V
         except ValueError as error:
             raise UserError(f"init_from: {error}") from error
     video, audio = config.video, config.audio
-    video = replace(video, position_grid=video.position_grid or video.grid)
-    audio = replace(audio, position_grid=audio.position_grid or audio.grid)
+    if source is not None:  # from scratch, positions are those of the clips that are asked for
+        video = replace(video, position_grid=video.position_grid or video.grid)
+        audio = replace(audio, position_grid=audio.position_grid or audio.grid)
     try:
         classifier = as_classifier(config, modality, 2, video=video, audio=audio)
         return replace(classifier, classifier=None)

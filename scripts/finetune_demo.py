@@ -1,0 +1,172 @@
+"""Fine-tunes the demo's model on a few labelled videos, beside the same training from scratch.
+
+Makes csvs of the demo's corpus, runs `vatt fit --config finetune_own` for every start, learning
+rate and seed, and prints the accuracy on the validation videos, whose combinations of shape, colour
+and motion neither training has seen. After `bash scripts/demo.sh`:
+
+    .venv/bin/python scripts/finetune_demo.py
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from vatt.errors import UserError
+
+ATTRIBUTES = ("shape", "colour", "motion")
+STARTS = ("pre-trained", "from scratch")
+METRIC = "val/top1"
+SIZES = ("arrangement", "video", "audio", "encoder", "video_encoder", "d_post")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs everything that is not there yet; returns the exit code."""
+    options = parse_options(argv)
+    corpus = options.demo / "data" / "corpus"
+    model = options.demo / "model"
+    try:
+        files = [
+            write_labels(corpus / split, options.out / f"{split}.csv", options.attribute, limit)
+            for split, limit in (("train", options.per_class), ("validation", None))
+        ]
+        if not (model / "config.json").is_file():
+            raise UserError(f"{model} holds no model: run scripts/demo.sh, or give --demo")
+        found = {
+            (start, rate): [accuracy(options, start, rate, seed) for seed in options.seeds]
+            for start in STARTS
+            for rate in options.learning_rates
+        }
+    except UserError as error:
+        print(f"finetune_demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("finetune_demo: stopped; the same command goes on after what is done")
+        return 130
+    print(table(found, options, files))
+    return 0
+
+
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="its run folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/finetune-demo"), help="made here")
+    parser.add_argument("--attribute", choices=ATTRIBUTES, default="motion", help="what to tell")
+    parser.add_argument("--per-class", type=int, default=10, help="labelled videos of each class")
+    parser.add_argument("--steps", type=int, default=100, help="of each training")
+    parser.add_argument("--batch-size", type=int, default=32, help="clips of a step")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.005, 0.02, 0.08])
+    return parser.parse_args(argv)
+
+
+def write_labels(folder: Path, out: Path, attribute: str, limit: int | None) -> int:
+    """Writes a csv of files and labels; returns the number of files.
+
+    Args:
+        folder: Of a split of the demo's corpus.
+        out: The csv.
+        attribute: Which is the label.
+        limit: Files of each class, the first ones; None: all.
+
+    Raises:
+        UserError: there is no corpus.
+    """
+    path = folder / "captions.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is absent: run scripts/demo.sh, or give --demo")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    taken: Counter[str] = Counter()
+    rows = []
+    for line in lines:
+        label = line[attribute]
+        taken[label] += 1
+        if limit is None or taken[label] <= limit:
+            rows.append((str((folder / line["file"]).absolute()), label))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "label"), *rows])
+    return len(rows)
+
+
+def accuracy(options: argparse.Namespace, start: str, rate: float, seed: int) -> float:
+    """Top-1 accuracy on the validation videos at the end of one training, in percent.
+
+    Raises:
+        UserError: the training failed.
+    """
+    name = f"{start.replace(' ', '-')}-{rate:g}-seed-{seed}"
+    run = options.out / f"{options.attribute}-{options.per_class}-{options.steps}" / name
+    if not (metrics := read_metric(run)):
+        print(f"── {name}", flush=True)
+        subprocess.run(fit_command(options, run, start, rate, seed), check=False)
+        metrics = read_metric(run)
+    if not metrics:
+        raise UserError(f"the training in {run} failed")
+    return metrics[-1]
+
+
+def fit_command(
+    options: argparse.Namespace, run: Path, start: str, rate: float, seed: int
+) -> list[str]:
+    """The training: from scratch it is the same network, of which no weights are taken."""
+    begin = ["--model.init_args.init_from", str(options.demo / "model")]
+    if start != "pre-trained":
+        begin = ["--config", str(write_sizes(options.demo / "model", options.out))]
+    return [
+        *(sys.executable, "-m", "vatt.cli", "fit", "--config", "finetune_own", *begin),
+        *("--data.init_args.train", str(options.out / "train.csv")),
+        *("--data.init_args.validation", str(options.out / "validation.csv")),
+        *("--data.init_args.batch_size", str(options.batch_size)),
+        # a mirrored video would move the other way, and have another colour
+        *("--data.init_args.augment.flip_rate", "0"),
+        *("--data.init_args.augment.color_jitter_rate", "0"),
+        *("--model.init_args.optimizer.learning_rate", str(rate)),
+        *("--model.init_args.schedule.warmup_steps", str(options.steps // 10)),
+        *("--trainer.max_steps", str(options.steps)),
+        *("--trainer.val_check_interval", str(options.steps)),
+        *("--seed_everything", str(seed), "--data.init_args.seed", str(seed)),
+        *("--run.dir", str(run), "--run.wandb", "disabled"),
+    ]
+
+
+def write_sizes(model: Path, out: Path) -> Path:
+    """A config with the sizes of a model's network and clips."""
+    config = json.loads((model / "config.json").read_text())
+    network = {name: value for name, value in config.items() if name in SIZES}
+    path = out / "sizes.json"
+    path.write_text(json.dumps({"model": {"init_args": {"model": network}}}))
+    return path
+
+
+def read_metric(run: Path) -> list[float]:
+    """The logged accuracies of a run, in percent; none of one that is not there."""
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [float(row[METRIC]) for row in csv.DictReader(file) if row.get(METRIC)]
+
+
+def table(
+    found: dict[tuple[str, float], list[float]], options: argparse.Namespace, files: list[int]
+) -> str:
+    """Accuracies of all trainings."""
+    lines = [
+        f"\n{options.attribute} of {files[1]} videos, after {options.steps} steps on {files[0]} "
+        f"labelled ones: top-1 in %, mean of {len(options.seeds)} seeds (each)",
+    ]
+    for (start, rate), values in found.items():
+        each = ", ".join(f"{value:.1f}" for value in values)
+        lines.append(f"{start:14} learning rate {rate:<6g} {statistics.mean(values):5.1f} ({each})")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
