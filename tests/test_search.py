@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +284,30 @@ def test_rows_that_are_no_direction_are_left_out(
     starts = {hit.start_seconds for hit in hits if hit.source == "plain.mp4"}
     assert not starts & set(kept.start_seconds[2:4].tolist())
     assert len(starts) == len(kept) - 2
+
+
+@pytest.mark.parametrize("form", ["npz", "parquet"])
+def test_ends_of_files_that_are_mostly_padding_are_left_out_but_not_short_files(
+    media: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    source, features, built = (tmp_path / name for name in ("media", "features", "index"))
+    source.mkdir()
+    shutil.copy(media / "plain.mp4", source)  # 3 s: the last window of 0.8 s begins at 2.8 s
+    short = replace(KINDS["silent.mp4"], video_seconds=0.2)
+    make_file(source / "short.mp4", short)
+    arguments = ("--hop-seconds", "0.7", "--workers", "0", "--format", form)
+    assert run("extract", source, "-o", features, "--model", model, *arguments) == 0
+    assert run("index", features, "-o", built, "--least-coverage", "0.5") == 0
+    assert "video_vt: 1 rows are of ends of files" in capsys.readouterr().out
+    kept = Index(built).search([1.0] * 12, modality="video", space="vt", k=9, distinct="window")
+    starts = sorted((hit.source, round(hit.start_seconds, 3)) for hit in kept)
+    whole = [("plain.mp4", start) for start in (0.0, 0.7, 1.4, 2.1)]
+    assert starts == [*whole, ("short.mp4", 0.0)]
+    assert run("index", features, "-o", built) == 0
+    kept = Index(built).search([1.0] * 12, modality="video", space="vt", k=9, distinct="window")
+    assert len(kept) == 6
+    assert run("index", features, "-o", built, "--least-coverage", "2") == 2
+    assert "must be from 0 to 1, got 2" in capsys.readouterr().err
 
 
 def test_samples_of_shards_are_found_and_play(

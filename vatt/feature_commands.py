@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vatt.arguments import not_negative, positive
+from vatt.arguments import not_negative, positive, share
 from vatt.machine import num_cores
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def index(argv: Sequence[str]) -> int:
         model=arguments.model,
         media=arguments.media,
         approximate=arguments.approximate,
+        least_coverage=arguments.least_coverage,
     )
     report = build_index(
         arguments.features, arguments.out, options, show_progress=sys.stderr.isatty()
@@ -131,6 +132,13 @@ def _index_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="where it lies now; default: where it lay for extract")
     parser.add_argument(
         "--media", type=Path, metavar="FOLDER", help="where the media lie now; default: as above"
+    )
+    parser.add_argument(
+        "--least-coverage",
+        type=share,
+        default=0.2,
+        metavar="SHARE",
+        help="leave windows out of which the file gave less (its end), default 0.2",
     )
     parser.add_argument(
         "--approximate",

@@ -16,7 +16,7 @@ from vatt.files import write_atomically
 
 FORMATS = ("npz", "safetensors")
 _TIMES = ("start_seconds", "end_seconds")
-_COVERAGE = "_coverage"
+COVERAGE = "_coverage"
 _METADATA = "metadata"  # as JSON: an entry of an npz; safetensors would shuffle several
 
 
@@ -98,15 +98,15 @@ class Features:
             raise ValueError(f"{path} holds no features of vatt: {missing[0]} is missing")
         times = {name: tensors.pop(name) for name in _TIMES}
         coverage = {
-            name.removesuffix(_COVERAGE): tensors.pop(name)
+            name.removesuffix(COVERAGE): tensors.pop(name)
             for name in [*tensors]
-            if name.endswith(_COVERAGE)
+            if name.endswith(COVERAGE)
         }
         return cls(arrays=tensors, coverage=coverage, metadata=metadata, **times)
 
     def _tensors(self) -> dict[str, Tensor]:
         times = {name: getattr(self, name) for name in _TIMES}
-        coverage = {f"{name}{_COVERAGE}": value for name, value in self.coverage.items()}
+        coverage = {f"{name}{COVERAGE}": value for name, value in self.coverage.items()}
         return {**self.arrays, **times, **coverage}
 
 

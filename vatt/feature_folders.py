@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vatt.errors import UserError
-from vatt.feature_files import FORMATS, Features
+from vatt.feature_files import COVERAGE, FORMATS, Features
 from vatt.feature_stores import METADATA, load_pyarrow
 
 BATCH_ROWS = 2048  # of a parquet file; 1,024 floats each are 8 MB an array
@@ -29,6 +29,7 @@ class SourceWindows:
         settings: With which they were made, JSON.
         origin: Where the media lie, and the model.
         arrays: float32 `[n, D]` by name; zeros for windows without the modality.
+        coverage: By modality, float32 `[n]`: the share of each window that the file gave.
         start_seconds: float64 `[n]`.
         end_seconds: float64 `[n]`.
     """
@@ -38,6 +39,7 @@ class SourceWindows:
     settings: str
     origin: Mapping[str, str]
     arrays: Mapping[str, NDArray[np.float32]]
+    coverage: Mapping[str, NDArray[np.float32]]
     start_seconds: NDArray[np.float64]
     end_seconds: NDArray[np.float64]
 
@@ -106,6 +108,7 @@ def _file_windows(path: Path) -> SourceWindows:
         settings=metadata["settings"],
         origin=metadata,
         arrays={name: value.numpy() for name, value in features.arrays.items()},
+        coverage={name: value.numpy() for name, value in features.coverage.items()},
         start_seconds=features.start_seconds.numpy(),
         end_seconds=features.end_seconds.numpy(),
     )
@@ -121,6 +124,11 @@ def _parquet_windows(path: Path) -> Iterator[SourceWindows]:
             sources = batch.column("source").to_pylist()
             vectors = [n for n in batch.schema.names if _is_vectors(batch.schema.field(n).type)]
             arrays = {name: _dense(batch.column(name)) for name in vectors}
+            coverage = {
+                name.removesuffix(COVERAGE): batch.column(name).to_numpy()
+                for name in batch.schema.names
+                if name.endswith(COVERAGE)
+            }
             times = [batch.column(f"{at}_seconds").to_numpy() for at in ("start", "end")]
             for source, part in _runs(sources):
                 yield SourceWindows(
@@ -129,6 +137,7 @@ def _parquet_windows(path: Path) -> Iterator[SourceWindows]:
                     settings=said["settings"],
                     origin=said.get("origins", {}).get(source, {}),
                     arrays={name: values[part] for name, values in arrays.items()},
+                    coverage={name: values[part] for name, values in coverage.items()},
                     start_seconds=times[0][part],
                     end_seconds=times[1][part],
                 )

@@ -24,6 +24,9 @@ NO_FAISS = (
 )
 
 
+LEAST_COVERAGE = 0.2
+
+
 @dataclass(frozen=True, kw_only=True)
 class IndexOptions:
     """What goes into an index.
@@ -34,6 +37,9 @@ class IndexOptions:
         model: Folder, checkpoint or name on the Hub; None: as the features say.
         media: Folder in which the media lie; None: as the features say.
         approximate: Whether faiss searches; None: where there are more than a million rows.
+        least_coverage: Share of a window that its file must give. The rest of the last window of a
+            file is padding, and a window of padding is near to every still picture. The first
+            window of a file counts whatever its coverage.
     """
 
     modalities: tuple[str, ...] | None = None
@@ -41,6 +47,7 @@ class IndexOptions:
     model: str | None = None
     media: Path | None = None
     approximate: bool | None = None
+    least_coverage: float = LEAST_COVERAGE
 
 
 @dataclass
@@ -52,6 +59,7 @@ class IndexReport:
         num_windows: Windows of these.
         arrays: What `index.json` says of each.
         left_out: Rows by array that are not a direction: NaN, infinite.
+        too_short: Rows by array of windows that are mostly padding.
         notes: What else is to be known.
     """
 
@@ -59,6 +67,7 @@ class IndexReport:
     num_windows: int = 0
     arrays: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: Counter[str] = field(default_factory=Counter)
+    too_short: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -74,6 +83,8 @@ class IndexReport:
             lines.append(f"  {name:12} {said['rows']:>9,} rows of {said['width']}: {how}")
         for name, count in self.left_out.items():
             lines.append(f"  {name}: {count} rows hold NaN or infinity and are left out")
+        for name, count in self.too_short.items():
+            lines.append(f"  {name}: {count} rows are of ends of files, mostly padding: left out")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -104,7 +115,8 @@ def build_index(
             for windows in files:
                 collected.add(windows)
         report.num_sources, report.num_windows = collected.num_sources, collected.num_windows
-        report.arrays, report.left_out = collected.described(features), collected.left_out
+        report.arrays = collected.described(features)
+        report.left_out, report.too_short = collected.left_out, collected.too_short
         _add_approximate(data, options, report)
         said |= {
             "features": str(features.absolute()),
@@ -155,6 +167,7 @@ class _Collected:
         self._written = 0
         self.model = ""
         self.left_out: Counter[str] = Counter()
+        self.too_short: Counter[str] = Counter()
 
     def open(self, stack: contextlib.ExitStack) -> None:
         """Opens the files, which close with the stack."""
@@ -216,7 +229,12 @@ class _Collected:
     def _add_rows(self, name: str, windows: SourceWindows, first: int) -> None:
         vectors = windows.arrays[name]
         finite = np.isfinite(vectors).all(axis=1)
-        chosen = np.flatnonzero(finite & vectors.any(axis=1))  # zeros: the window lacks it
+        there = finite & vectors.any(axis=1)  # zeros: the window lacks it
+        covered = windows.coverage[self._forms[name]["modality"]] >= self._options.least_coverage
+        covered |= windows.start_seconds == 0.0
+        chosen = np.flatnonzero(there & covered)
+        if short := int((there & ~covered).sum()):
+            self.too_short[name] += short
         if lost := int((~finite).sum()):
             self.left_out[name] += lost
         if not len(chosen):
