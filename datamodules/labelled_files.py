@@ -104,6 +104,12 @@ def _part(values: Tensor, ends: Tensor, index: int) -> Tensor:
     return values[int(ends[index - 1]) if index else 0 : int(ends[index])]
 
 
+def _plain(name: str) -> str:
+    """A path without parts that mean nothing: `./a` is `a`."""
+    # few have them, and AudioSet has ten million names
+    return PurePosixPath(name).as_posix() if "./" in name or "//" in name else name
+
+
 def _key(name: str, start_seconds: float, end_seconds: float) -> str:
     if start_seconds == 0 and math.isinf(end_seconds):
         return name
@@ -147,7 +153,7 @@ def read_files(
         if not takes(one):
             continue
         unknown = [label for label in one.labels if label not in numbers]
-        name = find(PurePosixPath(name).as_posix() for name in one.names)  # ./a is a
+        name = find(_plain(name) for name in one.names)
         if unknown:
             faults.append(LineFault(one.line, nearest_label(unknown[0], classes)))
         elif len(one.labels) != 1 and not multi_label:

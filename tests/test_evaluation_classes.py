@@ -429,6 +429,9 @@ def test_clips_are_scored_by_both_averages(model_folder, clips):
     mean = torch.nn.functional.normalize(embedded.mean(dim=0), dim=0)
     assert torch.allclose(found.similarities[3], (unit @ classes.T).mean(dim=0), atol=1e-6)
     assert torch.allclose(found.embeddings[3], classes @ mean, atol=1e-6)
+    assert not torch.equal(found.embeddings, found.similarities)
+    with pytest.raises(UserError, match="got no prompt"):
+        embed_classes(model, tokenizer, ["circle"], [])
 
 
 def test_the_commands_measure_every_fold_and_write_it_down(model_folder, clips, tmp_path, capsys):
@@ -458,11 +461,12 @@ def test_the_commands_measure_every_fold_and_write_it_down(model_folder, clips, 
     assert "(84.4)" in printed
     assert any((out / "features").iterdir())
     out = tmp_path / "zero-shot"
-    options = ["--prompt", "a {}", "--prompt", "{} here", "--out", str(out)]
+    options = ["--prompt", "a {}", "--prompt", "{} here", "--out", str(out), "--frame-rate", "5"]
     assert main(["evaluate", "zero-shot", str(model_folder), *shared, *options]) == 0
     content = json.loads((out / "results.json").read_text())
     assert (content["num_items"], content["num_listed"]) == (5, 7)  # those of the test lists
     assert content["protocol"]["prompts"] == ["a {}", "{} here"]
+    assert content["protocol"]["frame_rate"] == 5
     assert content["metrics"].keys() >= {"embeddings, fold 1", "similarities, mean of folds"}
 
 
