@@ -62,7 +62,7 @@ def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100, help="of each training")
     parser.add_argument("--batch-size", type=int, default=32, help="clips of a step")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.005, 0.02, 0.08])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[0.02, 0.08])
     return parser.parse_args(argv)
 
 
