@@ -482,3 +482,10 @@ def test_options_that_cannot_work_are_named(model_folder, clips, options, messag
     arguments = [str(model_folder), "--data", ".", "--media", str(clips), *options]
     assert main(["evaluate", "linear", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["linear", "zero-shot"])
+def test_several_processes_are_refused_where_one_measures(clips, task, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["evaluate", task, "none", "--data", ".", "--media", str(clips)]) == 1
+    assert f"evaluate {task} runs in one process" in capsys.readouterr().err
