@@ -271,7 +271,8 @@ def test_heavy_weight_decay_makes_classes_nearly_equally_probable():
 
 
 def test_logistic_regression_is_that_of_scikit_learn():
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model
+
     features, classes = separable(num_classes=7, noise=4.0)
     rows = evaluate_folds(features, classes, ["logistic"], regularisation=0.3)
     values = features.values.double().numpy()
@@ -293,7 +294,6 @@ def test_logistic_regression_is_that_of_scikit_learn():
 
 
 def test_classes_without_a_training_clip_have_probability_zero():
-    pytest.importorskip("sklearn")
     values = torch.randn(6, 4)
     predict = train_logistic(values, torch.tensor([0, 2, 0, 2, 0, 2]), 4)
     found = predict(values)

@@ -6,7 +6,8 @@ import torch
 
 import vatt
 from vatt.captions import Fault
-from vatt.results import Results, results_table, weights_digest, write_results
+from vatt.checkpoint import weights_digest
+from vatt.results import Results, results_table, write_results
 
 ROW = {"R@1": 8.25, "R@5": 20.0, "R@10": 30.5, "MedR": 44.0, "MeanR": 120.0}
 
@@ -37,6 +38,14 @@ def test_the_papers_numbers_stand_in_brackets_behind_ours():
     other = next(line for line in table.splitlines() if line.startswith("video_to_text"))
     assert "(" not in other
     assert "(" not in results_table(results(data_set="own"), "specific")
+
+
+def test_a_part_of_a_set_does_not_stand_beside_the_number_of_the_whole():
+    metrics = {"low-rank, mean of folds": {"top-1": 80.0}}
+    whole = results(data_set="esc50", num_listed=2000, metrics=metrics)
+    assert "80.0 (84.7)" in results_table(whole, "specific")
+    part = results(data_set="esc50", num_listed=400, metrics=metrics)
+    assert "(" not in results_table(part, "specific")
 
 
 def test_the_table_says_what_it_was_computed_on_and_what_was_left_out():

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from media_files import KINDS, make_file
 
 from vatt import VATT, FeatureExtractor, MediaError, MtebModel, Tokenizer, preset, save_model
+from vatt.checkpoint import weights_digest
 from vatt.cli import main
 from vatt.errors import UserError
 from vatt.evaluate_mteb import run_tasks
 from vatt.mteb_model import load_mteb
-from vatt.results import results_table, weights_digest
+from vatt.results import results_table
 from vatt.windows import audio_media
 
 # mteb computes precision for classes that are never guessed too

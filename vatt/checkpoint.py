@@ -3,6 +3,7 @@
 Nothing in a file is ever executed: safetensors for folders, `weights_only=True` for checkpoints.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Collection
@@ -348,3 +349,16 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = tuple(value) if isinstance(value, list) else value
     return flat
+
+
+def weights_digest(model: VATT) -> str:
+    """A name for configuration and weights, the same wherever they are loaded from.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

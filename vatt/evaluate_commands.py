@@ -165,10 +165,11 @@ def _retrieval(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _linear(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    from vatt.checkpoint import weights_digest
     from vatt.classification_sets import MODALITIES, read_classification_set
     from vatt.frozen_features import extract_features
     from vatt.linear_evaluation import CLASSIFIERS, LowRankConfig, evaluate_folds
-    from vatt.results import Results, weights_digest
+    from vatt.results import Results
     from vatt.zero_shot_retrieval import evaluation_plan
 
     unknown = set(arguments.classifiers) - set(CLASSIFIERS)

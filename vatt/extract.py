@@ -5,7 +5,6 @@ input are encoded in batches of their own, so that nothing of the result depends
 extracted, in how many processes, or whether a run was interrupted.
 """
 
-import hashlib
 import json
 import time
 from collections import deque
@@ -19,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from vatt.check_shards import LIMIT_SECONDS, prepare_worker
+from vatt.checkpoint import weights_digest
 from vatt.embedder import Form, Space
 from vatt.encoding import WindowTable
 from vatt.errors import UserError
@@ -28,7 +28,6 @@ from vatt.feature_stores import FileStore, ParquetStore
 from vatt.features import FeatureExtractor, media_modalities
 from vatt.machine import num_cores
 from vatt.media import Clip
-from vatt.model import VATT
 from vatt.shard_index import ShardError
 from vatt.sources import FileWindow, MediaError
 from vatt.windows import WindowPlan, plan_windows, read_duration
@@ -205,7 +204,7 @@ class Extraction:
         forms: dict[str, tuple[str, Form]] = self._forms
         values = {
             "format_version": FORMAT_VERSION,
-            "model": fingerprint(self._embedder.model),
+            "model": weights_digest(self._embedder.model),
             "dtype": str(self._embedder.dtype).removeprefix("torch."),
             "arrays": {name: asdict(form) for name, (_, form) in forms.items()},
             "window_seconds": self._plan.window_seconds,
@@ -304,12 +303,3 @@ class Extraction:
     def _fail(self, item: Item, reason: str) -> None:
         self.report.failures[item.name] = reason
         self._bar.update()
-
-
-def fingerprint(model: VATT) -> str:
-    """A name for configuration and weights, the same wherever they are loaded from."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

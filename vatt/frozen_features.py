@@ -56,7 +56,7 @@ def extract_features(
         items: With media.
         plan: Which views.
         modality: Of which the features are.
-        digest: Of the weights, as of `vatt.results.weights_digest`.
+        digest: Of the weights, as of `vatt.checkpoint.weights_digest`.
         cache: Folder; None keeps nothing.
         batch_size: Clips that are encoded at once.
         num_workers: Processes that read.

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
+from vatt.checkpoint import weights_digest
 from vatt.errors import UserError
 from vatt.files import write_atomically
 from vatt.model import VATT
 from vatt.model_card_sections import card_body
-from vatt.results import weights_digest
 from vatt.training_facts import DECIMALS, TrainingFacts, read_run
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vatt.audio import load_torchaudio
+from vatt.checkpoint import weights_digest
 from vatt.embedder import Space
 from vatt.encoding import OnError
 from vatt.errors import UserError
 from vatt.features import NUM_WINDOWS, FeatureExtractor
-from vatt.results import weights_digest
 from vatt.sources import MediaSource
 from vatt.windows import audio_media
 

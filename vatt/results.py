@@ -1,6 +1,5 @@
 """What an evaluation leaves behind: `results.json`, and a table with the paper's numbers beside."""
 
-import hashlib
 import json
 import math
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vatt.captions import Fault, fault_lines
+from vatt.checkpoint import weights_digest
 from vatt.environment import describe_environment
 from vatt.files import write_atomically
 
@@ -36,6 +36,8 @@ PUBLISHED: dict[tuple[str, str], dict[tuple[str, str], float]] = {
     ("esc50", "specific"): {(_LOW_RANK, "top-1"): 84.7},
     ("esc50", "agnostic"): {(_LOW_RANK, "top-1"): 81.2},
 }
+# Clips of a set, where the paper's number is of all of them: a part of it is another set.
+PUBLISHED_SIZES = {"ucf101": 13_320, "esc50": 2_000}
 PUBLISHED_MODELS = {"specific": "VATT-MBS", "agnostic": "VATT-MA-Medium"}
 
 
@@ -68,17 +70,6 @@ class Results:
     metrics: Rows = field(default_factory=dict)
     seed: int = 0
     unit: str = "clips"
-
-
-def weights_digest(model: "VATT") -> str:
-    """SHA-256 of a model's configuration and weights, in hexadecimal digits."""
-    import torch
-
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def write_results(
@@ -125,6 +116,8 @@ def write_results(
 
 def published_numbers(results: Results, arrangement: str) -> dict[tuple[str, str], float]:
     """The paper's numbers for this set and kind of model, by row and column of the table."""
+    if results.num_listed != PUBLISHED_SIZES.get(results.data_set, results.num_listed):
+        return {}
     return PUBLISHED.get((results.data_set, arrangement), {})
 
 

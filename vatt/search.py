@@ -114,13 +114,13 @@ class Index:
             ValueError: there is no model.
         """
         if self._extractor is None:
-            from vatt.extract import fingerprint
+            from vatt.checkpoint import weights_digest
             from vatt.features import FeatureExtractor
 
             if not self._model:
                 raise UserError("the features do not say which model made them: give --model", 2)
             made = FeatureExtractor.from_pretrained(self._model, device=self._device)
-            if fingerprint(made.model) != self._files.said["fingerprint"]:
+            if weights_digest(made.model) != self._files.said["fingerprint"]:
                 raise UserError(
                     f"{self._model} is not the model that made the features of {self._files.path}: "
                     "give that one by --model, or extract and index anew",
