@@ -50,7 +50,8 @@ def clips_of(model: VATT, combinations: list[tuple[str, ...]], seed: int) -> Bat
 
 @pytest.mark.parametrize("strength", [1.0, 0.01])
 def test_the_classifier_is_scikit_learns_logistic_regression(strength: float):
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    from sklearn import linear_model
+
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=150)
     rows = rng.standard_normal((150, 12)) + rng.standard_normal((4, 12))[labels]

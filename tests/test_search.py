@@ -197,8 +197,6 @@ def test_python_gives_what_the_command_gives(
 def test_other_formats_give_the_same_answers(
     built: Path, media: Path, model: Path, tmp_path: Path, form: str
 ) -> None:
-    if form == "parquet":
-        pytest.importorskip("pyarrow")
     assert extract(media, tmp_path / "features", model, "--format", form) == 0
     assert run("index", tmp_path / "features", "-o", tmp_path / "index") == 0
     other, first = Index(tmp_path / "index"), Index(built)
@@ -377,7 +375,6 @@ def test_features_of_an_earlier_version_need_model_and_media_named(
 def test_approximate_search_says_how_much_it_finds(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("faiss")
     out = tmp_path / "index"
     assert run("index", features, "-o", out, "--approximate") == 0
     assert re.search(r"video_vt .*faiss IVF1,SQ8, .*recall@10 1\.000", capsys.readouterr().out)
@@ -582,7 +579,6 @@ def test_rows_are_written_one_after_the_other(tmp_path: Path) -> None:
 def test_parquet_is_read_in_pieces_that_do_not_split_a_source_in_two(
     media: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("pyarrow")
     assert extract(media, tmp_path / "features", model, "--format", "parquet") == 0
     whole = Index.build(tmp_path / "features", tmp_path / "whole")[0]
     monkeypatch.setattr("vatt.feature_folders.BATCH_ROWS", 5)

@@ -93,7 +93,6 @@ def clustered() -> np.ndarray:
 def test_faiss_finds_nearly_all_and_scores_them_exactly(
     clustered: np.ndarray, tmp_path: Path
 ) -> None:
-    pytest.importorskip("faiss")
     path = tmp_path / "a.faiss"
     said = build_approximate(clustered, path)
     assert said["kind"] == f"IVF{num_centres(6000)},SQ8"
@@ -113,7 +112,6 @@ def test_faiss_finds_nearly_all_and_scores_them_exactly(
 
 @pytest.mark.parametrize("rows", [1, 2, 39, 40, 90])
 def test_faiss_takes_indexes_of_any_size(clustered: np.ndarray, tmp_path: Path, rows: int) -> None:
-    pytest.importorskip("faiss")
     said = build_approximate(clustered[:rows], tmp_path / "a.faiss")
     index = open_approximate(tmp_path / "a.faiss", said)
     assert approximate_rows(index, clustered[:rows], clustered[0], 3, said["groups"])[1][0] == 0
