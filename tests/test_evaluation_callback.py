@@ -41,6 +41,15 @@ def test_a_run_logs_what_the_command_would_say_of_its_checkpoint(tiny_shards, tm
                 assert found == pytest.approx(value, rel=1e-5)
 
 
+def test_it_takes_its_turn_every_so_many_validations(tiny_shards, tmp_path):
+    run = tmp_path / "run"
+    arguments = fit_arguments(tiny_shards, run, "--trainer.val_check_interval=2")
+    every = options(tiny_shards, name="again", every_n_validations=2, num_windows=1)
+    assert main([*arguments, "--trainer.max_steps=6", *every]) == 0
+    measured = [int(row["step"]) for row in read_rows(run) if row["again/num_clips"]]
+    assert measured == [1, 5]  # of validations after steps 1, 3 and 5
+
+
 def test_what_is_wrong_in_its_settings_is_said_before_training(tiny_shards, tmp_path, capsys):
     arguments = fit_arguments(tiny_shards, tmp_path / "run")
     assert main([*arguments, *options(tiny_shards, data=tmp_path / "nowhere")]) == 1

@@ -470,6 +470,23 @@ def test_the_commands_measure_every_fold_and_write_it_down(model_folder, clips, 
     assert content["metrics"].keys() >= {"embeddings, fold 1", "similarities, mean of folds"}
 
 
+def test_strong_regularisation_leaves_only_the_frequent_class(model_folder, clips, tmp_path):
+    rare = "Golf/v_Golf_g00_c01.mp4"
+    shutil.copy(clips / rare, clips / "again.mp4")
+    frequent = [f"ApplyEye/v_ApplyEye_g{n:02d}_c01.mp4,often,train" for n in range(3)]
+    rows = ["file,label,split", *frequent, f"{rare},rare,train", "again.mp4,rare,test"]
+    data, out = tmp_path / "own.csv", tmp_path / "out"
+    data.write_text("\n".join(rows))
+    found = []
+    for regularisation in ("1", "1e-9"):
+        options = ["--classifiers", "logistic", "--regularisation", regularisation]
+        where = ["--data", str(data), "--media", str(clips), "--out", str(out), "--workers", "0"]
+        assert main(["evaluate", "linear", str(model_folder), *where, *options]) == 0
+        content = json.loads((out / "results.json").read_text())
+        found.append(content["metrics"]["logistic, mean of folds"]["top-1"])
+    assert found == [100, 0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -327,6 +328,29 @@ def test_the_command_prints_a_table_and_writes_everything_down(
     assert rows["text_to_video, similarities"] == expected["similarities"]["text_to_video"]
     for name in rows:
         assert name in printed
+
+
+def test_the_command_takes_another_tokenizer_and_pieces_of_clips(
+    model_folder, tiny_shards, tmp_path
+):
+    shards, out = tiny_shards / "train", tmp_path / "out"
+    bare = tmp_path / "model"
+    shutil.copytree(model_folder, bare, ignore=shutil.ignore_patterns("tokenizer.json"))
+    other = Tokenizer.train([*ShardSet(shards).captions()][:5], 256)
+    other.save(tmp_path / "other.json")
+    options = ["--windows", "2", "--workers", "0", "--device", "cpu", "--clips", "segments"]
+    words = ["--tokenizer", str(tmp_path / "other.json")]
+    arguments = [str(bare), "--data", str(shards), "--out", str(out), *options]
+    assert main(["evaluate", "retrieval", *arguments, *words]) == 0
+    content = json.loads((out / "results.json").read_text())
+    model, items = load_model(bare), read_shard_set(shards, clips="segments").items
+    assert content["num_items"] == len(items) > 24
+    plan = evaluation_plan(model, num_windows=2)
+    expected = embed_items(model, other, items, plan).metrics()["similarities"]
+    assert content["metrics"]["text_to_video, similarities"] == expected["text_to_video"]
+    of_its_own = Tokenizer.load(model_folder / "tokenizer.json")
+    unlike = embed_items(model, of_its_own, items, plan).metrics()["similarities"]
+    assert unlike["text_to_video"] != expected["text_to_video"]
 
 
 def evaluate_all(model_folder, shards):
