@@ -9,5 +9,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 set_up dev
 
 cd "$ROOT"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # one thread in each of the two workers
-exec "$VENV/bin/python" -m pytest -n 2 "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # one thread in each worker
+# three of them on two cores: many tests wait for processes that they have started
+exec "$VENV/bin/python" -m pytest -n 3 "$@"
