@@ -158,9 +158,10 @@ def table(
     found: dict[tuple[str, float], list[float]], options: argparse.Namespace, files: list[int]
 ) -> str:
     """Accuracies of all trainings."""
+    seeds = ", ".join(map(str, options.seeds))
     lines = [
         f"\n{options.attribute} of {files[1]} videos, after {options.steps} steps on {files[0]} "
-        f"labelled ones: top-1 in %, mean of {len(options.seeds)} seeds (each)",
+        f"labelled ones: top-1 in %, mean of the seeds (each: {seeds})",
     ]
     for (start, rate), values in found.items():
         each = ", ".join(f"{value:.1f}" for value in values)
