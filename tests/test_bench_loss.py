@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "bench_loss.py"
 
 
+@pytest.mark.slow
 def test_benchmark_of_the_loss_measures_every_part(tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
     command = [sys.executable, str(SCRIPT), "--quick", "--json", str(out)]
