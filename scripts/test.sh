@@ -10,6 +10,6 @@ set_up dev
 
 cd "$ROOT"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # one thread in each worker
-# Four of them on two cores: many tests wait for processes that they have started. Each takes tests
+# Three of them on two cores: many tests wait for processes that they have started. Each takes tests
 # that follow each other, so that what several tests share is made once.
-exec "$VENV/bin/python" -m pytest -n 4 --dist worksteal "$@"
+exec "$VENV/bin/python" -m pytest -n 3 --dist worksteal "$@"
