@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock
 
 from datamodules.synthetic import write_corpus
+from vatt import VATT, ShardSet, Tokenizer, preset, save_model
 from vatt.build_shards import build_shards
 
 torch.set_num_threads(1)
@@ -66,4 +67,14 @@ def made_once(
         if not finished.exists():
             make(folder)
             finished.touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
+    """A tiny model with the tokenizer of the tiny corpus."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = Tokenizer.train(ShardSet(tiny_shards / "train").captions(), 256)
+    save_model(VATT(preset("tiny")), folder, tokenizer)
     return folder

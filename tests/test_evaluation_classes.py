@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import vatt
-from vatt import ShardSet, Tokenizer, save_model
+from vatt import Tokenizer
 from vatt.checkpoint import load_model
 from vatt.classification_sets import read_classification_set
 from vatt.cli import main
@@ -47,15 +46,6 @@ def clips(tmp_path: Path, tiny_corpus: Path) -> Path:
         for clip in range(4):
             source = sources[4 * number + clip]
             shutil.copy(source, folder / name / f"v_{name}_g{clip:02d}_c01.mp4")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, tiny_shards: Path) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = Tokenizer.train(ShardSet(tiny_shards / "train").captions(), 256)
-    save_model(vatt.VATT(vatt.preset("tiny")), folder, tokenizer)
     return folder
 
 

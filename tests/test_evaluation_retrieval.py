@@ -29,15 +29,6 @@ FEW = 9
 
 
 @pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, tiny_shards: Path) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    tokenizer = Tokenizer.train(ShardSet(tiny_shards / "train").captions(), 256)
-    save_model(vatt.VATT(vatt.preset("tiny")), folder, tokenizer)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def items(tiny_shards: Path) -> tuple[Item, ...]:
     return read_shard_set(tiny_shards / "train").items[:FEW]
 

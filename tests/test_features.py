@@ -14,8 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from media_files import FRAME_RATE, KINDS, make_file, make_still
+from tiny_models import make_model
 
-from vatt import VATT, FeatureExtractor, Features, MediaError, Tokenizer, preset, save_model
+from vatt import FeatureExtractor, Features, MediaError, Tokenizer, preset, save_model
 from vatt.config import HeadConfig
 from vatt.media import read_clip, read_frames, read_waveform
 from vatt.windows import Frames
@@ -23,16 +24,6 @@ from vatt.windows import Frames
 CONFIG = preset("tiny")  # windows of 0.8 s: 4 frames at 5 a second, 6,400 samples at 8 kHz
 WINDOW = 0.8
 SOUND_RATE = 44_100
-
-
-def make_model(config=CONFIG) -> VATT:
-    """A model whose BatchNorm has statistics, as that of a trained one."""
-    torch.manual_seed(0)
-    model = VATT(config)
-    for name, buffer in model.named_buffers():
-        if "running" in name:
-            buffer.uniform_(0.1, 0.5)
-    return model
 
 
 @pytest.fixture(scope="module")

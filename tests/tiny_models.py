@@ -1,0 +1,15 @@
+"""Small networks that behave as trained ones where that matters to a test."""
+
+import torch
+
+from vatt import VATT, VATTConfig, preset
+
+
+def make_model(config: VATTConfig | None = None) -> VATT:
+    """A model whose BatchNorm has statistics, as that of a trained one."""
+    torch.manual_seed(0)
+    model = VATT(preset("tiny") if config is None else config)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.1, 0.5)
+    return model
