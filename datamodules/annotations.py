@@ -27,11 +27,10 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vatt.csv_files import check_header, misfit, read_rows
-from vatt.errors import UserError
+from vatt.errors import Fault, UserError, fault_lines
 from vatt.media_folder import find_media
 
 Layout = Literal["csv", "folder", "kinetics", "moments", "audioset", "esc50"]
-SHOWN_FAULTS = 10
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 # beside the lists, as distributed
 MOMENTS_FOLDERS = {"trainingSet.csv": "training", "validationSet.csv": "validation"}
@@ -42,7 +41,7 @@ class AnnotationError(UserError):
     """Lines of an annotation file that cannot be used."""
 
     @classmethod
-    def of(cls, path: Path, faults: Sequence["LineFault"], remedy: str) -> "AnnotationError":
+    def of(cls, path: Path, faults: Sequence[Fault], remedy: str) -> "AnnotationError":
         """Names the first faults and counts all.
 
         Args:
@@ -50,18 +49,13 @@ class AnnotationError(UserError):
             faults: What is wrong with which lines.
             remedy: What to do.
         """
-        lines = [f"  line {fault.line}: {fault.reason}" for fault in faults[:SHOWN_FAULTS]]
-        if len(faults) > SHOWN_FAULTS:
-            lines.append(f"  … and {len(faults) - SHOWN_FAULTS} more")
-        return cls("\n".join([f"{path}: {len(faults)} lines cannot be used", *lines, remedy]))
+        head = f"{path}: {len(faults)} lines cannot be used"
+        return cls("\n".join([head, *fault_lines(faults), remedy]))
 
 
-@dataclass(frozen=True, slots=True)
-class LineFault:
-    """What is wrong with a line, counted from 1."""
-
-    line: int
-    reason: str
+def line_fault(line: int, reason: str) -> Fault:
+    """The fault of a line, counted from 1."""
+    return Fault(f"line {line}", reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +96,7 @@ class Classes:
         return len(self.labels)
 
 
-def read_annotations(path: Path, layout: Layout, faults: list[LineFault]) -> Iterator[Annotation]:
+def read_annotations(path: Path, layout: Layout, faults: list[Fault]) -> Iterator[Annotation]:
     """The lines of an annotation file.
 
     Args:
@@ -116,7 +110,7 @@ def read_annotations(path: Path, layout: Layout, faults: list[LineFault]) -> Ite
     if layout == "folder":
         yield from _folder_annotations(path)
         return
-    readers: dict[str, Callable[[Path, list[LineFault]], Iterator[Annotation]]] = {
+    readers: dict[str, Callable[[Path, list[Fault]], Iterator[Annotation]]] = {
         "csv": _own_annotations,
         "kinetics": _kinetics_annotations,
         "moments": _moments_annotations,
@@ -142,7 +136,7 @@ def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classe
     Raises:
         UserError: a file that cannot be read, names a class twice, or has fewer than two.
     """
-    faults: list[LineFault] = []
+    faults: list[Fault] = []
     if path is None:
         found = {
             label for one in read_annotations(annotations, layout, faults) for label in one.labels
@@ -169,7 +163,7 @@ def _read_class_file(path: Path) -> list[tuple[str, str]]:
     for label, name, place in (("mid", "display_name", "index"), ("name", "name", "id")):
         if {label, name, place} <= set(header):
             check_header(path, header, (label, name, place))
-            faults = [LineFault(line, misfit(cells, header)) for line, cells in rows[1:]]
+            faults = [line_fault(line, misfit(cells, header)) for line, cells in rows[1:]]
             if faults := [fault for fault in faults if fault.reason]:
                 raise AnnotationError.of(path, faults, "Correct these lines.")
             at = {column: header.index(column) for column in (label, name, place)}
@@ -202,7 +196,7 @@ def _folder_annotations(root: Path) -> Iterator[Annotation]:
 
 
 def _table(
-    path: Path, wanted: Collection[str], faults: list[LineFault]
+    path: Path, wanted: Collection[str], faults: list[Fault]
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows by the names of their columns."""
     rows = read_rows(path)
@@ -210,12 +204,12 @@ def _table(
     check_header(path, header, wanted)
     for line, cells in rows:
         if reason := misfit(cells, header):
-            faults.append(LineFault(line, reason))
+            faults.append(line_fault(line, reason))
         else:
             yield line, dict(zip(header, cells, strict=True))
 
 
-def _own_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
+def _own_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
     for line, row in _table(path, ("file",), faults):
         if ("label" in row) == ("labels" in row):
             raise UserError(
@@ -225,37 +219,37 @@ def _own_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation
         several = [part.strip() for part in row.get("labels", "").split(";")]
         labels = (row["label"],) if "label" in row else tuple(filter(None, several))
         if not row["file"] or labels == ("",):
-            faults.append(LineFault(line, "names no file" if not row["file"] else "has no label"))
+            faults.append(line_fault(line, "names no file" if not row["file"] else "has no label"))
             continue
         times = _times(row.get("start_seconds") or "0", row.get("end_seconds") or "inf")
         if times is None:
-            faults.append(LineFault(line, "its times must be seconds, the end after the start"))
+            faults.append(line_fault(line, "its times must be seconds, the end after the start"))
         else:
             yield Annotation(line, (row["file"],), labels, *times)
 
 
-def _kinetics_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
+def _kinetics_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
     for line, row in _table(path, KINETICS_COLUMNS, faults):
         times = _times(row["time_start"], row["time_end"])
         if times is None or not row["label"] or not row["youtube_id"]:
-            faults.append(LineFault(line, "needs a label, a youtube_id, and times in seconds"))
+            faults.append(line_fault(line, "needs a label, a youtube_id, and times in seconds"))
             continue
         start, end = (f"{int(time):06d}" for time in times)
         name = row["youtube_id"]
         yield Annotation(line, (f"{name}_{start}_{end}", name), (row["label"],))
 
 
-def _moments_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
+def _moments_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
     folder = MOMENTS_FOLDERS.get(path.name)
     for line, cells in read_rows(path):
         if len(cells) < 2 or not cells[0] or not cells[1]:
-            faults.append(LineFault(line, "must be a path, a label and votes"))
+            faults.append(line_fault(line, "must be a path, a label and votes"))
         else:
             names = (cells[0],) if folder is None else (cells[0], f"{folder}/{cells[0]}")
             yield Annotation(line, names, (cells[1],))
 
 
-def _audioset_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
+def _audioset_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
     for line, cells in read_rows(path):
         if cells[0].startswith("#") or cells[0] == "YTID":
             continue
@@ -263,10 +257,10 @@ def _audioset_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annot
         labels = tuple(filter(None, cells[-1].split(",")))
         if times is None or not all(re.fullmatch(r"/\w+/\w+", label) for label in labels):
             reason = 'must be an id, start, end and labels as "/m/09x0r,/t/dd00088"'
-            faults.append(LineFault(line, reason))
+            faults.append(line_fault(line, reason))
             continue
         if len({*labels}) < len(labels):
-            faults.append(LineFault(line, f"has a label twice: {','.join(labels)}"))
+            faults.append(line_fault(line, f"has a label twice: {','.join(labels)}"))
             continue
         name, (start, end) = cells[0], times
         milliseconds = f"{name}_{round(start * 1000)}_{round(end * 1000)}"
@@ -275,11 +269,11 @@ def _audioset_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annot
         yield Annotation(line, names, labels)
 
 
-def _esc50_annotations(path: Path, faults: list[LineFault]) -> Iterator[Annotation]:
+def _esc50_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
     for line, row in _table(path, ESC50_COLUMNS, faults):
         if row["fold"] not in {"1", "2", "3", "4", "5"} or not row["category"]:
             faults.append(
-                LineFault(line, f"needs a category and a fold from 1 to 5: {row['fold']!r}")
+                line_fault(line, f"needs a category and a fold from 1 to 5: {row['fold']!r}")
             )
         else:
             yield Annotation(line, (row["filename"],), (row["category"],), fold=int(row["fold"]))

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from vatt.batch import Batch
 from vatt.config import AudioConfig, TextConfig, VideoConfig
-from vatt.media import FileWindow, MediaError, probe
+from vatt.errors import MediaError
+from vatt.media import FileWindow, probe
 from vatt.preprocess import CENTER, View, read_view
 from vatt.shards import Record, Segment
 from vatt.text import Tokenizer

@@ -3,8 +3,7 @@
 import torch
 from torch.utils.data import get_worker_info
 
-from vatt.errors import UserError
-from vatt.media import MediaError
+from vatt.errors import MediaError, UserError
 
 MIN_FAILURES = 10  # a few bad clips at the start of a run are no rate
 MAX_PROCESSES = 1024

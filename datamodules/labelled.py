@@ -19,7 +19,8 @@ from datamodules.order import SampleRef, draw_uniforms
 from datamodules.samples import draw_view, name_seeds, read_or_replace
 from vatt.batch import LabelledBatch
 from vatt.config import AudioConfig, VideoConfig
-from vatt.media import Clip, MediaError, probe
+from vatt.errors import MediaError
+from vatt.media import Clip, probe
 from vatt.preprocess import read_view
 from vatt.shards import Segment
 from vatt.transforms import AugmentConfig

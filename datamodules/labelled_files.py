@@ -16,11 +16,12 @@ from datamodules.annotations import (
     AnnotationError,
     Classes,
     Layout,
-    LineFault,
+    line_fault,
     media_finder,
     nearest_label,
     read_annotations,
 )
+from vatt.errors import Fault
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +146,8 @@ def read_files(
     """
     root, find = media_finder(path, layout, media)
     numbers = {label: number for number, label in enumerate(classes.labels)}
-    faults: list[LineFault] = []
-    missing: list[LineFault] = []
+    faults: list[Fault] = []
+    missing: list[Fault] = []
     places: dict[str, int] = {}
     names, labels, spans = [], [], []
     for one in read_annotations(path, layout, faults):
@@ -155,15 +156,15 @@ def read_files(
         unknown = [label for label in one.labels if label not in numbers]
         name = find(_plain(name) for name in one.names)
         if unknown:
-            faults.append(LineFault(one.line, nearest_label(unknown[0], classes)))
+            faults.append(line_fault(one.line, nearest_label(unknown[0], classes)))
         elif len(one.labels) != 1 and not multi_label:
             reason = f"has {len(one.labels)} labels, and classifier.multi_label is false"
-            faults.append(LineFault(one.line, reason))
+            faults.append(line_fault(one.line, reason))
         elif name is None:
-            missing.append(LineFault(one.line, f"there is no file {one.names[0]!r} in {root}"))
+            missing.append(line_fault(one.line, f"there is no file {one.names[0]!r} in {root}"))
         elif (key := _key(name, one.start_seconds, one.end_seconds)) in places:
             reason = f"{key!r} was in line {places[key]} already"
-            faults.append(LineFault(one.line, reason))
+            faults.append(line_fault(one.line, reason))
         else:
             places[key] = one.line
             names.append(name)
@@ -175,14 +176,13 @@ def read_files(
 
 def _check_faults(
     path: Path,
-    faults: list[LineFault],
-    missing: list[LineFault],
+    faults: list[Fault],
+    missing: list[Fault],
     *,
     num_found: int,
     allow_missing: bool,
 ) -> None:
     if faults:
-        faults = sorted(faults, key=lambda fault: fault.line)
         raise AnnotationError.of(path, faults, "Correct these lines, or data.classes.")
     if missing and not (allow_missing and num_found):
         remedy = "Correct data.media, or go on without these by data.allow_missing true."

@@ -17,10 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.order import GlobalOrder, SampleRef
 from vatt.batch import MicroBatches
-from vatt.errors import UserError
-from vatt.shard_index import ShardError
+from vatt.errors import UserError, VattError
 
-_FOR_USERS = (UserError, ShardError)
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
 
@@ -240,7 +238,7 @@ def open_loader(
 
 def unpack(batch: Any) -> Any:
     """A batch as it is; an error for users that came in its place is raised."""
-    if isinstance(batch, _FOR_USERS):
+    if isinstance(batch, VattError):
         raise batch
     return batch
 
@@ -254,7 +252,7 @@ class _Messenger(Dataset[Any]):
     def __getitems__(self, indices: list[Any]) -> Any:
         try:
             return self._samples.__getitems__(indices)  # type: ignore[attr-defined]
-        except _FOR_USERS as error:
+        except VattError as error:
             return error
 
 

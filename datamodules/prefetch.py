@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from datamodules.order import GlobalOrder
+from vatt.errors import ShardError
 from vatt.remote import RemoteShard
 from vatt.shard_cache import cache_bytes
-from vatt.shard_index import ShardError
 
 if TYPE_CHECKING:
     from vatt.shards import ShardSet

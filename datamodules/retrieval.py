@@ -20,7 +20,7 @@ from datamodules.clips import (
 )
 from datamodules.loader import StartMethod, open_loader, unpack
 from vatt.batch import Batch
-from vatt.media import MediaError
+from vatt.errors import MediaError
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer
 

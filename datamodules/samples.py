@@ -31,7 +31,7 @@ from datamodules.clips import (
 from datamodules.failures import ReadCounts
 from datamodules.order import SampleRef, draw_bits, draw_uniforms
 from vatt.batch import Batch
-from vatt.media import MediaError
+from vatt.errors import MediaError
 from vatt.preprocess import View
 from vatt.shards import ShardSet
 from vatt.text import Tokenizer

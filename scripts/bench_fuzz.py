@@ -13,8 +13,9 @@ from bench_media import FUZZ_KINDS, make_media
 from bench_table import Row
 
 from vatt.config import AudioConfig, VideoConfig
+from vatt.errors import MediaError
 from vatt.machine import num_cores
-from vatt.media import Clip, MediaError, read_clip
+from vatt.media import Clip, read_clip
 from vatt.sources import open_media
 from vatt.workers import Lost, results_in_order
 

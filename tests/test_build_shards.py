@@ -19,8 +19,8 @@ from media_files import write_noise_clip
 
 import vatt.media_folder
 from vatt.build_shards import build_shards
-from vatt.errors import UserError
-from vatt.shards import Segment, ShardError, ShardSet
+from vatt.errors import ShardError, UserError
+from vatt.shards import Segment, ShardSet
 
 
 def build(source: Path, out: Path, **options):
@@ -115,7 +115,7 @@ def test_captions_of_parquet_become_segments_and_metadata(media, tmp_path):
     assert stored["a.webm"] == (Segment(0.0, math.inf, "the whole clip"),)
     metadata = {record.key: record.metadata for record in ShardSet(tmp_path / "out")}
     assert (metadata["b"]["day"], metadata["b"]["views"]) == ("2020-02-01", 7)
-    assert [fault.name for fault in report.faults] == [f"captions.parquet:{n}" for n in (4, 5, 6)]
+    assert [fault.where for fault in report.faults] == [f"captions.parquet:{n}" for n in (4, 5, 6)]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_bad_entries_are_reported_and_the_rest_is_built(media, tmp_path):
     (media / "broken_link.mp4").symlink_to(media / "nowhere.mp4")
     report = build(media, tmp_path / "out")
     assert stored_files(tmp_path / "out")["b.mp4"][0].text == "good"
-    faults = {fault.name: fault.reason for fault in report.faults}
+    faults = {fault.where: fault.reason for fault in report.faults}
     assert faults == {
         "captions.jsonl:4": "'../b.mp4' leads out of the folder: give a path inside it",
         "captions.jsonl:5": "'b.mp4' was described by an earlier line already",
@@ -200,7 +200,7 @@ def test_bad_lines_of_csv_are_reported_by_number(media, tmp_path):
         "file,start_seconds,end_seconds,text\nb.mp4,soon,2,a\nb.mp4,1,2,b, c\nb.mp4,1,2,good\n"
     )
     report = build(media, tmp_path / "out")
-    assert [fault.name for fault in report.faults] == ["captions.csv:2", "captions.csv:3"]
+    assert [fault.where for fault in report.faults] == ["captions.csv:2", "captions.csv:3"]
     assert "must be seconds" in report.faults[0].reason
     assert "quotes" in report.faults[1].reason
     assert stored_files(tmp_path / "out")["b.mp4"] == (Segment(1.0, 2.0, "good"),)
@@ -316,7 +316,7 @@ def test_links_to_folders_are_followed_and_loops_left(media, tmp_path):
     report = build(media, tmp_path / "out")
     names = ["a.MP4", "a.webm", "b.mp4", "inner/c.d.m4a", "inner/e.mp4", "linked/deep/f.mp4"]
     assert list(stored_files(tmp_path / "out")) == names
-    assert [fault.name for fault in report.faults] == ["itself.mp4"]
+    assert [fault.where for fault in report.faults] == ["itself.mp4"]
     assert "cannot be read: Too many levels of symbolic links" in report.faults[0].reason
 
 
@@ -339,7 +339,7 @@ def test_files_that_are_no_media_are_left_out_when_asked_to_check(tmp_path, num_
         (media / name).write_bytes(b"garbage" * 100)
     report = build(media, out, check_media=True, num_workers=num_workers)
     assert list(stored_files(out)) == [f"good_{index}.mp4" for index in range(6)]
-    assert [fault.name for fault in report.faults] == ["bad.mp4", "good_3_bad.mp4"]
+    assert [fault.where for fault in report.faults] == ["bad.mp4", "good_3_bad.mp4"]
     assert "media" in report.faults[0].reason
     assert build(media, out, check_media=True, num_workers=2 - num_workers).reused
 

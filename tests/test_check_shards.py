@@ -14,7 +14,8 @@ import pytest
 from media_files import gif, jpeg, png, write_noise_clip
 
 from vatt.check_shards import check_shards
-from vatt.shards import Segment, ShardError, ShardWriter
+from vatt.errors import ShardError
+from vatt.shards import Segment, ShardWriter
 
 
 def check(folder: Path, **options):

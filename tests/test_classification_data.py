@@ -13,7 +13,7 @@ from labelled_media import write_csv, write_sounds, write_videos
 from datamodules.annotations import (
     AnnotationError,
     Classes,
-    LineFault,
+    line_fault,
     read_annotations,
     read_classes,
 )
@@ -207,7 +207,7 @@ def test_every_line_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     ):
         read_files(path, "csv", CLASSES)
     path.write_text("file,label\n" + "".join(f"a.mp4,no{n}\n" for n in range(30)))
-    with pytest.raises(AnnotationError, match="30 lines cannot be used(.|\n)+… and 20 more"):
+    with pytest.raises(AnnotationError, match="30 lines cannot be used(.|\n)+… and 10 more"):
         read_files(path, "csv", CLASSES)
 
 
@@ -492,5 +492,5 @@ def test_labels_of_another_form_are_refused() -> None:
 
 
 def test_faults_are_in_the_order_of_the_file(tmp_path: Path) -> None:
-    fault = AnnotationError.of(tmp_path, [LineFault(3, "a")], "Do.")
+    fault = AnnotationError.of(tmp_path, [line_fault(3, "a")], "Do.")
     assert str(fault) == f"{tmp_path}: 1 lines cannot be used\n  line 3: a\nDo."

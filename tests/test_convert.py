@@ -21,14 +21,15 @@ from vatt.checkpoint import (
 )
 from vatt.cli import main
 from vatt.config import VATTConfig, VideoConfig
-from vatt.convert import ConversionError, compare, convert, read_optimizer_state
+from vatt.convert import compare, convert, read_optimizer_state
+from vatt.errors import CheckpointError, ConversionError
 from vatt.model import VATT
 from vatt.official import config_of_settings
 from vatt.official_names import parts_of
 from vatt.official_shapes import settings_of_variables
 from vatt.optim import OptimizerConfig, ScheduleConfig, build_optimizer, learning_rate_factor
 from vatt.presets import preset
-from vatt.tensor_bundle import CheckpointError, TensorBundle
+from vatt.tensor_bundle import TensorBundle
 from vatt.text import Tokenizer
 
 

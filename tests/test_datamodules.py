@@ -18,8 +18,8 @@ from datamodules.retrieval import RetrievalLoader
 from vatt.audio import log_mel_of
 from vatt.config import AudioConfig, SpectrogramConfig, TextConfig, VideoConfig
 from vatt.encode import write_mp4
-from vatt.errors import UserError
-from vatt.shards import Segment, ShardError, ShardSet, ShardWriter
+from vatt.errors import ShardError, UserError
+from vatt.shards import Segment, ShardSet, ShardWriter
 from vatt.text import Tokenizer
 from vatt.transforms import AugmentConfig
 

@@ -365,7 +365,7 @@ def test_damaged_features_and_clips_are_named(model_folder, clips, tmp_path):
         found = extract_features(
             model, items, plan, modality="video", digest="", cache=tmp_path / "cache"
         )
-        assert [fault.name for fault in found.faults] == [items[2].key]
+        assert [fault.where for fault in found.faults] == [items[2].key]
         assert len(found.values) == len(found.items) == 7
     next((tmp_path / "cache").iterdir()).write_bytes(b"half")
     with pytest.raises(UserError, match="is damaged .* delete it"):

@@ -5,8 +5,8 @@ import json
 import torch
 
 import vatt
-from vatt.captions import Fault
 from vatt.checkpoint import weights_digest
+from vatt.errors import Fault
 from vatt.results import Results, results_table, write_results
 
 ROW = {"R@1": 8.25, "R@5": 20.0, "R@10": 30.5, "MedR": 44.0, "MeanR": 120.0}

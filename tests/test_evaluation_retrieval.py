@@ -252,7 +252,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(
     mixed = [items[0], bad, late, items[1]]
     tables = embed_items(model, None, mixed, plan, num_workers=1)
     assert tables.embeddings.keys == (items[0].key, items[1].key)
-    assert [fault.name for fault in tables.faults] == ["bad", "late"]
+    assert [fault.where for fault in tables.faults] == ["bad", "late"]
     assert "ends at" in tables.faults[1].reason
     assert tables.embeddings.text_vt is None
     with pytest.raises(UserError, match="none of 1 clips can be read"):

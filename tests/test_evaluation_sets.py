@@ -89,7 +89,7 @@ def test_msrvtt_json_gives_all_captions_of_a_split(tmp_path, videos):
     assert found.name == "msrvtt-full"
     assert [item.key for item in found.items] == ["video1", "video4"]
     assert found.items[0].captions == ("video1 caption 0", "video1 caption 1")
-    assert [fault.name for fault in found.missing] == ["MSRVTT_data.json, videos[3]"]
+    assert [fault.where for fault in found.missing] == ["MSRVTT_data.json, videos[3]"]
     train = read_retrieval_set(path, videos=videos, split="train")
     assert [item.key for item in train.items] == ["video2"]
 

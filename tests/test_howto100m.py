@@ -11,8 +11,9 @@ import pytest
 
 from vatt import howto100m
 from vatt.build_shards import build_shards
+from vatt.errors import ShardError
 from vatt.howto100m import VideoJson, is_howto100m
-from vatt.shards import Segment, ShardError, ShardSet
+from vatt.shards import Segment, ShardSet
 
 SPOKEN = {"start": [0.4, 2, 2.5], "end": [4.2, 5.0, 3], "text": ["now chop", "the", "onions"]}
 SEGMENTS = (Segment(0.4, 4.2, "now chop"), Segment(2.0, 5.0, "the"), Segment(2.5, 3.0, "onions"))
@@ -83,7 +84,7 @@ def test_damaged_videos_are_reported_and_the_rest_is_built(media, tmp_path):
     }
     (tmp_path / "caption.json").write_text(json.dumps(content))
     report = build(media, tmp_path / "caption.json")
-    assert {fault.name: fault.reason for fault in report.faults} == {
+    assert {fault.where: fault.reason for fault in report.faults} == {
         "caption.json:b": "must have start, end and text of one length, has 1 and 2 and 1",
         "caption.json:c": "2 captions are no text or have no usable times",
         "caption.json:d": "must have the lists start, end and text, is 12",
@@ -98,7 +99,7 @@ def test_damaged_csv_of_a_video_is_reported_and_the_rest_is_built(media, tmp_pat
     (folder / "a-_1.csv").write_text("start,end,text\n0,1,good\n")
     (folder / "b.csv").write_text("start,text\n0,x\n")
     (folder / "silent.csv").write_bytes(b"start,end,text\n0,1,\xff\n")
-    reasons = {fault.name: fault.reason for fault in build(media, folder).faults}
+    reasons = {fault.where: fault.reason for fault in build(media, folder).faults}
     assert reasons["csv:b"] == "lacks the column end"
     assert "utf-8" in reasons["csv:silent"]
     assert stored(media)["a-_1.mp4"] == (Segment(0.0, 1.0, "good"),)

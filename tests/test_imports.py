@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file imports from lower floors only. A new file gets its place here.
 FLOORS = (
     # what stands alone
-    {"vatt.config_checks", "vatt.batch", "vatt.errors", "vatt.metrics", "vatt.draws"}
+    {"vatt.errors"},
+    {"vatt.config_checks", "vatt.batch", "vatt.metrics", "vatt.draws"}
     | {"vatt.files", "vatt.machine", "vatt.png", "vatt.shard_index", "vatt.inputs"}
     | {"vatt.workers", "vatt.ranks", "vatt.storage_order", "vatt.classification_metrics"}
     | {"vatt.hub", "vatt.arguments"},

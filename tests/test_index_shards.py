@@ -15,9 +15,10 @@ import pytest
 
 from vatt.check_shards import check_shards
 from vatt.cli import main
+from vatt.errors import ShardError
 from vatt.index_shards import index_shards
 from vatt.shard_index import index_path, read_index, scan_shard
-from vatt.shards import ShardError, ShardSet
+from vatt.shards import ShardSet
 
 
 def index(source: Path, out: Path | None = None, **options):
@@ -63,7 +64,7 @@ def test_indexes_are_made_beside_the_tars_and_nothing_else_is_touched(tars, num_
     assert (report.num_samples, report.num_shards, report.num_made) == (12, 3, 3)
     assert (report.num_captions, report.num_without_text, report.num_without_media) == (8, 3, 3)
     assert report.num_bytes == 9 * len("media 000000000")
-    assert [fault.name for fault in report.faults] == ["00001.tar:000010001"]
+    assert [fault.where for fault in report.faults] == ["00001.tar:000010001"]
     assert report.is_usable
     again = index(tars, num_workers=num_workers)
     assert (again.num_made, again.num_samples, again.num_captions) == (0, 12, 8)
@@ -74,7 +75,7 @@ def test_an_unusable_shard_is_named_and_the_others_are_indexed(tars):
     (tars / "00001.tar").write_bytes((tars / "00001.tar").read_bytes()[:2000])
     os.mkfifo(tars / "00003.tar")
     report = index(tars)
-    assert [fault.name for fault in report.unusable] == ["00001.tar", "00003.tar"]
+    assert [fault.where for fault in report.unusable] == ["00001.tar", "00003.tar"]
     assert "truncated" in report.unusable[0].reason
     assert "is no plain file" in report.unusable[1].reason
     assert not report.is_usable
@@ -95,7 +96,7 @@ def test_another_folder_gets_links_and_indexes_and_is_used_like_the_first(tars, 
     assert sorted(path.name for path in out.iterdir()) == [
         *("00000.tar", "00000.tar.index", "00002.tar", "00002.tar.index")
     ]
-    assert [fault.name for fault in report.unusable] == ["00001.tar"]
+    assert [fault.where for fault in report.unusable] == ["00001.tar"]
     assert str(tars / "00001.tar") in report.unusable[0].reason
     assert report.is_usable
     shards = ShardSet(out)

@@ -30,15 +30,8 @@ from media_files import (
 )
 
 from vatt.config import AudioConfig, VideoConfig
-from vatt.media import (
-    Clip,
-    FileWindow,
-    MediaError,
-    probe,
-    read_clip,
-    read_frames,
-    read_waveform,
-)
+from vatt.errors import MediaError
+from vatt.media import Clip, FileWindow, probe, read_clip, read_frames, read_waveform
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,8 @@ from media_files import (
 from vatt.check_shards import decode_whole
 from vatt.config import VideoConfig
 from vatt.decode import decode_frames
-from vatt.media import FileWindow, MediaError, probe, read_clip, read_frames, read_waveform
+from vatt.errors import MediaError
+from vatt.media import FileWindow, probe, read_clip, read_frames, read_waveform
 from vatt.packets import Span, decoding_runs, read_packets, without_leading
 
 

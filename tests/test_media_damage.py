@@ -31,7 +31,8 @@ from media_files import (
     png,
 )
 
-from vatt.media import FileWindow, MediaError, probe, read_clip, read_frames, read_waveform
+from vatt.errors import MediaError
+from vatt.media import FileWindow, probe, read_clip, read_frames, read_waveform
 
 
 @pytest.fixture(scope="session")

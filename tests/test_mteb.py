@@ -384,7 +384,7 @@ def test_tasks_that_cannot_be_had_are_listed_and_the_others_count(
     mteb = load_mteb()
     task = zero_shot_task("video", videos)
     results = run_tasks(model, [task, mteb.get_task("ESC50")], tmp_path)
-    assert [fault.name for fault in results.missing] == ["ESC50"]
+    assert [fault.where for fault in results.missing] == ["ESC50"]
     (row,) = results.metrics.items()
     assert row == ("ZeroShotvideo, test", {"accuracy": 100 * scores(model, task)["accuracy"]})
     table = results_table(results, "specific")

@@ -33,9 +33,10 @@ from media_files import (
 
 from vatt.build_shards import BuildReport, build_shards
 from vatt.cli import main
-from vatt.media import Clip, MediaError, probe, read_clip
+from vatt.errors import MediaError, ShardError
+from vatt.media import Clip, probe, read_clip
 from vatt.reencode import Reencoding, reencode, reencoded_size
-from vatt.shards import ShardError, ShardSet
+from vatt.shards import ShardSet
 
 SAME = Reencoding(short_side=HEIGHT, key_frame_seconds=0.5, quality=1)
 RGB = {"animation.gif", "animation.apng"}  # their colours have four times the pixels of 4:2:0
@@ -289,7 +290,7 @@ def test_a_build_encodes_what_moves_and_goes_on_past_what_it_cannot_read(
         (source / name).write_bytes((media / name).read_bytes())
     (source / "gone.mp4").symlink_to(source / "nowhere.mp4")
     report = build(source, out, num_workers=num_workers)
-    assert {fault.name for fault in report.faults} == {"noise.mp4", "empty.mp4", "gone.mp4"}
+    assert {fault.where for fault in report.faults} == {"noise.mp4", "empty.mp4", "gone.mp4"}
     records = {record.metadata["file"]: record for record in ShardSet(out)}
     assert sorted(records) == ["plain.mp4", "sound.flac", "still.png", "vp9.webm"]
     for name, record in records.items():

@@ -26,9 +26,9 @@ from datamodules.pretrain import PretrainData
 from vatt import Tokenizer, preset
 from vatt.check_shards import check_shards
 from vatt.cli import main
-from vatt.errors import UserError
+from vatt.errors import ShardError, UserError
 from vatt.remote import list_remote
-from vatt.shard_index import ShardError, index_path
+from vatt.shard_index import index_path
 from vatt.shards import ShardSet, ShardWriter
 from vatt.sources import WindowReader
 from vatt.stores import checksum_of, open_store

@@ -15,8 +15,9 @@ import torch
 
 import vatt.report
 from vatt.encode import write_mp4
+from vatt.errors import MediaError
 from vatt.evaluate import AttributeConfusion
-from vatt.media import MediaError, probe
+from vatt.media import probe
 from vatt.report import AttentionExample, ReportClip, ReportData, write_report
 from vatt.report_clips import choose_examples
 from vatt.report_media import (

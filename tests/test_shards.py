@@ -20,9 +20,10 @@ import torch
 import torch.multiprocessing
 
 from vatt.encode import write_mp4
-from vatt.media import MediaError, read_frames
+from vatt.errors import MediaError, ShardError
+from vatt.media import read_frames
 from vatt.shard_index import index_path, read_index, scan_shard
-from vatt.shards import Segment, ShardError, ShardSet, ShardWriter
+from vatt.shards import Segment, ShardSet, ShardWriter
 
 CAPTION = Segment(0.5, 2.0, "a red square falls")
 

@@ -9,8 +9,8 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from vatt.errors import UserError
-from vatt.tensor_bundle import CheckpointError, TensorBundle, find_checkpoint
+from vatt.errors import CheckpointError, UserError
+from vatt.tensor_bundle import TensorBundle, find_checkpoint
 
 FOLDER = Path(__file__).parent / "data" / "ft_wat"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"

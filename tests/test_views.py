@@ -9,7 +9,8 @@ import torch
 
 from vatt.config import AudioConfig, VideoConfig
 from vatt.encode import write_mp4
-from vatt.media import MediaError, read_frames
+from vatt.errors import MediaError
+from vatt.media import read_frames
 from vatt.views import (
     evaluation_crops,
     evaluation_size,

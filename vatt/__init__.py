@@ -21,11 +21,19 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
         VATTConfig,
         VideoConfig,
     )
+    from vatt.errors import (
+        CheckpointError,
+        ConversionError,
+        MediaError,
+        ShardError,
+        UserError,
+        VattError,
+    )
     from vatt.export import export_model
     from vatt.feature_files import Features
     from vatt.features import FeatureExtractor
     from vatt.losses import ContrastiveLoss, LossConfig
-    from vatt.media import Clip, MediaError, probe, read_clip, read_frames, read_waveform
+    from vatt.media import Clip, probe, read_clip, read_frames, read_waveform
     from vatt.model import VATT, VATTOutput
     from vatt.mteb_model import MtebModel
     from vatt.presets import as_classifier, preset
@@ -37,9 +45,11 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run __getattr__
 _MODULE_OF = {
     "AudioConfig": "config",
     "Batch": "batch",
+    "CheckpointError": "errors",
     "ClassifierConfig": "config",
     "Clip": "media",
     "ContrastiveLoss": "losses",
+    "ConversionError": "errors",
     "EncoderConfig": "config",
     "FeatureExtractor": "features",
     "Features": "feature_files",
@@ -48,16 +58,19 @@ _MODULE_OF = {
     "Index": "search",
     "IndexOptions": "search_build",
     "LossConfig": "losses",
-    "MediaError": "media",
+    "MediaError": "errors",
     "MtebModel": "mteb_model",
+    "ShardError": "errors",
     "ShardSet": "shards",
     "ShardWriter": "shards",
     "SpectrogramConfig": "config",
     "TextConfig": "config",
     "Tokenizer": "text",
+    "UserError": "errors",
     "VATT": "model",
     "VATTConfig": "config",
     "VATTOutput": "model",
+    "VattError": "errors",
     "VideoConfig": "config",
     "as_classifier": "presets",
     "export_model": "export",
@@ -74,9 +87,11 @@ __all__ = [
     "VATT",
     "AudioConfig",
     "Batch",
+    "CheckpointError",
     "ClassifierConfig",
     "Clip",
     "ContrastiveLoss",
+    "ConversionError",
     "EncoderConfig",
     "FeatureExtractor",
     "Features",
@@ -87,13 +102,16 @@ __all__ = [
     "LossConfig",
     "MediaError",
     "MtebModel",
+    "ShardError",
     "ShardSet",
     "ShardWriter",
     "SpectrogramConfig",
     "TextConfig",
     "Tokenizer",
+    "UserError",
     "VATTConfig",
     "VATTOutput",
+    "VattError",
     "VideoConfig",
     "as_classifier",
     "export_model",

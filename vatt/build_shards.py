@@ -14,15 +14,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from vatt.captions import (
-    Captions,
-    Fault,
-    MediaText,
-    fault_lines,
-    find_captions,
-    read_captions,
-)
+from vatt.captions import Captions, MediaText, find_captions, read_captions
 from vatt.check_shards import CheckReport, SampleCheck, check_shards
+from vatt.errors import Fault, ShardError, fault_lines
 from vatt.media_folder import (
     Preparation,
     Prepared,
@@ -33,7 +27,7 @@ from vatt.media_folder import (
     work_folder,
     work_folder_of,
 )
-from vatt.shard_index import ShardError, find_shards, folder_written_whole, written_whole
+from vatt.shard_index import find_shards, folder_written_whole, written_whole
 from vatt.shards import ShardWriter
 
 if TYPE_CHECKING:
@@ -42,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BuildReport",
     "CheckReport",
-    "Fault",
     "SampleCheck",
     "build_shards",
     "check_shards",
@@ -164,7 +157,7 @@ def build_shards(
         if not counts["num_samples"]:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
-                f"{faults[-1].name}: {faults[-1].reason}"
+                f"{faults[-1]}"
             )
         report = BuildReport(
             out=str(out),

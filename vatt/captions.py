@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vatt.errors import UserError
+from vatt.errors import Fault, ShardError, UserError
 from vatt.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
-from vatt.shard_index import ShardError, leads_outside
+from vatt.shard_index import leads_outside
 from vatt.shards import Segment, parse_segments
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet")
@@ -35,27 +35,6 @@ SHOWN_FAULTS = 20  # in printed reports; the report objects hold all
 COLUMNS = ("file", "start_seconds", "end_seconds", "text")  # of csv and parquet
 PARQUET_ROWS = 10_000  # read at a time
 PARQUET_MARK = b"PAR1"  # first four bytes of every parquet file
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that was left out, and why.
-
-    Args:
-        name: File, sample, or line of a caption file.
-        reason: What is wrong with it.
-    """
-
-    name: str
-    reason: str
-
-
-def fault_lines(faults: Sequence[Fault], verdict: str) -> list[str]:
-    """The first faults as lines of a printed report, under a word such as `left out`."""
-    lines = [f"  {verdict}: {fault.name}: {fault.reason}" for fault in faults[:SHOWN_FAULTS]]
-    if len(faults) > SHOWN_FAULTS:
-        lines.append(f"  … and {len(faults) - SHOWN_FAULTS} more")
-    return lines
 
 
 @dataclass

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from vatt.captions import Fault, fault_lines
+from vatt.errors import Fault, MediaError, ShardError, fault_lines
 from vatt.index_shards import read_indexes
 from vatt.remote import Shard, find_tars, local_or_remote
-from vatt.shard_index import ShardError, written_whole
+from vatt.shard_index import written_whole
 from vatt.shards import Segment, read_record
 from vatt.workers import Lost, results_in_order, tell_alive
 
@@ -226,7 +226,7 @@ def check_sample(place: Place) -> SampleCheck:
     Args:
         place: Shard, key, and the sample's row of the index.
     """
-    from vatt.media import MediaError, probe
+    from vatt.media import probe
 
     shard, key, members = place
     found: dict[str, Any] = {}

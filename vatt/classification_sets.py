@@ -18,9 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from vatt.captions import Fault
 from vatt.csv_files import read_rows
-from vatt.errors import UserError
+from vatt.errors import Fault, UserError
 from vatt.evaluation_items import (
     EvaluationSet,
     Item,

@@ -8,7 +8,7 @@ from typing import Any
 
 import vatt
 from vatt.config_files import shipped_configs
-from vatt.errors import UserError
+from vatt.errors import VattError
 from vatt.files import NO_SPACE, no_space
 
 # name: (module, function, what it does)
@@ -33,14 +33,6 @@ COMMANDS = {
     "doctor": ("vatt.doctor", "doctor", "what is missing; --model NAME: what a model costs"),
 }
 SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
-# errors that say what to do, of modules that may never be loaded
-KINDS = (
-    ("vatt.shard_index", "ShardError"),
-    ("vatt.media", "MediaError"),
-    ("vatt.tensor_bundle", "CheckpointError"),
-    ("vatt.official", "ConversionError"),
-    ("lightning.fabric.utilities.exceptions", "MisconfigurationException"),
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,16 +82,15 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     """The sentence and exit code of an error that is nobody's bug; None for one that is."""
     if isinstance(error, KeyboardInterrupt):
         return "Stopped.", 130
-    if isinstance(error, UserError):
+    if isinstance(error, VattError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return no_space(error, "run the same command again"), 1
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", 1
-    for module, name in KINDS:  # the module is loaded already where its error was raised
-        kind = getattr(sys.modules.get(module), name, None)
-        if kind is not None and isinstance(error, kind):
-            return str(error), 1
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")  # loaded where it raised
+    if lightning is not None and isinstance(error, lightning.MisconfigurationException):
+        return str(error), 1
     if isinstance(error, (OSError, ValueError)):  # a value that cannot work, most often
         return f"{' '.join(str(error).split())} ({SHOW_TRACEBACK}=1 shows where)", 1
     return None, 1

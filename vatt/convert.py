@@ -15,9 +15,10 @@ from torch import Tensor
 
 from vatt.checkpoint import save_model, save_optimizer_state
 from vatt.config import VATTConfig
+from vatt.errors import ConversionError
 from vatt.files import write_atomically
 from vatt.model import VATT
-from vatt.official import ConversionError, config_of_settings
+from vatt.official import config_of_settings
 from vatt.official_names import SLOT, Part, parts_of
 from vatt.official_shapes import settings_of_variables
 from vatt.tensor_bundle import TensorBundle

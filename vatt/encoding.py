@@ -12,9 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vatt.embedder import Embedder, Form, coverage_of
+from vatt.errors import MediaError
 from vatt.feature_files import Features
 from vatt.media import Clip
-from vatt.sources import MediaError, source_name
+from vatt.sources import source_name
 from vatt.windows import Frames, Media, WindowPlan, read_duration
 
 OnError = Literal["raise", "skip"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vatt.errors import UserError
+from vatt.errors import Fault, MediaError, UserError
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTask
@@ -89,7 +89,6 @@ def run_tasks(
         UserError: no task could be run, or the model lacks the modalities of one.
         MediaError: a file cannot be read, unless the model skips those.
     """
-    from vatt.captions import Fault
     from vatt.mteb_model import load_mteb
     from vatt.results import Results
 
@@ -104,7 +103,7 @@ def run_tasks(
             # the data set is not to be had, or mteb itself decodes it and lacks a package for that
             missing.append(Fault(task.metadata.name, " ".join(str(error).split())))
     if len(missing) == len(tasks):
-        reasons = "; ".join(f"{fault.name}: {fault.reason}" for fault in missing)
+        reasons = "; ".join(str(fault) for fault in missing)
         raise UserError(f"no task could be run: {reasons}")
     return Results(
         task="mteb",
@@ -137,8 +136,6 @@ def _refuse_modalities(model: "MtebModel", tasks: Sequence["AbsTask"]) -> None:
 def _run(model: "MtebModel", task: "AbsTask", cache: Path, batch_size: int) -> "TaskResult":
     """The result of one task, from the cache if it is there."""
     import mteb
-
-    from vatt.sources import MediaError
 
     try:
         results = mteb.evaluate(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.captions import Fault, fault_lines
 from vatt.config import AudioConfig, VideoConfig
 from vatt.csv_files import check_header, misfit, read_rows
-from vatt.errors import UserError
+from vatt.errors import Fault, MediaError, UserError, fault_lines
 from vatt.media_folder import find_media
 from vatt.workers import Lost, results_in_order
 
@@ -144,7 +143,7 @@ class ItemViews:
 
 def read_item(job: tuple[Item, ViewPlan]) -> ItemViews:
     """Reads the views of a clip; runs in a process of its own."""
-    from vatt.media import MediaError, probe
+    from vatt.media import probe
     from vatt.views import read_audio_views, read_video_views
 
     item, plan = job

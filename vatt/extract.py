@@ -21,15 +21,14 @@ from vatt.check_shards import LIMIT_SECONDS, prepare_worker
 from vatt.checkpoint import weights_digest
 from vatt.embedder import Form, Space
 from vatt.encoding import WindowTable
-from vatt.errors import UserError
+from vatt.errors import MediaError, ShardError, UserError
 from vatt.extract_inputs import Item
 from vatt.feature_media import describe_media
 from vatt.feature_stores import FileStore, ParquetStore
 from vatt.features import FeatureExtractor, media_modalities
 from vatt.machine import num_cores
 from vatt.media import Clip
-from vatt.shard_index import ShardError
-from vatt.sources import FileWindow, MediaError
+from vatt.sources import FileWindow
 from vatt.windows import WindowPlan, plan_windows, read_duration
 from vatt.workers import Lost, results_in_order, tell_alive
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from vatt.errors import UserError
+from vatt.errors import MediaError, UserError
 from vatt.media_folder import find_media, holds_shards_only
 from vatt.remote import is_remote
 from vatt.shards import ShardSet
-from vatt.sources import FileWindow, MediaError
+from vatt.sources import FileWindow
 
 LISTS = (".txt", ".list")
 WEB = ("http://", "https://")

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from vatt.errors import MediaError, ShardError
 from vatt.remote import RemoteShard, find_tars, is_remote, window_of
-from vatt.shard_index import ShardError
-from vatt.sources import FileWindow, MediaError
+from vatt.sources import FileWindow
 
 MEDIA, OFFSET, SIZE = "media", "offset", "size"  # in the metadata of features
 

@@ -15,12 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from vatt.errors import UserError
+from vatt.errors import MediaError, ShardError, UserError
 from vatt.extract_inputs import Item
 from vatt.feature_files import Features, read_metadata
 from vatt.files import write_atomically
-from vatt.shard_index import ShardError
-from vatt.sources import MediaError
 
 PART_WINDOWS = 10_000  # rows of a part of a data set; 512 floats each are 20 MB an array
 PART_SECONDS = 300  # so much work at most is lost with a killed run

@@ -14,8 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vatt.captions import Fault
-from vatt.errors import UserError
+from vatt.errors import Fault, UserError
 from vatt.evaluation_items import Item, ViewPlan, read_items
 from vatt.files import write_atomically
 from vatt.model import VATT

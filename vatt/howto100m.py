@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from vatt.shard_index import ShardError
+from vatt.errors import ShardError
 from vatt.shards import Segment, parse_segments
 
 COLUMNS = ("start", "end", "text")

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vatt.captions import Fault, fault_lines
+from vatt.errors import Fault, MediaError, ShardError, fault_lines
 from vatt.remote import RemoteShard, Shard
 from vatt.shard_index import (
     INDEX_SUFFIX,
     MEDIA,
-    ShardError,
     ShardIndex,
     find_index,
     find_shards,
@@ -130,7 +129,7 @@ def index_shards(
             for tar, found in zip(places, results, strict=True):
                 _add(report, tar, found, source)
                 bar.update()
-        unusable = {fault.name for fault in report.unusable}
+        unusable = {fault.where for fault in report.unusable}
         for link in new_links:
             if link.name in unusable:
                 link.unlink()
@@ -192,8 +191,6 @@ def _add(report: IndexReport, tar: Path, found: "_Contents | str | Lost", source
 
 def _read_contents(tar: Path) -> _Contents | str:
     """Index and texts of a shard; in its place what is wrong with it."""
-    from vatt.sources import MediaError
-
     faults = []
     num_captions = num_without_text = 0
     try:

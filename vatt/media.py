@@ -37,18 +37,11 @@ from vatt.packets import (
     read_packets,
     video_stream,
 )
-from vatt.sources import (
-    Damage,
-    FileWindow,
-    MediaError,
-    MediaSource,
-    open_media,
-)
+from vatt.sources import Damage, FileWindow, MediaSource, open_media
 
 __all__ = [
     "Clip",
     "FileWindow",
-    "MediaError",
     "MediaInfo",
     "MediaSource",
     "probe",

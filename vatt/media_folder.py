@@ -10,9 +10,9 @@ from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vatt.captions import Fault
 from vatt.check_shards import prepare_worker
-from vatt.shard_index import MEDIA_EXTENSIONS, ShardError, list_shards
+from vatt.errors import Fault, MediaError, ShardError
+from vatt.shard_index import MEDIA_EXTENSIONS, list_shards
 from vatt.workers import Lost, results_in_order
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def prepare_file(job: tuple[Path, Preparation]) -> Prepared:
     own = Prepared(path, path.suffix[1:])
     if preparation.reencoding is None and not preparation.check:
         return own
-    from vatt.media import MediaError, probe
+    from vatt.media import probe
 
     try:
         if preparation.reencoding is not None:

@@ -19,6 +19,7 @@ from vatt.config import (
     VATTConfig,
     VideoConfig,
 )
+from vatt.errors import ConversionError
 from vatt.presets import FINE_TUNING_FRAME_RATE, FINE_TUNING_SAMPLE_RATE
 
 Settings = Mapping[str, Any]
@@ -104,10 +105,6 @@ ONLY: Settings = {
 }
 BATCH_NORM: Settings = {"epsilon": 1e-5, "momentum": 0.9, "scale": True}
 NAMES = {"video": "vid", "audio": "aud", "text": "txt"}  # in its variables and settings
-
-
-class ConversionError(ValueError):
-    """An official checkpoint or its settings that make no model of ours; names what differs."""
 
 
 def config_of_settings(settings: Settings) -> VATTConfig:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vatt.official import ConversionError
+from vatt.errors import ConversionError
 from vatt.official_names import CLASSIFIER, FINE_TUNED, HEAD, PRETRAINED, ROOT, SLOT, UNIFIED
 
 D_KV = 64  # of every published model [P, Table 7]

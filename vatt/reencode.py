@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 
 from vatt.decode import decode_packet, display_matrix, prepare_decoder, swaps_sides, upright
 from vatt.encode import REPRODUCIBLE_X264
+from vatt.errors import ShardError
 from vatt.packets import (
     TIME_TOLERANCE_SECONDS,
     MediaPacket,
@@ -35,7 +36,7 @@ from vatt.packets import (
     video_stream,
 )
 from vatt.reencode_sound import CopiedSound, EncodedSound, may_copy
-from vatt.shard_index import OUT_OF_SPACE, ShardError
+from vatt.shard_index import OUT_OF_SPACE
 from vatt.sources import Damage, open_media
 from vatt.storage_order import StoredTimes
 from vatt.workers import tell_alive

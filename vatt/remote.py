@@ -23,10 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from vatt.errors import ShardError
 from vatt.shard_cache import cache_bytes, cache_folder, locked, make_room, own_folder
 from vatt.shard_index import (
     INDEX_SUFFIX,
-    ShardError,
     ShardIndex,
     find_shards,
     index_path,

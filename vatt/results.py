@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vatt.captions import Fault, fault_lines
 from vatt.checkpoint import weights_digest
 from vatt.environment import describe_environment
+from vatt.errors import Fault, fault_lines
 from vatt.files import write_atomically
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 
-from vatt.captions import fault_lines
-from vatt.errors import UserError
+from vatt.errors import UserError, fault_lines
 from vatt.evaluation_items import EvaluationSet
 from vatt.retrieval_sets import Clips, read_retrieval_set
 from vatt.text import Tokenizer

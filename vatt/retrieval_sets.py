@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vatt.captions import Fault
-from vatt.errors import UserError
+from vatt.errors import Fault, MediaError, UserError
 from vatt.evaluation_items import (
     EvaluationSet,
     Item,
@@ -87,7 +86,6 @@ def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") 
         UserError: no clip in it.
     """
     from vatt.shards import ShardSet
-    from vatt.sources import MediaError
 
     shards = ShardSet(folder)
     items: list[Item] = []

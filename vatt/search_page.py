@@ -12,12 +12,11 @@ import numpy as np
 from torch import Tensor
 
 from vatt.encode import write_mp4
+from vatt.errors import MediaError, ShardError
 from vatt.files import write_atomically
 from vatt.media import MediaSource, probe, read_frames, read_waveform
 from vatt.report_media import data_uri, encode_png, loudness
 from vatt.search import Hit
-from vatt.shard_index import ShardError
-from vatt.sources import MediaError
 
 SHORT_SIDE = 240  # pixels of a player, or fewer
 MOST_RATE = 25.0  # frames/s

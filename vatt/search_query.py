@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from vatt.errors import UserError
+from vatt.errors import MediaError, UserError
 from vatt.shard_index import MEDIA_EXTENSIONS
-from vatt.sources import MediaError
 from vatt.windows import Source
 
 if TYPE_CHECKING:

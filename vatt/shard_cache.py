@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vatt.errors import UserError
-from vatt.shard_index import ShardError
+from vatt.errors import ShardError, UserError
 from vatt.workers import tell_alive
 
 CACHE_GIB = 100.0  # unless VATT_CACHE_GIB says otherwise

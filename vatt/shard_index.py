@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
+from vatt.errors import ShardError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,10 +38,6 @@ MEDIA, TEXT, JSON = 0, 1, 2  # columns of ShardIndex.members
 MAX_HEADER_BYTES = 1 << 20  # of a long name or further attributes, read into memory whole
 TAR_BLOCK = 512  # bytes; headers and payloads start at multiples of it
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class ShardError(ValueError):
-    """A shard or a folder of shards cannot be used or written; the message names the remedy."""
 
 
 @dataclass(frozen=True)

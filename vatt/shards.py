@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vatt.errors import MediaError, ShardError
 from vatt.remote import (
     RemoteShard,
     Shard,
@@ -38,7 +39,6 @@ from vatt.shard_index import (
     MEDIA_EXTENSIONS,
     TAR_BLOCK,
     TEXT,
-    ShardError,
     ShardIndex,
     SharedIndex,
     index_path,
@@ -49,7 +49,7 @@ from vatt.shard_index import (
 )
 
 if TYPE_CHECKING:
-    from vatt.media import FileWindow, MediaError
+    from vatt.media import FileWindow
 
 
 MAX_TEXT_BYTES = 64 << 20  # of KEY.txt and KEY.json; a day of speech has 2 MB
@@ -143,8 +143,6 @@ class ShardSet(Sequence[Record]):
 
         Samples with a damaged json or txt are passed over: `vatt shards check` names them.
         """
-        from vatt.sources import MediaError
-
         for sample in range(len(self)):
             with contextlib.suppress(MediaError):
                 yield from (segment.text for segment in self[sample].segments)
@@ -322,8 +320,7 @@ def read_record(shard: Shard, key: str, members: NDArray[np.int64]) -> Record:
     )
 
 
-def _damaged(shard: Shard, member: str, reason: str) -> "MediaError":
-    from vatt.sources import MediaError
+def _damaged(shard: Shard, member: str, reason: str) -> MediaError:
 
     return MediaError(f"{shard}:{member}", reason)
 

@@ -14,6 +14,7 @@ import av.error
 import av.logging
 from av.container import InputContainer
 
+from vatt.errors import MediaError
 from vatt.png import MAX_METADATA_BYTES, has_metadata_bomb
 
 # What FFmpeg may open. A file can name further files or addresses (playlists do): only a URL may
@@ -25,26 +26,6 @@ _BYTES_OPTIONS = {"protocol_whitelist": "data"}
 CONVERT = "convert it, for example to H.264 and AAC"
 MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
 URL_TIMEOUT_SECONDS = 30.0  # to connect, and for each read
-
-
-class MediaError(Exception):
-    """A media file cannot give what was asked of it.
-
-    Args:
-        path: The file, URL or a description of the source.
-        reason: What is wrong and what to do.
-    """
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(
-            path, reason
-        )  # both are args, so that the error survives pickling between processes
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        """`path: reason`."""
-        return f"{self.path}: {self.reason}"
 
 
 class Damage(Exception):  # noqa: N818 - what users meet is MediaError

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from vatt.errors import UserError
+from vatt.errors import ShardError, UserError
 from vatt.shard_cache import cache_folder
-from vatt.shard_index import OUT_OF_SPACE, ShardError
+from vatt.shard_index import OUT_OF_SPACE
 from vatt.workers import tell_alive
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vatt.errors import UserError
+from vatt.errors import CheckpointError, UserError
 
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER_BYTES = 48  # the places of two blocks, padded to 40 bytes, and the magic number
@@ -31,13 +31,6 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protocol buffe
 _STRING, _BFLOAT16 = 7, 14
 # DataType's number → its bytes as NumPy sees them; bfloat16 is the upper half of a float32.
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 9: "<i8", 10: "|b1", _BFLOAT16: "<u2", 19: "<f2"}
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is not there, is damaged, or is of a kind that is not read."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {reason}")
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
@@ -56,7 +49,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         return prefix
     if not given.is_dir():
         hint = "give a prefix, its .index file or its folder (V1 checkpoints have no .index)"
-        raise CheckpointError(given, f"expected {prefix.name}.index, which is not there; {hint}")
+        raise CheckpointError(f"{given}: expected {prefix.name}.index, which is not there; {hint}")
     found = sorted(str(file).removesuffix(".index") for file in given.glob("?*.index"))
     names = [Path(prefix).name for prefix in found]
     if (named := _read_named_path(given / "checkpoint")) is not None:
@@ -66,10 +59,10 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
             if _is_file(f"{candidate}.index"):
                 return candidate
         reason = f"its file `checkpoint` names {named[:200]!r}, expected one of {names}"
-        raise CheckpointError(given, f"{reason}: name one")
+        raise CheckpointError(f"{given}: {reason}: name one")
     if len(found) != 1:
         reason = f"expected one *.index or a file `checkpoint`, got {names}"
-        raise CheckpointError(given, f"{reason}: name one" if found else reason)
+        raise CheckpointError(f"{given}: {reason}: name one" if found else reason)
     return Path(found[0])
 
 
@@ -136,7 +129,7 @@ class TensorBundle:
         index = Path(f"{prefix}.index")
         table = _read_table(index)
         if b"" not in table:
-            raise CheckpointError(index, "expected a header under the empty key, got none")
+            raise CheckpointError(f"{index}: expected a header under the empty key, got none")
         num_shards = _read_header(_Cursor(table.pop(b""), index, "the header"))
         entries = {}
         for key, value in table.items():
@@ -145,7 +138,7 @@ class TensorBundle:
             try:
                 name = key.decode()
             except UnicodeDecodeError as error:
-                raise CheckpointError(index, f"a name is not UTF-8: {error}") from error
+                raise CheckpointError(f"{index}: a name is not UTF-8: {error}") from error
             cursor = _Cursor(value, index, f"the entry of {name!r}")
             entries[name] = _read_entry(cursor, prefix, num_shards)
         _check_data_files(entries)
@@ -173,10 +166,10 @@ class TensorBundle:
         """
         if name in self.unread:
             reason = f"{name!r} is of type {self.unread[name]}, which is not read"
-            raise CheckpointError(self.prefix, reason)
+            raise CheckpointError(f"{self.prefix}: {reason}")
         if (entry := self._entries.get(name)) is None:
             close = difflib.get_close_matches(name, self._entries, n=1)
-            raise CheckpointError(self.prefix, f"no tensor {name!r}; the closest name is {close}")
+            raise CheckpointError(f"{self.prefix}: no tensor {name!r}; the closest name is {close}")
         with entry.path.open("rb") as file:
             file.seek(entry.offset)
             raw = file.read(entry.size)
@@ -185,7 +178,7 @@ class TensorBundle:
             wanted = f"{entry.size} bytes with checksum {entry.masked_crc:#010x}"
             got = f"{len(raw)} with {crc:#010x}"
             reason = f"tensor {name!r} is damaged: expected {wanted}, got {got}"
-            raise CheckpointError(entry.path, reason)
+            raise CheckpointError(f"{entry.path}: {reason}")
         values = np.frombuffer(raw, _DTYPES[entry.dtype_number])
         if entry.dtype_number == _BFLOAT16:
             return (values.astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
@@ -203,15 +196,17 @@ def _check_data_files(entries: dict[str, _Entry]) -> None:
         path, end = entry.path, entry.offset + entry.size
         if path not in file_sizes:
             if not _is_file(path):
-                raise CheckpointError(path, f"expected a file with tensor {name!r}, it is missing")
+                raise CheckpointError(
+                    f"{path}: expected a file with tensor {name!r}, it is missing"
+                )
             file_sizes[path] = path.stat().st_size
         if min(entry.offset, entry.size) < 0 or end > file_sizes[path]:
             wanted = f"expected tensor {name!r} in bytes {entry.offset} to {end}"
-            raise CheckpointError(path, f"{wanted}, got {file_sizes[path]} bytes: copied whole?")
+            raise CheckpointError(f"{path}: {wanted}, got {file_sizes[path]} bytes: copied whole?")
     wanted_bytes, num_bytes = sum(e.size for e in entries.values()), sum(file_sizes.values())
     if wanted_bytes > num_bytes:  # a small file must not pass for terabytes of tensors
         reason = f"tensors overlap: {wanted_bytes} bytes of them in {num_bytes} bytes of files"
-        raise CheckpointError(min(file_sizes), reason)
+        raise CheckpointError(f"{min(file_sizes)}: {reason}")
 
 
 def _read_header(cursor: "_Cursor") -> int:
@@ -270,12 +265,12 @@ def _read_table(path: Path) -> dict[bytes, bytes]:
     with path.open("rb") as file:
         data = file.read(_MAX_INDEX_BYTES + 1)
     if len(data) > _MAX_INDEX_BYTES:
-        raise CheckpointError(path, f"expected at most {_MAX_INDEX_BYTES} bytes, got more")
+        raise CheckpointError(f"{path}: expected at most {_MAX_INDEX_BYTES} bytes, got more")
     if len(data) < _FOOTER_BYTES or not data.endswith(_MAGIC):
         wanted = f"{_FOOTER_BYTES} bytes or more that end with {_MAGIC!r}"
         got = f"{len(data)} bytes from {data[:8]!r} to {data[-8:]!r}"
         raise CheckpointError(
-            path, f"no TensorFlow index, or cut off: expected {wanted}, got {got}"
+            f"{path}: no TensorFlow index, or cut off: expected {wanted}, got {got}"
         )
     footer = _Cursor(data[-_FOOTER_BYTES : -len(_MAGIC)], path, "the footer")
     for _ in range(2):  # offset and size of the block of filters, which checkpoints have none of
@@ -291,10 +286,10 @@ def _read_table(path: Path) -> dict[bytes, bytes]:
         for key, value in _read_block(data, path, offset, size):
             if last_key is not None and key <= last_key:
                 reason = f"key {key[:200]!r} comes after {last_key[:200]!r}"
-                raise CheckpointError(path, f"{reason}, expected sorted keys, each once")
+                raise CheckpointError(f"{path}: {reason}, expected sorted keys, each once")
             names_bytes += len(key)  # keys share beginnings: few bytes can unpack to many
             if names_bytes > _MAX_INDEX_BYTES:
-                raise CheckpointError(path, f"expected at most {_MAX_INDEX_BYTES} bytes of names")
+                raise CheckpointError(f"{path}: expected at most {_MAX_INDEX_BYTES} bytes of names")
             table[key] = value
             last_key = key
     return table
@@ -339,7 +334,7 @@ class _Cursor:
         return len(self.data) - self._position
 
     def error(self, reason: str) -> CheckpointError:
-        return CheckpointError(self.path, f"{self.what} {reason}")
+        return CheckpointError(f"{self.path}: {self.what} {reason}")
 
     def take(self, size: int) -> bytes:
         if size > self.num_left:

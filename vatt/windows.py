@@ -21,10 +21,11 @@ from torch import Tensor
 
 from vatt.config import AudioConfig, VATTConfig, VideoConfig
 from vatt.decode import scaled_size
+from vatt.errors import MediaError
 from vatt.media import Clip, probe
 from vatt.packets import TIME_TOLERANCE_SECONDS
 from vatt.preprocess import cut_view, read_view
-from vatt.sources import FileWindow, MediaError, MediaSource, source_name
+from vatt.sources import FileWindow, MediaSource, source_name
 from vatt.views import evaluation_starts
 
 MAX_CHANNELS = 8  # 7.1; more rows than that are clips, or samples before channels

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vatt.captions import Fault
 from vatt.classification_sets import TEST
-from vatt.errors import UserError
+from vatt.errors import Fault, UserError
 from vatt.evaluation_items import Item, ViewPlan, read_items
 from vatt.heads import FACHead
 from vatt.linear_evaluation import accuracies

@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from vatt.captions import Fault
-from vatt.errors import UserError
+from vatt.errors import Fault, UserError
 from vatt.evaluate import EmbeddingTable, concatenate, retrieval
 from vatt.evaluation_items import Item, ItemViews, ViewPlan, read_items
 from vatt.metrics import on_grid
@@ -92,7 +91,7 @@ def embed_items(
         name: _in_order(concatenate([pair[number] for pair in together]), order)
         for number, name in enumerate(AVERAGINGS)
     }
-    faults.sort(key=lambda fault: order[fault.name])
+    faults.sort(key=lambda fault: order[fault.where])
     return WindowedTables(**joined, faults=tuple(faults))
 
 
