@@ -109,7 +109,7 @@ def test_esc50_tests_on_each_of_its_folds_once(tmp_path, clips):
     assert [item.splits.index("test") for item in found.items] == [0, 1, 2, 3]
     assert all(item.splits.count("train") == 4 for item in found.items)
     assert found.num_listed == 5
-    assert found.missing[0].name == "esc50.csv, line 6"
+    assert found.missing[0].where == "esc50.csv, line 6"
 
 
 def test_own_csv_has_one_split_or_folds_or_is_all_for_testing(tmp_path, clips):

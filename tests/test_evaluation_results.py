@@ -74,7 +74,7 @@ def test_the_file_is_strict_json_with_model_data_and_published_numbers(tmp_path)
     assert content["model"]["source"] == "models/tiny"
     assert content["model"]["parameters"] == sum(p.numel() for p in model.parameters())
     assert content["missing"] == [
-        {"name": "a.csv, line 12", "reason": "video9 has no file in videos"}
+        {"where": "a.csv, line 12", "reason": "video9 has no file in videos"}
     ]
     published = {(p["row"], p["column"]): p["value"] for p in content["published"]}
     row = "text_to_video, embeddings"

@@ -60,7 +60,7 @@ def test_msrvtt_1k_csv_gives_a_caption_for_each_video_that_is_there(tmp_path, vi
     assert [item.captions for item in found.items] == [("a dog barks",), ("red, and blue",)]
     assert found.items[1].source == str(videos / "more" / "video4.MKV")
     assert found.num_listed == 3
-    assert found.missing[0].name.endswith("test.csv, line 4")
+    assert found.missing[0].where.endswith("test.csv, line 4")
     assert "video8 has no file in" in found.missing[0].reason
     assert found.name == "own"  # not the thousand that the paper's numbers are of
 
@@ -101,7 +101,7 @@ def test_youcook2_gives_the_annotated_pieces_of_the_validation_videos(tmp_path, 
     assert [(i.start_seconds, i.end_seconds) for i in found.items] == [(1, 2), (2.5, 4)]
     assert [i.captions for i in found.items] == [("crack the eggs",), ("beat them",)]
     assert found.num_listed == 4
-    assert "absent1, annotations[1]" in found.missing[1].name
+    assert "absent1, annotations[1]" in found.missing[1].where
     training = read_retrieval_set(path, videos=videos, split="training")
     assert {Path(item.source).stem for item in training.items} == {"video1"}
 

@@ -62,7 +62,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{given}: {reason}: name one")
     if len(found) != 1:
         reason = f"expected one *.index or a file `checkpoint`, got {names}"
-        raise CheckpointError(f"{given}: {reason}: name one" if found else reason)
+        reason += ": name one" if found else ""
+        raise CheckpointError(f"{given}: {reason}")
     return Path(found[0])
 
 
