@@ -84,7 +84,7 @@ class GlobalOrder:
         window_shards: Shards whose samples are shuffled together.
 
     Raises:
-        ValueError: no samples.
+        UserError: no samples.
         UserError: weights that are not one positive number per set.
     """
 
@@ -98,9 +98,9 @@ class GlobalOrder:
         sizes = [np.asarray(values, dtype=np.int64) for values in shard_sizes]
         empty = [index for index, values in enumerate(sizes) if values.sum() == 0]
         if empty or not sizes:
-            raise ValueError(f"every set needs at least one sample; sets without: {empty or 'all'}")
+            raise UserError(f"every set needs at least one sample; sets without: {empty or 'all'}")
         if window_shards < 1:
-            raise ValueError(f"window_shards must be at least 1, got {window_shards}")
+            raise UserError(f"window_shards must be at least 1, got {window_shards}")
         self.seed = seed
         self.set_sizes = [int(values.sum()) for values in sizes]
         self._first_shard_of_set = np.cumsum([0, *(len(values) for values in sizes)])

@@ -47,5 +47,5 @@ def _train(sets: Sequence[ShardSet], vocab_size: int, path: Path) -> None:
             f"cannot keep the tokenizer beside the shards ({error}): make the folder writable, or "
             "give data.tokenizer"
         ) from error
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"no tokenizer from {sets[0].name}: {error}") from error

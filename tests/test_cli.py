@@ -273,10 +273,8 @@ def test_errors_of_the_world_become_sentences_and_bugs_do_not() -> None:
     assert _explain(KeyboardInterrupt()) == ("Stopped.", 130)
     assert _explain(UserError("do this", 2)) == ("do this", 2)
     assert _explain(FileNotFoundError(2, "No such file", "x"))[0] == "x: No such file"
-    hint = "(VATT_TRACEBACK=1 shows where)"
-    assert _explain(ValueError("x must be\n1")) == (f"x must be 1 {hint}", 1)
-    assert _explain(OSError("pipe broke")) == (f"pipe broke {hint}", 1)
-    assert _explain(TypeError("a bug"))[0] is None
+    for bug in (ValueError("x must be 1"), OSError("pipe broke"), TypeError("a bug")):
+        assert _explain(bug)[0] is None
 
 
 def test_command_of_the_shell_ends_with_its_exit_code() -> None:

@@ -38,7 +38,7 @@ class LogMel(nn.Module):
         max_hertz: Upper edge of the last bin's triangle.
 
     Raises:
-        ValueError: a size is below 1, the range of frequencies is empty or passes sample_rate / 2,
+        UserError: a size is below 1, the range of frequencies is empty or passes sample_rate / 2,
             or a bin is so narrow that it holds no frequency of the Fourier transform.
 
     Source: google-research/vatt, audio preprocessing (`tf.signal.stft` with `pad_end`).
@@ -56,7 +56,7 @@ class LogMel(nn.Module):
     ) -> None:
         super().__init__()
         if min(sample_rate, window_samples, hop_samples, num_mels) < 1:
-            raise ValueError(
+            raise UserError(
                 "sample_rate, window_samples, hop_samples and num_mels must be at least 1, got "
                 f"{(sample_rate, window_samples, hop_samples, num_mels)}"
             )
@@ -186,13 +186,13 @@ def mel_filter_bank(
         float32 `[Q, F]` in [0, 1], on the CPU.
 
     Raises:
-        ValueError: the range is empty or passes sample_rate / 2, or a bin holds no frequency.
+        UserError: the range is empty or passes sample_rate / 2, or a bin holds no frequency.
 
     Source: tf.signal.linear_to_mel_weight_matrix.
     """
     nyquist = sample_rate / 2
     if not 0 <= min_hertz < max_hertz <= nyquist:
-        raise ValueError(
+        raise UserError(
             f"mel bins need 0 <= min_hertz ({min_hertz}) < max_hertz ({max_hertz}) <= "
             f"sample_rate / 2 ({nyquist})"
         )
@@ -207,7 +207,7 @@ def mel_filter_bank(
     # 0 Hz lies at or below every lower edge
     bank_QF = torch.minimum(rising_QF, falling_QF).clamp(min=0)
     if num_empty := int((bank_QF.amax(dim=0) == 0).sum()):
-        raise ValueError(
+        raise UserError(
             f"{num_empty} of {num_mels} mel bins in [{min_hertz}, {max_hertz}] Hz hold none of the "
             f"{num_frequencies} frequencies of a {sample_rate} Hz waveform's transform: fewer bins "
             "or a longer window"
@@ -231,7 +231,7 @@ def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
         ValueError: a rate is below 1, or the waveform is not of floating point or is empty.
     """
     if min(source_rate, target_rate) < 1:
-        raise ValueError(f"sample rates must be at least 1 Hz, got {source_rate} and {target_rate}")
+        raise UserError(f"sample rates must be at least 1 Hz, got {source_rate} and {target_rate}")
     if not waveform.is_floating_point() or not waveform.ndim or not waveform.numel():
         raise ValueError(
             "resampling needs float [..., S] with at least one sample, got "

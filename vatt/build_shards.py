@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vatt.captions import Captions, MediaText, find_captions, read_captions
 from vatt.check_shards import CheckReport, SampleCheck, check_shards
-from vatt.errors import Fault, ShardError, fault_lines
+from vatt.errors import Fault, ShardError, UserError, fault_lines
 from vatt.media_folder import (
     Preparation,
     Prepared,
@@ -126,12 +126,12 @@ def build_shards(
 
     Raises:
         ShardError: no such folder, no media in it, `out` holds something else, no space left.
-        ValueError: `samples_per_shard` below 1.
+        UserError: `samples_per_shard` below 1.
     """
     started = time.monotonic()
     source, out = Path(source), Path(out).resolve()
     if samples_per_shard < 1:
-        raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
+        raise UserError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     files = find_media(source)
     caption_file = find_captions(source, captions)
     options = [samples_per_shard, check_media] + ([] if reencoding is None else [reencoding])

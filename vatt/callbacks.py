@@ -183,12 +183,12 @@ class TimeBudget(Callback):
         seconds: Training time of the whole run.
 
     Raises:
-        ValueError: the budget is not positive.
+        UserError: the budget is not positive.
     """
 
     def __init__(self, clock: StepClock, seconds: float) -> None:
         if seconds <= 0:
-            raise ValueError(f"the time budget must be positive, got {seconds} seconds")
+            raise UserError(f"the time budget must be positive, got {seconds} seconds")
         self.clock = clock
         self.seconds = seconds
 
@@ -263,12 +263,12 @@ class WeightAverage(WeightAveraging):
         decay: Share of the old average in the new one, at each optimiser step, in (0, 1).
 
     Raises:
-        ValueError: the decay is out of range.
+        UserError: the decay is out of range.
     """
 
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
-            raise ValueError(
+            raise UserError(
                 f"run.ema_decay must be in (0, 1), got {decay}: 0.999 averages over about 1000 "
                 "steps, null is off"
             )

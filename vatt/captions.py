@@ -139,7 +139,7 @@ def read_captions(
         for place, entry in entries:
             try:
                 _add_entry(captions, entry, repeats=repeats)
-            except ValueError as error:
+            except UserError as error:
                 captions.faults.append(Fault(f"{path.name}:{place}", str(error)))
     except UnicodeDecodeError as error:
         raise ShardError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
@@ -161,16 +161,16 @@ def _entries(path: Path) -> tuple[Iterator[tuple[int, Any]], bool]:
 
 def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
     """Takes one line in; `repeats`: several lines may be about the same file."""
-    if isinstance(entry, ValueError):
+    if isinstance(entry, UserError):
         raise entry
     if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry["file"]:
-        raise ValueError('needs a "file"')
+        raise UserError('needs a "file"')
     name = entry["file"].replace("\\", "/")
     if leads_outside(name):
-        raise ValueError(f"{name!r} leads out of the folder: give a path inside it")
+        raise UserError(f"{name!r} leads out of the folder: give a path inside it")
     name = str(PurePosixPath(name))
     if name in captions.texts and not repeats:
-        raise ValueError(f"{name!r} was described by an earlier line already")
+        raise UserError(f"{name!r} was described by an earlier line already")
     segments = _entry_segments(entry)
     spoken = [segment for segment in segments if segment.text.strip()]
     captions.num_blank += len(segments) - len(spoken)
@@ -188,14 +188,14 @@ def _entry_segments(entry: dict[str, Any]) -> Sequence[Segment]:
 
 
 def _jsonl_entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and content of each line; a `ValueError` in its place where it is no JSON."""
+    """Line number and content of each line; a `UserError` in its place where it is no JSON."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
                     yield number, json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError) as error:
-                    yield number, ValueError(f"is not JSON ({error})")
+                    yield number, UserError(f"is not JSON ({error})")
 
 
 def _csv_entries(path: Path) -> Iterator[tuple[int, Any]]:
@@ -253,10 +253,10 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def _row_entry(row: dict[Any, Any]) -> dict[str, Any] | ValueError:
+def _row_entry(row: dict[Any, Any]) -> dict[str, Any] | UserError:
     """A row of a table in the form that a line of jsonl has."""
     if None in row:  # DictReader's key for what the header has no column for
-        return ValueError("has more columns than the header: put quotes around a text with commas")
+        return UserError("has more columns than the header: put quotes around a text with commas")
     start, end = (row.get(name) for name in ("start_seconds", "end_seconds"))
     segment = {
         "start_seconds": None if start == "" else start,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vatt.config import MODALITIES, VATTConfig
+from vatt.errors import CheckpointError, UserError
 from vatt.files import write_atomically
 from vatt.model import VATT
 from vatt.optim import HEAD_PREFIXES
@@ -94,13 +95,13 @@ def load_optimizer_state(
         Number of steps that the state has seen.
 
     Raises:
-        ValueError: there is no state, or it is not of this network.
+        CheckpointError: there is no state, or it is not of this network.
     """
     state = _read_tensors(Path(folder) / "optimizer.safetensors")
     steps = int(state.pop("steps", torch.tensor(0)))
     kinds = {name.partition(".")[0] for name in state}
     if (isinstance(optimizer, torch.optim.Adam)) != ("exp_avg" in kinds):
-        raise ValueError(
+        raise CheckpointError(
             f"{folder} has {', '.join(sorted(kinds))} of its optimiser, which is not of "
             f"{type(optimizer).__name__}: choose the same optimizer.name"
         )
@@ -110,7 +111,9 @@ def load_optimizer_state(
         target = parameters.get(parameter)
         if target is None or target.shape != value.shape:
             shape = "nothing" if target is None else list(target.shape)
-            raise ValueError(f"{folder}: optimiser state {name} {list(value.shape)} is for {shape}")
+            raise CheckpointError(
+                f"{folder}: optimiser state {name} {list(value.shape)} is for {shape}"
+            )
         optimizer.state[target][kind] = value.to(target)
         if kind.startswith("exp_avg"):
             step = torch.tensor(float(steps), device=target.device)  # where fused kernels want it
@@ -122,10 +125,10 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
     """Loads a folder of `save_model` or a Lightning checkpoint of pre-training, in evaluation mode.
 
     Raises:
-        ValueError: there is no model at `source`, or its weights do not fit its configuration.
+        CheckpointError: there is no model at `source`, or its weights do not fit its configuration.
     """
     config, weights = _read_model(Path(source))
-    model = VATT(VATTConfig.from_dict(config))
+    model = VATT(config)
     _load(model, weights, source)
     return model.eval()
 
@@ -141,10 +144,10 @@ def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
         source: As of `load_model`.
 
     Raises:
-        ValueError: there is no model at `source`, or it is another one; names what differs.
+        CheckpointError: there is no model at `source`, or it is another one; names what differs.
     """
     config, weights = _read_model(Path(source))
-    check_same(VATTConfig.from_dict(config), model.config, source, apart_from=CLIP_SIZES)
+    check_same(config, model.config, source, apart_from=CLIP_SIZES)
     _fit_positions(weights, model)
     _load(model, weights, source)
 
@@ -160,10 +163,11 @@ def load_backbone(model: VATT, source: str | os.PathLike[str]) -> None:
         source: As of `load_model`.
 
     Raises:
-        ValueError: there is no model at `source`, or its tower is another one; names what differs.
+        CheckpointError: there is no model at `source`, or its tower is another one; names what
+            differs.
     """
     config, weights = _read_model(Path(source))
-    theirs = _narrowed(VATTConfig.from_dict(config), model.config, source)
+    theirs = _narrowed(config, model.config, source)
     check_same(theirs, model.config, source, apart_from=CLIP_SIZES)
     _fit_positions(weights, model)
     own = {
@@ -177,9 +181,11 @@ def _narrowed(theirs: VATTConfig, ours: VATTConfig, source: str | os.PathLike[st
     """A configuration with what `ours` has no use for as in `ours`."""
     absent = [name for name in ours.modalities if name not in theirs.modalities]
     if absent:
-        raise ValueError(f"{source} has {', '.join(theirs.modalities)}: there is no {absent[0]}")
+        raise CheckpointError(
+            f"{source} has {', '.join(theirs.modalities)}: there is no {absent[0]}"
+        )
     if theirs.arrangement != ours.arrangement:
-        raise ValueError(
+        raise CheckpointError(
             f"{source} holds another model: arrangement is {theirs.arrangement} there and "
             f"{ours.arrangement} here"
         )
@@ -196,56 +202,63 @@ def _fit_positions(weights: dict[str, Tensor], model: VATT) -> None:
             weights[name] = interpolation_matrix(len(table), len(value)) @ table.float()
 
 
-def _read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_model(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
     if path.is_dir():
         return _read_config(path), _read_tensors(path / "model.safetensors")
     if path.is_file():
         return _read_checkpoint(path)
-    raise ValueError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+    raise CheckpointError(f"no model at {path}: give a folder with config.json or a .ckpt file")
 
 
 def _load(model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     expected = set(model.state_dict())
     if missing := sorted(expected - set(weights)):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} lacks {len(missing)} of {len(expected)} weights, first {missing[:3]}"
         )
     if unknown := sorted(set(weights) - expected):
-        raise ValueError(
+        raise CheckpointError(
             f"{path} has {len(unknown)} weights its model does not, first {unknown[:3]}"
         )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model's configuration: {error}") from error
+        raise CheckpointError(f"{path} does not fit the model's configuration: {error}") from error
 
 
 def read_config(source: str | os.PathLike[str]) -> VATTConfig:
     """The configuration of a model folder, without its weights, or of a checkpoint.
 
     Raises:
-        ValueError: there is no model at `source`.
+        CheckpointError: there is no model at `source`.
     """
     path = Path(source)
     if path.is_dir():
-        return VATTConfig.from_dict(_read_config(path))
+        return _read_config(path)
     if not path.is_file():
-        raise ValueError(f"no model at {path}: give a folder with config.json or a .ckpt file")
-    return VATTConfig.from_dict(_read_checkpoint(path)[0])
+        raise CheckpointError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+    return _read_checkpoint(path)[0]
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> VATTConfig:
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is not a model folder: config.json is missing") from error
+        raise CheckpointError(f"{folder} is not a model folder: config.json is missing") from error
     except ValueError as error:  # no JSON, or no text at all
-        raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(
+        raise CheckpointError(
             f"{folder / 'config.json'} must hold an object, got {type(config).__name__}"
         )
-    return config
+    return _config_of(config, folder / "config.json")
+
+
+def _config_of(values: dict[str, Any], path: Path) -> VATTConfig:
+    try:
+        return VATTConfig.from_dict(values)
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -256,29 +269,29 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise ValueError(f"{path.parent} is not complete: {path.name} is missing") from error
+        raise CheckpointError(f"{path.parent} is not complete: {path.name} is missing") from error
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 
 def read_steps(checkpoint: str | os.PathLike[str]) -> int | None:
     """How many optimiser steps a checkpoint has seen, without its weights; None: it does not say.
 
     Raises:
-        ValueError: it is none.
+        CheckpointError: it is none.
     """
     steps = _open_checkpoint(Path(checkpoint), mmap=True).get("global_step")
     return steps if isinstance(steps, int) else None
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_checkpoint(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
     checkpoint = _open_checkpoint(path)
     weights = {
         name.removeprefix(NETWORK_PREFIX): value
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(NETWORK_PREFIX)
     }
-    return checkpoint[CONFIG_KEY], weights
+    return _config_of(checkpoint[CONFIG_KEY], path), weights
 
 
 def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -290,14 +303,16 @@ def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     # what the restricted unpickler says of files that are no pickles, or hold more than tensors
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         reason = f"{path} is not a checkpoint that can be read without running code from it"
-        raise ValueError(f"{reason}: {remedy}") from error
+        raise CheckpointError(f"{reason}: {remedy}") from error
     parts = (
         [checkpoint.get(key) for key in (CONFIG_KEY, "state_dict")]
         if isinstance(checkpoint, dict)
         else []
     )
     if not parts or not all(isinstance(part, dict) for part in parts):
-        raise ValueError(f"{path} is not a checkpoint of vatt, without {CONFIG_KEY!r}: {remedy}")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of vatt, without {CONFIG_KEY!r}: {remedy}"
+        )
     return dict(checkpoint)
 
 
@@ -317,14 +332,14 @@ def check_same(
         apart_from: Dotted names that may differ.
 
     Raises:
-        ValueError: names the first setting that differs, with both values.
+        CheckpointError: names the first setting that differs, with both values.
     """
     there, here = _settings(theirs), _settings(ours)
     names = [*here, *(there.keys() - here.keys())]
     differing = [n for n in names if n not in apart_from and there.get(n) != here.get(n)]
     if differing:
         name = differing[0]
-        raise ValueError(
+        raise CheckpointError(
             f"{source} holds another model: {name} is {there.get(name)} there and {here.get(name)} "
             f"here ({len(differing)} settings differ)"
         )

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vatt.errors import UserError
+
 Scores = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
@@ -93,7 +95,7 @@ def single_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """
     _check_labels(scores, labels)
     if not bool((labels.sum(dim=1) == 1).all()):
-        raise ValueError("each clip must have one class: set classifier.multi_label for others")
+        raise UserError("each clip must have one class: set classifier.multi_label for others")
     target = labels.argmax(dim=1)
     ks = (1, 5) if scores.shape[1] > 5 else (1,)
     return {f"top{k}": 100.0 * top_k_accuracy(scores, target, k) for k in ks}
@@ -151,6 +153,6 @@ def _check_labels(scores: Tensor, labels: Tensor) -> None:
 
 def _check_scores(scores: Tensor) -> None:
     if not len(scores):
-        raise ValueError("no clip to take metrics over")
+        raise UserError("no clip to take metrics over")
     if bool(scores.isnan().any()):
-        raise ValueError("scores are NaN: the model has diverged")
+        raise UserError("scores are NaN: the model has diverged")

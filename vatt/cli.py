@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         message, code = _explain(error)
         if message is None:
-            raise
+            traceback.print_exception(error)
+            message = f"this is a bug of vatt {vatt.__version__}: report it with the lines above"
         return _say(message, code)
 
 
@@ -91,8 +93,6 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")  # loaded where it raised
     if lightning is not None and isinstance(error, lightning.MisconfigurationException):
         return str(error), 1
-    if isinstance(error, (OSError, ValueError)):  # a value that cannot work, most often
-        return f"{' '.join(str(error).split())} ({SHOW_TRACEBACK}=1 shows where)", 1
     return None, 1
 
 

@@ -164,12 +164,7 @@ def _trained_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
 
     sets = [ShardSet(folder) for folder in arguments.shards]
     captions = (caption for one in sets for caption in one.captions())
-    try:
-        return Tokenizer.train(
-            captions, arguments.vocab_size or 2**16, kind=arguments.kind or "word"
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return Tokenizer.train(captions, arguments.vocab_size or 2**16, kind=arguments.kind or "word")
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -208,10 +203,7 @@ def _reencoding(arguments: argparse.Namespace) -> "Reencoding | None":
         raise UserError(f"--{next(iter(asked)).replace('_', '-')} needs --short-side PIXELS")
     from vatt.reencode import Reencoding
 
-    try:
-        return Reencoding(**asked)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return Reencoding(**asked)
 
 
 def _index(arguments: argparse.Namespace) -> int:

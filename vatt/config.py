@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vatt.config_checks import check_choices, check_positive, check_sizes, from_plain
+from vatt.errors import UserError
 
 MODALITIES = ("video", "audio", "text")
 FORMAT_VERSION = 1  # of config.json and of the dict in a checkpoint
@@ -45,7 +46,7 @@ class VideoConfig:
         check_sizes("video.position_grid", self.position_grid, 3)
         for axis, patches in (("num_frames", self.patch_size[:1]), ("image_size", self.patch_size)):
             if any(getattr(self, axis) % patch for patch in patches[-2:]):
-                raise ValueError(
+                raise UserError(
                     f"video.{axis} ({getattr(self, axis)}) must be a multiple of its patch size, "
                     f"got patch_size={self.patch_size}"
                 )
@@ -97,12 +98,12 @@ class SpectrogramConfig:
         check_positive(self, "audio.spectrogram", "window_samples", "hop_samples", "num_mels")
         check_sizes("audio.spectrogram.patch_size", self.patch_size, 2)
         if self.patch_size[1] > self.num_mels:
-            raise ValueError(
+            raise UserError(
                 f"audio.spectrogram.patch_size must fit {self.num_mels} mel bins, "
                 f"got {self.patch_size}"
             )
         if not 0 <= self.min_hertz < self.max_hertz:
-            raise ValueError(
+            raise UserError(
                 "audio.spectrogram needs 0 <= min_hertz < max_hertz, "
                 f"got {self.min_hertz} and {self.max_hertz}"
             )
@@ -134,15 +135,15 @@ class AudioConfig:
         check_positive(self, "audio", "sample_rate", "num_samples", "patch_size")
         check_sizes("audio.position_grid", self.position_grid, len(self.grid))
         if self.spectrogram is not None and self.spectrogram.max_hertz > self.sample_rate / 2:
-            raise ValueError(
+            raise UserError(
                 f"audio.spectrogram.max_hertz ({self.spectrogram.max_hertz}) must not be above "
                 f"half of audio.sample_rate ({self.sample_rate})"
             )
         if self.spectrogram is None and self.num_samples % self.patch_size:
             sizes = f"audio.num_samples ({self.num_samples})"
-            raise ValueError(f"{sizes} must be a multiple of audio.patch_size ({self.patch_size})")
+            raise UserError(f"{sizes} must be a multiple of audio.patch_size ({self.patch_size})")
         if 0 in self.grid:
-            raise ValueError(f"audio.num_samples ({self.num_samples}) do not fill one patch")
+            raise UserError(f"audio.num_samples ({self.num_samples}) do not fill one patch")
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -196,9 +197,9 @@ class TextConfig:
         check_choices(self, "text")
         check_positive(self, "text", "max_words", "d_embedding", "d_linear")
         if self.vocab_size < 2:  # padding and a word
-            raise ValueError(f"text.vocab_size must be at least 2, got {self.vocab_size}")
+            raise UserError(f"text.vocab_size must be at least 2, got {self.vocab_size}")
         if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 4:
-            raise ValueError(
+            raise UserError(
                 "text needs relative_buckets >= 4 and relative_max_distance > a quarter of them, "
                 f"got {self.relative_buckets} and {self.relative_max_distance}"
             )
@@ -232,7 +233,7 @@ class EncoderConfig:
         """Refuses sizes that make no network."""
         check_positive(self, "encoder", "num_layers", "d_model", "d_ff", "num_heads", "d_kv")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
+            raise UserError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +287,7 @@ class ClassifierConfig:
         """Refuses a classifier that has nothing to choose between."""
         check_choices(self, "classifier")
         if self.num_classes < 2 or not 0 <= self.dropout < 1:
-            raise ValueError(
+            raise UserError(
                 "classifier needs num_classes >= 2 and dropout in [0, 1), "
                 f"got {self.num_classes} and {self.dropout}"
             )
@@ -341,28 +342,28 @@ class VATTConfig:
         check_positive(self, "model", "d_post")
         for name in ("drop_token", "audio_drop_token"):
             if not 0 <= (getattr(self, name) or 0.0) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+                raise UserError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         self._check_towers()
 
     def _check_towers(self) -> None:
         kinds = set(self.modalities)
         if not kinds or kinds - {*MODALITIES} or len(kinds) < len(self.modalities):
-            raise ValueError(f"modalities must be some of {MODALITIES}, got {self.modalities}")
+            raise UserError(f"modalities must be some of {MODALITIES}, got {self.modalities}")
         own = [name for name in MODALITIES if getattr(self, f"{name}_encoder") is not None]
         if self.arrangement == "agnostic" and own:
-            raise ValueError(
+            raise UserError(
                 f"the agnostic arrangement has one encoder, but {own[0]}_encoder is given: "
                 "remove it or use 'specific'"
             )
         if self.arrangement == "agnostic" and self.text.tower == "linear":
-            raise ValueError("text.tower 'linear' needs the specific arrangement")
+            raise UserError("text.tower 'linear' needs the specific arrangement")
         if self.text_encoder is not None and self.text.tower == "linear":
-            raise ValueError("text.tower 'linear' has no encoder, but text_encoder is given")
+            raise UserError("text.tower 'linear' has no encoder, but text_encoder is given")
         has = f"the model has {', '.join(self.modalities)}"
         if self.head is not None and ("video" not in kinds or len(kinds) < 2):
-            raise ValueError(f"a head needs video and another modality, {has}: set head to null")
+            raise UserError(f"a head needs video and another modality, {has}: set head to null")
         if self.classifier is not None and self.classifier.modality not in kinds:
-            raise ValueError(f"the classifier reads {self.classifier.modality}, {has}")
+            raise UserError(f"the classifier reads {self.classifier.modality}, {has}")
 
     def tower(self, modality: str) -> EncoderConfig:
         """The encoder configuration that a modality goes through."""
@@ -386,7 +387,7 @@ class VATTConfig:
         """Inverse of `to_dict`.
 
         Raises:
-            ValueError: an unknown key, or a format version that this code does not read.
+            UserError: an unknown key, or a format version that this code does not read.
         """
         _check_version(values.get("format_version", FORMAT_VERSION))
         result: VATTConfig = from_plain(cls, values, "config")
@@ -395,6 +396,6 @@ class VATTConfig:
 
 def _check_version(version: object) -> None:
     if version != FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"config has format_version {version}, this vatt reads {FORMAT_VERSION}: update vatt"
         )

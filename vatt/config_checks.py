@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from vatt.errors import UserError
+
 
 def check_choices(config: Any, where: str) -> None:
     """Refuses a value that its field's `Literal` does not list; Python itself checks none."""
@@ -11,20 +13,20 @@ def check_choices(config: Any, where: str) -> None:
         value = getattr(config, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             choices = ", ".join(map(repr, get_args(hint)))
-            raise ValueError(f"{where}.{name} must be one of {choices}, got {value!r}")
+            raise UserError(f"{where}.{name} must be one of {choices}, got {value!r}")
 
 
 def check_sizes(where: str, sizes: tuple[int, ...] | None, num_axes: int) -> None:
     """Refuses sizes of other axes than a clip has; None is for a default."""
     if sizes is not None and (len(sizes) != num_axes or min(sizes) < 1):
-        raise ValueError(f"{where} must be {num_axes} positive sizes, got {sizes}")
+        raise UserError(f"{where} must be {num_axes} positive sizes, got {sizes}")
 
 
 def check_positive(config: Any, where: str, *names: str) -> None:
     """Refuses sizes and rates that are not above zero."""
     for name in names:
         if not getattr(config, name) > 0:  # NaN is not
-            raise ValueError(f"{where}.{name} must be positive, got {getattr(config, name)}")
+            raise UserError(f"{where}.{name} must be positive, got {getattr(config, name)}")
 
 
 def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:
@@ -32,7 +34,7 @@ def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(hints)}")
+        raise UserError(f"{where} has unknown keys {unknown}; known are {sorted(hints)}")
     arguments = {}
     for name, value in values.items():
         kinds = get_args(hints[name]) or (hints[name],)
@@ -42,7 +44,7 @@ def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:
         arguments[name] = tuple(value) if isinstance(value, list) else value
         if not _fits(arguments[name], hints[name]):
             wanted = getattr(hints[name], "__name__", str(hints[name]))
-            raise ValueError(f"{where}.{name} must be {wanted}, got {value!r}")
+            raise UserError(f"{where}.{name} must be {wanted}, got {value!r}")
     return cls(**arguments)
 
 

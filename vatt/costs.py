@@ -46,10 +46,7 @@ def _config_of(name: str) -> VATTConfig:
             f"no model {name!r}.{guess} Give a preset ({', '.join(PRESETS)}), all, "
             "or the path of a model folder or checkpoint."
         )
-    try:
-        return read_config(path)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return read_config(path)
 
 
 def _inputs(config: VATTConfig) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vatt.errors import UserError
 from vatt.heads import all_spaces
 from vatt.media import Clip
 from vatt.model import VATT, place_rows
@@ -42,7 +43,7 @@ class Embedder:
             CUDA, else float32.
 
     Raises:
-        ValueError: no such device or dtype.
+        UserError: no such device or dtype.
     """
 
     def __init__(self, model: VATT, device: str | torch.device, dtype: str | torch.dtype) -> None:
@@ -61,15 +62,15 @@ class Embedder:
         """Refuses what the model does not have.
 
         Raises:
-            ValueError: the model lacks the modality, or that space for it.
+            UserError: the model lacks the modality, or that space for it.
         """
         has = self.model.config.modalities
         if modality not in has:
-            raise ValueError(f"this model has {' and '.join(has)}, not {modality}")
+            raise UserError(f"this model has {' and '.join(has)}, not {modality}")
         spaces = self.spaces(modality)
         if space is not None and space not in spaces:
             there = f"it has {' and '.join(spaces)}" if spaces else "it has none: use space=None"
-            raise ValueError(f"this model has no space {space!r} for {modality}, {there}")
+            raise UserError(f"this model has no space {space!r} for {modality}, {there}")
 
     def forms(
         self,
@@ -81,7 +82,7 @@ class Embedder:
         """Names of the arrays that `extract` makes, each with its modality and form.
 
         Raises:
-            ValueError: a space or modality that the model lacks.
+            UserError: a space or modality that the model lacks.
         """
         named: dict[str, tuple[str, Form]] = {}
         for modality in modalities:
@@ -112,7 +113,7 @@ class Embedder:
             normalize: Whether vectors get unit length.
 
         Raises:
-            ValueError: a space or modality that the model lacks, or tokens in a space.
+            UserError: a space or modality that the model lacks, or tokens in a space.
         """
         if space == "auto":
             spaces = self.spaces(modality)
@@ -121,7 +122,7 @@ class Embedder:
                 space = spaces[0] if modality == "audio" else spaces[-1]
         self.check(modality, space)
         if return_tokens and space is not None:
-            raise ValueError(
+            raise UserError(
                 f"tokens are of the backbone, they have no space {space!r}: use space=None"
             )
         return Form(space=space, tokens=return_tokens, normalize=normalize)
@@ -130,14 +131,14 @@ class Embedder:
         """The space in which two modalities are compared.
 
         Raises:
-            ValueError: there is none.
+            UserError: there is none.
         """
         self.check(first, None)
         self.check(second, None)
         theirs = self.spaces(second)
         shared = [space for space in self.spaces(first) if space in theirs]
         if not shared:
-            raise ValueError(f"{first} and {second} share no space in this model")
+            raise UserError(f"{first} and {second} share no space in this model")
         return shared[0]
 
     def shape(self, modality: str, form: Form) -> tuple[int, ...]:
@@ -235,7 +236,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     """The device of a name; "auto": CUDA, else MPS, else the CPU.
 
     Raises:
-        ValueError: there is no such device.
+        UserError: there is no such device.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -244,9 +245,9 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"no device {device!r}: give auto, cpu, cuda or mps") from error
+        raise UserError(f"no device {device!r}: give auto, cpu, cuda or mps") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' is asked for, but torch sees no CUDA device: give 'auto'")
+        raise UserError("device 'cuda' is asked for, but torch sees no CUDA device: give 'auto'")
     return chosen
 
 
@@ -254,11 +255,11 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype of a name; "auto": bfloat16 on CUDA, else float32.
 
     Raises:
-        ValueError: not one of float32, bfloat16 and float16.
+        UserError: not one of float32, bfloat16 and float16.
     """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen is None or chosen not in DTYPES.values():
-        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
+        raise UserError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     return chosen

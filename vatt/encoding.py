@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vatt.embedder import Embedder, Form, coverage_of
-from vatt.errors import MediaError
+from vatt.errors import MediaError, UserError
 from vatt.feature_files import Features
 from vatt.media import Clip
 from vatt.sources import source_name
@@ -22,7 +22,7 @@ OnError = Literal["raise", "skip"]
 Item = TypeVar("Item")
 
 
-class EmptyTextError(ValueError):
+class EmptyTextError(UserError):
     """A text without words says nothing that could be encoded."""
 
 
@@ -53,9 +53,9 @@ class Encoding:
     def __post_init__(self) -> None:
         """Refuses what cannot be done."""
         if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
+            raise UserError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+            raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def run(
         self, sources: Iterable[Any], read: Callable[[Any], Iterable[Tensor]], total: int | None
@@ -71,7 +71,7 @@ class Encoding:
             float32 `[N, …]`; NaN for sources that were skipped.
 
         Raises:
-            ValueError: no source.
+            UserError: no source.
         """
         raw_form = Form(space=self.form.space, tokens=self.form.tokens, normalize=False)
         with tqdm(total=total, disable=not self.show_progress, unit=self.modality) as bar:
@@ -82,7 +82,7 @@ class Encoding:
                     self._sums[number] = self._sums.get(number, 0) + value
                     self._counts[number] = self._counts.get(number, 0) + 1
         if not self._num_sources:
-            raise ValueError(f"nothing to encode: no {self.modality} was given")
+            raise UserError(f"nothing to encode: no {self.modality} was given")
         return self._table()
 
     def _rows(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vatt.batch import Batch
+from vatt.errors import UserError
 from vatt.metrics import embedding_ranks, retrieval_metrics, top_candidates
 
 Direction = Literal["text_to_video", "video_to_text", "audio_to_video", "video_to_audio"]
@@ -100,7 +101,7 @@ def embed(
         device: Where to compute. None: where the model is.
 
     Raises:
-        ValueError: the loader gives no batch.
+        UserError: the loader gives no batch.
     """
     if device is not None:
         model.to(device)
@@ -138,10 +139,10 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
     """One table of several, in order; modalities that some lack, and missing captions, are masked.
 
     Raises:
-        ValueError: there is no table.
+        UserError: there is no table.
     """
     if not tables:
-        raise ValueError("no clip to embed: the loader gave no batch")
+        raise UserError("no clip to embed: the loader gave no batch")
     num_rows = [len(table) for table in tables]
     names = [f.name for f in fields(EmbeddingTable) if f.name not in ("keys", "metadata")]
     parts: dict[str, Any] = {

@@ -52,16 +52,13 @@ def evaluate_mteb(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         tasks = [mteb.get_task(name) for name in dict.fromkeys(arguments.tasks)]
     except KeyError as error:
         raise UserError(f"--tasks: {error.args[0].removeprefix('KeyError: ')}") from error
-    try:
-        model = MtebModel.from_pretrained(
-            arguments.model,
-            space=None if arguments.space == "features" else arguments.space,
-            num_windows=arguments.windows,
-            on_error="skip" if arguments.skip_unreadable else "raise",
-            device=arguments.device,
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    model = MtebModel.from_pretrained(
+        arguments.model,
+        space=None if arguments.space == "features" else arguments.space,
+        num_windows=arguments.windows,
+        on_error="skip" if arguments.skip_unreadable else "raise",
+        device=arguments.device,
+    )
     folder = arguments.out or Path("runs") / "evaluate-mteb"
     results = run_tasks(model, tasks, folder, batch_size=arguments.batch_size)
     vatt_model = model.extractor.model

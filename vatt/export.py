@@ -120,7 +120,7 @@ def export_model(
     Raises:
         UserError: a package is missing, `out` is taken, the model lacks a modality, or an export
             is too far from it.
-        ValueError: there is no model.
+        CheckpointError: there is no model.
     """
     folder = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow links
     _check_formats(formats, opset)

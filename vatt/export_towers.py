@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vatt.config import VATTConfig
+from vatt.errors import UserError
 from vatt.heads import FACHead, JointHead, all_spaces
 from vatt.model import VATT
 
@@ -26,14 +27,14 @@ class Tower(nn.Module):
         modality: One of the model's.
 
     Raises:
-        ValueError: the model lacks the modality.
+        UserError: the model lacks the modality.
     """
 
     def __init__(self, model: VATT, modality: str) -> None:
         super().__init__()
         if modality not in model.config.modalities:
             has = " and ".join(model.config.modalities)
-            raise ValueError(f"this model has {has}, not {modality}")
+            raise UserError(f"this model has {has}, not {modality}")
         self.modality = modality
         self.backbone = _backbone(model, modality)
         self.head = None if model.head is None else _head(model.head, modality)

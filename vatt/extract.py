@@ -164,7 +164,7 @@ class Extraction:
         model: Where the model lies, which the results are to say.
 
     Raises:
-        ValueError: options that do not fit the model.
+        UserError: options that do not fit the model.
         UserError: options that do not fit each other, or the folder.
     """
 

@@ -50,7 +50,7 @@ def extract(
 
     Raises:
         UserError: no input, or options that do not go together.
-        ValueError: no model, or options that do not fit it.
+        CheckpointError: no model, or options that do not fit it.
     """
     items = find_items(sources)
     with _process_group(), contextlib.ExitStack() as until_the_end:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vatt.errors import UserError
 from vatt.files import write_atomically
 
 FORMATS = ("npz", "safetensors")
@@ -44,7 +45,7 @@ class Features:
         """Refuses arrays of different lengths."""
         rows = {name: len(value) for name, value in self._tensors().items()}
         if len(set(rows.values())) > 1:
-            raise ValueError(f"features must have one row for each window, got rows {rows}")
+            raise UserError(f"features must have one row for each window, got rows {rows}")
 
     def __len__(self) -> int:
         """Number of windows, `N`."""
@@ -67,7 +68,7 @@ class Features:
             path: Ends in `.npz` (numpy) or `.safetensors`.
 
         Raises:
-            ValueError: another ending.
+            UserError: another ending.
             OSError: the file cannot be written; names it.
         """
         from safetensors.torch import save
@@ -90,12 +91,12 @@ class Features:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: no such file, or no features.
+            UserError: no such file, or no features.
         """
         tensors, metadata = _read(Path(path))
         missing = [name for name in _TIMES if name not in tensors]
         if missing:
-            raise ValueError(f"{path} holds no features of vatt: {missing[0]} is missing")
+            raise UserError(f"{path} holds no features of vatt: {missing[0]} is missing")
         times = {name: tensors.pop(name) for name in _TIMES}
         coverage = {
             name.removesuffix(COVERAGE): tensors.pop(name)
@@ -114,14 +115,14 @@ def read_metadata(path: Path) -> dict[str, str]:
     """What a file of features says of itself, without its arrays.
 
     Raises:
-        ValueError: no such file, or no features.
+        UserError: no such file, or no features.
     """
     return _read(path, only_metadata=True)[1]
 
 
 def _check_format(path: Path) -> None:
     if path.suffix[1:] not in FORMATS:
-        raise ValueError(f"features are kept as .npz or .safetensors, got {path}")
+        raise UserError(f"features are kept as .npz or .safetensors, got {path}")
 
 
 def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -141,6 +142,6 @@ def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], d
             metadata = json.loads((file.metadata() or {})[_METADATA])
             return {name: file.get_tensor(name) for name in names}, metadata
     except FileNotFoundError as error:
-        raise ValueError(f"no features {path}: check the path") from error
+        raise UserError(f"no features {path}: check the path") from error
     except (BadZipFile, SafetensorError, KeyError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} holds no features of vatt: {error}") from error
+        raise UserError(f"{path} holds no features of vatt: {error}") from error

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class FeatureFolder:
                 "or the same media would be found twice",
                 2,
             )
-        self.is_parquet = kinds == {"parquet"}
+        self._parquet = load_pyarrow("parquet") if kinds == {"parquet"} else None
 
     def __iter__(self) -> Iterator[SourceWindows]:
         """All windows, file by file; windows of an input follow each other.
@@ -79,8 +80,12 @@ class FeatureFolder:
         for file in self.files:
             path = self.folder / file
             try:
-                yield from _parquet_windows(path) if self.is_parquet else [_file_windows(path)]
-            except (ValueError, KeyError) as error:
+                if self._parquet is None:
+                    yield _file_windows(path)
+                else:
+                    yield from _parquet_windows(self._parquet, path)
+            # OSError, ValueError: pyarrow's of a damaged file
+            except (OSError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())
                 message = f"{path} cannot be used ({reason}): delete it, then {EXTRACT}"
                 raise UserError(message, 2) from error
@@ -101,7 +106,7 @@ def _file_windows(path: Path) -> SourceWindows:
     features = Features.load(path)
     metadata = features.metadata
     if "settings" not in metadata:
-        raise ValueError("it does not say with which model it was made")
+        raise UserError("it does not say with which model it was made")
     return SourceWindows(
         source=metadata["source"],
         file=path,
@@ -114,12 +119,11 @@ def _file_windows(path: Path) -> SourceWindows:
     )
 
 
-def _parquet_windows(path: Path) -> Iterator[SourceWindows]:
-    parquet = load_pyarrow("parquet")
+def _parquet_windows(parquet: ModuleType, path: Path) -> Iterator[SourceWindows]:
     with parquet.ParquetFile(path) as file:
         said = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"{}"))
         if "settings" not in said:
-            raise ValueError("it does not say with which model it was made")
+            raise UserError("it does not say with which model it was made")
         for batch in file.iter_batches(BATCH_ROWS):
             sources = batch.column("source").to_pylist()
             vectors = [n for n in batch.schema.names if _is_vectors(batch.schema.field(n).type)]

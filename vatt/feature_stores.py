@@ -48,7 +48,7 @@ class FileStore:
         """Whether an input's features are there, made with these settings from this content."""
         try:
             metadata = read_metadata(self._path(name))
-        except ValueError:
+        except UserError:
             return False
         return (metadata.get("settings"), metadata.get("stamp")) == (self._settings, stamp)
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vatt.checkpoint import load_model
 from vatt.embedder import Embedder, Space
 from vatt.encoding import EmptyTextError, Encoding, OnError, WindowTable, batched, windows_of
+from vatt.errors import UserError
 from vatt.feature_files import Features
 from vatt.hub import model_path
 from vatt.model import VATT
@@ -49,7 +50,7 @@ class FeatureExtractor:
             CUDA, else float32.
 
     Raises:
-        ValueError: no such device or dtype, or a tokenizer of another model.
+        UserError: no such device or dtype, or a tokenizer of another model.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class FeatureExtractor:
         self.model = self.embedder.model
         vocab_size = self.model.config.text.vocab_size
         if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size} word "
                 "vectors: give the tokenizer that it was trained with"
             )
@@ -90,7 +91,7 @@ class FeatureExtractor:
             revision: Branch, tag or commit on the Hub.
 
         Raises:
-            ValueError: there is no model, or it cannot be read; says what to do.
+            CheckpointError: there is no model, or it cannot be read; says what to do.
         """
         path = model_path(source, revision)
         return cls(load_model(path), tokenizer_of(path), device=device, dtype=dtype)
@@ -135,7 +136,7 @@ class FeatureExtractor:
 
         Raises:
             MediaError: a source cannot be read.
-            ValueError: no source, an array that is none, or a space that the model lacks.
+            UserError: no source, an array that is none, or a space that the model lacks.
         """
         form = self.embedder.form("video", space, return_tokens, normalize)
         encoding = Encoding(self.embedder, "video", form, batch_size, on_error, show_progress)
@@ -179,7 +180,7 @@ class FeatureExtractor:
 
         Raises:
             MediaError: a source cannot be read, has no sound, or holds NaN.
-            ValueError: as of `encode_video`.
+            UserError: as of `encode_video`.
         """
         form = self.embedder.form("audio", space, return_tokens, normalize)
         encoding = Encoding(self.embedder, "audio", form, batch_size, on_error, show_progress)
@@ -218,7 +219,7 @@ class FeatureExtractor:
             none).
 
         Raises:
-            ValueError: no text, one without words, no tokenizer, or a space that the model lacks.
+            UserError: no text, one without words, no tokenizer, or a space that the model lacks.
         """
         form = self.embedder.form("text", space, return_tokens, normalize)
         encoding = Encoding(self.embedder, "text", form, batch_size, on_error, show_progress)
@@ -228,7 +229,7 @@ class FeatureExtractor:
     def _read_text(self, text: str) -> Iterator[Tensor]:
         """The ids of a text, int64 `[J]`."""
         if self.tokenizer is None:
-            raise ValueError(
+            raise UserError(
                 f"this model came without a {TOKENIZER}, which says what its word ids stand for: "
                 "put the one it was trained with into its folder (`vatt tokenizer` makes one)"
             )
@@ -275,13 +276,13 @@ class FeatureExtractor:
             columns are videos, or sounds where no video is given.
 
         Raises:
-            ValueError: not two modalities, or they share no space.
+            UserError: not two modalities, or they share no space.
             MediaError: a source cannot be read.
         """
         given = {"text": text, "audio": audio, "video": video}
         names = [name for name, value in given.items() if value is not None]
         if len(names) != 2:
-            raise ValueError(
+            raise UserError(
                 "similarity compares two of text, audio and video, got "
                 f"{' and '.join(names) or 'none'}"
             )
@@ -336,7 +337,7 @@ class FeatureExtractor:
 
         Raises:
             MediaError: the file cannot be read, or has nothing of what was asked for.
-            ValueError: times that are none, or a space or modality that the model lacks.
+            UserError: times that are none, or a space or modality that the model lacks.
         """
         media, of_array = _media_of(source, frame_rate, sample_rate)
         if modalities is None:

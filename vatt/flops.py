@@ -15,6 +15,7 @@ from torch import nn
 
 from vatt.audio import num_spectrogram_frames
 from vatt.config import MODALITIES, AudioConfig, EncoderConfig, VATTConfig, VideoConfig
+from vatt.errors import UserError
 from vatt.model import VATT
 from vatt.presets import MEDIUM, PRESETS
 from vatt.tokens import patch_kernel
@@ -131,14 +132,14 @@ def count_flops(
             those of fine-tuning.
 
     Raises:
-        ValueError: less than one caption, or a rate out of range.
+        UserError: less than one caption, or a rate out of range.
 
     Source: the paper does not say how it counts; the convention is what fits its Tables 5 and 6.
     """
     if num_captions < 1:
-        raise ValueError(f"num_captions must be at least 1, got {num_captions}")
+        raise UserError(f"num_captions must be at least 1, got {num_captions}")
     if drop_token is not None and not 0 <= drop_token < 1:
-        raise ValueError(f"drop_token must be in [0, 1), got {drop_token}")
+        raise UserError(f"drop_token must be in [0, 1), got {drop_token}")
     towers = dict.fromkeys(MODALITIES, 0)
     for modality in config.modalities:
         if modality == "text":

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from vatt.errors import ShardError
+from vatt.errors import ShardError, UserError
 from vatt.shards import Segment, parse_segments
 
 COLUMNS = ("start", "end", "text")
@@ -73,7 +73,7 @@ class VideoJson:
         """The object of a video; None where there is none.
 
         Raises:
-            ValueError: it is damaged.
+            UserError: it is damaged.
             OSError: the file cannot be read any more.
         """
         if video not in self._places:
@@ -111,11 +111,11 @@ class VideoFolder:
             reader = csv.DictReader(file)
             missing = set(COLUMNS) - set(reader.fieldnames or ())
             if missing:
-                raise ValueError(f"lacks the column {' and '.join(sorted(missing))}")
+                raise UserError(f"lacks the column {' and '.join(sorted(missing))}")
             try:
                 rows = [[row[name] for name in COLUMNS] for row in reader]
             except csv.Error as error:
-                raise ValueError(f"line {reader.line_num}: {error}") from error
+                raise UserError(f"line {reader.line_num}: {error}") from error
         return {name: [row[column] for row in rows] for column, name in enumerate(COLUMNS)}
 
 
@@ -134,14 +134,14 @@ def segments_of(values: Any) -> tuple[list[Segment], int, int]:
         The segments, how many captions had no word, and how many no usable times.
 
     Raises:
-        ValueError: other than three lists of one length.
+        UserError: other than three lists of one length.
     """
     lists: list[Any] = [values.get(name) for name in COLUMNS] if isinstance(values, dict) else []
     if not lists or not all(isinstance(column, list) for column in lists):
-        raise ValueError(f"must have the lists start, end and text, is {values!r:.80}")
+        raise UserError(f"must have the lists start, end and text, is {values!r:.80}")
     if len({len(column) for column in lists}) > 1:
         lengths = " and ".join(str(len(column)) for column in lists)
-        raise ValueError(f"must have start, end and text of one length, has {lengths}")
+        raise UserError(f"must have start, end and text of one length, has {lengths}")
     segments: list[Segment] = []
     num_blank = num_untimed = 0
     for start, end, text in zip(*lists, strict=True):
@@ -150,7 +150,7 @@ def segments_of(values: Any) -> tuple[list[Segment], int, int]:
             continue
         try:
             segments += parse_segments([{"start_seconds": start, "end_seconds": end, "text": text}])
-        except ValueError:
+        except UserError:
             num_untimed += 1
     return segments, num_blank, num_untimed
 

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from vatt.errors import CheckpointError
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # nothing else is fetched; README.md for what its head says of licence and training
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "README.md")
@@ -17,13 +19,13 @@ def model_path(source: str | os.PathLike[str], revision: str | None = None) -> P
         revision: Branch, tag or commit on the Hub; None: the newest.
 
     Raises:
-        ValueError: there is no such file or folder, and the Hub does not give it either.
+        CheckpointError: there is no such file or folder, and the Hub does not give it either.
     """
     path = Path(source)
     if path.exists():
         return path
     if not isinstance(source, str) or not HUB_ID.fullmatch(source):
-        raise ValueError(
+        raise CheckpointError(
             f"no model at {path}: give a model folder, a .ckpt file or org/name of the Hugging "
             "Face Hub"
         )
@@ -37,7 +39,7 @@ def _download(name: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES)))
     except (OSError, ValueError, EntryNotFoundError) as error:
-        raise ValueError(
+        raise CheckpointError(
             f"{name} is neither a file or folder here nor to be had from the Hugging Face Hub: "
             f"{_reason(error)}"
         ) from error

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vatt.config import EncoderConfig
+from vatt.errors import UserError
 
 NORM_EPS = 1e-6  # every LayerNorm and RMS norm of the official encoders
 RELATIVE_BIAS_RANGE = 0.05  # Keras' default for embeddings, which [C] leaves as it is
@@ -197,7 +198,7 @@ class Encoder(nn.Module):
             over heads, half of it replaced by the identity for the residual branch.
 
         Raises:
-            ValueError: there is no such block.
+            UserError: there is no such block.
 
         Source: Abnar & Zuidema, "Quantifying attention flow in transformers", ACL 2020.
         """
@@ -220,7 +221,7 @@ class Encoder(nn.Module):
             return None
         count = len(self.blocks)
         if isinstance(layer, bool) or not isinstance(layer, int) or not -count <= layer < count:
-            raise ValueError(
+            raise UserError(
                 f"attention_layer must be in [-{count}, {count}) or 'rollout', got {layer!r}"
             )
         return layer % count

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vatt.batch import Batch, MicroBatches
 from vatt.config_checks import check_choices
 from vatt.contrast import Rows, Sides, contrast, contrast_sigmoid
+from vatt.errors import UserError
 from vatt.heads import at_least_float32
 from vatt.model import VATTOutput
 from vatt.ranks import RowLayout, exchange_layout, gather_rows, sum_over_ranks, world_size
@@ -72,16 +73,16 @@ class LossConfig:
         """Refuses values for which there is no loss."""
         check_choices(self, "loss")
         if not self.start_temperature > 0:
-            raise ValueError(f"loss.temperature must be positive, got {self.temperature}")
+            raise UserError(f"loss.temperature must be positive, got {self.temperature}")
         weights = self.weights.values()
         if not all(weight >= 0 for weight in weights):
-            raise ValueError("loss weights must not be negative")
+            raise UserError("loss weights must not be negative")
         if self.learns_temperature and self.start_temperature < 1 / MAX_SCALE:
-            raise ValueError(f"a learned temperature starts at {1 / MAX_SCALE} or above")
+            raise UserError(f"a learned temperature starts at {1 / MAX_SCALE} or above")
         if sum(weights) == 0:
-            raise ValueError("at least one loss weight must be positive")
+            raise UserError("at least one loss weight must be positive")
         if self.official_masking and self.form == "sigmoid":
-            raise ValueError("official_masking is of the NCE forms: the release has no sigmoid")
+            raise UserError("official_masking is of the NCE forms: the release has no sigmoid")
 
     @property
     def weights(self) -> dict[str, float]:
@@ -153,7 +154,7 @@ class ContrastiveLoss(nn.Module):
         """Contrasts what the model made of `batch`; see `LossOutput`.
 
         Raises:
-            ValueError: a pair has a weight, but the model's head has no space for it.
+            UserError: a pair has a weight, but the model's head has no space for it.
         """
         self.bound_temperatures()
         scales, masks = self.log_scale.exp(), batch.masks
@@ -187,12 +188,12 @@ def embeddings_of(pair: Pair, embeddings: dict[str, Tensor]) -> tuple[Tensor | N
     """Embeddings of both modalities in the space where they meet; None for what is absent.
 
     Raises:
-        ValueError: the model's head has no such space.
+        UserError: the model's head has no such space.
     """
     joint = any(name.endswith("_joint") for name in embeddings)
     space = "joint" if joint else pair.fac_space
     if space is None and embeddings:
-        raise ValueError(
+        raise UserError(
             f"the {pair.first}-{pair.second} loss needs the joint head, the model has "
             f"{', '.join(sorted(embeddings))}: set its weight to 0, or head.kind to joint"
         )

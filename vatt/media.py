@@ -25,6 +25,7 @@ from vatt.decode import (
     swaps_sides,
 )
 from vatt.decode_sound import decode_waveform
+from vatt.errors import UserError
 from vatt.packets import (
     MediaStream,
     Packets,
@@ -117,7 +118,7 @@ class FrameRequest:
         """Refuses clips that cannot exist."""
         too_small = isinstance(self.size, int) and self.size < 1
         if self.num_frames < 1 or not self.frame_rate > 0 or too_small:
-            raise ValueError(
+            raise UserError(
                 f"num_frames and short_side must be at least 1 and frame_rate positive, got {self}"
             )
 
@@ -132,7 +133,7 @@ class SampleRequest:
     def __post_init__(self) -> None:
         """Refuses waveforms that cannot exist."""
         if self.num_samples < 1 or self.sample_rate < 1:
-            raise ValueError(f"num_samples and sample_rate must be at least 1, got {self}")
+            raise UserError(f"num_samples and sample_rate must be at least 1, got {self}")
 
 
 def probe(source: MediaSource) -> MediaInfo:
@@ -229,7 +230,7 @@ def read_frames(
     """
     size = short_side if size_rule is None else size_rule
     if size is None:
-        raise ValueError("read_frames needs a size: give short_side or size_rule")
+        raise UserError("read_frames needs a size: give short_side or size_rule")
     clip = _read(source, start_seconds, FrameRequest(num_frames, frame_rate, size), None)
     assert clip.video is not None  # _read refuses files that have nothing of what was asked for
     return clip.video, clip.video_coverage
@@ -255,9 +256,9 @@ def _read(
     samples: SampleRequest | None,
 ) -> Clip:
     if frames is None and samples is None:
-        raise ValueError("a clip needs video or audio: give at least one of them")
+        raise UserError("a clip needs video or audio: give at least one of them")
     if not 0 <= start_seconds < float("inf"):
-        raise ValueError(f"start_seconds must be at least 0 and finite, got {start_seconds}")
+        raise UserError(f"start_seconds must be at least 0 and finite, got {start_seconds}")
     with open_media(source) as container:
         return _read_open(container, start_seconds, frames, samples)
 

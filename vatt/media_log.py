@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from vatt.batch import Batch
+from vatt.errors import UserError
 from vatt.evaluate import EmbeddingTable, concatenate
 from vatt.loggers import RunWandb
 from vatt.media_table import COLUMNS, NUM_RETRIEVED, MediaRow, write_media
@@ -32,12 +33,12 @@ class MediaLog(Callback):
         every_n_validations: How often.
 
     Raises:
-        ValueError: `every_n_validations` is not positive.
+        UserError: `every_n_validations` is not positive.
     """
 
     def __init__(self, every_n_validations: int) -> None:
         if every_n_validations < 1:
-            raise ValueError(
+            raise UserError(
                 f"run.media_every_n_validations must be at least 1, got {every_n_validations}: "
                 "null is off"
             )

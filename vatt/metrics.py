@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vatt.errors import UserError
+
 RECALL_AT = (1, 5, 10)
 QUERIES_PER_CHUNK = 512  # 512 × 10,000 float32 scores = 20 MB
 GRID = 2.0**-25  # finer than the digits that float32 has near 1 / √D
@@ -125,10 +127,10 @@ def retrieval_metrics(ranks: Tensor) -> dict[str, float]:
         ranks: float `[Q]`, 0-based.
 
     Raises:
-        ValueError: there is no rank.
+        UserError: there is no rank.
     """
     if ranks.numel() == 0:
-        raise ValueError("no query to take metrics over")
+        raise UserError("no query to take metrics over")
     values = ranks.detach().cpu().double().numpy()
     recalls = {f"R@{k}": 100.0 * float(np.mean(values <= k - 1)) for k in RECALL_AT}
     ranks_from_1 = {"MedR": float(np.median(values)) + 1.0, "MeanR": float(np.mean(values)) + 1.0}

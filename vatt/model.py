@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vatt.batch import Batch
 from vatt.config import VATTConfig
+from vatt.errors import UserError
 from vatt.heads import Classifier, FACHead, JointHead, at_least_float32
 from vatt.inputs import expect_image
 from vatt.layers import AttentionLayer, Encoder, init_weights
@@ -243,8 +244,8 @@ class VATT(nn.Module):
             assert isinstance(encoder, Encoder)
             try:
                 encoder.block_index("rollout" if layer is None else layer)
-            except ValueError as error:
-                raise ValueError(f"the {name} encoder: {error}") from error
+            except UserError as error:
+                raise UserError(f"the {name} encoder: {error}") from error
 
     def _fill(self, output: VATTOutput, modality: str, features: Tensor, mask: Tensor) -> None:
         """Takes the rows of one modality through the heads and puts them in their places."""
@@ -269,7 +270,7 @@ class VATT(nn.Module):
     def _tokens(self, modality: str) -> nn.Module:
         tokens = getattr(self, f"{modality}_tokens", None)
         if tokens is None:
-            raise ValueError(
+            raise UserError(
                 f"this model has {' and '.join(self.config.modalities)}, not {modality!r}"
             )
         assert isinstance(tokens, nn.Module)
@@ -304,7 +305,7 @@ class VATT(nn.Module):
 
     def _embed(self, modality: str, features: Tensor) -> dict[str, Tensor]:
         if self.head is None:
-            raise ValueError("this model has no common spaces: its config has head null")
+            raise UserError("this model has no common spaces: its config has head null")
         embeddings = self.head(modality, features)
         return {space: at_least_float32(value) for space, value in embeddings.items()}
 

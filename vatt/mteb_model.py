@@ -58,7 +58,7 @@ class MtebModel:
 
     Raises:
         UserError: mteb is not installed.
-        ValueError: a name without `/`.
+        UserError: a name without `/`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class MtebModel:
         on_error: OnError = "raise",
     ) -> None:
         if "/" not in name:
-            raise ValueError(f"mteb names models organisation/model, got {name!r}")
+            raise UserError(f"mteb names models organisation/model, got {name!r}")
         load_mteb()
         self.extractor = extractor
         self.name = name
@@ -106,7 +106,7 @@ class MtebModel:
 
         Raises:
             UserError: mteb is not installed.
-            ValueError: there is no model, or it cannot be read.
+            CheckpointError: there is no model, or it cannot be read.
         """
         extractor = FeatureExtractor.from_pretrained(
             source, device=device, dtype=dtype, revision=revision
@@ -179,13 +179,13 @@ class MtebModel:
 
         Raises:
             MediaError: a file cannot be read, unless `on_error` is "skip".
-            ValueError: the task's modalities share no space in this model.
+            UserError: the task's modalities share no space in this model.
             TypeError: a column is of a kind that mteb does not document.
         """
         rows = _undecoded(inputs.dataset)
         columns = [column for column in rows.features if column in self.modalities]
         if not columns:
-            raise ValueError(
+            raise UserError(
                 f"nothing to encode: {task_metadata.name} has {', '.join(rows.features)}, "
                 f"the model {', '.join(self.modalities)}"
             )
@@ -251,7 +251,7 @@ class MtebModel:
             if all(space in self.extractor.spaces(name) for name in names[1:])
         ]
         if not shared:
-            raise ValueError(f"{' and '.join(names)} share no space in this model")
+            raise UserError(f"{' and '.join(names)} share no space in this model")
         return shared[0]
 
     def _widths(self) -> int | list[int]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vatt.config_checks import check_choices
+from vatt.errors import CheckpointError, UserError
 
 HEAD_PREFIXES = ("head.", "classifier.")  # of parameters in a network; the rest is its backbone
 
@@ -47,14 +48,14 @@ class OptimizerConfig:
         """Refuses an optimiser that there is not, and values that cannot train."""
         check_choices(self, "optimizer")
         if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError(
+            raise UserError(
                 f"optimizer needs learning_rate > 0 and weight_decay >= 0, got "
                 f"{self.learning_rate} and {self.weight_decay}"
             )
         for name in ("clip_backbone", "clip_head"):
             norm = getattr(self, name)
             if norm is not None and norm <= 0:
-                raise ValueError(
+                raise UserError(
                     f"optimizer.{name} must be a norm above 0, or null for no clipping, got {norm}"
                 )
 
@@ -91,19 +92,17 @@ class ScheduleConfig:
         """Refuses a warm-up that never ends and shares out of range."""
         check_choices(self, "schedule")
         if self.max_steps < 1 or self.start_step < 0:
-            raise ValueError(
+            raise UserError(
                 f"schedule needs max_steps >= 1 (from trainer.max_steps) and start_step >= 0, "
                 f"got {self.max_steps} and {self.start_step}"
             )
         if not 0 <= self.warmup_steps < self.total_steps:
-            raise ValueError(
+            raise UserError(
                 f"schedule needs 0 <= warmup_steps ({self.warmup_steps}) < max_steps "
                 f"({self.total_steps}, from trainer.max_steps)"
             )
         if not 0 <= self.constant_until < 1:
-            raise ValueError(
-                f"schedule.constant_until must be in [0, 1), got {self.constant_until}"
-            )
+            raise UserError(f"schedule.constant_until must be in [0, 1), got {self.constant_until}")
 
     @property
     def total_steps(self) -> int:
@@ -263,7 +262,7 @@ def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable
         saved_names: Keys of the state dict of the model of that time, in their order.
 
     Raises:
-        ValueError: a parameter and its state differ in shape.
+        CheckpointError: a parameter and its state differ in shape.
     """
     if not all(isinstance(index, int) for index in state["state"]):
         return
@@ -284,7 +283,7 @@ def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable
 def _check_shapes(values: dict[str, Any], parameter: Tensor, name: str) -> None:
     for kind, value in values.items():
         if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-            raise ValueError(
+            raise CheckpointError(
                 f"the optimiser's state {kind} of {name} has shape {list(value.shape)}, its "
                 f"parameter {list(parameter.shape)}"
             )

@@ -24,6 +24,7 @@ from vatt.config import (
     VATTConfig,
     VideoConfig,
 )
+from vatt.errors import UserError
 
 # What fine-tuning reads, paper section 4.2: 25 fps and a stride of 2; AudioSet at 24 kHz.
 FINE_TUNING_FRAME_RATE = 12.5
@@ -83,10 +84,10 @@ def preset(name: str) -> VATTConfig:
     """A published model's configuration by name.
 
     Raises:
-        ValueError: no such preset.
+        UserError: no such preset.
     """
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -102,7 +103,7 @@ def as_classifier(
         changes: Further fields of the result.
 
     Raises:
-        ValueError: no classifier reads that modality.
+        UserError: no classifier reads that modality.
     """
     # 32 frames at a stride of 2 from 25 fps; AudioSet: 153,600 samples are 6.4 s
     video = replace(config.video, frame_rate=FINE_TUNING_FRAME_RATE)
@@ -118,7 +119,7 @@ def as_classifier(
             modality="audio", num_classes=num_classes, dropout=0.0, multi_label=True
         )
     else:
-        raise ValueError(f"there are classifiers on video, audio and image, not on {modality!r}")
+        raise UserError(f"there are classifiers on video, audio and image, not on {modality!r}")
     parts: dict[str, Any] = {
         "modalities": (modality,),
         "video": video,

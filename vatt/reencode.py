@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 
 from vatt.decode import decode_packet, display_matrix, prepare_decoder, swaps_sides, upright
 from vatt.encode import REPRODUCIBLE_X264
-from vatt.errors import ShardError
+from vatt.errors import ShardError, UserError
 from vatt.packets import (
     TIME_TOLERANCE_SECONDS,
     MediaPacket,
@@ -70,17 +70,17 @@ class Reencoding:
     def __post_init__(self) -> None:
         """Refuses what cannot be encoded."""
         if self.short_side < MIN_SHORT_SIDE or self.short_side % 2:
-            raise ValueError(
+            raise UserError(
                 f"the short side must be an even number of pixels, at least {MIN_SHORT_SIDE}, got "
                 f"{self.short_side}"
             )
         if not 0 < self.key_frame_seconds < float("inf"):
-            raise ValueError(
+            raise UserError(
                 "the time between key frames must be positive and finite, got "
                 f"{self.key_frame_seconds}"
             )
         if not 0 <= self.quality <= 51:
-            raise ValueError(f"the quality must be from 0 (lossless) to 51, got {self.quality}")
+            raise UserError(f"the quality must be from 0 (lossless) to 51, got {self.quality}")
 
 
 def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> bool:

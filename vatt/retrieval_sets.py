@@ -162,7 +162,7 @@ def read_caption_list(
         place = f"{path.name}, entry {number}"
         try:
             video, captions = _list_entry(entry)
-        except ValueError as error:
+        except UserError as error:
             faults.append(Fault(place, str(error)))
             continue
         items.append(Item(key=video, source=None, place=place, captions=captions))
@@ -244,7 +244,7 @@ def read_youcook2(
             try:
                 items.append(_youcook2_item(video, piece, place))
                 names.append(video)
-            except ValueError as error:
+            except UserError as error:
                 faults.append(Fault(place, str(error)))
     refuse(path, [*faults, *find_repeated(items)])
     _expect_split(path, split, splits)
@@ -266,9 +266,9 @@ def _list_entry(entry: Any) -> tuple[str, tuple[str, ...]]:
         video, caption = entry.get("video", entry.get("video_id")), entry.get("caption")
     captions = [caption] if isinstance(caption, str) else caption
     if not isinstance(video, str) or not isinstance(captions, list):
-        raise ValueError(f"needs video (or video_id) and caption, got {entry!r:.80}")
+        raise UserError(f"needs video (or video_id) and caption, got {entry!r:.80}")
     if not captions or not all(_is_text(text) for text in captions):
-        raise ValueError(f"caption must be a text or a list of texts, got {caption!r:.80}")
+        raise UserError(f"caption must be a text or a list of texts, got {caption!r:.80}")
     return video, tuple(captions)
 
 
@@ -285,7 +285,7 @@ def _youcook2_item(video: str, piece: Any, place: str) -> Item:
         or not 0 <= times[0] < times[1] < math.inf
         or not _is_text(piece.get("sentence"))
     ):
-        raise ValueError(f"needs segment [start, end] and sentence, got {piece!r:.80}")
+        raise UserError(f"needs segment [start, end] and sentence, got {piece!r:.80}")
     return Item(
         key=f"{video}:{piece.get('id', place)}",
         source=None,
@@ -318,9 +318,9 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twin = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an object has the key {twin!r} twice")
+        raise UserError(f"an object has the key {twin!r} twice")
     return made
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
+    raise UserError(f"{name} is no number of JSON")

@@ -45,12 +45,12 @@ class RunCheckpoint(Checkpoint):
         wandb: Gets a copy of each that is written; None: none is sent.
 
     Raises:
-        ValueError: `every_n_steps` is not positive.
+        UserError: `every_n_steps` is not positive.
     """
 
     def __init__(self, folder: Path, every_n_steps: int, wandb: RunWandb | None = None) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"a checkpoint every {every_n_steps} steps: it must be at least 1")
+            raise UserError(f"a checkpoint every {every_n_steps} steps: it must be at least 1")
         self.path = folder / LAST_CHECKPOINT
         self.every_n_steps = every_n_steps
         self._wandb = wandb

@@ -111,7 +111,7 @@ class Index:
 
         Raises:
             UserError: it is another one, or the features do not say which.
-            ValueError: there is no model.
+            CheckpointError: there is no model.
         """
         if self._extractor is None:
             from vatt.checkpoint import weights_digest
@@ -162,12 +162,12 @@ class Index:
 
         Raises:
             UserError: a query that cannot be read or compared with what the index has.
-            ValueError: not one query, or `k` below 1.
+            UserError: not one query, or `k` below 1.
         """
         given: dict[Modality, Any] = {"text": text, "audio": audio, "video": video}
         queries = [Query(name, one) for name, one in given.items() if one is not None]
         if len(queries) + (vector is not None) != 1:
-            raise ValueError("give one query: vector, text=, audio= or video=")
+            raise UserError("give one query: vector, text=, audio= or video=")
         if vector is not None:
             return self.near(vector, self.array_of(modality, space), k, distinct, exact=exact)
         name, values = self.encode(queries[0], modality, space)
@@ -211,7 +211,7 @@ class Index:
     ) -> list[Hit]:
         """The segments nearest to a vector `[D]` in one array; see `search`."""
         if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+            raise UserError(f"k must be at least 1, got {k}")
         matrix = self._files.matrix(name)
         query = _unit(vector, matrix.shape[1])
         fetched = k if distinct == "window" else FETCH_MORE * k
@@ -304,11 +304,11 @@ def _unit(vector: ArrayLike, width: int) -> NDArray[np.float32]:
     """A query vector as it is compared, float32 `[D]` of unit length.
 
     Raises:
-        ValueError: another shape, or no direction.
+        UserError: another shape, or no direction.
     """
     values = np.asarray(vector, dtype=np.float32)
     if values.shape != (width,):
-        raise ValueError(f"a query vector is float [{width}], got {list(values.shape)}")
+        raise UserError(f"a query vector is float [{width}], got {list(values.shape)}")
     if not np.isfinite(values).all() or not values.any():
-        raise ValueError("a query vector must be finite and not zero")
+        raise UserError("a query vector must be finite and not zero")
     return unit_rows(values[None])[0]

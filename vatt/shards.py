@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.errors import MediaError, ShardError
+from vatt.errors import MediaError, ShardError, UserError
 from vatt.remote import (
     RemoteShard,
     Shard,
@@ -211,22 +211,22 @@ class ShardWriter:
                 caption.
 
         Raises:
-            ValueError: a key that cannot be used, or an extension that is no media.
+            UserError: a key that cannot be used, or an extension that is no media.
             OSError: the media file cannot be read.
             ShardError: no space left.
         """
         if self._tar is None:
-            raise ValueError(
+            raise ShardError(
                 f"use ShardWriter as a context: `with ShardWriter({str(self.path)!r}) as shard: …`"
             )
         extension = extension.lower()
         if not key or "." in PurePosixPath(key).name or key in self._rows or leads_outside(key):
-            raise ValueError(
+            raise ShardError(
                 f"{key!r} cannot be a key: keys of {self.path} must be new, relative and "
                 "without a dot"
             )
         if media is not None and extension not in MEDIA_EXTENSIONS:
-            raise ValueError(
+            raise ShardError(
                 f"{extension!r} is no media extension; there are {', '.join(MEDIA_EXTENSIONS)}"
             )
         content = {**(metadata or {}), "key": key}
@@ -345,7 +345,7 @@ def _parse_metadata(shard: Shard, key: str, content: bytes) -> dict[str, Any]:
 def _parse_segments(shard: Shard, key: str, values: Any) -> tuple[Segment, ...]:
     try:
         return parse_segments(values)
-    except ValueError as error:
+    except UserError as error:
         raise _damaged(shard, f"{key}.json", str(error)) from error
 
 
@@ -357,16 +357,16 @@ def parse_segments(values: Any) -> tuple[Segment, ...]:
             (missing: the end of the clip).
 
     Raises:
-        ValueError: something else.
+        UserError: something else.
     """
     if not isinstance(values, list):
-        raise ValueError(f"segments must be a list, got {values!r:.80}")
+        raise UserError(f"segments must be a list, got {values!r:.80}")
     return tuple(_segment_from_json(value) for value in values)
 
 
 def _segment_from_json(value: Any) -> Segment:
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise ValueError(
+        raise UserError(
             f"a segment must have start_seconds, end_seconds and a text, got {value!r:.80}"
         )
     start, end = (value.get("start_seconds"), value.get("end_seconds"))
@@ -374,9 +374,9 @@ def _segment_from_json(value: Any) -> Segment:
         start_seconds = 0.0 if start is None else float(start)
         end_seconds = math.inf if end is None else float(end)
     except (TypeError, ValueError):
-        raise ValueError(f"a segment's times must be seconds, got {value!r:.80}") from None
+        raise UserError(f"a segment's times must be seconds, got {value!r:.80}") from None
     if not (math.isfinite(start_seconds) and start_seconds <= end_seconds):
-        raise ValueError(f"a segment must not end before it starts, got {value!r:.80}")
+        raise UserError(f"a segment must not end before it starts, got {value!r:.80}")
     return Segment(start_seconds, end_seconds, value["text"])
 
 

@@ -59,7 +59,7 @@ class Tokenizer:
             official vocabulary, `<pad>` id 0 and `<unk>` any.
 
     Raises:
-        ValueError: other ids.
+        UserError: other ids.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -68,7 +68,7 @@ class Tokenizer:
             tokenizer.token_to_id(token) for token in (OFFICIAL_PADDING, OFFICIAL_UNKNOWN)
         )
         if ids != (PADDING_ID, UNKNOWN_ID) and (official[0] != PADDING_ID or official[1] is None):
-            raise ValueError(
+            raise UserError(
                 f"a tokenizer needs {PADDING} as id {PADDING_ID} and {UNKNOWN} as id {UNKNOWN_ID}, "
                 f"has {ids}"
             )
@@ -90,14 +90,14 @@ class Tokenizer:
                 cut after as many pieces.
 
         Raises:
-            ValueError: no word in the texts, too few ids, or another kind.
+            UserError: no word in the texts, too few ids, or another kind.
         """
         if kind not in ("word", "bpe"):
-            raise ValueError(f'kind must be "word" or "bpe", got {kind!r}')
+            raise UserError(f'kind must be "word" or "bpe", got {kind!r}')
         least = UNKNOWN_ID + 2 if kind == "word" else UNKNOWN_ID + 1 + NUM_BYTES
         if vocab_size < least:
             room = "words" if kind == "word" else "every byte"
-            raise ValueError(
+            raise UserError(
                 f"vocab_size must leave room for {room}, at least {least}, got {vocab_size}"
             )
         train = _train_words if kind == "word" else _train_bpe
@@ -213,14 +213,14 @@ def _cleaned(texts: Iterable[str]) -> Iterator[str]:
     """Captions that hold words, clean.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     normalizer = _cleanup()
     cleaned = (normalizer.normalize_str(_valid(text)) for text in texts)
     captions = (caption for caption in cleaned if caption.split())
     first = next(captions, None)
     if first is None:
-        raise ValueError("the captions hold no word to train a tokenizer from: check the captions")
+        raise UserError("the captions hold no word to train a tokenizer from: check the captions")
     return itertools.chain([first], captions)
 
 

@@ -29,7 +29,7 @@ from vatt.callbacks import (
 from vatt.checkpoint import read_config
 from vatt.config import MODALITIES, VATTConfig
 from vatt.config_files import explain, given_keys, given_values, with_config_paths
-from vatt.errors import UserError
+from vatt.errors import CheckpointError, UserError
 from vatt.files import NO_SPACE, no_space
 from vatt.loggers import (
     MetricsCsv,
@@ -168,7 +168,7 @@ class TrainingCLI(LightningCLI):
         """Builds model, data and trainer; what they refuse is the configuration's fault."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException, ArgumentError) as error:
+        except (MisconfigurationException, ArgumentError) as error:
             raise UserError(explain(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -191,7 +191,10 @@ class TrainingCLI(LightningCLI):
         else:
             kwargs |= {"logger": False, "enable_checkpointing": False}
         self.trainer_defaults["callbacks"] = callbacks
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # Lightning's, of a setting of its own
+            raise UserError(explain(str(error))) from error
 
     def fit(self, **kwargs: Any) -> None:
         """Trains; processes that read data and end by the signal that ends the run are no news."""
@@ -364,7 +367,7 @@ def _tower_of(args: Sequence[str], given: Mapping[str, Any], modality: str) -> V
     if source is not None and (Path(source).exists() or not goes_on):
         try:
             config = read_config(source)
-        except ValueError as error:
+        except CheckpointError as error:
             raise UserError(f"init_from: {error}") from error
     video, audio = config.video, config.audio
     if source is not None:  # from scratch, positions are those of the clips that are asked for
@@ -373,7 +376,7 @@ def _tower_of(args: Sequence[str], given: Mapping[str, Any], modality: str) -> V
     try:
         classifier = as_classifier(config, modality, 2, video=video, audio=audio)
         return replace(classifier, classifier=None)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{CLASSIFIER}.modality: {error}") from error
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from vatt.checkpoint import read_steps
 from vatt.config_files import config_paths
-from vatt.errors import UserError
+from vatt.errors import CheckpointError, UserError
 from vatt.hub import model_path
 
 RUN_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -87,12 +87,12 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
         A folder or checkpoint, and the run folder if it is known.
 
     Raises:
-        ValueError: there is none.
+        CheckpointError: there is none.
     """
     path = Path(source)
     if path.is_dir() and (path / RUN_CONFIG).is_file():
         if not (path / RUN_CHECKPOINT).is_file():
-            raise ValueError(f"the run {path} has no {RUN_CHECKPOINT} yet: nothing is trained")
+            raise CheckpointError(f"the run {path} has no {RUN_CHECKPOINT} yet: nothing is trained")
         return path / RUN_CHECKPOINT, path
     path = model_path(source)
     run = path.absolute().parent.parent

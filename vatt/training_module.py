@@ -16,7 +16,7 @@ from vatt.batch import Batch, MicroBatches
 from vatt.checkpoint import CONFIG_KEY, check_same
 from vatt.compute import checkpoint_activations, compile_towers
 from vatt.config import VATTConfig
-from vatt.errors import UserError
+from vatt.errors import CheckpointError, UserError
 from vatt.model import VATT
 from vatt.optim import (
     OptimizerConfig,
@@ -72,7 +72,7 @@ class TrainingModule(LightningModule):
         """Takes the weights of `init_from`.
 
         Raises:
-            ValueError: they are not there, or are those of another model.
+            CheckpointError: they are not there, or are those of another model.
         """
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ class TrainingModule(LightningModule):
             return
         try:
             self.load_start(self.init_from)
-        except ValueError as error:
+        except CheckpointError as error:
             raise UserError(f"init_from: {error}") from error
 
     def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
@@ -213,16 +213,16 @@ class TrainingModule(LightningModule):
                 f"the checkpoint is not one of {type(self).__name__}: it has no {CONFIG_KEY!r}; "
                 "give --ckpt_path one that `vatt fit` wrote"
             )
-        theirs = VATTConfig.from_dict(checkpoint[CONFIG_KEY])
         try:
+            theirs = VATTConfig.from_dict(checkpoint[CONFIG_KEY])
             check_same(theirs, self.network.config, "the checkpoint")
-        except ValueError as error:
+        except (UserError, CheckpointError) as error:
             raise UserError(f"{error}: use its run's config.yaml") from error
         names = checkpoint.get("state_dict", {})  # FSDP2 keeps it apart
         try:
             for state in checkpoint.get("optimizer_states", []):
                 reorder_state(state, self, names)
-        except ValueError as error:
+        except CheckpointError as error:
             raise UserError(
                 f"{error}: go on with the version of vatt that wrote the checkpoint, or start a "
                 "new run from its weights (--model.init_args.init_from)"

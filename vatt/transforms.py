@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vatt.draws import draw_normals, draw_uniforms
+from vatt.errors import UserError
 
 # Source: colour augmentation of the official code; brightness and hue are the largest change, of
 # 0…1 and of the colour circle.
@@ -50,7 +51,7 @@ class AugmentConfig:
         largest_mel_mask: Largest share of the mel bins under one mask.
 
     Raises:
-        ValueError: a value out of range.
+        UserError: a value out of range.
     """
 
     crop: Literal["scale", "area"] = "scale"
@@ -74,21 +75,21 @@ class AugmentConfig:
         """Checks the ranges."""
         low, high = self.scale_range
         if not 1 <= low <= high:
-            raise ValueError(f"augment.scale_range must be 1 ≤ low ≤ high, got {self.scale_range}")
+            raise UserError(f"augment.scale_range must be 1 ≤ low ≤ high, got {self.scale_range}")
         if self.crop not in ("scale", "area"):
-            raise ValueError(f"augment.crop must be 'scale' or 'area', got {self.crop!r}")
+            raise UserError(f"augment.crop must be 'scale' or 'area', got {self.crop!r}")
         low, high = self.area_range
         if not 0 < low <= high <= 1:
-            raise ValueError(f"augment.area_range must be 0 < low ≤ high ≤ 1, got {low, high}")
+            raise UserError(f"augment.area_range must be 0 < low ≤ high ≤ 1, got {low, high}")
         low, high = self.aspect_range
         if not 0 < low <= high < math.inf:
-            raise ValueError(f"augment.aspect_range must be 0 < low ≤ high, got {low, high}")
+            raise UserError(f"augment.aspect_range must be 0 < low ≤ high, got {low, high}")
         for name in ("flip_rate", "color_jitter_rate", "largest_time_mask", "largest_mel_mask"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("audio_noise", "num_time_masks", "num_mel_masks"):
             if getattr(self, name) < 0:
-                raise ValueError(f"augment.{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"augment.{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +300,7 @@ def mixup(
     """
     beta = alpha if beta is None else beta
     if min(alpha, beta) <= 0:
-        raise ValueError(f"mixup needs alpha and beta above 0, got {alpha} and {beta}")
+        raise UserError(f"mixup needs alpha and beta above 0, got {alpha} and {beta}")
     if not (inputs.is_floating_point() and targets.is_floating_point()):
         raise ValueError(
             "mixup needs inputs and targets of floating point (one-hot instead of a class number), "

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vatt.config import AudioConfig, VideoConfig
+from vatt.errors import UserError
 from vatt.media import MediaSource, probe, read_frames, read_waveform
 
 
@@ -56,7 +57,7 @@ def evaluation_starts(
         rate: Frames or samples per second that are counted.
 
     Raises:
-        ValueError: a window shorter than one frame or sample, or no windows.
+        UserError: a window shorter than one frame or sample, or no windows.
     """
     num_available = max(1, round(duration_seconds * rate))
     starts = evaluation_windows(num_available, round(window_seconds * rate), count)
@@ -89,13 +90,13 @@ def evaluation_crops(height: int, width: int, size: int, count: int) -> list[tup
         Top and left pixel of each square.
 
     Raises:
-        ValueError: another number of squares, or a picture whose shorter side is another.
+        UserError: another number of squares, or a picture whose shorter side is another.
 
     Source: official code, evaluation with several crops: the middle one of three starts at
     length / 2 - size // 2, half to even; a single one at (length - size) // 2.
     """
     if count not in (1, 3):
-        raise ValueError(f"evaluation takes 1 or 3 crops, got {count}")
+        raise UserError(f"evaluation takes 1 or 3 crops, got {count}")
     if min(height, width) != size:
         raise ValueError(
             f"crops of {size} pixels need pictures with that shorter side, got {height}×{width}"
@@ -140,7 +141,7 @@ def read_video_views(
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no picture, or ends
             before the part starts.
-        ValueError: a number of windows, crops or a stride that is none.
+        UserError: a number of windows, crops or a stride that is none.
     """
     base_rate = video.frame_rate * stride
     part_seconds = _part_seconds(source, start_seconds, end_seconds)
@@ -188,7 +189,7 @@ def read_audio_views(
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no sound, or ends
             before the part starts.
-        ValueError: a number of windows that is none.
+        UserError: a number of windows that is none.
     """
     rate, window = audio.sample_rate, audio.num_samples
     part_seconds = _part_seconds(source, start_seconds, end_seconds)

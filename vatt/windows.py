@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vatt.config import AudioConfig, VATTConfig, VideoConfig
 from vatt.decode import scaled_size
-from vatt.errors import MediaError
+from vatt.errors import MediaError, UserError
 from vatt.media import Clip, probe
 from vatt.packets import TIME_TOLERANCE_SECONDS
 from vatt.preprocess import cut_view, read_view
@@ -133,19 +133,19 @@ def plan_windows(
         hop_seconds: None: one window follows the other.
 
     Raises:
-        ValueError: a time that is not positive, or a modality that the model lacks or that has no
+        UserError: a time that is not positive, or a modality that the model lacks or that has no
             windows.
     """
     names = tuple(modalities)
     unknown = [name for name in names if name not in {"video", "audio"} & {*config.modalities}]
     if unknown or not names:
-        raise ValueError(
+        raise UserError(
             f"windows are of {' and '.join(m for m in config.modalities if m != 'text')} in this "
             f"model, got {', '.join(map(repr, names)) or 'none'}"
         )
     for name, value in (("window_seconds", window_seconds), ("hop_seconds", hop_seconds)):
         if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} must be above 0 and finite, got {value}")
+            raise UserError(f"{name} must be above 0 and finite, got {value}")
     video = config.video if "video" in names else None
     audio = config.audio if "audio" in names else None
     if window_seconds is not None:
@@ -211,22 +211,22 @@ def video_media(source: Source, frame_rate: float | None) -> Media:
         frame_rate: Of an array with time, in frames per second.
 
     Raises:
-        ValueError: an array that is no video, or whose rate is not given.
+        UserError: an array that is no video, or whose rate is not given.
     """
     if not isinstance(source, Tensor | np.ndarray):
         return _rewindable(source)
     array = torch.as_tensor(source).detach().cpu()
     if array.dtype != torch.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
-        raise ValueError(
+        raise UserError(
             "a video array is uint8 [T, H, W, 3] in 0…255, an image [H, W, 3], got "
             f"{_described(array)}: convert it, or permute its axes"
         )
     if not array.numel():
-        raise ValueError(f"a video array needs at least one picture, got {_described(array)}")
+        raise UserError(f"a video array needs at least one picture, got {_described(array)}")
     if array.ndim == 3:
         return Frames(array[None], 1.0)
     if frame_rate is None or not 0 < frame_rate < math.inf:
-        raise ValueError(
+        raise UserError(
             "a video array needs frame_rate=, its frames per second as a positive number, got "
             f"{frame_rate}"
         )
@@ -243,7 +243,7 @@ def audio_media(source: Source, sample_rate: float | None) -> Media:
         sample_rate: Of an array, in Hz.
 
     Raises:
-        ValueError: an array that is no waveform, or whose rate is not given.
+        UserError: an array that is no waveform, or whose rate is not given.
         MediaError: values that are not finite.
     """
     if not isinstance(source, Tensor | np.ndarray):
@@ -251,12 +251,12 @@ def audio_media(source: Source, sample_rate: float | None) -> Media:
     array = torch.as_tensor(source).detach().cpu()
     axes_fit = array.ndim == 1 or (array.ndim == 2 and 0 < len(array) <= MAX_CHANNELS)
     if not array.is_floating_point() or not axes_fit or not array.numel():
-        raise ValueError(
+        raise UserError(
             f"an audio array is float [S] or [channels ≤ {MAX_CHANNELS}, S] in [-1, 1], got "
             f"{_described(array)}: scale whole numbers, transpose, or give several as a list"
         )
     if sample_rate is None or sample_rate < 1 or sample_rate != int(sample_rate):
-        raise ValueError(
+        raise UserError(
             "an audio array needs sample_rate=, its samples per second as a whole number, got "
             f"{sample_rate}"
         )
@@ -270,7 +270,7 @@ def _wav(waveform: Tensor, sample_rate: int) -> bytes:
     """A mono file of 32-bit floats."""
     size = 4 * len(waveform)
     if size + WAV_HEADER_BYTES > MAX_WAV_BYTES:
-        raise ValueError(f"an audio array of {len(waveform)} samples is too long: give it as file")
+        raise UserError(f"an audio array of {len(waveform)} samples is too long: give it as file")
     header = struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         *(b"RIFF", WAV_HEADER_BYTES - 8 + size, b"WAVE"),
