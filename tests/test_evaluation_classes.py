@@ -442,7 +442,7 @@ def test_the_commands_measure_every_fold_and_write_it_down(model_folder, clips, 
     content = json.loads((out / "results.json").read_text())
     assert (content["num_items"], content["num_listed"]) == (7, 9)
     assert "has no file in" in content["missing"][0]["reason"]
-    assert content["unreadable"][0]["name"] == "Golf/v_Golf_g02_c01.avi"
+    assert content["unreadable"][0]["where"] == "Golf/v_Golf_g02_c01.avi"
     assert content["protocol"]["frame_rate"] == 12.5
     assert content["protocol"]["classifiers"]["low-rank"]["num_steps"] == 20
     assert list(content["metrics"]) == [f"low-rank, fold {n}" for n in (1, 2, 3)] + [

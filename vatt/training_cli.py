@@ -29,7 +29,7 @@ from vatt.callbacks import (
 from vatt.checkpoint import read_config
 from vatt.config import MODALITIES, VATTConfig
 from vatt.config_files import explain, given_keys, given_values, with_config_paths
-from vatt.errors import CheckpointError, UserError
+from vatt.errors import CheckpointError, UserError, VattError
 from vatt.files import NO_SPACE, no_space
 from vatt.loggers import (
     MetricsCsv,
@@ -168,7 +168,14 @@ class TrainingCLI(LightningCLI):
         """Builds model, data and trainer; what they refuse is the configuration's fault."""
         try:
             super().instantiate_classes()
-        except (MisconfigurationException, ArgumentError) as error:
+        except (ValueError, MisconfigurationException, ArgumentError) as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, VattError):
+                cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what it catches
+            if cause is not None:
+                raise cause from None
+            if isinstance(error, ValueError):
+                raise
             raise UserError(explain(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
