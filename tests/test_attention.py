@@ -91,7 +91,8 @@ def test_asking_for_attention_changes_no_embedding(arrangement: str, layer: Atte
     plain, asked = model(batch), model(batch, return_attention=True, attention_layer=layer)
     assert plain.attention == {}
     for name, value in plain.embeddings.items():
-        torch.testing.assert_close(asked.embeddings[name], value, atol=1e-6, rtol=1e-6)
+        # with its weights, attention sums in another order: up to 1.4e-6 off, more on other CPUs
+        torch.testing.assert_close(asked.embeddings[name], value, atol=1e-5, rtol=1e-5)
 
 
 def test_rollout_is_the_product_of_the_blocks_with_half_the_residual_branch() -> None:
