@@ -188,9 +188,11 @@ def test_compiled_towers_make_the_same_outputs_and_gradients(arrangement: str) -
     for seed in range(5):
         batch = batch_of(seed)
         expected, actual = (gradients_of(model, batch) for model in (plain, compiled))
-        for name, gradient in expected.items():  # sums in another order, over all rows
+        # Sums in another order. In the reference packs each float32 gradient is up to 1e-5 of its
+        # largest value off float64, so two may differ by 2e-5; 0.4e-5 was measured here.
+        for name, gradient in expected.items():
             difference = (actual[name] - gradient).abs().max()
-            assert difference <= 1e-5 * gradient.abs().max(), name
+            assert difference <= 2e-5 * gradient.abs().max(), name
         for model in (plain, compiled):
             model.eval()
         with torch.no_grad():

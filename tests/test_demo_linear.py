@@ -58,12 +58,14 @@ def test_the_classifier_is_scikit_learns_logistic_regression(strength: float):
     weights = fit_logistic(torch.from_numpy(rows), torch.from_numpy(labels), 4, strength).numpy()
     theirs = linear_model.LogisticRegression(C=1 / (150 * strength), max_iter=1000, tol=1e-8)
     theirs.fit(rows, labels)
-    assert np.allclose(weights[:, :-1], theirs.coef_, atol=1e-3)
+    # Ours stops once no gradient is above 1e-5. Over a curvature of `strength` = 0.01 this is 1e-3,
+    # and 1.0e-3 was measured; another CPU may take its last step elsewhere.
+    assert np.allclose(weights[:, :-1], theirs.coef_, atol=2e-3)
     elsewhere = torch.ones(4, 13, dtype=torch.float64)
     again = fit_logistic(
         torch.from_numpy(rows), torch.from_numpy(labels), 4, strength, start=elsewhere
     )
-    assert np.allclose(again[:, :-1], theirs.coef_, atol=1e-3)  # wherever it begins
+    assert np.allclose(again[:, :-1], theirs.coef_, atol=2e-3)  # wherever it begins
 
 
 def test_of_equally_good_regularisations_the_strongest_is_chosen():
