@@ -26,6 +26,7 @@ from datamodules.synthetic_scenes import COLOURS, MOTIONS, SHAPES, draw_scene, r
 from datamodules.synthetic_sounds import synthesize_sound
 from vatt.encode import write_mp4
 from vatt.errors import UserError
+from vatt.files import read_json
 
 VERSION = 3  # of the corpus: raise it when the same seed makes other files
 Split = Literal["train", "validation"]
@@ -227,7 +228,7 @@ def _finished_corpus(out: Path, parameters: dict[str, Any]) -> CorpusInfo | None
         return None
     if "corpus.json" not in names or not names <= {"corpus.json", *SPLITS}:
         raise UserError(f"{out} exists and is not a demo corpus: give another folder, or remove it")
-    description = json.loads((out / "corpus.json").read_text(encoding="utf-8"))
+    description = read_json(out / "corpus.json")
     if any(description.get(key) != value for key, value in parameters.items()):
         return None
     for split in SPLITS:

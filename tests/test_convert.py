@@ -198,7 +198,7 @@ def test_settings_that_are_no_object_are_refused(
     arguments = ["convert", str(checkpoint_of("ft_wat")), str(tmp_path / "out")]
     assert main([*arguments, "--settings", str(tmp_path / "settings.json")]) == 1
     shown = capsys.readouterr().err
-    assert "must be a JSON object" in shown or "cannot be read as JSON" in shown
+    assert "must be a JSON object" in shown or "is not JSON" in shown
 
 
 def test_the_optimisers_state_comes_along_and_goes_on(tmp_path: Path) -> None:

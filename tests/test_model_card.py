@@ -145,10 +145,10 @@ def test_clips_are_counted_where_the_indexes_are_at_hand(
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("config.yaml", "a: [", "config.yaml cannot be read"),
-        ("config.yaml", "- 1", "is not the configuration of a run"),
+        ("config.yaml", "a: [", "config.yaml is not YAML"),
+        ("config.yaml", "- 1", "config.yaml holds no settings"),
         ("metrics.csv", "step,val/loss\none,2\n", "is not the metrics of a run"),
-        ("environment.json", "{", "environment.json cannot be read"),
+        ("environment.json", "{", "environment.json is not JSON"),
     ],
 )
 def test_a_damaged_run_is_named(

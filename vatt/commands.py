@@ -1,7 +1,6 @@
 """Commands around data and models: one short function each, given its arguments."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vatt.arguments import not_negative, positive
 from vatt.errors import UserError
+from vatt.files import read_json
 from vatt.machine import num_cores
 
 if TYPE_CHECKING:
@@ -140,10 +140,7 @@ def convert(argv: Sequence[str]) -> int:
     from vatt.checkpoint import read_config
     from vatt.convert import convert as convert_checkpoint
 
-    try:
-        settings = arguments.settings and json.loads(arguments.settings.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{arguments.settings} cannot be read as JSON: {error}") from error
+    settings = arguments.settings and read_json(arguments.settings)
     report = convert_checkpoint(
         arguments.checkpoint,
         arguments.out,

@@ -60,19 +60,31 @@ def config_paths(args: Sequence[str]) -> list[Path]:
     return [Path(name) for name in joined + apart]
 
 
-def given_keys(args: Sequence[str]) -> Iterator[str]:
-    """Dotted keys that the user sets, on the command line and in configuration files."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a configuration file holds.
+
+    Raises:
+        UserError: it is not YAML, or holds something else.
+    """
     import yaml
 
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # RecursionError: nested too deep
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML ({reason}): correct it", 2) from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings: give a configuration as YAML", 2)
+    return settings
+
+
+def given_keys(args: Sequence[str]) -> Iterator[str]:
+    """Dotted keys that the user sets, on the command line and in configuration files."""
     for argument in args:
         if argument.startswith("--"):
             yield argument[2:].partition("=")[0]
     for path in config_paths(args):
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError:
-            continue  # the parser will say where
-        yield from _nested_keys(content)
+        yield from _nested_keys(read_settings(path))
 
 
 def given_values(args: Sequence[str]) -> dict[str, Any]:
@@ -81,8 +93,7 @@ def given_values(args: Sequence[str]) -> dict[str, Any]:
 
     values: dict[str, Any] = {}
     for path in config_paths(args):
-        with contextlib.suppress(yaml.YAMLError):  # the parser will say where
-            values |= _nested_values(yaml.safe_load(path.read_text()))
+        values |= _nested_values(read_settings(path))
     for i, argument in enumerate(args):
         key, separator, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key != "config" and (separator or i + 1 < len(args)):

@@ -53,7 +53,7 @@ def check_header(path: Path, header: Sequence[str], wanted: Collection[str]) -> 
     if absent:
         raise UserError(
             f"{path}, line 1: lacks the column {' and '.join(absent)}: the header must name "
-            f"{','.join(wanted)}, and names {','.join(header) or 'nothing'}"
+            f"{','.join(wanted)}, and names {','.join(header)[:200] or 'nothing'}"
         )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:

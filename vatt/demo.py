@@ -40,7 +40,7 @@ from vatt.evaluate import (
     embed,
     two_attribute_oracles,
 )
-from vatt.files import write_atomically
+from vatt.files import read_json, write_atomically
 from vatt.model import VATT
 from vatt.model_card import read_card, write_model_card
 from vatt.optim import ScheduleConfig
@@ -215,7 +215,7 @@ def refuse_other_run(options: DemoOptions) -> None:
         "overrides": list(options.overrides),
     }
     note = options.out / "demo.json"
-    held = json.loads(note.read_text()) if note.exists() else asked
+    held = read_json(note) if note.exists() else asked
     if differing := [name for name in asked if held.get(name) != asked[name]]:
         name = differing[0]
         raise UserError(

@@ -126,9 +126,7 @@ def _check_format(path: Path) -> None:
 
 
 def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from zipfile import BadZipFile
-
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     _check_format(path)
     try:
@@ -143,5 +141,7 @@ def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], d
             return {name: file.get_tensor(name) for name in names}, metadata
     except FileNotFoundError as error:
         raise UserError(f"no features {path}: check the path") from error
-    except (BadZipFile, SafetensorError, KeyError, ValueError, EOFError) as error:
-        raise UserError(f"{path} holds no features of vatt: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # numpy raises many kinds, by what the file is instead
+        raise UserError(f"{path} holds no features of vatt, or is damaged") from error

@@ -1,8 +1,12 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and JSON files of users."""
 
 import errno
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from vatt.errors import UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -25,6 +29,24 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, **hooks: Any) -> Any:
+    """Content of a JSON file.
+
+    Args:
+        path: The file.
+        hooks: Arguments of `json.loads`; a `ValueError` of theirs is a fault of the file.
+
+    Raises:
+        UserError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes(), **hooks)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
+        raise UserError(f"{path} is not JSON ({error}): correct it") from error
 
 
 def no_space(error: OSError, advice: str) -> str:

@@ -156,5 +156,5 @@ def _load(path: Path) -> tuple[Tensor, dict[str, str]] | None:
             return file.get_tensor("values"), json.loads(file.metadata()["reasons"])
     except FileNotFoundError:
         return None
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it") from error

@@ -3,18 +3,17 @@
 It says what the model's configuration, its run and its evaluations say, and leaves out the rest.
 """
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
 from vatt.checkpoint import weights_digest
 from vatt.errors import UserError
-from vatt.files import write_atomically
+from vatt.files import read_json, write_atomically
 from vatt.model import VATT
 from vatt.model_card_sections import card_body
 from vatt.training_facts import DECIMALS, TrainingFacts, read_run
@@ -152,11 +151,11 @@ def _read_results(path: Path, model: VATT) -> list["EvalResult"]:
     """What `vatt evaluate` has measured of a model."""
     from huggingface_hub import EvalResult
 
+    content = read_json(path)
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
         digest, rows = content["model"]["sha256"], content["metrics"]
         task, data_set = content["task"], content["data_set"]
-    except (ValueError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise UserError(f"{path} is not the results.json of `vatt evaluate`") from error
     if digest != weights_digest(model):
         raise UserError(

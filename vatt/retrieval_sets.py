@@ -10,7 +10,6 @@ Source: a copy of MSR-VTT's csv in a public repository; code in public repositor
 json files.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from vatt.evaluation_items import (
     refuse,
     with_media,
 )
+from vatt.files import read_json
 
 MSRVTT_COLUMNS = ("video_id", "sentence")
 MSRVTT_1K, MSRVTT_FULL, YOUCOOK2 = "msrvtt-1k", "msrvtt-full", "youcook2"
@@ -65,7 +65,7 @@ def read_retrieval_set(
         if split is not None:
             raise UserError(f"{path} has no splits: leave split out")
         return read_msrvtt_csv(path, videos)
-    content = _read_json(path)
+    content = read_json(path, object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
     if isinstance(content, list):
         return read_caption_list(path, content, videos)
     if isinstance(content, dict) and "database" in content:
@@ -301,26 +301,15 @@ def _expect_split(path: Path, split: str, splits: set[str]) -> None:
         raise UserError(f"{path} has no split {split!r}: it has {', '.join(sorted(splits))}")
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(
-            path.read_bytes(), object_pairs_hook=_without_twins, parse_constant=_refuse_constant
-        )
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): correct the path") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON as it must be ({error})") from error
-
-
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; json itself would keep the last of several entries with one key."""
     made = dict(pairs)
     if len(made) < len(pairs):
         keys = [key for key, _ in pairs]
         twin = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"an object has the key {twin!r} twice")
+        raise ValueError(f"an object has the key {twin!r} twice")
     return made
 
 
 def _refuse_constant(name: str) -> Any:
-    raise UserError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is no number of JSON")

@@ -151,10 +151,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError:
             raise
         except Exception as error:  # torch raises many kinds, by what the file is instead
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(
-                f"{path} is not a checkpoint that can be read ({reason}): {remedy}"
-            ) from error
+            raise UserError(f"{path} is damaged, or no checkpoint: {remedy}") from error
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise UserError(f"{path} is not a checkpoint of a training run: {remedy}")
         return checkpoint

@@ -195,7 +195,11 @@ class SearchFiles:
         """Name of an input (`source`), and where its media lie."""
         start = int(self._source_ends[number - 1]) if number else 0
         line = self._lines[start : int(self._source_ends[number])]
-        described: dict[str, str] = json.loads(line.tobytes())
+        try:
+            described: dict[str, str] = json.loads(line.tobytes())
+            described["source"]
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise UserError(f"{self._data / 'sources.jsonl'} is damaged: {MAKE}", 2) from error
         return described
 
     def _map(self, name: str) -> NDArray[Any]:
@@ -204,7 +208,7 @@ class SearchFiles:
             if path.suffix == ".npy":
                 return np.load(path, mmap_mode="r", allow_pickle=False)
             return np.memmap(path, mode="r")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # numpy raises many kinds, by what the file is instead
             raise UserError(f"{path} is missing or damaged: {MAKE}", 2) from error
 
 
@@ -220,7 +224,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = said["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {MAKE}", 2) from error
     if version != FORMAT_VERSION:
         raise UserError(

@@ -4,7 +4,6 @@ What is not known is left out; nothing is guessed.
 """
 
 import csv
-import json
 import math
 import os
 import shlex
@@ -12,11 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import yaml
-
 from vatt.checkpoint import read_steps
-from vatt.config_files import config_paths
+from vatt.config_files import config_paths, read_settings
 from vatt.errors import CheckpointError, UserError
+from vatt.files import read_json
 from vatt.hub import model_path
 
 RUN_CHECKPOINT = Path("checkpoints") / "last.ckpt"
@@ -113,14 +111,9 @@ def read_run(
     """
     folder = Path(run)
     path = max(folder.glob("config*.yaml"), key=_number_of_resume, default=folder / RUN_CONFIG)
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is no run folder: {RUN_CONFIG} is missing") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not the configuration of a run")
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: {RUN_CONFIG} is missing")
+    config = read_settings(path)
     trained = Path(checkpoint or folder / RUN_CHECKPOINT)
     steps = read_steps(trained) if trained.is_file() else None
     rows = _read_metrics(folder / "metrics.csv")
@@ -191,10 +184,9 @@ def _facts_of_environment(path: Path) -> dict[str, Any]:
     path = path.with_suffix(".json")
     if not path.is_file():
         return {}
-    try:
-        environment = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    environment = read_json(path)
+    if not isinstance(environment, dict):
+        raise UserError(f"{path} is not the environment of a run: delete it, or give another run")
     command = shlex.split(str(environment.get("command") or ""))
     known = [name for name in VERSIONS if environment.get(name)]
     facts = {
@@ -211,15 +203,15 @@ def _read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
     """Rows of `metrics.csv`: the step, counted from 0, and what was measured after it."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
     try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
         return [
             (int(row["step"]), {k: float(v) for k, v in row.items() if k != "step"})
             for row in rows
             if "step" in row
         ]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is not the metrics of a run: {error}") from error
 
 
