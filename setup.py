@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
@@ -36,11 +36,13 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
-    # By name: a search would ship tests/ and scripts/ the day one of them gets an __init__.py.
-    packages=["vatt", "datamodules"],
-    # vatt/configs is a link to configs/, so that an installed vatt finds its configs by name.
+    packages=find_packages(include=["vatt", "vatt.*", "datamodules"]),
+    # vatt/config/configs is a link to configs/: an installed vatt finds its configs by name.
     package_data={
-        "vatt": ["py.typed", "configs/*.yaml", "*.html", "*.css", "*.js"],
+        "": ["*.pyi"],
+        "vatt": ["py.typed"],
+        "vatt.config": ["configs/*.yaml"],
+        "vatt.pages": ["*.html", "*.css", "*.js"],
         "datamodules": ["py.typed"],
     },
     zip_safe=False,
@@ -53,6 +55,7 @@ setup(
         "wandb>=0.30",
         "numpy>=2.0",
         "jsonargparse[signatures]>=4.50",
+        "lazy_loader>=0.4",
         "huggingface_hub>=1.0",
         "safetensors>=0.5",
         "tokenizers>=0.21",
@@ -80,6 +83,7 @@ setup(
             "fsspec>=2024.6",
             "google-crc32c>=1.5",
             "hypothesis>=6.100",
+            "import-linter>=2.3",
             "mteb>=2.26",
             "mypy>=2.0",
             "onnx>=1.16",

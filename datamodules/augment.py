@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from vatt.audio import LogMel
 from vatt.batch import Batch
-from vatt.preprocess import normalize_video
-from vatt.transforms import AugmentConfig, add_audio_noise, jitter_color, mask_spectrogram
+from vatt.config.augment import AugmentConfig
+from vatt.network.log_mel import LogMel
+from vatt.network.tokens import normalize_video
+from vatt.preprocess.transforms import add_audio_noise, jitter_color, mask_spectrogram
 
 
 def augment_batch(batch: Batch, augment: AugmentConfig, log_mel: LogMel | None = None) -> Batch:

@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.annotations import Annotation, Classes, Layout, read_classes
 from datamodules.augment import augment_batch
-from datamodules.labelled import LabelledClips, LabelledViews, Sight
-from datamodules.labelled_files import LabelledFiles, read_files
-from datamodules.loader import PositionedLoader, StartMethod, share_of_batch
-from datamodules.order import GlobalOrder
-from datamodules.retrieval import RetrievalLoader
 from datamodules.streamed import StreamedData
-from vatt.audio import log_mel_of
 from vatt.batch import LabelledBatch
-from vatt.config import AudioConfig, ClassifierConfig, VideoConfig
+from vatt.config.augment import AugmentConfig
+from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.config.model import ClassifierConfig
+from vatt.data.labelled import LabelledClips, LabelledViews, Sight
+from vatt.data.labelled_files import LabelledFiles, read_files
+from vatt.data.loader import PositionedLoader, RetrievalLoader, StartMethod, share_of_batch
+from vatt.data.order import GlobalOrder
 from vatt.errors import UserError
-from vatt.files import write_atomically
-from vatt.media_folder import find_media
-from vatt.preprocess import normalize_video
-from vatt.transforms import AugmentConfig, mixup
+from vatt.media.folder import find_media
+from vatt.network.log_mel import log_mel_of
+from vatt.network.tokens import normalize_video
+from vatt.preprocess.transforms import mixup
+from vatt.sets.annotations import Annotation, Classes, Layout, read_classes
+from vatt.system.files import write_atomically
 
 RECIPE = AugmentConfig(crop="area", audio_noise=0.0)  # as the official code in fine-tuning
 
@@ -35,7 +36,7 @@ class ClassificationData(StreamedData):
     Args:
         train: Annotation file, or for the layout `folder` a folder with one for each class.
         validation: The same for evaluation. None: no validation; of ESC-50 the fold.
-        layout: Form of the annotations, see `datamodules.annotations`.
+        layout: Form of the annotations, see `vatt.sets.annotations`.
         media: Folder of the media. None: where they usually are; Kinetics and AudioSet need it.
         validation_media: The same for `validation`; None: as `media`.
         classes: File of the classes in their order; None: all of `train`, sorted.

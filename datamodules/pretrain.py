@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.augment import augment_batch
-from datamodules.cache import GIB, ClipCache, warm_up
-from datamodules.clips import Geometry
-from datamodules.loader import PositionedLoader, StartMethod, share_of_batch
-from datamodules.order import GlobalOrder
-from datamodules.prefetch import ShardPrefetch
-from datamodules.retrieval import RetrievalLoader, RetrievalSamples, count_captions
-from datamodules.run_tokenizer import trained_tokenizer, vocabulary_hash
-from datamodules.samples import ClipSamples
 from datamodules.streamed import StreamedData
-from vatt.audio import log_mel_of
 from vatt.batch import Batch, MicroBatches
-from vatt.config import AudioConfig, TextConfig, VideoConfig
+from vatt.config.augment import AugmentConfig
+from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
+from vatt.data.cache import GIB, ClipCache, warm_up
+from vatt.data.clips import Geometry
+from vatt.data.loader import PositionedLoader, RetrievalLoader, StartMethod, share_of_batch
+from vatt.data.order import GlobalOrder
+from vatt.data.prefetch import ShardPrefetch
+from vatt.data.retrieval import RetrievalSamples, count_captions
+from vatt.data.run_tokenizer import trained_tokenizer, vocabulary_hash
+from vatt.data.samples import ClipSamples
 from vatt.errors import UserError
-from vatt.remote import find_tars, is_remote, local_or_remote
-from vatt.shards import ShardSet
-from vatt.text import Tokenizer
-from vatt.transforms import AugmentConfig
+from vatt.network.log_mel import log_mel_of
+from vatt.preprocess.tokenizer import Tokenizer
+from vatt.shards.places import find_tars, is_remote, local_or_remote
+from vatt.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)
 

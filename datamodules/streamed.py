@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
-from datamodules.loader import PositionedLoader
-from datamodules.order import GlobalOrder
+from vatt.data.loader import PositionedLoader
+from vatt.data.order import GlobalOrder
 
 
 class StreamedData(LightningDataModule):

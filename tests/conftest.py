@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tests run in several processes
@@ -11,11 +10,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from filelock import FileLock
+from corpus import made_once
 
-from datamodules.synthetic import write_corpus
 from vatt import VATT, ShardSet, Tokenizer, preset, save_model
-from vatt.build_shards import build_shards
+from vatt.demo.corpus import write_corpus
+from vatt.packing.build import build_shards
 
 torch.set_num_threads(1)
 # a shell's background jobs ignore Ctrl-C, which the processes that tests interrupt would inherit
@@ -53,21 +52,6 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> 
             )
 
     return made_once(tmp_path_factory, "shards", make)
-
-
-def made_once(
-    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]
-) -> Path:
-    """A folder that the first process which needs it makes for all processes of a test run."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    folder, finished = base / name, base / f"{name}.finished"
-    with FileLock(base / f"{name}.lock"):
-        if not finished.exists():
-            make(folder)
-            finished.touch()
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,30 +8,30 @@ from importlib import import_module
 from typing import Any
 
 import vatt
-from vatt.config_files import shipped_configs
+from vatt.config.shipped import shipped_configs
 from vatt.errors import VattError
-from vatt.files import NO_SPACE, no_space
+from vatt.system.files import NO_SPACE, no_space
 
 # name: (module, function, what it does)
 COMMANDS = {
-    "demo": ("vatt.demo", "main", "corpus → shards → training → retrieval → report.html"),
-    "fit": ("vatt.training_cli", "main", "train; --config takes a file or a shipped name"),
-    "validate": ("vatt.training_cli", "main", "retrieval metrics of a checkpoint"),
-    "test": ("vatt.training_cli", "main", "the same over the test set"),
-    "predict": ("vatt.training_cli", "main", "embeddings of a set"),
+    "demo": ("vatt.demo.run", "main", "corpus → shards → training → retrieval → report.html"),
+    "fit": ("vatt.runs.training_cli", "main", "train; --config takes a file or a shipped name"),
+    "validate": ("vatt.runs.training_cli", "main", "retrieval metrics of a checkpoint"),
+    "test": ("vatt.runs.training_cli", "main", "the same over the test set"),
+    "predict": ("vatt.runs.training_cli", "main", "embeddings of a set"),
     "evaluate": (
-        "vatt.evaluate_commands",
+        "vatt.commands.evaluate",
         "evaluate",
         "retrieval, linear, zero-shot: published protocols",
     ),
-    "shards": ("vatt.commands", "shards", "build: media folder → tar shards; check: decode all"),
-    "tokenizer": ("vatt.commands", "tokenizer", "captions of shards, or a vocabulary → tokenizer"),
-    "extract": ("vatt.feature_commands", "extract", "vectors of many media, window by window"),
-    "index": ("vatt.feature_commands", "index", "these vectors → an index to search in"),
-    "search": ("vatt.feature_commands", "search", "find segments by words, a sound or a video"),
-    "export": ("vatt.export_commands", "export", "model → ONNX, torch.export, model card"),
-    "convert": ("vatt.commands", "convert", "official TensorFlow checkpoint → model folder"),
-    "doctor": ("vatt.doctor", "doctor", "what is missing; --model NAME: what a model costs"),
+    "shards": ("vatt.commands.shards", "shards", "media folder → tar shards, and their check"),
+    "tokenizer": ("vatt.commands.tokenizer", "tokenizer", "captions or a vocabulary → tokenizer"),
+    "extract": ("vatt.commands.extract", "extract", "vectors of many media, window by window"),
+    "index": ("vatt.commands.index", "index", "these vectors → an index to search in"),
+    "search": ("vatt.commands.search", "search", "find segments by words, a sound or a video"),
+    "export": ("vatt.commands.export", "export", "model → ONNX, torch.export, model card"),
+    "convert": ("vatt.commands.convert", "convert", "official checkpoint → model folder"),
+    "doctor": ("vatt.commands.doctor", "doctor", "what is missing; what a model costs"),
 }
 SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
 
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"no command {argv[0]!r}.{_nearest(argv[0])} `vatt --help` lists them.", 2)
     module, function, _ = COMMANDS[argv[0]]
     # the training commands share a parser that wants the name of the command
-    arguments = argv if module == "vatt.training_cli" else argv[1:]
+    arguments = argv if module == "vatt.runs.training_cli" else argv[1:]
     try:
         return _run(getattr(import_module(module), function), arguments)
     except (Exception, KeyboardInterrupt) as error:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 SHOWN_FAULTS = 20  # in printed reports; the report objects hold all
 
 
+SHOWN_FAULTS = 20  # in printed reports; the report objects hold all
+
+
 class VattError(Exception):
     """An error that ends a command with one sentence; any other exception is a bug.
 

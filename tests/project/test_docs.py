@@ -1,0 +1,147 @@
+"""Every block of docs/ runs as it stands, in the order of the page."""
+
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from media_files import KINDS, make_file, make_still
+
+from vatt import VATT, Tokenizer, preset, save_model
+from vatt.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+READ_AT_ONCE = ("/config.yaml", "train.csv")  # which are not here
+COMMANDS = [
+    (page.name, command)
+    for page in PAGES
+    for language, block in BLOCK.findall(page.read_text(encoding="utf-8"))
+    if language == "bash"
+    for line in block.replace("\\\n", " ").splitlines()
+    if (command := shlex.split(line, comments=True))
+]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files and the model of which the pages speak."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["a dog barks while someone chops onions", "a red ring spins"], 20)
+    save_model(VATT(preset("tiny")), tmp_path / "runs" / "demo" / "model", tokenizer)
+    make_file(tmp_path / "kitchen.mp4", KINDS["plain.mp4"])
+    make_file(tmp_path / "garden.mp4", KINDS["silent.mp4"])
+    sound = replace(KINDS["sound.m4a"], audio="pcm_s16le")
+    make_file(tmp_path / "bark.wav", sound)
+    make_still(tmp_path / "photo.png", "png")
+    (tmp_path / "my_videos" / "talks").mkdir(parents=True)
+    for path in sorted((tiny_corpus / "train").glob("*.mp4"))[:2]:
+        shutil.copy(path, tmp_path / "my_videos")
+    shutil.copy(tmp_path / "kitchen.mp4", tmp_path / "my_videos")
+    (tmp_path / "my_videos" / "talks" / "broken.mp4").write_bytes(b"no media" * 100)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def arguments_of(command: list[str]) -> list[str] | None:
+    """What `vatt` is given by a command of a page, also where something else starts it."""
+    if command[0] == "torchrun":
+        command = command[command.index("--no-python") + 1 :]
+    if command[0] == "sbatch":
+        script = command.index("scripts/slurm_pretrain.sh")
+        command = ["vatt", "fit", *command[script + 1 :]]
+    return command[1:] if command[0] == "vatt" else None
+
+
+def run_blocks(text: str, names: dict[str, Any]) -> int:
+    """Runs all blocks of a text, in order; their number."""
+    blocks = BLOCK.findall(text)
+    for language, block in blocks:
+        if language == "bash":
+            for line in block.replace("\\\n", " ").strip().splitlines():
+                arguments = arguments_of(shlex.split(line, comments=True))
+                assert arguments is not None, f"there is a command that no test runs: {line}"
+                assert main(arguments) == 0, line
+        else:
+            assert language == "python", f"a block in {language!r} is not run"
+            exec(compile(block, block.splitlines()[0], "exec"), names)
+    return len(blocks)
+
+
+def test_every_block_of_the_page_on_features_runs(workplace: Path) -> None:
+    names: dict[str, Any] = {}
+    assert run_blocks((ROOT / "docs" / "features.md").read_text(encoding="utf-8"), names) > 20
+    assert names["readable"].tolist() == [True, False]
+    assert len(names["hits"]) == 5
+    assert (workplace / "found.html").is_file()
+    same = names["fx"].extract("kitchen.mp4", space="vt", modalities=["video"])["video_vt"][:1]
+    ours = names["fx"].encode_text("a red ring spins") @ same.T
+    assert names["cosine"] == pytest.approx(ours.numpy(), abs=1e-4)
+    assert "license: apache-2.0" in names["card"]
+
+
+def test_every_block_on_using_a_model_in_the_readme_runs(workplace: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    start, end = readme.index("## Use it from Python"), readme.index("## Evaluate")
+    assert run_blocks(readme[start:end], names) >= 4
+    assert names["cosines"].shape == (2, 2)
+    assert names["sound"].shape == (1, 24)
+    assert names["video"].shape == names["audio"].shape == (1, 32)
+    assert (workplace / "kitchen.npz").is_file()
+    start, end = readme.index("## The models"), readme.index("## Official weights")
+    assert run_blocks(readme[start:end], names) == 1
+    assert names["output"].embeddings["video_vt"].shape == (2, 12)
+    assert names["logits"].shape == (2, 400)
+    assert names["features"].shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("page", "arguments"),
+    [
+        pytest.param(page, arguments, id=f"{page} {' '.join(arguments)[:40]}")
+        for page, command in COMMANDS
+        if (arguments := arguments_of(command)) and arguments[0] == "fit"
+        if not any(file in " ".join(arguments) for file in READ_AT_ONCE)
+    ],
+)
+def test_training_commands_are_understood(
+    page: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--print_config"]) == 0
+    assert "seed_everything" in capsys.readouterr().out
+
+
+def test_the_pages_name_commands_and_scripts_that_exist(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--help"]) == 0
+    listed = set(re.findall(r"^  (\w+)  ", capsys.readouterr().out, re.MULTILINE))
+    asked = [arguments_of(command) for _, command in COMMANDS]
+    assert {arguments[0] for arguments in asked if arguments} <= listed
+    for page in PAGES:
+        for script in re.findall(r"(?:scripts|\.ci)/[\w.]+\b", page.read_text(encoding="utf-8")):
+            assert (ROOT / script).is_file(), f"{page.name}: {script}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]*)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        other = page.parent / path if path else page
+        assert other.is_file(), target
+        assert not anchor or anchor in anchors_of(other), target
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}

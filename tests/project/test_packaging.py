@@ -1,0 +1,109 @@
+"""What users install: wheel and sdist, each in a fresh environment, used from an empty folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import vatt
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "vatt", "datamodules", "configs")
+CONFIGS = {f"vatt/config/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+CONTENTS = CONFIGS | {
+    path.relative_to(ROOT).as_posix()
+    for package in ("vatt", "datamodules")
+    for path in (ROOT / package).glob("**/*.*")
+    if "__pycache__" not in path.parts
+}
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Output of a command that runs as a user's would, without this test's variables."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST", "PYTHON", "COV"))
+    }
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel and the sdist, built from a copy, so that nothing is left in the checkout."""
+    folder = tmp_path_factory.mktemp("distributions")
+    checkout, out = folder / "checkout", folder / "dist"
+    checkout.mkdir()
+    for name in SHIPPED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name,
+                checkout / name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("__pycache__"),
+            )
+        else:
+            shutil.copy(ROOT / name, checkout)
+    for kind in ("wheel", "sdist"):
+        build = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
+        run(sys.executable, "-c", build, cwd=checkout)
+    return {"wheel": next(out.glob("*.whl")), "sdist": next(out.glob("*.tar.gz"))}
+
+
+@pytest.fixture(scope="module", params=["wheel", "sdist"])
+def installed(
+    request: pytest.FixtureRequest,
+    distributions: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Folder `bin` of a fresh environment with vatt; all other packages are this test's own."""
+    environment = tmp_path_factory.mktemp(request.param) / "environment"
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=ROOT)
+    inside = {"base": str(environment), "platbase": str(environment)}
+    site_packages = Path(sysconfig.get_path("purelib", scheme="venv", vars=inside))
+    # A path line in a .pth file adds a folder but does not run that folder's own .pth files:
+    # the others' packages come along, an editable vatt among them does not.
+    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python")
+    install = ("install", "--no-deps", "--no-index", "--no-build-isolation", "--quiet")
+    run(*pip, *install, distributions[request.param], cwd=environment)
+    return environment / "bin"
+
+
+def test_wheel_holds_both_packages_the_configs_and_nothing_else(
+    distributions: dict[str, Path],
+) -> None:
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        names = set(wheel.namelist())
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"vatt", "datamodules", f"vatt-{vatt.__version__}.dist-info"}
+    assert names >= CONTENTS
+    assert {"vatt/py.typed", "datamodules/py.typed"} <= CONTENTS
+    assert CONFIGS
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_sdist_holds_files_where_the_checkout_has_a_link(distributions: dict[str, Path]) -> None:
+    with tarfile.open(distributions["sdist"]) as sdist:
+        members = {member.name.split("/", 1)[-1]: member for member in sdist}
+    assert CONFIGS
+    for name in CONFIGS:
+        assert members[name].isfile()
+
+
+def test_installed_package_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    code = "import vatt, datamodules; print(vatt.__file__, datamodules.__file__, vatt.__version__)"
+    library, data, version = run(installed / "python", "-c", code, cwd=tmp_path).split()
+    assert Path(library).is_relative_to(installed.parent)
+    assert Path(data).is_relative_to(installed.parent)
+    assert version == vatt.__version__
+    assert "fit" in run(installed / "vatt", "--help", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []

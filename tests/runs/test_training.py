@@ -1,0 +1,345 @@
+"""Training runs by the real command line, on the tiny corpus."""
+
+import contextlib
+import resource
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from training_runs import STEPS, fit_arguments, read_losses, read_rows
+
+from vatt.batch import Batch
+from vatt.cli import main
+from vatt.config.model import VATTConfig
+from vatt.config.presets import preset
+from vatt.errors import UserError
+from vatt.evaluation.embedding_table import EmbeddingTable
+from vatt.models.checkpoint import load_model
+from vatt.network.contrastive_loss import LossConfig
+from vatt.preprocess.tokenizer import Tokenizer
+from vatt.runs.checkpoint import AtomicCheckpointIO
+from vatt.runs.steps import StepClock, TimeBudget
+from vatt.training.module import NonFiniteLossError
+from vatt.training.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
+from vatt.training.pretrain import PretrainModule, join_ranks
+
+TINY = preset("tiny").encoder
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("training") / "run"
+    budget = "--run.time_budget_seconds=600"  # generous: the steps alone make the schedule
+    assert main(fit_arguments(tiny_shards, run, budget)) == 0
+    return run
+
+
+def test_run_directory_holds_everything_of_the_run(finished_run: Path) -> None:
+    names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*")}
+    files = {"config.yaml", "environment.json", "metrics.csv", "tokenizer.json"}
+    assert names == {*files, "checkpoints", "checkpoints/last.ckpt"}
+
+
+def test_metrics_have_their_names_and_a_row_for_each_step(finished_run: Path) -> None:
+    rows = read_rows(finished_run)
+    assert [int(row["step"]) for row in rows] == list(range(STEPS))
+    assert {
+        *("train/loss", "train/loss_video_audio", "train/loss_video_text", "train/grad_norm"),
+        *("train/accuracy_video_audio", "train/accuracy_video_text", "train/learning_rate"),
+        *("perf/clips_per_second", "perf/data_wait_share", "perf/step_seconds"),
+        *("data/decode_failures", "data/text_coverage", "data/audio_coverage"),
+        *(f"val/text_to_video/{name}" for name in ("R@1", "R@5", "R@10", "MedR")),
+        *(f"val/{name}/R@1" for name in ("video_to_text", "audio_to_video", "video_to_audio")),
+    } <= rows[0].keys()
+    assert [int(row["step"]) for row in rows if row["val/text_to_video/R@1"]] == [3, 7, 9]
+    assert all(0 <= float(row["perf/data_wait_share"]) <= 1 for row in rows)
+
+
+def test_learning_rate_follows_the_schedule_of_the_config(finished_run: Path) -> None:
+    schedule = ScheduleConfig(
+        kind="constant_then_linear", max_steps=STEPS, warmup_steps=2, final_factor=0.0
+    )
+    expected = [1e-3 * learning_rate_factor(schedule, step / STEPS) for step in range(STEPS)]
+    logged = [float(row["train/learning_rate"]) for row in read_rows(finished_run)]
+    assert logged == pytest.approx(expected, rel=1e-6)
+
+
+def test_checkpoint_describes_its_model_and_holds_no_objects(finished_run: Path) -> None:
+    path = finished_run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["global_step"] == STEPS
+    assert "hyper_parameters" not in checkpoint
+    assert load_model(path).config.to_dict() == checkpoint["vatt_config"]
+
+
+def test_time_budget_ends_the_run_with_its_schedule_carried_out(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    budget = 3.0
+    options = [f"--run.time_budget_seconds={budget}", "--trainer.max_steps=1000000"]
+    assert main(fit_arguments(tiny_shards, run, *options)) == 0
+    rows = [row for row in read_rows(run) if row["train/loss"]]
+    rates = [float(row["train/learning_rate"]) for row in rows]
+    assert max(rates) == pytest.approx(1e-3)
+    assert rates[-1] < max(rates)  # it fell, by time: a millionth of the steps would not do it
+    spent = sum(float(row["perf/step_seconds"]) for row in rows)
+    assert budget <= spent < budget + 2 * max(float(row["perf/step_seconds"]) for row in rows)
+    assert rows[-1]["val/text_to_video/R@1"]  # validated at the end
+    before = len(rows)
+    assert main(fit_arguments(tiny_shards, run, *options, "--ckpt_path=last")) == 0
+    assert len(read_losses(run)) <= before + 1  # the time that was spent counts after a resume
+
+
+@pytest.mark.parametrize(("seconds", "share"), [(9.0, 0.0), (55.0, 0.5), (100.0, 1.0)])
+def test_time_leads_only_beyond_a_slack(seconds: float, share: float) -> None:
+    clock, module = StepClock(), tiny_module()
+    clock.training_seconds = seconds
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    TimeBudget(clock, 100.0).on_train_start(trainer, module)
+    assert module.time_share == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(4, [3, 5]), (0, [])])
+def test_last_step_has_a_row_unless_nothing_is_logged(
+    tiny_shards: Path, tmp_path: Path, interval: int, steps: list[int]
+) -> None:
+    run = tmp_path / "run"
+    options = [f"--trainer.log_every_n_steps={interval}", "--trainer.max_steps=6"]
+    assert main(fit_arguments(tiny_shards, run, *options, "--trainer.limit_val_batches=0")) == 0
+    rows = read_rows(run) if steps else []
+    assert [int(row["step"]) for row in rows] == steps
+    assert all(row["train/loss"] and row["perf/step_seconds"] for row in rows)
+
+
+def test_resumed_run_that_has_nothing_left_says_so(
+    tiny_shards: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(fit_arguments(tiny_shards, finished_run, "--ckpt_path=last")) == 0
+    assert "is trained: step 10" in capsys.readouterr().out
+    (finished_run / "config.resume-1.yaml").unlink()
+
+
+def test_validate_repeats_the_metrics_of_the_last_validation(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finished_run / "config.yaml"
+    assert main(["validate", f"--config={config}", "--ckpt_path=last"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    last = read_rows(finished_run)[-1]
+    for direction in ("text_to_video", "video_to_audio"):
+        title = direction.replace("_to_", " → ")
+        line = next(line for line in printed if line.strip().startswith(title))
+        assert f"MedR {float(last[f'val/{direction}/MedR']):5.1f}" in line
+
+
+def test_predict_writes_the_embeddings_of_the_set(finished_run: Path) -> None:
+    from safetensors import safe_open
+
+    config = finished_run / "config.yaml"
+    limit = "--trainer.limit_predict_batches=2"
+    assert main(["predict", f"--config={config}", "--ckpt_path=last", limit]) == 0
+    out = finished_run / "checkpoints" / "embeddings.safetensors"
+    with safe_open(out, "pt") as file:
+        assert file.get_tensor("video_va").shape == (16, 24)
+        assert len(file.metadata()["keys"].split(",")) == 16
+    out.unlink()
+
+
+def test_fresh_run_never_overwrites_another(
+    tiny_shards: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished_run / "metrics.csv").read_text()
+    assert main(fit_arguments(tiny_shards, finished_run)) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert (finished_run / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "foreign"])
+def test_file_that_is_no_checkpoint_is_named_with_the_remedy(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    path, whole = tmp_path / "x.ckpt", (finished_run / "checkpoints" / "last.ckpt").read_bytes()
+    torch.save({"weight": torch.zeros(2)}, path)
+    others = {"truncated": whole[: len(whole) // 2], "text": b"no checkpoint", "empty": b""}
+    path.write_bytes(others.get(damage, path.read_bytes()))
+    config = finished_run / "config.yaml"
+    assert main(["validate", f"--config={config}", f"--ckpt_path={path}"]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"vatt: {path} is not a checkpoint" in message
+    assert "give --ckpt_path" in message
+
+
+def test_run_goes_on_with_its_own_tokenizer_and_refuses_another(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(tiny_shards, shards)
+    short = ["--trainer.max_steps=3", "--trainer.num_sanity_val_steps=0"]
+    assert main(fit_arguments(shards, run, *short)) == 0
+    shutil.rmtree(shards / "train")  # and the tokenizer beside the shards
+    arguments = [f"--config={run / 'config.yaml'}", "--ckpt_path=last"]
+    assert main(["validate", *arguments]) == 0
+    other = tmp_path / "other.json"
+    Tokenizer.train(["quite other words"], 512).save(other)
+    capsys.readouterr()
+    assert main(["validate", *arguments, f"--data.init_args.tokenizer={other}"]) == 1
+    assert "trained with another tokenizer" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_geometry_is_refused_by_name(
+    tiny_shards: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = finished_run / "checkpoints" / "last.ckpt"
+    more = [f"--ckpt_path={checkpoint}", "--model.init_args.model.d_post=48"]
+    assert main(fit_arguments(tiny_shards, tmp_path / "run", *more)) == 1
+    assert "d_post is 32 there and 48 here" in capsys.readouterr().err
+
+
+def test_run_goes_on_from_a_model_whose_parts_stood_in_another_order(
+    tiny_shards: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished_run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    last = path.with_name("reversed.ckpt")
+    checkpoint["state_dict"] = dict(reversed(checkpoint["state_dict"].items()))
+    optimizer = checkpoint["optimizer_states"][0]
+    turned = [
+        optimizer["state"][index]
+        for group in optimizer["param_groups"]
+        for index in reversed(group["params"])
+    ]
+    optimizer["state"] = dict(enumerate(turned))
+    torch.save(checkpoint, last)
+    losses = []
+    for number, start in enumerate((path, last)):
+        more = [f"--ckpt_path={start}", f"--trainer.max_steps={STEPS + 3}"]
+        assert main(fit_arguments(tiny_shards, tmp_path / str(number), *more)) == 0
+        losses.append(read_losses(tmp_path / str(number)))
+    assert losses[0] == losses[1]
+    assert len(losses[0]) >= 3
+    # torch takes such state in silence, and its fused kernels then write into foreign memory
+    torch.save({**checkpoint, "state_dict": torch.load(path)["state_dict"]}, last)
+    capsys.readouterr()
+    more = [f"--ckpt_path={last}", f"--trainer.max_steps={STEPS + 3}"]
+    assert main(fit_arguments(tiny_shards, tmp_path / "refused", *more)) == 1
+    message = capsys.readouterr().err
+    assert "the optimiser's state exp_avg of network." in message
+    assert "init_from" in message
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    more = [
+        "--model.init_args.optimizer.name=sgd",
+        "--model.init_args.optimizer.learning_rate=1e38",
+    ]
+    more += ["--trainer.gradient_clip_val=null", "--run.checkpoint_every_n_steps=1"]
+    assert main(fit_arguments(tiny_shards, run, *more)) == 1
+    message = capsys.readouterr().err
+    assert "the loss is not finite at step 2" in message
+    assert "video-audio nan" in message
+    assert "000" in message.split("Clips of the batch: ")[1]  # keys of the corpus
+
+
+def test_accumulated_steps_count_optimizer_steps(tiny_shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=4"]
+    more += ["--trainer.limit_val_batches=0"]
+    assert main(fit_arguments(tiny_shards, run, *more)) == 0
+    assert sorted(read_losses(run)) == [0, 1, 2, 3]
+
+
+def test_failed_write_leaves_the_previous_checkpoint_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
+    large = {"step": torch.tensor(2), "weights": torch.zeros(1_000_000)}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))  # as if the disk were full
+        with pytest.raises(OSError, match="checkpoint"):
+            AtomicCheckpointIO().save_checkpoint(large, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert torch.load(path, weights_only=True)["step"] == 1
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_module_is_usable_without_the_command_line() -> None:
+    module = tiny_module()
+    batch = Batch(
+        video=torch.randint(0, 255, (4, 4, 32, 32, 3), dtype=torch.uint8),
+        audio=torch.rand(4, 6_400),
+        text=torch.randint(1, 99, (4, 2, 5)),
+    )
+    output = module.loss(module.network(batch), batch)
+    assert output.total.isfinite()
+    checkpoint: dict[str, Any] = {}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    checkpoint["vatt_config"]["video"]["num_frames"] = 8
+    with pytest.raises(UserError, match="video.num_frames is 8 there and 4 here"):
+        module.on_load_checkpoint(checkpoint)
+    with pytest.raises(UserError, match="it has no 'vatt_config'"):
+        module.on_load_checkpoint({})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": replace(TINY, dropout=0.5), "drop_token": 0.1, "audio_drop_token": 0.2}, ""),
+        ({"video_encoder": TINY}, ""),  # the one that the tower has anyway
+        ({"video_encoder": replace(TINY, num_layers=3)}, "video_encoder.num_layers is 3 there"),
+    ],
+)
+def test_geometry_is_what_the_weights_depend_on(changes: dict[str, Any], message: str) -> None:
+    ours = replace(preset("tiny"), arrangement="specific")
+    module = tiny_module(ours)
+    checkpoint = {"vatt_config": replace(ours, **changes).to_dict()}
+    refuses = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
+    with refuses:
+        module.on_load_checkpoint(checkpoint)
+
+
+def test_non_finite_loss_is_an_error_for_users() -> None:
+    assert issubclass(NonFiniteLossError, UserError)
+
+
+def tiny_module(config: VATTConfig | None = None) -> PretrainModule:
+    schedule = ScheduleConfig(max_steps=10, warmup_steps=1)
+    return PretrainModule(config or preset("tiny"), LossConfig(), OptimizerConfig(), schedule)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+def test_ranks_are_joined_to_the_set_without_its_repeated_records(world_size: int) -> None:
+    size = 7
+    mask = torch.ones(size, dtype=torch.bool)
+    table = EmbeddingTable(
+        keys=tuple(f"clip {index}" for index in range(size)),
+        video_va=torch.randn(size, 4),
+        audio_va=torch.randn(size, 4),
+        video_vt=None,
+        text_vt=None,
+        video_mask=mask,
+        audio_mask=mask,
+        text_mask=mask[:, None],
+    )
+    rows = range(-(-size // world_size))  # as vatt.data.retrieval gives them out
+    parts = [
+        table.select([(rank + world_size * row) % size for row in rows])
+        for rank in range(world_size)
+    ]
+    joined = join_ranks(parts)
+    assert joined.keys == table.keys
+    assert torch.equal(joined.video_va, table.video_va)
+    cut = join_ranks([part.select([0]) for part in parts])  # limit_val_batches
+    assert cut.keys == table.keys[:world_size]

@@ -1,0 +1,72 @@
+"""Settings of augmentation."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vatt.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes of training clips. The defaults are the published recipe.
+
+    Args:
+        crop: `scale` cuts a random square after a random scaling (pre-training); `area` cuts a
+            piece of random area and aspect and stretches it to the square (paper, fine-tuning).
+            Reading takes longer for `area`: more of the picture is scaled.
+        scale_range: For `scale`: the short side is decoded at this multiple of the image size,
+            drawn uniformly, before the square is cut; (1, 1) cuts along the longer side only.
+        area_range: For `area`: smallest and largest share of the picture.
+        aspect_range: For `area`: smallest and largest width / height of the piece.
+        flip_rate: Share of the clips that are mirrored. Use 0 where captions speak of left and
+            right.
+        color_jitter_rate: Share of the clips whose colours are changed. Use 0 where captions speak
+            of colours.
+        audio_noise: Standard deviation of the noise as a share of the clip's largest amplitude.
+        num_time_masks: SpecAugment: stretches of time that are blanked in a log-mel spectrogram.
+            Only for models that see one.
+        num_mel_masks: The same along the mel bins.
+        largest_time_mask: Largest share of the windows under one mask.
+        largest_mel_mask: Largest share of the mel bins under one mask.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    crop: Literal["scale", "area"] = "scale"
+    scale_range: tuple[float, float] = (1.0, 1.25)  # ours: at most 36 % of the area is cut off
+    area_range: tuple[float, float] = (0.08, 1.0)
+    aspect_range: tuple[float, float] = (0.5, 2.0)
+    flip_rate: float = 0.5
+    color_jitter_rate: float = 0.8
+    audio_noise: float = 0.01
+    num_time_masks: int = 0
+    num_mel_masks: int = 0
+    largest_time_mask: float = 0.2  # SpecAugment (arXiv 1904.08779): at most 0.2, of speech
+    largest_mel_mask: float = 0.34  # the same: 27 of 80 bins
+
+    @property
+    def masks_spectrogram(self) -> bool:
+        """Whether anything is blanked in spectrograms."""
+        return self.num_time_masks + self.num_mel_masks > 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        low, high = self.scale_range
+        if not 1 <= low <= high:
+            raise UserError(f"augment.scale_range must be 1 ≤ low ≤ high, got {self.scale_range}")
+        if self.crop not in ("scale", "area"):
+            raise UserError(f"augment.crop must be 'scale' or 'area', got {self.crop!r}")
+        low, high = self.area_range
+        if not 0 < low <= high <= 1:
+            raise UserError(f"augment.area_range must be 0 < low ≤ high ≤ 1, got {low, high}")
+        low, high = self.aspect_range
+        if not 0 < low <= high < math.inf:
+            raise UserError(f"augment.aspect_range must be 0 < low ≤ high, got {low, high}")
+        for name in ("flip_rate", "color_jitter_rate", "largest_time_mask", "largest_mel_mask"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("audio_noise", "num_time_masks", "num_mel_masks"):
+            if getattr(self, name) < 0:
+                raise UserError(f"augment.{name} must be at least 0, got {getattr(self, name)}")

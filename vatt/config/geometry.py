@@ -1,0 +1,198 @@
+"""Sizes of a clip: frames, pixels, samples, words and the patches they are cut into."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vatt.config.checks import check_choices, check_positive, check_sizes
+from vatt.errors import UserError
+
+MODALITIES = ("video", "audio", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig:
+    """Geometry of an RGB video clip, `[num_frames, image_size, image_size, 3]`.
+
+    Args:
+        num_frames: Frames per clip, `T`.
+        frame_rate: Frames per second at which a clip is sampled; 32 frames at 10 fps = 3.2 s.
+        image_size: Height and width in pixels.
+        patch_size: Frames, rows and columns of one token.
+        position_grid: Learned positions along time, height and width; None: one for each token of
+            this geometry. Where a clip has another grid, they are interpolated.
+        input_scale: Factor on the pixels in [-1, 1] before patching, 1 [P, C]. Small models that
+            train for minutes learn faster when tokens are as large as their positions.
+    """
+
+    num_frames: int = 32
+    frame_rate: float = 10.0
+    image_size: int = 224
+    patch_size: tuple[int, int, int] = (4, 16, 16)
+    position_grid: tuple[int, int, int] | None = None
+    input_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses a grid that the patches do not fill."""
+        check_positive(self, "video", "num_frames", "frame_rate", "image_size")
+        check_sizes("video.patch_size", self.patch_size, 3)
+        check_sizes("video.position_grid", self.position_grid, 3)
+        for axis, patches in (("num_frames", self.patch_size[:1]), ("image_size", self.patch_size)):
+            if any(getattr(self, axis) % patch for patch in patches[-2:]):
+                raise UserError(
+                    f"video.{axis} ({getattr(self, axis)}) must be a multiple of its patch size, "
+                    f"got patch_size={self.patch_size}"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width."""
+        frames, height, width = self.patch_size
+        return self.num_frames // frames, self.image_size // height, self.image_size // width
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a whole clip, before DropToken."""
+        frames, height, width = self.grid
+        return frames * height * width
+
+    @property
+    def duration_seconds(self) -> float:
+        """Time that a clip spans."""
+        return self.num_frames / self.frame_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrogramConfig:
+    """Log-mel spectrogram of a waveform, `[M, F]` in [0, 1] (`vatt.network.log_mel.LogMel`).
+
+    Args:
+        window_samples: Samples under one Hann window; 2048 at 48 kHz = 43 ms.
+        hop_samples: Samples from one window to the next.
+        num_mels: Mel bins, `F`.
+        min_hertz: Lower edge of the lowest mel bin.
+        max_hertz: Upper edge of the highest mel bin.
+        patch_size: Windows and mel bins of one token; what fills no patch is left out.
+        transposed_positions: Numbers the tokens mel bin by mel bin when their positions are looked
+            up, though they are stored window by window: a fault of the official code that its
+            released weights need [C].
+    """
+
+    window_samples: int = 2048
+    hop_samples: int = 1024
+    num_mels: int = 80
+    min_hertz: float = 80.0
+    max_hertz: float = 7600.0
+    patch_size: tuple[int, int] = (16, 5)
+    transposed_positions: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that make no spectrogram."""
+        check_positive(self, "audio.spectrogram", "window_samples", "hop_samples", "num_mels")
+        check_sizes("audio.spectrogram.patch_size", self.patch_size, 2)
+        if self.patch_size[1] > self.num_mels:
+            raise UserError(
+                f"audio.spectrogram.patch_size must fit {self.num_mels} mel bins, "
+                f"got {self.patch_size}"
+            )
+        if not 0 <= self.min_hertz < self.max_hertz:
+            raise UserError(
+                "audio.spectrogram needs 0 <= min_hertz < max_hertz, "
+                f"got {self.min_hertz} and {self.max_hertz}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """Geometry of a mono waveform in [-1, 1].
+
+    Args:
+        sample_rate: Hz.
+        num_samples: Samples per clip, `S`; 153,600 at 48 kHz = 3.2 s.
+        patch_size: Samples of one token, where tokens are pieces of the waveform.
+        spectrogram: Makes tokens of a log-mel spectrogram instead. None: of the waveform.
+        position_grid: Learned positions, (tokens,) for a waveform, (time, mel) for a spectrogram;
+            None: one for each token of this geometry. Otherwise they are interpolated.
+        input_scale: Factor on the waveform before patching, 1 [P, C]; as for video.
+    """
+
+    sample_rate: int = 48_000
+    num_samples: int = 153_600
+    patch_size: int = 128
+    spectrogram: SpectrogramConfig | None = None
+    position_grid: tuple[int, ...] | None = None
+    input_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses a length that the patches do not fill."""
+        check_positive(self, "audio", "sample_rate", "num_samples", "patch_size")
+        check_sizes("audio.position_grid", self.position_grid, len(self.grid))
+        if self.spectrogram is not None and self.spectrogram.max_hertz > self.sample_rate / 2:
+            raise UserError(
+                f"audio.spectrogram.max_hertz ({self.spectrogram.max_hertz}) must not be above "
+                f"half of audio.sample_rate ({self.sample_rate})"
+            )
+        if self.spectrogram is None and self.num_samples % self.patch_size:
+            sizes = f"audio.num_samples ({self.num_samples})"
+            raise UserError(f"{sizes} must be a multiple of audio.patch_size ({self.patch_size})")
+        if 0 in self.grid:
+            raise UserError(f"audio.num_samples ({self.num_samples}) do not fill one patch")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along time or, for a spectrogram, along time and mel bins."""
+        mel = self.spectrogram
+        if mel is None:
+            return (self.num_samples // self.patch_size,)
+        windows = -(-self.num_samples // mel.hop_samples)
+        return windows // mel.patch_size[0], mel.num_mels // mel.patch_size[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a whole clip, before DropToken."""
+        return math.prod(self.grid)
+
+    @property
+    def duration_seconds(self) -> float:
+        """Time that a clip spans."""
+        return self.num_samples / self.sample_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Geometry of a caption, and what is particular to a text tower of its own.
+
+    Args:
+        tower: Text tower of the specific arrangement: `t5`, or `linear`: relu(Dense) of each word
+            vector, maximum over all words, padding included.
+        vocab_size: Number of ids, padding included; id 0 is padding.
+        max_words: Words kept of a caption, `J`.
+        d_embedding: Width of the word vectors. The agnostic arrangement projects it to `d_model`
+            with a GELU, as the T5 tower does.
+        train_embedding: Whether word vectors learn. The release keeps them frozen; without given
+            vectors they must learn.
+        relative_buckets: Buckets of the T5 relative attention bias.
+        relative_max_distance: Distance from which all words share the last bucket.
+        d_linear: Width of the linear tower.
+    """
+
+    tower: Literal["t5", "linear"] = "t5"
+    vocab_size: int = 65_536
+    max_words: int = 16
+    d_embedding: int = 300
+    train_embedding: bool = True
+    relative_buckets: int = 32
+    relative_max_distance: int = 64
+    d_linear: int = 2048
+
+    def __post_init__(self) -> None:
+        """Refuses sizes that make no tower."""
+        check_choices(self, "text")
+        check_positive(self, "text", "max_words", "d_embedding", "d_linear")
+        if self.vocab_size < 2:  # padding and a word
+            raise UserError(f"text.vocab_size must be at least 2, got {self.vocab_size}")
+        if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 4:
+            raise UserError(
+                "text needs relative_buckets >= 4 and relative_max_distance > a quarter of them, "
+                f"got {self.relative_buckets} and {self.relative_max_distance}"
+            )

@@ -1,0 +1,126 @@
+"""Configuration files by name, and one sentence about what is wrong in one."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from vatt.errors import UserError
+
+CONFIG_OPTIONS = ("-c", "--config")
+SWEEP = "sweep"  # stands beside the configurations, but is one of W&B's
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configurations that come with vatt, by name."""
+    folder = Path(__file__).parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != SWEEP}
+
+
+def find_config(name: str) -> Path:
+    """A configuration file, given by its path or by the name of a shipped one.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_configs()
+    if name in shipped:
+        return shipped[name]
+    raise UserError(
+        f"no configuration {name!r}: there is no such file, and shipped are "
+        f"{', '.join(shipped)}.{guess(name, shipped)}",
+        2,
+    )
+
+
+def with_config_paths(args: Sequence[str]) -> list[str]:
+    """The arguments with the names of shipped configurations replaced by their paths."""
+    result = list(args)
+    for i, argument in enumerate(result):
+        option, separator, value = argument.partition("=")
+        if option == "--config" and separator:
+            result[i] = f"{option}={find_config(value)}"
+        elif argument in CONFIG_OPTIONS and i + 1 < len(result):
+            result[i + 1] = str(find_config(result[i + 1]))
+    return result
+
+
+def config_paths(args: Sequence[str]) -> list[Path]:
+    """The configuration files that arguments name."""
+    joined = [a.partition("=")[2] for a in args if a.startswith("--config=")]
+    apart = [b for a, b in pairwise(args) if a in CONFIG_OPTIONS]
+    return [Path(name) for name in joined + apart]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that a configuration file holds.
+
+    Raises:
+        UserError: it is not YAML, or holds something else.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # RecursionError: nested too deep
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML ({reason}): correct it", 2) from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} holds no settings: give a configuration as YAML", 2)
+    return settings
+
+
+def given_keys(args: Sequence[str]) -> Iterator[str]:
+    """Dotted keys that the user sets, on the command line and in configuration files."""
+    for argument in args:
+        if argument.startswith("--"):
+            yield argument[2:].partition("=")[0]
+    for path in config_paths(args):
+        yield from _nested_keys(read_settings(path))
+
+
+def given_values(args: Sequence[str]) -> dict[str, Any]:
+    """Values that the user sets, by dotted key: of configuration files, then of options."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for path in config_paths(args):
+        values |= _nested_values(read_settings(path))
+    for i, argument in enumerate(args):
+        key, separator, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and key != "config" and (separator or i + 1 < len(args)):
+            with contextlib.suppress(yaml.YAMLError):
+                values |= _nested_values({key: yaml.safe_load(value if separator else args[i + 1])})
+    return values
+
+
+def _nested_values(content: Any, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in content.items() if isinstance(content, dict) else ():
+        values[f"{prefix}{key}"] = value
+        values |= _nested_values(value, f"{prefix}{key}.")
+    return values
+
+
+def _nested_keys(content: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield f"{prefix}{key}"
+            yield from _nested_keys(value, f"{prefix}{key}.")
+
+
+def guess(key: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """' Did you mean …?' by the whole name, else by its last part; empty if nothing is near."""
+    leaves: dict[str, str] = {}
+    for name in known:
+        leaves.setdefault(name.rpartition(".")[2], name)
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.85)
+    if not near:
+        by_leaf = difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1, cutoff=0.6)
+        near = [leaves[leaf] for leaf in by_leaf]
+    near = near or difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""

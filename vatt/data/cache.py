@@ -1,0 +1,230 @@
+"""Decoded clips kept in memory that worker processes and epochs share.
+
+Decoding is most of the cost of a small data set. With the cache a clip is decoded once per view,
+`epoch % num_views`, and everything that is drawn for it (time, bag of captions, square, mirroring)
+is drawn for the view instead of the epoch. The sequence of samples does not change, and since the
+content of a slot depends on nothing but its number, it does not matter who fills it or when.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from vatt.batch import Batch
+from vatt.data.clips import ClipSample, Geometry, collate
+from vatt.data.loader import StartMethod, open_loader, unpack
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps it; containers often make it small
+SPARED_BYTES = 64 * 2**20  # of shared memory, for the batches that workers hand over
+_FILLED, _VIDEO, _AUDIO = 1, 2, 4  # bits of a slot's state
+_INT16_MAX = 32_767  # sound is kept as int16: an error of 1.5e-5, below that of the codecs
+
+
+class ClipCache:
+    """Slots for clips in shared memory.
+
+    Slot `n` is for entry `n`; entries beyond the capacity are not kept.
+
+    Args:
+        num_entries: Clips that could be kept.
+        geometry: Shapes of a clip.
+        max_bytes: Bound of the memory. What this machine can share is another, with a warning.
+    """
+
+    def __init__(self, num_entries: int, geometry: Geometry, max_bytes: int) -> None:
+        self.num_entries = num_entries
+        self.geometry = geometry
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "video": (geometry.video_shape, torch.uint8),
+            "audio": ((geometry.audio.num_samples,), torch.int16),
+            "text": ((geometry.num_candidates, geometry.text.max_words), torch.int32),
+            "sample_index": ((), torch.int64),
+            "state": ((), torch.uint8),
+        }
+        self.slot_bytes = sum(math.prod(shape) * kind.itemsize for shape, kind in shapes.values())
+        wanted_bytes = min(num_entries, max_bytes // self.slot_bytes) * self.slot_bytes
+        self.capacity = _fitting_bytes(wanted_bytes) // self.slot_bytes
+        self.num_bytes = self.capacity * self.slot_bytes
+        self._slots = {
+            name: torch.zeros(self.capacity, *shape, dtype=kind).share_memory_()
+            for name, (shape, kind) in shapes.items()
+        }
+
+    @property
+    def num_filled(self) -> int:
+        """Slots that hold a clip."""
+        return int((self._slots["state"] & _FILLED).sum())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry is there, so that nothing is left to decode."""
+        return self.num_filled == self.num_entries
+
+    def missing(self) -> list[int]:
+        """Entries that will be kept but are not there yet."""
+        return (self._slots["state"] == 0).nonzero()[:, 0].tolist()
+
+    def read_batch(
+        self,
+        entries: Sequence[int],
+        read: Callable[[int], ClipSample],
+        key: Callable[[int, int], str],
+    ) -> Batch:
+        """The batch of some entries; with all of them there, one copy per modality.
+
+        Args:
+            entries: One per row.
+            read: Row → its clip; called for the rows that are not in the cache.
+            key: Row and index of a record in its set → the record's name.
+
+        Returns:
+            As of `collate`: video uint8 `[B, T, H, W, C]`, audio float32 `[B, S]` in [-1, 1], text
+            int64 `[B, K, J]`, masks bool `[B]`, and the keys.
+        """
+        numbers = torch.tensor(entries)
+        kept = numbers < self.capacity
+        self.fill(entries, read)
+        if kept.all():
+            batch, index = self._gather(numbers)
+        else:
+            rows = (~kept).nonzero()[:, 0]
+            loose = [read(row) for row in rows.tolist()]
+            parts = [(collate(loose, self.geometry), [sample.sample_index for sample in loose])]
+            if kept.any():
+                parts.append(self._gather(numbers[kept]))
+            batch, index = _interleave(parts, torch.cat([rows, kept.nonzero()[:, 0]]).argsort())
+        return replace(batch, keys=tuple(key(row, number) for row, number in enumerate(index)))
+
+    def fill(self, entries: Sequence[int], read: Callable[[int], ClipSample]) -> None:
+        """Reads those entries that will be kept and are not there yet."""
+        numbers = torch.tensor(entries)
+        state = self._slots["state"][numbers.clamp(max=self.capacity - 1)]
+        for row in ((numbers < self.capacity) & (state == 0)).nonzero()[:, 0].tolist():
+            self._put(entries[row], read(row))
+
+    def _put(self, entry: int, sample: ClipSample) -> None:
+        """Fills a slot; its state is written last, so that nobody reads half a clip."""
+        state = _FILLED
+        if sample.video is not None:
+            self._slots["video"][entry] = sample.video
+            state |= _VIDEO
+        if sample.audio is not None:
+            amplitude = (sample.audio * _INT16_MAX).round_().clamp_(-_INT16_MAX, _INT16_MAX)
+            self._slots["audio"][entry] = amplitude.to(torch.int16)
+            state |= _AUDIO
+        self._slots["text"][entry] = sample.text.to(torch.int32)
+        self._slots["sample_index"][entry] = sample.sample_index
+        self._slots["state"][entry] = state
+
+    def _gather(self, entries: Tensor) -> tuple[Batch, list[int]]:
+        names = ("video", "audio", "text", "sample_index", "state")
+        video, audio, text, index, state = (
+            self._slots[name].index_select(0, entries) for name in names
+        )
+        batch = Batch(
+            video=video,
+            audio=audio.to(torch.float32).mul_(1 / _INT16_MAX),
+            text=text.to(torch.int64),
+            video_mask=(state & _VIDEO) > 0,
+            audio_mask=(state & _AUDIO) > 0,
+        )
+        return batch, index.tolist()
+
+
+class CachedSamples(Protocol):
+    """A data set whose clips a cache keeps."""
+
+    @property
+    def cache(self) -> ClipCache | None:
+        """None: it keeps none."""
+
+    def fill_cache(self, entries: Sequence[int]) -> None:
+        """Reads some entries into the cache."""
+
+
+def warm_up(
+    samples: CachedSamples,
+    *,
+    num_workers: int,
+    start_method: StartMethod,
+    show_progress: bool,
+    title: str,
+) -> None:
+    """Fills the cache of a data set before it is used.
+
+    Args:
+        samples: The data set.
+        num_workers: Processes that read; 0 reads in this one.
+        start_method: How they start.
+        show_progress: Whether to show a bar, in clips.
+        title: What the bar says.
+
+    Raises:
+        UserError: too many clips are unreadable.
+        ShardError: a shard has changed since it was opened.
+    """
+    if samples.cache is None:
+        return
+    missing = samples.cache.missing()
+    chunks = [missing[start : start + 16] for start in range(0, len(missing), 16)]
+    loader = open_loader(
+        _Filling(samples),
+        chunks,
+        num_workers=min(num_workers, len(chunks)),
+        start_method=start_method,
+    )
+    with tqdm(total=len(missing), desc=title, unit="clip", disable=not show_progress) as bar:
+        for number in map(unpack, loader):
+            bar.update(number)
+
+
+class _Filling(Dataset[int]):
+    """Reads entries into the cache; gives how many there were."""
+
+    def __init__(self, samples: CachedSamples) -> None:
+        self._samples = samples
+
+    def __getitems__(self, entries: list[int]) -> int:
+        self._samples.fill_cache(entries)
+        return len(entries)
+
+
+def _interleave(parts: Sequence[tuple[Batch, list[int]]], order: Tensor) -> tuple[Batch, list[int]]:
+    """Batches below each other, then their rows in an order."""
+    names = ("video", "audio", "text", "video_mask", "audio_mask")
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(batch, name) for batch, _ in parts])[order] for name in names
+    }
+    index = [number for _, numbers in parts for number in numbers]
+    return Batch(**joined), [index[row] for row in order.tolist()]
+
+
+def _fitting_bytes(wanted_bytes: int) -> int:
+    """Asks first: writing past the end of shared memory would kill the process silently."""
+    if not SHARED_MEMORY.is_dir():
+        return wanted_bytes
+    free_bytes = shutil.disk_usage(SHARED_MEMORY).free
+    fitting_bytes = max(0, min(wanted_bytes, free_bytes - SPARED_BYTES))
+    if fitting_bytes < wanted_bytes:
+        logger.warning(
+            "%s has %.2f GiB free: the cache of decoded clips gets %.2f GiB and not the %.2f GiB "
+            "that it was to have, so training is slower; lower data.cache_gib, or enlarge the "
+            "shared memory (for Docker: --shm-size)",
+            SHARED_MEMORY,
+            free_bytes / GIB,
+            fitting_bytes / GIB,
+            wanted_bytes / GIB,
+        )
+    return fitting_bytes

@@ -1,0 +1,126 @@
+"""Random draws that depend on seed, epoch and sample alone, never on a process's state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from vatt.config.augment import AugmentConfig
+from vatt.preprocess.view import Piece, View
+
+
+def draw_bits(*keys: ArrayLike) -> NDArray[np.uint64]:
+    """One well-mixed 64-bit number for every combination of integer keys, which broadcast.
+
+    For fixed other keys the map from the last key is one to one, so that sorting the numbers of
+    0…n-1 is a permutation.
+
+    Source: the finaliser of SplitMix64 (Steele et al., "Fast splittable pseudorandom number
+    generators", 2014).
+    """
+    state = np.zeros(1, dtype=np.uint64)
+    for key in keys:
+        state = state * np.uint64(0xD1342543DE82EF95) + np.asarray(key, np.int64).astype(np.uint64)
+        state = state + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def draw_uniforms(*keys: ArrayLike) -> NDArray[np.float64]:
+    """Numbers in [0, 1), one for every combination of integer keys, which broadcast."""
+    return np.multiply(draw_bits(*keys) >> np.uint64(11), 2.0**-53, dtype=np.float64)
+
+
+def draw_permutation(size: int, *keys: int) -> NDArray[np.int64]:
+    """A shuffled 0…size-1, named by integer keys."""
+    return np.argsort(draw_bits(*keys, np.arange(size)), kind="stable")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """One sample of the stream.
+
+    Args:
+        set_index: Which of the mixed sets.
+        sample_index: Index within the set.
+        epoch: How often the set has been gone through before.
+        position: Global samples handed out before this one since the start of the run.
+    """
+
+    set_index: int
+    sample_index: int
+    epoch: int
+    position: int
+
+
+CLIP, TIES, KEPT_CAPTIONS, CHANGES = 11, 12, 13, 14  # what a number is drawn for; order.py uses 1…3
+
+
+def draw_view(augment: AugmentConfig, draws: Sequence[float]) -> View:
+    """A random view.
+
+    Args:
+        augment: What is changed, and how much.
+        draws: Five uniform numbers.
+    """
+    extent, vertical, horizontal, flip, aspect = draws
+    piece, scale = None, 1.0
+    if augment.crop == "area":
+        aspect = _between(augment.aspect_range, aspect)
+        piece = Piece(aspect=aspect, extent=extent, area_range=augment.area_range)
+    else:
+        scale = _between(augment.scale_range, extent)
+    return View(
+        piece=piece,
+        scale=scale,
+        vertical=vertical,
+        horizontal=horizontal,
+        flip=flip < augment.flip_rate,
+    )
+
+
+def _between(ends: tuple[float, float], share: float) -> float:
+    low, high = ends
+    return low + share * (high - low)
+
+
+def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: int) -> Tensor:
+    """Some captions of each bag, those that say something first.
+
+    Args:
+        text: int64 `[B, K, J]`.
+        refs: The rows' samples, which name the draws.
+        count: Captions to keep.
+        seed: Names the draws.
+
+    Returns:
+        int64 `[B, count, J]`.
+    """
+    chances = draw_uniforms(seed, *_names(refs)[..., None], KEPT_CAPTIONS, np.arange(text.shape[1]))
+    blank = (text == 0).all(dim=-1)
+    order = (torch.from_numpy(chances) + blank).argsort(dim=1)[:, :count]
+    return text.gather(1, order[..., None].expand(-1, -1, text.shape[2]))
+
+
+def name_seeds(refs: Sequence[SampleRef], *, seed: int) -> Tensor:
+    """What the random changes of each clip are drawn from: by sample and epoch, no place or rank.
+
+    Args:
+        refs: The rows' samples.
+        seed: Names the draws.
+
+    Returns:
+        int64 `[B]`, at least 0.
+    """
+    bits = draw_bits(seed, *_names(refs), CHANGES)
+    return torch.from_numpy((bits >> np.uint64(1)).astype(np.int64))
+
+
+def _names(refs: Sequence[SampleRef]) -> NDArray[np.int64]:
+    """Set, sample and epoch of each row, `[3, B]`."""
+    return np.array([(ref.set_index, ref.sample_index, ref.epoch) for ref in refs]).T

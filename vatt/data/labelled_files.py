@@ -1,0 +1,194 @@
+"""Labelled media files: a compact list of them, made from annotations."""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vatt.errors import Fault
+from vatt.sets.annotations import (
+    Annotation,
+    AnnotationError,
+    Classes,
+    Layout,
+    line_fault,
+    media_finder,
+    nearest_label,
+    read_annotations,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFile:
+    """A file, or a part of one.
+
+    Args:
+        key: Its path in the media folder, with the times of the part; unique.
+        path: Of the file.
+        labels: Numbers of its classes.
+        start_seconds: Where the part starts.
+        end_seconds: Where it ends; `inf`: with the file.
+    """
+
+    key: str
+    path: Path
+    labels: tuple[int, ...]
+    start_seconds: float
+    end_seconds: float
+
+
+class LabelledFiles(Sequence[LabelledFile]):
+    """Files in memory that worker processes share: about 70 bytes each beside the path.
+
+    Args:
+        root: Folder of the media.
+        names: Paths in it.
+        labels: Numbers of each file's classes.
+        spans: Start and end of each part in seconds.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: Sequence[Sequence[int]],
+        spans: Sequence[tuple[float, float]],
+    ) -> None:
+        self.root = root
+        encoded = [name.encode() for name in names]
+        self._names = _shared(np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8).copy())
+        self._name_ends = _ends(encoded)
+        self._labels = _shared(np.array([n for one in labels for n in one] or [0], dtype=np.int32))
+        self._label_ends = _ends(labels)
+        self._spans = _shared(np.array(spans, dtype=np.float64).reshape(-1, 2))
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> LabelledFile:  # type: ignore[override]  # no slices
+        """One of them, from 0.
+
+        Raises:
+            IndexError: there are fewer.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"file {index} of {len(self)}")
+        name = bytes(_part(self._names, self._name_ends, index).numpy()).decode()
+        start, end = self._spans[index].tolist()
+        return LabelledFile(
+            key=_key(name, start, end),
+            path=self.root / name,
+            labels=tuple(_part(self._labels, self._label_ends, index).tolist()),
+            start_seconds=start,
+            end_seconds=end,
+        )
+
+
+def _shared(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(values).share_memory_()
+
+
+def _ends(parts: Sequence[Sequence[Any]]) -> Tensor:
+    return _shared(np.cumsum([len(part) for part in parts], dtype=np.int64))
+
+
+def _part(values: Tensor, ends: Tensor, index: int) -> Tensor:
+    return values[int(ends[index - 1]) if index else 0 : int(ends[index])]
+
+
+def _plain(name: str) -> str:
+    """A path without parts that mean nothing: `./a` is `a`."""
+    # few have them, and AudioSet has ten million names
+    return PurePosixPath(name).as_posix() if "./" in name or "//" in name else name
+
+
+def _key(name: str, start_seconds: float, end_seconds: float) -> str:
+    if start_seconds == 0 and math.isinf(end_seconds):
+        return name
+    return f"{name}@{start_seconds:g}-{end_seconds:g}"
+
+
+def read_files(
+    path: Path,
+    layout: Layout,
+    classes: Classes,
+    *,
+    multi_label: bool = False,
+    media: Path | None = None,
+    allow_missing: bool = False,
+    takes: Callable[[Annotation], bool] = lambda _: True,
+) -> LabelledFiles:
+    """The files that an annotation file names, with the numbers of their classes.
+
+    Args:
+        path: The file, or a folder with one for each class.
+        layout: Its form.
+        classes: Those that there are.
+        multi_label: Whether a file may have several labels, or none.
+        media: Folder of the media; None: where they usually are.
+        allow_missing: Whether files that are not there are left out, with a warning that counts
+            them, instead of refused.
+        takes: Which lines are wanted.
+
+    Raises:
+        AnnotationError: lines with unknown labels, absent files, or files that come twice; all are
+            counted and the first are named.
+        UserError: the file cannot be used at all.
+    """
+    root, find = media_finder(path, layout, media)
+    numbers = {label: number for number, label in enumerate(classes.labels)}
+    faults: list[Fault] = []
+    missing: list[Fault] = []
+    places: dict[str, int] = {}
+    names, labels, spans = [], [], []
+    for one in read_annotations(path, layout, faults):
+        if not takes(one):
+            continue
+        unknown = [label for label in one.labels if label not in numbers]
+        name = find(_plain(name) for name in one.names)
+        if unknown:
+            faults.append(line_fault(one.line, nearest_label(unknown[0], classes)))
+        elif len(one.labels) != 1 and not multi_label:
+            reason = f"has {len(one.labels)} labels, and classifier.multi_label is false"
+            faults.append(line_fault(one.line, reason))
+        elif name is None:
+            missing.append(line_fault(one.line, f"there is no file {one.names[0]!r} in {root}"))
+        elif (key := _key(name, one.start_seconds, one.end_seconds)) in places:
+            reason = f"{key!r} was in line {places[key]} already"
+            faults.append(line_fault(one.line, reason))
+        else:
+            places[key] = one.line
+            names.append(name)
+            labels.append([numbers[label] for label in one.labels])
+            spans.append((one.start_seconds, one.end_seconds))
+    _check_faults(path, faults, missing, num_found=len(names), allow_missing=allow_missing)
+    return LabelledFiles(root, names, labels, spans)
+
+
+def _check_faults(
+    path: Path,
+    faults: list[Fault],
+    missing: list[Fault],
+    *,
+    num_found: int,
+    allow_missing: bool,
+) -> None:
+    if faults:
+        raise AnnotationError.of(path, faults, "Correct these lines, or data.classes.")
+    if missing and not (allow_missing and num_found):
+        remedy = "Correct data.media, or go on without these by data.allow_missing true."
+        raise AnnotationError.of(path, missing, remedy)
+    if missing:
+        error = AnnotationError.of(path, missing, f"Going on with the {num_found} that are there.")
+        logger.warning("%s", error)
+    if not num_found:
+        raise AnnotationError(f"{path} names no file: nothing to read")

@@ -1,0 +1,332 @@
+"""A DataLoader whose position is the number of global samples handed out.
+
+Lightning stores the state of rank 0's loader only and reads it at any time, so the state says
+nothing about ranks or workers: it counts what has left the loader, not what workers have prepared.
+"""
+
+import itertools
+import multiprocessing
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.context import BaseContext
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vatt.batch import Batch, MicroBatches
+from vatt.data.draws import SampleRef
+from vatt.data.order import GlobalOrder
+from vatt.errors import UserError, VattError
+
+PRELOADED = "vatt.data.samples"  # by the server that forks worker processes
+
+
+StartMethod = Literal["fork", "forkserver", "spawn"]
+
+
+class PositionedLoader:
+    """Batches of an endless stream of samples, resumable at any position.
+
+    Rank `r` of `W` takes the references `r::W` of every global batch, so that all ranks make the
+    same number of steps, and a run goes on with another number of ranks or workers where it
+    stopped. The workers live on from one pass to the next. It has a length because Lightning loses
+    a batch on resume otherwise, and it moves on before it yields because Lightning never takes a
+    sized loader to its end.
+
+    Args:
+        samples: A map-style data set over `SampleRef`; its `__getitems__` makes the batch of a list
+            of references.
+        order: The global order.
+        batch_size: Samples of a global batch, over all ranks.
+        micro_batch_size: Hand out a rank's share as `MicroBatches` of so many samples, which are
+            made apart. None: as one batch.
+        rank: This process.
+        world_size: Number of processes.
+        batches_per_epoch: Length of a pass, Lightning's nominal epoch. None: as many whole batches
+            as all sets give.
+        num_workers: Processes that read; 0 reads in this one.
+        start_method: How they start. `forkserver` is safe beside threads and CUDA; `fork` is
+            quicker.
+        prefetch_factor: Batches that a worker prepares ahead.
+        pin_memory: Hand out batches in page-locked memory.
+        announce: Told of each position when its batch is about to be made.
+
+    Raises:
+        UserError: a batch size that the ranks cannot share, or a negative number of workers.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        order: GlobalOrder,
+        *,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        batches_per_epoch: int | None = None,
+        num_workers: int = 0,
+        start_method: StartMethod = "forkserver",
+        prefetch_factor: int = 2,
+        pin_memory: bool = False,
+        announce: Callable[[int], object] | None = None,
+    ) -> None:
+        share = share_of_batch(batch_size, world_size, micro_batch_size)
+        self._num_parts = None if micro_batch_size is None else share // micro_batch_size
+        self.order = order
+        self.batch_size = batch_size
+        self.position = 0  # global samples handed out since the start of the run
+        self._batches_per_epoch = batches_per_epoch or max(1, len(order) // batch_size)
+        self._batches_in_pass = 0
+        self._resumed = False
+        self._stream: Iterator[Any] | None = None
+        offsets = range(rank, batch_size, world_size)
+        self._batches = _GlobalBatches(
+            order, batch_size, offsets, micro_batch_size or share, announce
+        )
+        self._loader = open_loader(
+            samples,
+            self._batches,
+            num_workers=num_workers,
+            start_method=start_method,
+            prefetch_factor=prefetch_factor if num_workers else None,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return self._batches_per_epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass, or what a loaded state leaves of it; begins when the first batch is taken."""
+        if not self._resumed:
+            self._batches_in_pass = 0
+        self._resumed = False
+        if self._stream is None:
+            self._batches.start = self.position
+            self._stream = iter(self._loader)
+        last = False
+        while not last:
+            batch = self._take_share()
+            last = self._batches_in_pass + 1 >= len(self)
+            self._batches_in_pass = 0 if last else self._batches_in_pass + 1
+            self.position += self.batch_size
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, the same on every rank and for any number of them."""
+        return {
+            "position": self.position,
+            "batches_in_pass": self._batches_in_pass,
+            "order": self.order.fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved position; the next pass is the rest of the interrupted one."""
+        if state["order"] != self.order.fingerprint():
+            warnings.warn(
+                "the training sets, their weights or data.seed are not those of the checkpoint: "
+                f"the run goes on at position {state['position']} of another order, so samples may "
+                "come again or be missed",
+                stacklevel=2,
+            )
+        self.close()
+        self.position = state["position"]
+        self._batches_in_pass = state["batches_in_pass"] % len(self)
+        self._resumed = True
+
+    def close(self) -> None:
+        """Ends the workers; a later pass starts new ones at the same position."""
+        self._stream = None
+
+    def _take_share(self) -> Any:
+        if self._num_parts is None:
+            return self._take()
+        parts = tuple(self._take() for _ in range(self._num_parts))
+        return MicroBatches(parts=parts, device=parts[0].device)
+
+    def _take(self) -> Any:
+        assert self._stream is not None, "the loader was closed during a pass"
+        try:
+            return unpack(next(self._stream))
+        except BaseException:
+            self.close()
+            raise
+
+
+class _GlobalBatches:
+    """The references of one rank, (micro-)batch by batch, from `start` on.
+
+    It does not know the loader: workers whose iterator is part of a reference cycle take five
+    seconds each to end, since the garbage collector closes their queues first.
+    """
+
+    def __init__(
+        self,
+        order: GlobalOrder,
+        batch_size: int,
+        offsets: range,
+        micro_batch_size: int,
+        announce: Callable[[int], object] | None,
+    ) -> None:
+        self.start = 0
+        self._announce = announce
+        self._order = order
+        self._batch_size = batch_size
+        places = range(0, len(offsets), micro_batch_size)
+        self._parts = [offsets[place : place + micro_batch_size] for place in places]
+
+    def __iter__(self) -> Iterator[list[SampleRef]]:
+        for start in itertools.count(self.start, self._batch_size):
+            if self._announce is not None:
+                self._announce(start)
+            for part in self._parts:
+                yield [self._order.ref(start + offset) for offset in part]
+
+
+def share_of_batch(batch_size: int, world_size: int, micro_batch_size: int | None = None) -> int:
+    """Samples of a global batch that each rank has.
+
+    Raises:
+        UserError: the ranks, or micro-batches, cannot share it.
+    """
+    share, rest = divmod(batch_size, world_size)
+    if batch_size < 1 or rest:
+        raise UserError(
+            f"batch_size is global: {batch_size} must be a multiple of the {world_size} ranks"
+        )
+    if micro_batch_size is not None and (micro_batch_size < 1 or share % micro_batch_size):
+        raise UserError(
+            f"each of {world_size} ranks has {share} clips of a batch of {batch_size}: "
+            f"micro_batch_size must divide them, got {micro_batch_size}"
+        )
+    return share
+
+
+def open_loader(
+    samples: Dataset[Any],
+    batches: Iterable[list[Any]],
+    *,
+    num_workers: int,
+    start_method: StartMethod,
+    **options: Any,
+) -> DataLoader[Any]:
+    """A torch loader that has batches made in worker processes.
+
+    Args:
+        samples: Its `__getitems__` makes the batch of a list of indices.
+        batches: The indices of each batch.
+        num_workers: Processes that read; 0 reads in this one.
+        start_method: How they start.
+        options: Further ones of `DataLoader`.
+
+    Returns:
+        What it gives goes through `unpack`.
+
+    Raises:
+        UserError: a negative number of workers.
+    """
+    return DataLoader(
+        _Messenger(samples),
+        batch_sampler=batches,
+        collate_fn=_take_batch,
+        num_workers=num_workers,
+        multiprocessing_context=_worker_context(start_method, num_workers),
+        worker_init_fn=_ignore_interrupt,
+        generator=torch.Generator(),  # its own: reading must not move the global one
+        **options,
+    )
+
+
+def unpack(batch: Any) -> Any:
+    """A batch as it is; an error for users that came in its place is raised."""
+    if isinstance(batch, VattError):
+        raise batch
+    return batch
+
+
+class _Messenger(Dataset[Any]):
+    """Hands errors for users over as values: raised in a worker they arrive inside a traceback."""
+
+    def __init__(self, samples: Dataset[Any]) -> None:
+        self._samples = samples
+
+    def __getitems__(self, indices: list[Any]) -> Any:
+        try:
+            return self._samples.__getitems__(indices)  # type: ignore[attr-defined]
+        except VattError as error:
+            return error
+
+
+def _worker_context(start_method: StartMethod, num_workers: int) -> BaseContext | None:
+    """How worker processes start, None without workers; a fork server imports for all of them."""
+    if num_workers < 0:
+        raise UserError(f"data.num_workers must be at least 0, got {num_workers}")
+    if num_workers == 0:
+        return None
+    context = multiprocessing.get_context(start_method)
+    if start_method == "forkserver":
+        context.set_forkserver_preload([PRELOADED])
+    return context
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Leaves Ctrl-C, which reaches the whole process group, to the training process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _take_batch(batch: Any) -> Any:
+    """In the place of collating, which `__getitems__` has done."""
+    return batch
+
+
+class RetrievalLoader:
+    """Batches of a set for evaluation. Rank `r` of `W` takes the records `r::W`.
+
+    So that all ranks make the same number of steps, the first records come again at the end of some
+    ranks; their keys tell. Lightning leaves loaders alone that are not its own kind: it neither
+    splits this one again nor advises on workers.
+
+    Args:
+        samples: The set; its `__getitems__` makes the batch of a list of indices.
+        batch_size: Rows per rank.
+        rank: This process.
+        world_size: Number of processes.
+        num_workers: Processes that read, started for each pass. With everything cached none is
+            needed.
+        start_method: How they start.
+    """
+
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        start_method: StartMethod = "forkserver",
+    ) -> None:
+        size = len(samples)  # type: ignore[arg-type]  # torch's data sets have none in general
+        num_rows = -(-size // world_size)
+        rows = [(rank + world_size * row) % size for row in range(num_rows)]
+        self._loader = open_loader(
+            samples,
+            [rows[first : first + batch_size] for first in range(0, num_rows, batch_size)],
+            num_workers=num_workers,
+            start_method=start_method,
+        )
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """All records of this rank.
+
+        Raises:
+            ShardError: a shard has changed since it was opened.
+        """
+        return map(unpack, self._loader)

@@ -1,0 +1,215 @@
+"""The global order of samples: a pure function of seed, weights and position.
+
+Nothing is drawn from a stateful generator: every number is a hash of the integers that name it. The
+order is therefore the same on every rank, in every worker, on every machine and with every version
+of NumPy, and a run resumes at any position at once.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from vatt.data.draws import SampleRef, draw_bits, draw_permutation
+from vatt.errors import UserError
+
+MIX_BLOCK = (
+    10_000  # positions over which the weights of the sets hold exactly: shares are met to 1/10,000
+)
+_SHARDS, _SAMPLES, _TURNS = 1, 2, 3  # what a number is drawn for
+
+T = TypeVar("T")
+
+
+class GlobalOrder:
+    """Which sample stands at which position of an endless stream.
+
+    An epoch shuffles the shards, then the samples inside each window of shards, so that reading
+    stays local. With weights, each set has its own epochs, and every `MIX_BLOCK` positions hold the
+    sets in the proportion of their weights; without, all sets together are gone through once an
+    epoch. Memory: the shards' sizes, and the samples of a few windows.
+
+    Args:
+        shard_sizes: Per set, the number of samples in each of its shards.
+        weights: Share of each set in the stream (need not sum to 1), or None: each sample of any
+            set equally often.
+        seed: Names the order.
+        window_shards: Shards whose samples are shuffled together.
+
+    Raises:
+        UserError: no samples.
+        UserError: weights that are not one positive number per set.
+    """
+
+    def __init__(
+        self,
+        shard_sizes: Sequence[ArrayLike],
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        window_shards: int = 8,
+    ) -> None:
+        sizes = [np.asarray(values, dtype=np.int64) for values in shard_sizes]
+        empty = [index for index, values in enumerate(sizes) if values.sum() == 0]
+        if empty or not sizes:
+            raise UserError(f"every set needs at least one sample; sets without: {empty or 'all'}")
+        if window_shards < 1:
+            raise UserError(f"window_shards must be at least 1, got {window_shards}")
+        self.seed = seed
+        self.set_sizes = [int(values.sum()) for values in sizes]
+        self._first_shard_of_set = np.cumsum([0, *(len(values) for values in sizes)])
+        self._first_of_set = np.cumsum([0, *self.set_sizes])
+        groups = [np.concatenate(sizes)] if weights is None else sizes
+        self._streams = [
+            _Stream(group, (seed, index), window_shards) for index, group in enumerate(groups)
+        ]
+        self._counts = _shares(weights, len(sizes)) if weights is not None else None
+        self._turns: dict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        """Samples of all sets together: a nominal epoch."""
+        return sum(self.set_sizes)
+
+    def ref(self, position: int) -> SampleRef:
+        """The sample at a position, 0, 1, 2, … without end."""
+        if self._counts is None:
+            epoch, flat = self._streams[0].sample(position)
+            set_index = int(np.searchsorted(self._first_of_set, flat, side="right")) - 1
+            return SampleRef(set_index, flat - int(self._first_of_set[set_index]), epoch, position)
+        block, offset = divmod(position, MIX_BLOCK)
+        sets, turns = _recall(self._turns, block, self._draw_turns)
+        set_index = int(sets[offset])
+        turn = block * int(self._counts[set_index]) + int(turns[offset])
+        epoch, sample_index = self._streams[set_index].sample(turn)
+        return SampleRef(set_index, sample_index, epoch, position)
+
+    def shards_ahead(self, position: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Shards of the windows that a position is in, of every set, and of the windows after them.
+
+        Returns:
+            Twice: each shard as its set, and its number in the set.
+        """
+        now: list[tuple[int, int]] = []
+        after: list[tuple[int, int]] = []
+        for index, count in enumerate(self._counts_before(position)):
+            for places, shards in zip(
+                (now, after), self._streams[index].shards_ahead(count), strict=True
+            ):
+                places += [self._place_of_shard(index, shard) for shard in shards]
+        return now, after
+
+    def _counts_before(self, position: int) -> list[int]:
+        """How many samples each stream has given before a position."""
+        if self._counts is None:
+            return [position]
+        block, offset = divmod(position, MIX_BLOCK)
+        sets, _ = _recall(self._turns, block, self._draw_turns)
+        drawn = np.bincount(sets[:offset], minlength=len(self._counts))
+        return (block * self._counts + drawn).tolist()
+
+    def _place_of_shard(self, stream: int, shard: int) -> tuple[int, int]:
+        if self._counts is not None:
+            return stream, shard
+        set_index = int(np.searchsorted(self._first_shard_of_set, shard, side="right")) - 1
+        return set_index, shard - int(self._first_shard_of_set[set_index])
+
+    def fingerprint(self) -> str:
+        """Names what the order depends on besides the position: changes when the sequence would."""
+        if self._fingerprint is None:  # every state asks for it, and many shards take a second
+            self._fingerprint = self._hash()
+        return self._fingerprint
+
+    def _hash(self) -> str:
+        sizes = np.concatenate([stream.shard_sizes for stream in self._streams])
+        windows = self._streams[0].window_shards
+        counts: Sequence[int] = [] if self._counts is None else self._counts.tolist()
+        parts = [self.seed, windows, *self.set_sizes, -1, *sizes, -1, *counts]
+        state = np.zeros(1, dtype=np.uint64)
+        for part in parts:
+            state = draw_bits(state.astype(np.int64), part)
+        return f"{int(state[0]):016x}"
+
+    def _draw_turns(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each position of a block: its set, and how many positions of that set came before."""
+        assert self._counts is not None
+        sets = np.repeat(np.arange(len(self._counts)), self._counts)
+        sets = sets[draw_permutation(MIX_BLOCK, self.seed, _TURNS, block)]
+        turns = np.empty(MIX_BLOCK, dtype=np.int64)
+        for set_index, count in enumerate(self._counts):
+            turns[sets == set_index] = np.arange(count)
+        return sets, turns
+
+
+class _Stream:
+    """Endless epochs over one list of shards."""
+
+    def __init__(
+        self, shard_sizes: NDArray[np.int64], keys: tuple[int, int], window_shards: int
+    ) -> None:
+        self.shard_sizes = shard_sizes
+        self.window_shards = window_shards
+        self._keys = keys
+        self._first_of_shard = np.cumsum([0, *shard_sizes])
+        self._size = int(shard_sizes.sum())
+        self._epochs: dict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._windows: dict[Hashable, NDArray[np.int64]] = {}
+
+    def sample(self, count: int) -> tuple[int, int]:
+        """Epoch and sample that come after `count` others."""
+        epoch, offset = divmod(count, self._size)
+        _, first_of_window = _recall(self._epochs, epoch, self._draw_shards)
+        window = int(np.searchsorted(first_of_window, offset, side="right")) - 1
+        samples = _recall(self._windows, (epoch, window), self._draw_window)
+        return epoch, int(samples[offset - int(first_of_window[window])])
+
+    def shards_ahead(self, count: int) -> tuple[list[int], list[int]]:
+        """Shards of the window in which a sample comes after `count` others, and of the next."""
+        epoch, offset = divmod(count, self._size)
+        shards, first_of_window = _recall(self._epochs, epoch, self._draw_shards)
+        after = int(np.searchsorted(first_of_window, offset, side="right"))
+        now = shards[(after - 1) * self.window_shards : after * self.window_shards]
+        if after == len(first_of_window):
+            shards, after = _recall(self._epochs, epoch + 1, self._draw_shards)[0], 0
+        next_ones = shards[after * self.window_shards : (after + 1) * self.window_shards]
+        return now.tolist(), next_ones.tolist()
+
+    def _draw_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards in the order of an epoch, and where each window of them begins."""
+        shards = draw_permutation(len(self.shard_sizes), *self._keys, _SHARDS, epoch)
+        ends = np.cumsum(self.shard_sizes[shards])
+        last_of_window = np.arange(self.window_shards, len(shards), self.window_shards) - 1
+        return shards, np.concatenate([[0], ends[last_of_window]])
+
+    def _draw_window(self, epoch_and_window: tuple[int, int]) -> NDArray[np.int64]:
+        """The samples of one window of shards, shuffled."""
+        epoch, window = epoch_and_window
+        shards, _ = _recall(self._epochs, epoch, self._draw_shards)
+        chosen = shards[window * self.window_shards : (window + 1) * self.window_shards]
+        first, sizes = self._first_of_shard[chosen], self.shard_sizes[chosen]
+        samples = np.concatenate([np.arange(a, a + n) for a, n in zip(first, sizes, strict=True)])
+        return samples[draw_permutation(len(samples), *self._keys, _SAMPLES, epoch, window)]
+
+
+def _shares(weights: Sequence[float], num_sets: int) -> NDArray[np.int64]:
+    """Positions of each set in a block, by largest remainders; none gets fewer than one."""
+    shares = np.asarray(weights, dtype=np.float64)
+    if shares.shape != (num_sets,) or not np.all(np.isfinite(shares) & (shares > 0)):
+        raise UserError(f"{num_sets} sets need one positive weight each, got {list(weights)}")
+    exact = shares / shares.sum() * MIX_BLOCK
+    counts = np.maximum(np.floor(exact), 1).astype(np.int64)
+    by_remainder = np.argsort(counts - exact, kind="stable")
+    missing = MIX_BLOCK - int(counts.sum())
+    counts[by_remainder[: max(missing, 0)]] += 1
+    for _ in range(-missing):  # what the smallest were given comes from those with most to spare
+        counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
+    return counts
+
+
+def _recall(memory: dict[Hashable, T], key: Any, make: Callable[[Any], T], limit: int = 4) -> T:
+    """`make(key)`, remembered for the last few keys."""
+    if key not in memory:
+        while len(memory) >= limit:
+            memory.pop(next(iter(memory)))
+        memory[key] = make(key)
+    return memory[key]

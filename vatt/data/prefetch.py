@@ -1,0 +1,64 @@
+"""Remote shards that are downloaded before the order of training needs them."""
+
+import contextlib
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vatt.data.order import GlobalOrder
+from vatt.errors import ShardError
+from vatt.shards.cache import cache_bytes
+from vatt.shards.remote import RemoteShard
+
+if TYPE_CHECKING:
+    from vatt.shards.shard_set import ShardSet
+
+NUM_THREADS = 4  # downloads at a time; one process of a machine makes them for all
+
+
+class ShardPrefetch:
+    """Downloads the shards of the windows that a stream is in, and of those that come next.
+
+    Samples of all shards of a window are mixed: when it begins, all of them are needed at once. A
+    fault is nobody's error here: who reads the shard tries again, and says what is wrong. The
+    threads end with the process, whatever they are doing.
+
+    Args:
+        sets: The sets of the stream.
+        order: Of their samples.
+    """
+
+    def __init__(self, sets: Sequence["ShardSet"], order: GlobalOrder) -> None:
+        self._sets = sets
+        self._order = order
+        self._asked: set[RemoteShard] = set()
+        self._waiting: queue.SimpleQueue[RemoteShard] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def reach(self, position: int) -> None:
+        """Asks for what a position and those after it need; returns at once."""
+        now, after = (self._remote(places) for places in self._order.shards_ahead(position))
+        if sum(shard.size or 0 for shard in {*now, *after}) > cache_bytes():
+            after = []  # they would push out what is being read
+        new = [shard for shard in dict.fromkeys([*now, *after]) if shard not in self._asked]
+        self._asked = {*now, *after}
+        for shard in new:
+            self._waiting.put(shard)
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        while self._waiting.qsize() > 0 and len(self._threads) < min(NUM_THREADS, len(new)):
+            self._threads.append(threading.Thread(target=self._work, daemon=True))
+            self._threads[-1].start()
+
+    def _remote(self, places: list[tuple[int, int]]) -> list[RemoteShard]:
+        shards = (self._sets[set_index].shards[shard] for set_index, shard in places)
+        return [shard for shard in shards if isinstance(shard, RemoteShard)]
+
+    def _work(self) -> None:
+        """Downloads until nothing waits."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                shard = self._waiting.get_nowait()
+                with contextlib.suppress(ShardError, OSError):
+                    os.close(shard.open())

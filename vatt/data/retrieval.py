@@ -1,0 +1,118 @@
+"""The retrieval set: every record once, from the middle of its file, with all its captions."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vatt.batch import Batch
+from vatt.data.cache import ClipCache
+from vatt.data.clips import (
+    ClipSample,
+    Geometry,
+    collate,
+    nearest_segments,
+    place_window,
+    read_duration,
+    read_sample,
+)
+from vatt.errors import MediaError
+from vatt.preprocess.tokenizer import Tokenizer
+from vatt.shards.shard_set import ShardSet
+
+logger = logging.getLogger(__name__)
+
+
+def count_captions(shards: ShardSet) -> int:
+    """Captions of the record that has most."""
+    counts = [0]
+    for sample_index in range(len(shards)):
+        try:
+            counts.append(len(shards[sample_index].segments))
+        except MediaError:
+            continue  # the row will be empty, and reading it says why
+    return max(counts)
+
+
+class RetrievalSamples(Dataset[ClipSample]):
+    """Every record of a shard set, always the same way.
+
+    A record that cannot be read gives a row whose masks are all False, and a warning that names the
+    file.
+
+    Args:
+        shards: The shard set.
+        tokenizer: Captions → ids.
+        geometry: Shapes; of records with more than `num_candidates` captions those nearest to the
+            window are taken.
+        cache: Keeps decoded clips.
+        num_clips: The first so many records; None: all.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        tokenizer: Tokenizer,
+        geometry: Geometry,
+        cache: ClipCache | None = None,
+        num_clips: int | None = None,
+    ) -> None:
+        self.shards = shards
+        self.num_clips = len(shards) if num_clips is None else num_clips
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.cache = cache
+
+    def __len__(self) -> int:
+        """Records."""
+        return self.num_clips
+
+    def __getitem__(self, sample_index: int) -> ClipSample:
+        """One record."""
+        try:
+            return self._read(sample_index)
+        except MediaError as error:
+            logger.warning("left out of the retrieval set: %s", error)
+            shape = (self.geometry.num_candidates, self.geometry.text.max_words)
+            return ClipSample(
+                key=self.shards.key(sample_index),
+                sample_index=sample_index,
+                video=None,
+                audio=None,
+                text=torch.zeros(shape, dtype=torch.int64),
+            )
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A batch of records."""
+        if self.cache is None:
+            return collate([self[index] for index in indices], self.geometry)
+        return self.cache.read_batch(
+            indices, lambda row: self[indices[row]], lambda _, index: self.shards.key(index)
+        )
+
+    def fill_cache(self, entries: Sequence[int]) -> None:
+        """Reads some records into the cache."""
+        assert self.cache is not None
+        self.cache.fill(entries, lambda row: self[entries[row]])
+
+    def _read(self, sample_index: int) -> ClipSample:
+        record = self.shards[sample_index]
+        window_seconds = self.geometry.window_seconds
+        start_seconds = place_window(None, read_duration(record), window_seconds, share=0.5)
+        nearest = nearest_segments(
+            record.segments,
+            start_seconds,
+            start_seconds + window_seconds,
+            ties=np.arange(len(record.segments), dtype=np.uint64),
+        )
+        chosen = sorted(nearest[: self.geometry.num_candidates])
+        return read_sample(
+            record,
+            self.geometry,
+            self.tokenizer,
+            sample_index=sample_index,
+            start_seconds=start_seconds,
+            captions=[record.segments[index].text for index in chosen],
+        )

@@ -1,0 +1,164 @@
+"""The training set: a reference of the global order → one sample, or a whole batch.
+
+All draws are named by (seed, set, sample, epoch), never by the worker or the batch. A clip that
+cannot be read is replaced: by another start in the same file, then by the next samples of its set;
+that too is a function of the same names.
+"""
+
+import bisect
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from vatt.batch import Batch
+from vatt.config.augment import AugmentConfig
+from vatt.data.cache import ClipCache
+from vatt.data.clips import (
+    ClipSample,
+    Durations,
+    Geometry,
+    collate,
+    nearest_segments,
+    place_window,
+    read_duration,
+    read_sample,
+)
+from vatt.data.draws import (
+    CLIP,
+    TIES,
+    SampleRef,
+    draw_bits,
+    draw_captions,
+    draw_uniforms,
+    draw_view,
+    name_seeds,
+)
+from vatt.data.failures import ReadCounts, read_or_replace
+from vatt.preprocess.tokenizer import Tokenizer
+from vatt.shards.shard_set import ShardSet
+
+
+class ClipSamples(Dataset[ClipSample]):
+    """Training samples of one or more shard sets.
+
+    Args:
+        sets: The shard sets, in the order of `GlobalOrder`.
+        tokenizer: Captions → ids.
+        geometry: Shapes of a sample; `num_candidates` nearest captions make the MIL-NCE bag.
+        seed: Names the draws.
+        augment: Random views; colours and noise are changed later, on the device, as the batch's
+            seeds say.
+        captions_per_step: So many captions of a bag, drawn anew every epoch. None: the whole bag.
+        max_failure_rate: Share of unreadable clips above which reading stops.
+        cache: Keeps decoded clips, one for each of `num_views` views of a sample.
+        num_views: The epochs share so many views of a sample that the cache can keep; others are
+            drawn anew every epoch.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[ShardSet],
+        tokenizer: Tokenizer,
+        geometry: Geometry,
+        *,
+        seed: int,
+        augment: AugmentConfig,
+        captions_per_step: int | None = None,
+        max_failure_rate: float = 0.05,
+        cache: ClipCache | None = None,
+        num_views: int = 1,
+    ) -> None:
+        self.sets = list(sets)
+        self.tokenizer = tokenizer
+        self.geometry = geometry
+        self.seed = seed
+        self.augment = augment
+        self.captions_per_step = captions_per_step
+        self.counts = ReadCounts(max_failure_rate)
+        self.cache = cache
+        self.num_views = num_views
+        self._first_of_set = [0, *itertools.accumulate(len(one) for one in self.sets)]
+        self._durations = [Durations(len(one)) for one in self.sets]
+
+    def __len__(self) -> int:
+        """Samples of all sets."""
+        return sum(len(one) for one in self.sets)
+
+    def __getitem__(self, ref: SampleRef) -> ClipSample:
+        """The sample of a reference, or its replacement.
+
+        Raises:
+            TooManyFailuresError: more clips are unreadable than allowed.
+        """
+        return read_or_replace(ref, len(self.sets[ref.set_index]), self._read, self.counts)
+
+    def __getitems__(self, refs: list[SampleRef]) -> Batch:
+        """The batch of some references."""
+        if self.cache is None:
+            batch = collate([self[ref] for ref in refs], self.geometry)
+        else:
+            batch = self._read_cached(self.cache, refs)
+        batch = dataclasses.replace(batch, seeds=name_seeds(refs, seed=self.seed))
+        if self.captions_per_step is None or batch.text is None:
+            return batch
+        text = draw_captions(batch.text, refs, count=self.captions_per_step, seed=self.seed)
+        return dataclasses.replace(batch, text=text, text_mask=None)
+
+    def fill_cache(self, entries: Sequence[int]) -> None:
+        """Reads some entries into the cache."""
+        assert self.cache is not None
+        refs = [self._ref_of(entry) for entry in entries]
+        self.cache.fill(entries, lambda row: self[refs[row]])
+
+    def _read_cached(self, cache: ClipCache, refs: Sequence[SampleRef]) -> Batch:
+        entries = [
+            (self._first_of_set[ref.set_index] + ref.sample_index) * self.num_views
+            + ref.epoch % self.num_views
+            for ref in refs
+        ]
+
+        def read(row: int) -> ClipSample:
+            kept = entries[row] < cache.capacity
+            return self[self._ref_of(entries[row]) if kept else refs[row]]
+
+        return cache.read_batch(
+            entries, read, lambda row, index: self.sets[refs[row].set_index].key(index)
+        )
+
+    def _ref_of(self, entry: int) -> SampleRef:
+        """What a slot of the cache holds: the sample as epoch `view` would draw it."""
+        number, view = divmod(entry, self.num_views)
+        set_index = bisect.bisect_right(self._first_of_set, number) - 1
+        return SampleRef(set_index, number - self._first_of_set[set_index], epoch=view, position=-1)
+
+    def _read(self, ref: SampleRef, attempt: int) -> ClipSample:
+        """Draws time, captions and view, and reads."""
+        record = self.sets[ref.set_index][ref.sample_index]
+        names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
+        choice, *draws = draw_uniforms(*names, CLIP, np.arange(7)).tolist()
+        segments = record.segments
+        durations = self._durations[ref.set_index]
+        duration_seconds = durations.seconds(ref.sample_index, lambda: read_duration(record))
+        # The second attempt goes anywhere: a file with one caption would give the damaged place
+        # again.
+        own = int(choice * len(segments)) if segments and attempt == 0 else None
+        window_seconds = self.geometry.window_seconds
+        start_seconds = place_window(
+            None if own is None else segments[own], duration_seconds, window_seconds, draws[0]
+        )
+        ties = draw_bits(*names, TIES, np.arange(len(segments)))
+        bag = nearest_segments(segments, start_seconds, start_seconds + window_seconds, ties)
+        if own is not None:
+            bag = [own, *(index for index in bag if index != own)]
+        return read_sample(
+            record,
+            self.geometry,
+            self.tokenizer,
+            sample_index=ref.sample_index,
+            start_seconds=start_seconds,
+            captions=[segments[index].text for index in bag[: self.geometry.num_candidates]],
+            view=draw_view(self.augment, draws[1:]),
+        )

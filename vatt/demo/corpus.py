@@ -1,0 +1,309 @@
+"""The demo corpus: short narrated scenes as real H.264/AAC files with captions, made from a seed.
+
+A scene has a main object with a shape, a colour and a motion. Training material has the faults of
+narrated video found in the wild: captions that are early, late or about something else, captions
+that say only part, files without sound, files without text. Validation has none, and its
+combinations of attributes never occur in training, neither in a picture nor in a caption; every
+pair of its attributes does. A file depends on (seed, split, index) only, not on who writes it.
+"""
+
+import functools
+import itertools
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vatt.demo.corpus_captions import Combination, narrate, narrate_carelessly
+from vatt.demo.corpus_scenes import COLOURS, MOTIONS, SHAPES, draw_scene, render_scene
+from vatt.demo.corpus_sounds import synthesize_sound
+from vatt.errors import UserError
+from vatt.media.write_mp4 import write_mp4
+from vatt.system.files import read_json
+
+VERSION = 3  # of the corpus: raise it when the same seed makes other files
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+ATTRIBUTES = ("shape", "colour", "motion")
+VALUES = (tuple(SHAPES), tuple(COLOURS), MOTIONS)  # of each attribute
+COMBINATIONS: tuple[Combination, ...] = tuple(itertools.product(*VALUES))
+
+NUM_HELD_OUT = 100
+MAX_ORACLE_PAIRS = 42  # distinct pairs among the 100: an oracle of two attributes gets R@1 42 %
+SILENT_RATE = 0.15
+TEXTLESS_RATE = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusInfo:
+    """What `write_corpus` left on disk.
+
+    Args:
+        folder: Holds `train/`, `validation/` and `corpus.json`.
+        num_train: Files of the training split.
+        num_validation: Files of the validation split.
+        oracles: R@1 in percent of `two_attribute_oracles` on held-out combinations.
+        counts: Per split: files, captions, and files without sound, without text, with wrong
+            captions, with company.
+        reused: Whether it was there already.
+    """
+
+    folder: Path
+    num_train: int
+    num_validation: int
+    oracles: dict[str, float]
+    counts: dict[str, dict[str, int]]
+    reused: bool
+
+
+@functools.cache
+def split_combinations() -> dict[Split, tuple[Combination, ...]]:
+    """The combinations of each split, the same for every seed.
+
+    A local search exchanges held-out combinations for others until few distinct pairs of attributes
+    are left among them (two attributes shall not be enough to find a clip), every value occurs
+    about equally often, and every pair that is held out stays in training with another third
+    attribute. It takes some hundredths of a second.
+    """
+    chance = random.Random(0)
+    combinations = list(COMBINATIONS)
+    chance.shuffle(combinations)
+    held_out, train = combinations[:NUM_HELD_OUT], combinations[NUM_HELD_OUT:]
+    cost = _split_cost(held_out)
+    while cost > 0:
+        i, j = chance.randrange(len(held_out)), chance.randrange(len(train))
+        held_out[i], train[j] = train[j], held_out[i]
+        new_cost = _split_cost(held_out)
+        if new_cost <= cost or chance.random() < 0.002:  # rarely uphill: plain descent gets stuck
+            cost = new_cost
+        else:
+            held_out[i], train[j] = train[j], held_out[i]
+    return {"train": tuple(sorted(train)), "validation": tuple(sorted(held_out))}
+
+
+def _split_cost(held_out: Sequence[Combination]) -> int:
+    """How far from what `split_combinations` promises; 0 when it holds."""
+    cost = 0
+    for i, j in itertools.combinations(range(3), 2):
+        pairs = Counter((combination[i], combination[j]) for combination in held_out)
+        thirds = len(VALUES[3 - i - j])  # combinations that share a pair
+        cost += 3 * max(0, len(pairs) - MAX_ORACLE_PAIRS)
+        cost += sum(max(0, count - (thirds - 1)) for count in pairs.values())
+    for i, values in enumerate(VALUES):
+        counts = Counter(combination[i] for combination in held_out)
+        even = len(held_out) // len(values)
+        cost += sum(max(0, abs(counts[value] - even) - 2) for value in values)
+    return cost
+
+
+def combination_of(seed: int, split: Split, index: int) -> Combination:
+    """What file `index` shows: all combinations of the split, then all again in another order."""
+    combinations = split_combinations()[split]
+    cycle, place = divmod(index, len(combinations))
+    chance = np.random.default_rng((seed, SPLITS.index(split), cycle))
+    return combinations[chance.permutation(len(combinations))[place]]
+
+
+def write_clip(folder: Path, seed: int, split: Split, index: int) -> dict[str, Any]:
+    """Writes file `index` of a split into a folder.
+
+    Returns:
+        Its line of `captions.jsonl`.
+    """
+    combination = combination_of(seed, split, index)
+    rng = np.random.default_rng((seed, SPLITS.index(split), index, 0))
+    scene = draw_scene(*combination, rng)
+    faults: list[dict[str, Any]] = []
+    silent = textless = False
+    if split == "train":
+        silent, textless = rng.random() < SILENT_RATE, rng.random() < TEXTLESS_RATE
+        segments, faults = narrate_carelessly(scene, split_combinations()["train"], rng)
+    else:
+        segments = narrate(scene, rng)
+    frames, sound = render_scene(scene, rng), synthesize_sound(scene, rng)
+    name = f"{index:06d}.mp4"
+    write_mp4(
+        folder / name,
+        frames,
+        scene.frame_rate,
+        waveform=None if silent else sound,
+        sample_rate=None if silent else scene.sample_rate,
+    )
+    return {
+        "file": name,
+        "segments": [] if textless else segments,
+        **dict(zip(ATTRIBUTES, combination, strict=True)),
+        "company": scene.company and {"shape": scene.company[0], "colour": scene.company[1]},
+        "faults": [] if textless else faults,
+        "sound": not silent,
+    }
+
+
+def write_corpus(
+    out: str | os.PathLike[str],
+    *,
+    num_train: int = 6000,
+    num_validation_renderings: int = 3,
+    seed: int = 0,
+    num_workers: int | None = None,
+    show_progress: bool = True,
+) -> CorpusInfo:
+    """Writes `train/`, `validation/` (mp4 files, `captions.jsonl`) and `corpus.json`, or nothing.
+
+    A finished corpus of the same parameters is left as it is; one of other parameters is replaced.
+
+    Args:
+        out: Folder to be made; it appears under this name when all is written.
+        num_train: Files of the training split.
+        num_validation_renderings: Files of each of the 100 held-out combinations.
+        seed: The same seed makes the same bytes.
+        num_workers: Processes that write. None: one per core at hand; 0: only this one.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        UserError: a number out of range, `out` holds something else, or a process was killed.
+        OSError: a file could not be written (no space left, for instance); names it.
+    """
+    numbers = {"num_train": num_train, "num_validation_renderings": num_validation_renderings}
+    for name, number in {**numbers, "seed": seed, "num_workers": num_workers or 0}.items():
+        if number < 0:
+            raise UserError(f"{name} must be at least 0, got {number}")
+    out = Path(out).absolute()
+    sizes = {"train": num_train, "validation": num_validation_renderings * NUM_HELD_OUT}
+    parameters = {"version": VERSION, "seed": seed, **{f"num_{s}": sizes[s] for s in SPLITS}}
+    if (finished := _finished_corpus(out, parameters)) is not None:
+        return finished
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = _fresh_partial_folder(out)
+    try:
+        jobs = [(split, index) for split in SPLITS for index in range(sizes[split])]
+        lines = _write_clips(partial, seed, jobs, num_workers, show_progress)
+        description = _describe(parameters, lines)
+        _write_descriptions(partial, lines, description)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return _corpus_info(out, description, reused=False)
+
+
+Job = tuple[Split, int]  # file number of a split
+
+
+def _write_clips(
+    folder: Path, seed: int, jobs: list[Job], num_workers: int | None, show_progress: bool
+) -> dict[Job, dict[str, Any]]:
+    """Writes all files; returns their lines of `captions.jsonl`."""
+    from tqdm import tqdm
+
+    from vatt.demo.corpus_workers import run_jobs
+
+    write = functools.partial(_write_job, folder, seed)
+    bar = tqdm(total=len(jobs), desc="corpus", unit="clip", disable=not show_progress)
+    lines = {}
+    with bar, run_jobs(write, jobs, num_workers) as results:
+        for job, line in results:
+            lines[job] = line
+            bar.update()
+    return lines
+
+
+def _write_job(folder: Path, seed: int, job: Job) -> dict[str, Any]:
+    split, index = job
+    return write_clip(folder / split, seed, split, index)
+
+
+def _finished_corpus(out: Path, parameters: dict[str, Any]) -> CorpusInfo | None:
+    """The corpus at `out` if it is the wanted one; None if `out` is free or may be replaced."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not names and not out.is_file():
+        return None
+    if "corpus.json" not in names or not names <= {"corpus.json", *SPLITS}:
+        raise UserError(f"{out} exists and is not a demo corpus: give another folder, or remove it")
+    description = read_json(out / "corpus.json")
+    if any(description.get(key) != value for key, value in parameters.items()):
+        return None
+    for split in SPLITS:
+        if sum(1 for _ in (out / split).glob("*.mp4")) != parameters[f"num_{split}"]:
+            return None
+    return _corpus_info(out, description, reused=True)
+
+
+def _corpus_info(out: Path, description: dict[str, Any], *, reused: bool) -> CorpusInfo:
+    return CorpusInfo(
+        folder=out,
+        num_train=description["num_train"],
+        num_validation=description["num_validation"],
+        oracles=description["oracles"],
+        counts=description["counts"],
+        reused=reused,
+    )
+
+
+def _fresh_partial_folder(out: Path) -> Path:
+    """A folder beside `out` to write into; those of processes that were killed are removed."""
+    prefix = f".{out.name}.partial-"
+    for left_over in out.parent.glob(f"{prefix}*"):
+        if not _is_running(left_over.name.removeprefix(prefix)):
+            shutil.rmtree(left_over, ignore_errors=True)
+    partial = out.with_name(f"{prefix}{os.getpid()}")
+    for split in SPLITS:
+        (partial / split).mkdir(parents=True)
+    return partial
+
+
+def _is_running(process_id: str) -> bool:
+    try:
+        os.kill(int(process_id), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):  # of another user; not a name that we gave
+        return True
+    return int(process_id) != os.getpid()
+
+
+def _write_descriptions(
+    folder: Path, lines: dict[Job, dict[str, Any]], description: dict[str, Any]
+) -> None:
+    """Writes `captions.jsonl` of both splits and `corpus.json`."""
+    for split in SPLITS:
+        of_split = [lines[job] for job in sorted(lines) if job[0] == split]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in of_split)
+        (folder / split / "captions.jsonl").write_text(text, encoding="utf-8")
+    text = json.dumps(description, indent=1) + "\n"
+    (folder / "corpus.json").write_text(text, encoding="utf-8")
+
+
+def _describe(parameters: dict[str, Any], lines: dict[Job, dict[str, Any]]) -> dict[str, Any]:
+    """The content of `corpus.json`."""
+    from vatt.demo.retrieval import two_attribute_oracles  # torch, which the workers need not load
+
+    combinations = split_combinations()
+    return {
+        **parameters,
+        "counts": {
+            split: _count([line for job, line in lines.items() if job[0] == split])
+            for split in SPLITS
+        },
+        "oracles": two_attribute_oracles(combinations["validation"]),
+        "combinations": {split: [" ".join(c) for c in combinations[split]] for split in SPLITS},
+    }
+
+
+def _count(lines: list[dict[str, Any]]) -> dict[str, int]:
+    return {
+        "files": len(lines),
+        "captions": sum(len(line["segments"]) for line in lines),
+        "without_sound": sum(not line["sound"] for line in lines),
+        "without_text": sum(not line["segments"] for line in lines),
+        "with_faults": sum(bool(line["faults"]) for line in lines),
+        "with_company": sum(line["company"] is not None for line in lines),
+    }

@@ -1,0 +1,183 @@
+"""What the demo shows of its result: the report's content, and a table for the terminal."""
+
+import csv
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vatt.batch import Batch
+from vatt.config.spaces import DIRECTIONS
+from vatt.demo.retrieval import ATTRIBUTES, AUDIBLE_ATTRIBUTES, demo_confusions
+from vatt.evaluation.embedding_table import EmbeddingTable
+from vatt.network.model import VATT
+from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
+from vatt.shards.shard_set import ShardSet
+
+NUM_ATTENTION = 6  # clips whose attention the report shows
+ABOUT = (
+    "Short narrated scenes, made as real H.264/AAC files: a textured shape moves, turns, grows or "
+    "bounces, with a sound that belongs to it. None of the combinations of shape, colour and "
+    "motion searched here occurs in training. The numbers are means over the captions and the "
+    "renderings of each combination."
+)
+VERSIONS = ("vatt", "torch", "lightning", "av", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSet:
+    """The retrieval set of the demo: clips, and what they show.
+
+    Args:
+        shards: Where they are.
+        batches: All clips, in the order of the shards.
+        combinations: Shape, colour and motion of each clip.
+        renderings: Which rendering of its combination a clip is.
+    """
+
+    shards: ShardSet
+    batches: Sequence[Batch]
+    combinations: list[tuple[str, ...]]
+    renderings: list[int]
+
+    def gallery(self) -> list[int]:
+        """Rows of the first rendering, in the order of the combinations."""
+        rows = [row for row, rendering in enumerate(self.renderings) if rendering == 0]
+        return sorted(rows, key=lambda row: self.combinations[row])
+
+
+def collect_report(
+    model: VATT,
+    table: EmbeddingTable,
+    validation: ValidationSet,
+    corpus: Path,
+    metrics: Mapping[str, Any],
+    out: Path,
+) -> ReportData:
+    """All that the report shows, from one gallery: a rendering of each combination."""
+    gallery = validation.gallery()
+    shown = table.select(gallery)
+    assert shown.video_va is not None
+    assert shown.video_vt is not None
+    assert shown.audio_va is not None
+    assert shown.text_vt is not None
+    spaces = {
+        "va": {"video": shown.video_va.numpy(), "audio": shown.audio_va.numpy()},
+        "vt": {"video": shown.video_vt.numpy(), "text": shown.text_vt[:, 0].numpy()},
+    }
+    return ReportData(
+        attributes=ATTRIBUTES,
+        audible=AUDIBLE_ATTRIBUTES,
+        title="VATT demo",
+        about=ABOUT,
+        metrics=metrics,
+        history=read_history(out),
+        clips=[report_clip(validation, row, corpus) for row in gallery],
+        similarity={
+            "text_to_video": (shown.text_vt[:, 0] @ shown.video_vt.T).numpy(),
+            "audio_to_video": (shown.audio_va @ shown.video_va.T).numpy(),
+        },
+        spaces=spaces,
+        attention=attention_examples(model, validation, gallery),
+        confusions=demo_confusions(table, validation.combinations, validation.renderings),
+        config=model.config.to_dict(),
+        versions={name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+    )
+
+
+def report_clip(validation: ValidationSet, row: int, corpus: Path) -> ReportClip:
+    """A clip of the gallery, with its first caption."""
+    record = validation.shards[row]
+    shape, colour, motion = validation.combinations[row]
+    return ReportClip(
+        title=f"{colour} {shape}, {motion}",
+        caption=record.segments[0].text,
+        media=corpus / "validation" / record.metadata["file"],
+        attributes=validation.combinations[row],
+    )
+
+
+def attention_examples(
+    model: VATT, validation: ValidationSet, gallery: Sequence[int]
+) -> list[AttentionExample]:
+    """Attention of the AGG token in some clips, spread over the gallery."""
+    stride = max(1, len(gallery) // NUM_ATTENTION)
+    rows = list(gallery[stride // 2 :: stride])[:NUM_ATTENTION]
+    videos = torch.cat([b.video for b in validation.batches if b.video is not None])[rows]
+    attention = model.agg_attention(videos)
+    return [
+        AttentionExample(
+            title=" ".join(validation.combinations[row]),
+            frames=video.numpy(),
+            attention=weights.numpy(),
+        )
+        for row, video, weights in zip(rows, videos, attention, strict=True)
+    ]
+
+
+def summary(metrics: Mapping[str, Any], out: Path) -> str:
+    """The result as a table, and where the report is."""
+    lines = [
+        f"\nRetrieval among {metrics['num_candidates']} combinations never seen in training "
+        f"(chance R@1 {100 / metrics['num_candidates']:.0f} %):",
+        f"{'':16}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}   ceiling of R@1",
+    ]
+    for name in DIRECTIONS:
+        row = metrics.get(name)
+        if row is not None:
+            numbers = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10", "MedR"))
+            ceiling = f"   {row['ceiling']:.0f}" if "ceiling" in row else ""
+            lines.append(f"{name.replace('_', ' '):16}{numbers}{ceiling}")
+    oracles = ", ".join(f"{name} {value:.0f}" for name, value in metrics["oracles"].items())
+    lines.append(f"An oracle that knows only two attributes reaches R@1: {oracles}.")
+    lines += linear_lines(metrics["linear_evaluation"])
+    training = metrics["training"]
+    lines.append(
+        f"Trained {training['steps']:.0f} steps in {training['seconds']:.0f} s, "
+        f"{training['clips_per_second']:.0f} clips/s, {training['data_wait_share']:.1%} of it "
+        "waiting for data."
+    )
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
+    lines += [f"Time: {spent}.", f"Look at {out / 'report.html'}"]
+    return "\n".join(lines)
+
+
+def linear_lines(found: Mapping[str, Any]) -> list[str]:
+    """The table of the linear evaluation, if there is one."""
+    if not found["rows"]:
+        return []
+    lines = [
+        "Linear classifiers on frozen features, percent right on the same unseen combinations:",
+        f"{'':16}{'pre-trained':>12}{'random weights':>16}{'raw input':>11}{'chance':>8}",
+    ]
+    for row in found["rows"]:
+        numbers = (row["pretrained"], row["random"], row["raw"], row["chance"])
+        cells = "".join(f"{n:{w}.1f}" for n, w in zip(numbers, (12, 16, 11, 8), strict=True))
+        lines.append(f"{row['modality'] + ': ' + row['attribute']:16}{cells}")
+    return lines
+
+
+def training_figures(history: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """Steps, clips per second and share of time waiting for data, over the whole training."""
+    rows = [row for row in history if row.get("perf/step_seconds")]
+    if not rows:
+        return {"steps": 0.0, "clips_per_second": 0.0, "data_wait_share": 0.0}
+    seconds = [float(row["perf/step_seconds"]) for row in rows]
+    waiting = [float(row["perf/data_wait_share"]) for row in rows]
+    clips = [float(row["perf/clips_per_second"]) for row in rows]
+    total = sum(seconds)
+    return {
+        "steps": float(rows[-1]["step"]) + 1,  # rows count from 0
+        "clips_per_second": sum(c * s for c, s in zip(clips, seconds, strict=True)) / total,
+        "data_wait_share": sum(w * s for w, s in zip(waiting, seconds, strict=True)) / total,
+    }
+
+
+def read_history(out: Path) -> list[dict[str, str]]:
+    """Rows of the run's `metrics.csv`."""
+    with (out / "run" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

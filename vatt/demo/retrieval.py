@@ -1,0 +1,128 @@
+"""Retrieval among the demo's combinations of attributes, oracles and confusions."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations as subsets
+
+import torch
+from torch import Tensor
+
+from vatt.evaluation.embedding_table import EmbeddingTable
+from vatt.evaluation.retrieval import Search, metrics_of, searches_of, top_candidates
+from vatt.pages.report_data import AttributeConfusion
+
+ATTRIBUTES = ("shape", "colour", "motion")  # of the demo corpus, in the order of a combination
+AUDIBLE_ATTRIBUTES = ("shape", "motion")  # timbre and melody; colour makes no sound
+
+
+def demo_retrieval(
+    table: EmbeddingTable,
+    combinations: Sequence[tuple[str, ...]],
+    renderings: Sequence[int],
+    attributes: Sequence[str] = ATTRIBUTES,
+    audible: Sequence[str] = AUDIBLE_ATTRIBUTES,
+) -> dict[str, dict[str, float]]:
+    """Retrieval on the demo corpus, averaged over captions and renderings.
+
+    A gallery is one rendering of every combination. Every caption, sound and video of every
+    rendering is searched in every gallery (of captions: one slot of one rendering). The answer is
+    the clip of the same combination, whoever rendered it: what a sound and its own picture share
+    beyond the combination (speed, phase) helps in one gallery of several only.
+
+    Args:
+        table: Embeddings of the validation set.
+        combinations: The attribute values of each row of the table.
+        renderings: Number of the rendering of each row.
+        attributes: Names of a combination's parts.
+        audible: Those of them that sound can tell.
+
+    Returns:
+        As `retrieval`; the directions from and to sound also have `ceiling`, the R@1 in percent of
+        an oracle that knows the audible attributes exactly and guesses among what fits.
+
+    Raises:
+        ValueError: a rendering that lacks a combination or has one twice.
+    """
+    metrics = metrics_of(_demo_searches(table, combinations, renderings))
+    ceiling = attribute_oracle(combinations, [list(attributes).index(name) for name in audible])
+    for direction in metrics.keys() & {"audio_to_video", "video_to_audio"}:
+        metrics[direction]["ceiling"] = ceiling
+    return metrics
+
+
+def attribute_oracle(combinations: Iterable[tuple[str, ...]], known: Sequence[int]) -> float:
+    """Expected R@1 in percent of an oracle that knows some attributes and guesses the others.
+
+    Args:
+        combinations: Attribute values; repeated ones count once.
+        known: Positions of the attributes that the oracle knows.
+    """
+    distinct = set(combinations)
+    # n candidates that look alike: each is found with probability 1/n, together once
+    return 100.0 * len({tuple(c[i] for i in known) for c in distinct}) / len(distinct)
+
+
+def two_attribute_oracles(
+    combinations: Iterable[tuple[str, ...]], attributes: Sequence[str] = ATTRIBUTES
+) -> dict[str, float]:
+    """`attribute_oracle` of every pair of attributes: `{"shape+colour": percent, …}`."""
+    distinct = set(combinations)
+    pairs = subsets(range(len(attributes)), 2)
+    return {"+".join(attributes[i] for i in p): attribute_oracle(distinct, p) for p in pairs}
+
+
+def demo_confusions(
+    table: EmbeddingTable,
+    combinations: Sequence[tuple[str, ...]],
+    renderings: Sequence[int],
+    attributes: Sequence[str] = ATTRIBUTES,
+) -> dict[str, dict[str, AttributeConfusion]]:
+    """What the best candidate has right and wrong: `{direction: {attribute: confusion}}`.
+
+    Args:
+        table: Embeddings of the validation set.
+        combinations: The attribute values of each row of the table.
+        renderings: Number of the rendering of each row.
+        attributes: Names of a combination's parts.
+    """
+    values = [sorted({c[i] for c in combinations}) for i in range(len(attributes))]
+    codes = torch.tensor(
+        [[v.index(x) for v, x in zip(values, c, strict=True)] for c in combinations]
+    )
+    counts: dict[str, list[Tensor]] = {}
+    for search in _demo_searches(table, combinations, renderings):
+        _, best = top_candidates(search.queries, search.candidates, k=1)
+        asked, answered = codes[search.query_rows], codes[search.candidate_rows[best[:, 0]]]
+        zeros = [torch.zeros(len(v), len(v), dtype=torch.int64) for v in values]
+        for i, table_VV in enumerate(counts.setdefault(search.direction, zeros)):
+            index = (asked[:, i], answered[:, i])
+            table_VV.index_put_(index, torch.ones_like(index[0]), accumulate=True)
+    return {
+        direction: {
+            name: AttributeConfusion(tuple(v), table_VV)
+            for name, v, table_VV in zip(attributes, values, tables, strict=True)
+        }
+        for direction, tables in counts.items()
+    }
+
+
+def _demo_searches(
+    table: EmbeddingTable, combinations: Sequence[tuple[str, ...]], renderings: Sequence[int]
+) -> Iterator[Search]:
+    if not len(table) == len(combinations) == len(renderings):
+        raise ValueError(
+            f"{len(table)} clips need as many combinations and renderings, "
+            f"got {len(combinations)} and {len(renderings)}"
+        )
+    numbers = {c: i for i, c in enumerate(sorted(set(combinations)))}
+    labels = torch.tensor([numbers[c] for c in combinations])
+    rendering = torch.tensor(list(renderings))
+    galleries = []
+    for number in rendering.unique():
+        rows = (rendering == number).nonzero()[:, 0]
+        if len(rows) != len(numbers) or len(labels[rows].unique()) != len(numbers):
+            raise ValueError(
+                f"rendering {int(number)} must hold each of the {len(numbers)} combinations once, "
+                f"it has {len(rows)} clips of {len(labels[rows].unique())} combinations"
+            )
+        galleries.append(rows)
+    yield from searches_of(table, labels, galleries)

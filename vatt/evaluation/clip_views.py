@@ -1,0 +1,129 @@
+"""Clips of evaluation, read in worker processes in the order of the items."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.errors import MediaError
+from vatt.sets.items import Item
+from vatt.system.workers import Lost, results_in_order
+
+LIMIT_SECONDS = 60.0  # that a file may take until the next of its windows is read
+AHEAD_PER_WORKER = 2  # clips read while an earlier one hangs; 4 windows of 32 × 224² are 19 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPlan:
+    """Which views are read of each clip.
+
+    Args:
+        video: Geometry of the picture, with the rate at which frames are shown; None reads none.
+        audio: Geometry of the sound; None reads none.
+        num_windows: Evenly spread over the clip.
+        num_crops: 1 or 3 of each window of the picture.
+        stride: Frames of the base rate from one shown to the next; only the grid of the windows'
+            starts depends on it.
+    """
+
+    video: VideoConfig | None
+    audio: AudioConfig | None
+    num_windows: int = 4
+    num_crops: int = 1
+    stride: int = 2
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values, for a result file."""
+        plan: dict[str, Any] = {"num_windows": self.num_windows}
+        if self.video is not None:
+            plan |= {
+                "num_crops": self.num_crops,
+                "num_frames": self.video.num_frames,
+                "frame_rate": self.video.frame_rate,
+                "image_size": self.video.image_size,
+            }
+        if self.audio is not None:
+            plan |= {
+                "num_samples": self.audio.num_samples,
+                "sample_rate": self.audio.sample_rate,
+            }
+        return plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemViews:
+    """The views of a clip.
+
+    Args:
+        video: uint8 `[windows × crops, T, H, W, C]`; None: not asked for, or no picture.
+        audio: float32 `[windows, S]` in about [-1, 1]; None: not asked for, or no sound.
+        fault: Why the clip cannot be used; "" if it can.
+    """
+
+    video: NDArray[np.uint8] | None = None
+    audio: NDArray[np.float32] | None = None
+    fault: str = ""
+
+
+def read_item(job: tuple[Item, ViewPlan]) -> ItemViews:
+    """Reads the views of a clip; runs in a process of its own."""
+    from vatt.media.clip import probe
+    from vatt.preprocess.evaluation_views import read_audio_views, read_video_views
+
+    item, plan = job
+    assert item.source is not None
+    part: dict[str, Any] = {"start_seconds": item.start_seconds, "end_seconds": item.end_seconds}
+    try:
+        info = probe(item.source)
+        video = audio = None
+        if plan.video is not None and info.has_video:
+            video = read_video_views(
+                item.source,
+                plan.video,
+                num_windows=plan.num_windows,
+                num_crops=plan.num_crops,
+                stride=plan.stride,
+                **part,
+            ).numpy()
+        if plan.audio is not None and info.has_audio:
+            audio = read_audio_views(
+                item.source, plan.audio, num_windows=plan.num_windows, **part
+            ).numpy()
+    except MediaError as error:
+        return ItemViews(fault=error.reason)
+    if video is None and audio is None:
+        asked = {"picture": plan.video, "sound": plan.audio}
+        return ItemViews(fault=f"has no {' or '.join(k for k, v in asked.items() if v)}")
+    return ItemViews(video=video, audio=None if audio is None else np.ascontiguousarray(audio))
+
+
+def read_items(items: Sequence[Item], plan: ViewPlan, *, num_workers: int) -> Iterator[ItemViews]:
+    """The views of each clip, in order; what hangs or crashes a process is a fault of its clip.
+
+    Args:
+        items: With media.
+        plan: Which views.
+        num_workers: Processes that read; 0 reads in this one, where nothing is limited.
+    """
+    with results_in_order(
+        read_item,
+        ((item, plan) for item in items),
+        num_workers=num_workers,
+        limit_seconds=LIMIT_SECONDS,
+        prepare=_import_media,
+        most_ahead=AHEAD_PER_WORKER * num_workers,
+    ) as found:
+        for views in found:
+            yield ItemViews(fault=views.reason) if isinstance(views, Lost) else views
+
+
+def _import_media() -> None:
+    import torch
+
+    import vatt.media.clip
+    import vatt.preprocess.evaluation_views  # noqa: F401
+
+    torch.set_num_threads(1)  # each process is one of many

@@ -1,0 +1,161 @@
+"""Features of a model that does not learn, kept on disk: a run that was stopped goes on from them.
+
+A file holds the clips of one chunk; its name is a digest of all that they depend on: weights,
+views, and name, size and time of each media file.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vatt.errors import Fault, UserError
+from vatt.evaluation.clip_views import ViewPlan, read_items
+from vatt.network.model import VATT
+from vatt.sets.items import Item
+from vatt.system.files import write_atomically
+
+CHUNK_ITEMS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenFeatures:
+    """Features of the clips that can be read.
+
+    Args:
+        items: These clips.
+        values: float32 `[N, views, D]`, pooled features of the backbone.
+        faults: The other clips, and why.
+    """
+
+    items: tuple[Item, ...]
+    values: Tensor
+    faults: tuple[Fault, ...] = ()
+
+
+def extract_features(
+    model: VATT,
+    items: Sequence[Item],
+    plan: ViewPlan,
+    *,
+    modality: Literal["video", "audio"],
+    digest: str,
+    cache: Path | None = None,
+    batch_size: int = 8,
+    num_workers: int = 0,
+) -> FrozenFeatures:
+    """Features of every view of each clip, from the cache where it has them.
+
+    Args:
+        model: In evaluation mode.
+        items: With media.
+        plan: Which views.
+        modality: Of which the features are.
+        digest: Of the weights, as of `vatt.models.checkpoint.weights_digest`.
+        cache: Folder; None keeps nothing.
+        batch_size: Clips that are encoded at once.
+        num_workers: Processes that read.
+
+    Raises:
+        UserError: the model lacks the modality, or no clip can be read.
+    """
+    if modality not in model.config.modalities:
+        raise UserError(f"this model has {' and '.join(model.config.modalities)}, not {modality}")
+    chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
+    if cache is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+    found: list[Tensor] = []
+    reasons: dict[str, str] = {}
+    for chunk in chunks:
+        path = None if cache is None else cache / f"{_name(chunk, plan, modality, digest)}.features"
+        kept = None if path is None else _load(path)
+        if kept is None:
+            kept = _encode_chunk(model, chunk, plan, modality, batch_size, num_workers)
+            if path is not None:
+                _save(path, *kept)
+        found.append(kept[0])
+        reasons |= kept[1]
+    readable = tuple(item for item in items if item.key not in reasons)
+    faults = tuple(Fault(key, reason) for key, reason in reasons.items())
+    if not readable:
+        raise UserError(f"none of {len(items)} clips can be read; the first: {faults[:1]}")
+    return FrozenFeatures(
+        items=readable, values=torch.cat([v for v in found if len(v)]), faults=faults
+    )
+
+
+@torch.no_grad()
+def _encode_chunk(
+    model: VATT,
+    items: Sequence[Item],
+    plan: ViewPlan,
+    modality: str,
+    batch_size: int,
+    num_workers: int,
+) -> tuple[Tensor, dict[str, str]]:
+    """Features of the readable clips, float32 `[n, views, D]`, and why the others are not."""
+    device = next(model.parameters()).device
+    encode = model.encode_video if modality == "video" else model.encode_audio
+    rows: list[Tensor] = []
+    waiting: list[Tensor] = []
+    reasons: dict[str, str] = {}
+
+    def encode_waiting() -> None:
+        if waiting:
+            features = encode(torch.cat(waiting).to(device)).float().cpu()
+            rows.append(features.unflatten(0, (len(waiting), -1)))
+            waiting.clear()
+
+    for item, read in zip(items, read_items(items, plan, num_workers=num_workers), strict=True):
+        views = read.video if modality == "video" else read.audio
+        if read.fault or views is None:
+            reasons[item.key] = read.fault or f"has no {modality}"
+            continue
+        waiting.append(torch.from_numpy(views))
+        if len(waiting) == batch_size:
+            encode_waiting()
+    encode_waiting()
+    return torch.cat(rows) if rows else torch.zeros(0), reasons
+
+
+def _name(items: Sequence[Item], plan: ViewPlan, modality: str, digest: str) -> str:
+    described: list[Any] = [digest, modality, asdict(plan)]
+    for item in items:
+        described.append([item.key, item.start_seconds, item.end_seconds, _state(item.source)])
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _state(source: Any) -> Any:
+    """What changes when a media file does."""
+    if not isinstance(source, str):
+        return repr(source)
+    try:
+        status = Path(source).stat()
+    except OSError:
+        return source  # is reported when it is read
+    return [source, status.st_size, status.st_mtime_ns]
+
+
+def _save(path: Path, values: Tensor, reasons: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    metadata = {"reasons": json.dumps(reasons)}
+    write_atomically(path, save({"values": values.contiguous()}, metadata=metadata))
+
+
+def _load(path: Path) -> tuple[Tensor, dict[str, str]] | None:
+    """What was kept; None if nothing was."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor("values"), json.loads(file.metadata()["reasons"])
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it") from error

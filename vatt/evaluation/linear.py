@@ -1,0 +1,218 @@
+"""Linear evaluation: classifiers on frozen features, in all folds of a set.
+
+Source: paper section 4.3 and appendix A.3.6; google-research/vatt `utils/eval/evaluators.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vatt.errors import UserError
+from vatt.evaluation.frozen_features import FrozenFeatures
+from vatt.evaluation.retrieval import retrieval_ranks
+from vatt.network.layers import TRUNCATED_STD, truncated_normal
+from vatt.sets.classification import TEST, TRAIN
+
+Classifier = Literal["low-rank", "logistic"]
+CLASSIFIERS: tuple[Classifier, ...] = ("low-rank", "logistic")
+Predict = Callable[[Tensor], Tensor]  # features float [n, D] → probabilities float [n, C]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankConfig:
+    """The paper's classifier on frozen features.
+
+    Args:
+        rank: Width between its two linear layers [P, C].
+        dropout: Between them [P: a sampling of 10 %; C].
+        weight_decay: Times the sum of squares of the second layer's weights, added to the loss [C].
+        learning_rate: Of Adam [P, C].
+        batch_size: Features a step [P, C].
+        num_steps: 50,000 [P]; [C] 1,000 epochs.
+    """
+
+    rank: int = 128
+    dropout: float = 0.9
+    weight_decay: float = 0.1
+    learning_rate: float = 5e-4
+    batch_size: int = 64
+    num_steps: int = 50_000
+
+
+def evaluate_folds(
+    features: FrozenFeatures,
+    classes: Sequence[str],
+    classifiers: Sequence[Classifier] = CLASSIFIERS,
+    *,
+    low_rank: LowRankConfig | None = None,
+    regularisation: float = 1.0,
+    seed: int = 0,
+) -> dict[str, dict[str, float]]:
+    """Accuracies of classifiers in each fold, and their means.
+
+    Every view of a training clip is a sample. Of a test clip the probabilities of its views are
+    averaged.
+
+    Args:
+        features: Of all clips, with their labels and splits.
+        classes: All labels.
+        classifiers: Which.
+        low_rank: Settings of the paper's; None: its own.
+        regularisation: `C` of scikit-learn's logistic regression, on standardised features.
+        seed: Of weights, batches and dropout.
+
+    Returns:
+        Percent by row (`low-rank, fold 1`, …, `low-rank, mean of folds`) and column (`top-1`, and
+        `top-5` where there are more than 5 classes).
+
+    Raises:
+        UserError: a fold without training or test clips, or scikit-learn is needed and missing.
+    """
+    labels = torch.tensor([classes.index(item.label) for item in features.items])
+    num_folds = len(features.items[0].splits)
+    rows: dict[str, dict[str, float]] = {}
+    for name in classifiers:
+        folds = []
+        for fold in range(num_folds):
+            train, test = (_rows_of(features, fold, split) for split in (TRAIN, TEST))
+            samples, answers = _samples(features.values[train], labels[train])
+            if name == "low-rank":
+                config = low_rank or LowRankConfig()
+                predict = train_low_rank(samples, answers, len(classes), config, seed=seed)
+            else:
+                predict = train_logistic(samples, answers, len(classes), regularisation, seed=seed)
+            scores = predict_views(predict, features.values[test])
+            folds.append(accuracies(scores, labels[test]))
+            rows[f"{name}, fold {fold + 1}"] = folds[-1]
+        rows[f"{name}, mean of folds"] = {
+            column: sum(fold[column] for fold in folds) / num_folds for column in folds[0]
+        }
+    return rows
+
+
+def train_low_rank(
+    features_ND: Tensor, labels_N: Tensor, num_classes: int, config: LowRankConfig, *, seed: int
+) -> Predict:
+    """Trains the paper's classifier: two linear layers, dropout between them.
+
+    Args:
+        features_ND: float32 `[N, D]`.
+        labels_N: int64 `[N]`.
+        num_classes: `C`.
+        config: Its settings.
+        seed: Of weights, batches and dropout.
+
+    Returns:
+        Features → probabilities.
+    """
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        network = nn.Sequential(
+            nn.Linear(features_ND.shape[1], config.rank),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.rank, num_classes),
+        )
+        for layer in (network[0], network[2]):
+            assert isinstance(layer, nn.Linear)
+            _draw_glorot_normal(layer)
+        last = network[2].weight
+        assert isinstance(last, Tensor)
+        # Keras' epsilon, as in pre-training
+        optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-7)
+        order = torch.zeros(0, dtype=torch.int64)
+        for _ in range(config.num_steps):
+            if len(order) < config.batch_size:
+                order = torch.cat([order, torch.randperm(len(features_ND))])
+            chosen, order = order[: config.batch_size], order[config.batch_size :]
+            loss = F.cross_entropy(network(features_ND[chosen]), labels_N[chosen])
+            loss = loss + config.weight_decay * last.square().sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    network.eval()
+    return lambda rows: network(rows).softmax(dim=-1).detach()
+
+
+def train_logistic(
+    features_ND: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    regularisation: float = 1.0,
+    *,
+    seed: int = 0,
+) -> Predict:
+    """Trains scikit-learn's multinomial logistic regression on standardised features.
+
+    Args:
+        features_ND: float32 `[N, D]`.
+        labels_N: int64 `[N]`; classes that are not among them get probability 0.
+        num_classes: `C`.
+        regularisation: scikit-learn's `C`.
+        seed: Of its solver.
+
+    Raises:
+        UserError: scikit-learn is not installed, or all have one label.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise UserError(
+            'logistic regression needs scikit-learn: pip install "vatt[eval]", or choose '
+            "--classifiers low-rank"
+        ) from error
+    if len(labels_N.unique()) < 2:
+        raise UserError("logistic regression needs training clips of at least two classes")
+    regression = LogisticRegression(C=regularisation, max_iter=2000, random_state=seed)
+    pipeline = make_pipeline(StandardScaler(), regression)
+    pipeline.fit(features_ND.double().numpy(), labels_N.numpy())
+
+    def predict(rows: Tensor) -> Tensor:
+        known = torch.from_numpy(pipeline.predict_proba(rows.double().numpy()))
+        full = known.new_zeros(len(rows), num_classes)
+        full[:, torch.as_tensor(pipeline.classes_)] = known
+        return full
+
+    return predict
+
+
+def predict_views(predict: Predict, features_NVD: Tensor) -> Tensor:
+    """Mean of the probabilities of the views of each clip: `[N, V, D]` → `[N, C]`."""
+    num_clips, num_views = features_NVD.shape[:2]
+    return predict(features_NVD.flatten(0, 1)).unflatten(0, (num_clips, num_views)).mean(dim=1)
+
+
+def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Top-1 and, of more than 5 classes, top-5 accuracy in percent; a tie over the edge is a miss.
+
+    Args:
+        scores_NC: float `[N, C]`, higher is better.
+        labels_N: int64 `[N]`, in [0, C).
+    """
+    ranks = retrieval_ranks(scores_NC, labels_N)
+    columns = (1, 5) if scores_NC.shape[1] > 5 else (1,)
+    return {f"top-{k}": 100.0 * float((ranks <= k - 1).double().mean()) for k in columns}
+
+
+def _draw_glorot_normal(layer: nn.Linear) -> None:
+    """As Keras draws it: truncated at two standard deviations, the variance kept."""
+    deviation = (2 / sum(layer.weight.shape)) ** 0.5
+    truncated_normal(layer.weight, std=deviation / TRUNCATED_STD)
+    nn.init.zeros_(layer.bias)
+
+
+def _rows_of(features: FrozenFeatures, fold: int, split: str) -> Tensor:
+    rows = [i for i, item in enumerate(features.items) if item.splits[fold] == split]
+    if not rows:
+        raise UserError(f"fold {fold + 1} has no {split} clip: linear evaluation needs both splits")
+    return torch.tensor(rows)
+
+
+def _samples(features_NVD: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Every view as a sample of its own."""
+    return features_NVD.flatten(0, 1), labels_N.repeat_interleave(features_NVD.shape[1])

@@ -1,0 +1,338 @@
+"""A model as the `mteb` library evaluates it: tasks of video, sound, images and text.
+
+Here `N` is the number of rows of a task's data set, `D` the width of the space that it needs.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vatt.config.spaces import Space
+from vatt.errors import UserError
+from vatt.features.encoding import OnError
+from vatt.features.extractor import NUM_WINDOWS, FeatureExtractor
+from vatt.media.source import MediaSource
+from vatt.models.checkpoint import weights_digest
+from vatt.network.torchaudio_loading import load_torchaudio
+from vatt.preprocess.arrays import audio_media
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from mteb.models.model_meta import ModelMeta
+    from mteb.types import PromptType
+
+BATCH_SIZE = 32  # mteb's own, of windows or texts
+MODALITY_OF = {"video": "video", "image": "video", "audio": "audio", "text": "text"}  # by column
+Matrix = NDArray[np.float32] | Tensor
+
+
+class MtebModel:
+    """Fulfils mteb's `EncoderProtocol`, so that `mteb.evaluate(model, tasks=…)` runs.
+
+    Everything of a task goes into one space: the one that all its modalities share, whichever side
+    is encoded. With separate heads this is `vt` as soon as the task has text (sound gets there by
+    the video head's last step) and `va` for pictures with sound. An image is a video that stands
+    still. A row with several modalities is the mean of their unit vectors, which is not something
+    that the model was trained for. A text without a known word is a vector of zeros, which is like
+    nothing else.
+
+    Files are read by our reader at their own rates, and neither torchcodec nor torchvision is
+    needed: mteb's columns are taken before `datasets` decodes them.
+
+    Args:
+        extractor: Encodes.
+        name: `organisation/model`, under which mteb keeps results.
+        space: `vt`, `va`, `joint`, or None: features of the backbone, for tasks of one modality.
+            "auto": as said above; for a single modality as `FeatureExtractor`.
+        num_windows: Of each video and sound, as of `FeatureExtractor`.
+        on_error: "raise", or "skip": a file that cannot be read gets zeros and a warning.
+
+    Raises:
+        UserError: mteb is not installed.
+        UserError: a name without `/`.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        name: str,
+        *,
+        space: Space | Literal["auto"] | None = "auto",
+        num_windows: int = NUM_WINDOWS,
+        on_error: OnError = "raise",
+    ) -> None:
+        if "/" not in name:
+            raise UserError(f"mteb names models organisation/model, got {name!r}")
+        load_mteb()
+        self.extractor = extractor
+        self.name = name
+        self.space = space
+        self.num_windows = num_windows
+        self.on_error = on_error
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        space: Space | Literal["auto"] | None = "auto",
+        num_windows: int = NUM_WINDOWS,
+        on_error: OnError = "raise",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+    ) -> Self:
+        """Loads a model with its tokenizer.
+
+        Args:
+            source: As of `FeatureExtractor.from_pretrained`.
+            name: None: `vatt/` and the last two parts of the path, or the name on the Hub.
+            space: As of the class.
+            num_windows: As of the class.
+            on_error: As of the class.
+            device: As of `FeatureExtractor`.
+            dtype: As of `FeatureExtractor`.
+            revision: Branch, tag or commit on the Hub.
+
+        Raises:
+            UserError: mteb is not installed.
+            CheckpointError: there is no model, or it cannot be read.
+        """
+        extractor = FeatureExtractor.from_pretrained(
+            source, device=device, dtype=dtype, revision=revision
+        )
+        path = Path(source)
+        if name is None:
+            name = str(source)
+            if path.exists():
+                name = f"vatt/{'-'.join(path.absolute().parts[-2:]).strip('/')}"
+        return cls(extractor, name, space=space, num_windows=num_windows, on_error=on_error)
+
+    @cached_property
+    def mteb_model_meta(self) -> "ModelMeta":
+        """What mteb writes down of the model; the revision is the fingerprint of its weights."""
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+        model, modalities = self.extractor.model, self.modalities
+        parameters = list(model.parameters())
+        return ModelMeta(
+            loader=None,
+            name=self.name,
+            revision=weights_digest(model),
+            release_date=None,
+            languages=None,
+            n_parameters=sum(p.numel() for p in parameters),
+            memory_usage_mb=sum(p.numel() * p.element_size() for p in parameters) / 2**20,
+            max_tokens=model.config.text.max_words if "text" in modalities else None,
+            embed_dim=self._widths(),
+            license=None,
+            open_weights=None,
+            public_training_code=None,
+            public_training_data=None,
+            framework=["PyTorch"],
+            similarity_fn_name=ScoringFunction.COSINE,
+            use_instructions=False,
+            training_datasets=None,
+            modalities=cast(Any, modalities),
+            experiment_kwargs=self._experiment() or None,
+        )
+
+    @property
+    def modalities(self) -> list[str]:
+        """What mteb may give the model, in its names; `image` where there is `video`."""
+        has = self.extractor.model.config.modalities
+        return [column for column, modality in MODALITY_OF.items() if modality in has]
+
+    def encode(
+        self,
+        inputs: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str = "",
+        hf_subset: str = "",
+        prompt_type: "PromptType | None" = None,
+        **kwargs: Any,
+    ) -> NDArray[np.float32]:
+        """One unit vector for each row of a data set.
+
+        Args:
+            inputs: mteb's DataLoader; its `dataset` is read, in order.
+            task_metadata: Its modalities decide on the space.
+            hf_split: Not used.
+            hf_subset: Not used.
+            prompt_type: Not used: queries and documents share the space.
+            kwargs: `batch_size`, of windows or texts, and `show_progress_bar`; mteb's others are
+                for other models.
+
+        Returns:
+            float32 `[N, D]`.
+
+        Raises:
+            MediaError: a file cannot be read, unless `on_error` is "skip".
+            UserError: the task's modalities share no space in this model.
+            TypeError: a column is of a kind that mteb does not document.
+        """
+        rows = _undecoded(inputs.dataset)
+        columns = [column for column in rows.features if column in self.modalities]
+        if not columns:
+            raise UserError(
+                f"nothing to encode: {task_metadata.name} has {', '.join(rows.features)}, "
+                f"the model {', '.join(self.modalities)}"
+            )
+        space = self._space(task_metadata.modalities)
+        total: Tensor | None = None
+        for column in columns:
+            vectors = self._encode_column(rows, column, space, kwargs)
+            total = vectors if total is None else total + vectors
+        assert total is not None
+        if len(columns) > 1:
+            total = F.normalize(total, dim=-1)
+        return total.numpy()
+
+    def similarity(self, embeddings1: Matrix, embeddings2: Matrix) -> Tensor:
+        """Cosines of all rows with all rows, float32 `[N1, N2]`."""
+        return _unit(embeddings1) @ _unit(embeddings2).T
+
+    def similarity_pairwise(self, embeddings1: Matrix, embeddings2: Matrix) -> Tensor:
+        """Cosines of each row with its counterpart, float32 `[N]`."""
+        return (_unit(embeddings1) * _unit(embeddings2)).sum(dim=-1)
+
+    def _encode_column(self, rows: Any, column: str, space: Any, options: dict[str, Any]) -> Tensor:
+        """Vectors of one modality, float32 `[N, D]`; zeros for rows without it."""
+        if hasattr(rows, "select_columns"):  # the others would be read from disk for nothing
+            rows = rows.select_columns([column])
+        values = (row[column] for row in rows)
+        present: list[bool] = []
+
+        def given() -> Iterator[Any]:
+            for value in values:
+                present.append(value is not None)
+                if value is not None:
+                    yield _source(value, column)
+
+        form: dict[str, Any] = {
+            "space": space,
+            "batch_size": options.get("batch_size", BATCH_SIZE),
+            "show_progress": options.get("show_progress_bar", False),
+        }
+        if column == "text":
+            vectors = self.extractor.encode_text(given(), on_error="skip", **form)
+        else:
+            encode = getattr(self.extractor, f"encode_{MODALITY_OF[column]}")
+            form |= {"num_windows": self.num_windows, "on_error": self.on_error}
+            vectors = encode(given(), **form)
+        table = torch.zeros(len(present), vectors.shape[1])
+        table[torch.tensor(present)] = vectors.nan_to_num(nan=0.0)  # rows that were skipped
+        return table
+
+    def _space(self, columns: list[str]) -> Space | Literal["auto"] | None:
+        """The space of a task.
+
+        Args:
+            columns: The task's modalities, in mteb's names; those that the model lacks do not
+                count, mteb warns of them.
+        """
+        names = list(dict.fromkeys(MODALITY_OF[c] for c in columns if c in self.modalities))
+        if self.space != "auto" or len(names) < 2:
+            return self.space
+        shared = [
+            space
+            for space in self.extractor.spaces(names[0])
+            if all(space in self.extractor.spaces(name) for name in names[1:])
+        ]
+        if not shared:
+            raise UserError(f"{' and '.join(names)} share no space in this model")
+        return shared[0]
+
+    def _widths(self) -> int | list[int]:
+        """Of the vectors: one number, or those of all spaces where they differ."""
+        embedder = self.extractor.embedder
+        widths: set[int] = set()
+        for modality in self.extractor.model.config.modalities:
+            spaces = [self.space] if self.space != "auto" else embedder.spaces(modality) or [None]
+            forms = [embedder.form(modality, space, False, True) for space in spaces]
+            widths |= {embedder.shape(modality, form)[0] for form in forms}
+        return widths.pop() if len(widths) == 1 else sorted(widths)
+
+    def _experiment(self) -> dict[str, Any]:
+        """Choices other than the usual ones that change the vectors: mteb keeps results by them."""
+        usual = {"space": "auto", "num_windows": NUM_WINDOWS, "on_error": "raise"}
+        chosen = {name: getattr(self, name) for name in usual}
+        dtype = self.extractor.embedder.dtype
+        if dtype != torch.float32:
+            chosen["dtype"] = str(dtype).removeprefix("torch.")
+        return {name: str(one) for name, one in chosen.items() if one != usual.get(name)}
+
+
+def load_mteb() -> "ModuleType":
+    """The optional package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    load_torchaudio()  # mteb's transformers import it too, and would stop at its compiled part
+    try:
+        import mteb
+    except ImportError as error:
+        raise UserError('this needs mteb: pip install "vatt[mteb]"') from error
+    return mteb
+
+
+def _undecoded(rows: Any) -> Any:
+    """The same rows with files instead of decoders, which would need torchcodec.
+
+    Args:
+        rows: A `datasets.Dataset`; mteb has one of its own too, of images, which need no change.
+    """
+    from datasets import Audio, Dataset, Video
+
+    if not isinstance(rows, Dataset):
+        return rows
+    for name, feature in rows.features.items():
+        if isinstance(feature, Audio | Video) and feature.decode:
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows
+
+
+def _source(value: Any, column: str) -> Any:
+    """What `FeatureExtractor` takes for a value of a column.
+
+    Raises:
+        TypeError: a value of another kind than mteb documents.
+    """
+    if column == "text" and isinstance(value, str):
+        return value
+    if column == "image" and hasattr(value, "convert"):  # an image of Pillow
+        return np.array(value.convert("RGB"))
+    if column in ("audio", "video") and isinstance(value, dict) and {"bytes", "path"} <= {*value}:
+        return _file(value)
+    if column == "audio" and isinstance(value, dict) and {"array", "sampling_rate"} <= {*value}:
+        return audio_media(np.asarray(value["array"], dtype=np.float32), value["sampling_rate"])
+    form = {"text": "str", "image": "images of Pillow"}.get(column, "files")
+    raise TypeError(f"column {column!r} of a task holds {form}, got {type(value).__name__}")
+
+
+def _file(value: dict[str, Any]) -> MediaSource:
+    """A file of `datasets`: its content, its path, or its content from where the path points."""
+    if value["bytes"] is not None:
+        return value["bytes"]
+    if "://" not in value["path"]:
+        return value["path"]
+    import fsspec
+
+    with fsspec.open(value["path"], "rb") as file:
+        return file.read()
+
+
+def _unit(vectors: Matrix) -> Tensor:
+    return F.normalize(torch.as_tensor(vectors).float(), dim=-1)

@@ -1,0 +1,166 @@
+"""What an evaluation leaves behind: `results.json`, and a table with the paper's numbers beside."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vatt.errors import Fault, fault_lines
+from vatt.models.checkpoint import weights_digest
+from vatt.system.environment import describe_environment
+from vatt.system.files import write_atomically
+
+if TYPE_CHECKING:
+    from vatt.network.model import VATT
+
+FILE_NAME = "results.json"
+Rows = Mapping[str, Mapping[str, float]]
+
+# Published numbers: (set, arrangement of the model) → {(row, column): number}.
+# Source: paper tables 4 and 8, of VATT-MBS (specific) and VATT-MA-Medium (agnostic). The rows are
+# those of our tables; the paper averages embeddings, and its classifier is the low-rank one.
+_TEXT_TO_VIDEO = "text_to_video, embeddings"
+_LOW_RANK = "low-rank, mean of folds"
+PUBLISHED: dict[tuple[str, str], dict[tuple[str, str], float]] = {
+    ("youcook2", "specific"): {(_TEXT_TO_VIDEO, "R@10"): 45.5, (_TEXT_TO_VIDEO, "MedR"): 13},
+    ("youcook2", "agnostic"): {(_TEXT_TO_VIDEO, "R@10"): 40.6, (_TEXT_TO_VIDEO, "MedR"): 17},
+    ("msrvtt-1k", "specific"): {(_TEXT_TO_VIDEO, "R@10"): 29.7, (_TEXT_TO_VIDEO, "MedR"): 49},
+    ("msrvtt-1k", "agnostic"): {(_TEXT_TO_VIDEO, "R@10"): 23.6, (_TEXT_TO_VIDEO, "MedR"): 67},
+    ("ucf101", "specific"): {(_LOW_RANK, "top-1"): 89.6},
+    ("ucf101", "agnostic"): {(_LOW_RANK, "top-1"): 84.4},
+    ("hmdb51", "specific"): {(_LOW_RANK, "top-1"): 65.2},
+    ("hmdb51", "agnostic"): {(_LOW_RANK, "top-1"): 63.1},
+    ("esc50", "specific"): {(_LOW_RANK, "top-1"): 84.7},
+    ("esc50", "agnostic"): {(_LOW_RANK, "top-1"): 81.2},
+}
+# Clips of a set, where the paper's number is of all of them: a part of it is another set.
+PUBLISHED_SIZES = {"ucf101": 13_320, "esc50": 2_000}
+PUBLISHED_MODELS = {"specific": "VATT-MBS", "agnostic": "VATT-MA-Medium"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The outcome of an evaluation.
+
+    Args:
+        task: `retrieval`, `linear`, `zero-shot` or `mteb`.
+        data_set: Name of the published set, or `own`.
+        protocol: How it was done, as plain values.
+        data: What it was done on: paths and choices.
+        num_items: Clips (or of mteb: tasks) that were evaluated.
+        num_listed: Those that the annotations (or the user) list.
+        missing: Those without media.
+        unreadable: Those whose media cannot be read.
+        metrics: By row of the table, then by column.
+        seed: Of what is drawn.
+        unit: What is counted.
+    """
+
+    task: str
+    data_set: str
+    protocol: Mapping[str, Any]
+    data: Mapping[str, Any]
+    num_items: int
+    num_listed: int
+    missing: Sequence[Fault] = ()
+    unreadable: Sequence[Fault] = ()
+    metrics: Rows = field(default_factory=dict)
+    seed: int = 0
+    unit: str = "clips"
+
+
+def write_results(
+    results: Results,
+    model: "VATT",
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    args: Sequence[str] = (),
+) -> Path:
+    """Writes `results.json`; numbers that are not finite become null.
+
+    Args:
+        results: What to write.
+        model: That was evaluated.
+        source: Where the model is from.
+        folder: Made if missing.
+        args: Of the `vatt` command.
+
+    Returns:
+        The file.
+    """
+    path = Path(folder) / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    published = published_numbers(results, model.config.arrangement)
+    content = {
+        **asdict(results),
+        "model": {
+            "source": str(source),
+            "sha256": weights_digest(model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "arrangement": model.config.arrangement,
+        },
+        "published": [
+            {"row": row, "column": column, "value": value}
+            for (row, column), value in published.items()
+        ],
+        "environment": describe_environment(args),
+    }
+    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+    return path
+
+
+def published_numbers(results: Results, arrangement: str) -> dict[tuple[str, str], float]:
+    """The paper's numbers for this set and kind of model, by row and column of the table."""
+    if results.num_listed != PUBLISHED_SIZES.get(results.data_set, results.num_listed):
+        return {}
+    return PUBLISHED.get((results.data_set, arrangement), {})
+
+
+def results_table(results: Results, arrangement: str) -> str:
+    """The metrics as text, each published number in brackets behind ours.
+
+    Args:
+        results: What to show.
+        arrangement: Of the model, `agnostic` or `specific`.
+    """
+    published = published_numbers(results, arrangement)
+    columns = list(dict.fromkeys(c for row in results.metrics.values() for c in row))
+    cells = [
+        [name, *(_cell(row.get(c), published.get((name, c))) for c in columns)]
+        for name, row in results.metrics.items()
+    ]
+    table = [["", *columns], *cells]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns) + 1)]
+    lines = [
+        f"{line[0]:{widths[0]}}"
+        + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
+        for line in table
+    ]
+    left_out = [
+        *fault_lines(results.missing, "missing"),
+        *fault_lines(results.unreadable, "unreadable"),
+    ]
+    on = f"{results.task} on {results.num_items:,} of {results.num_listed:,} {results.unit} listed"
+    if published:
+        lines.append(f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)")
+    return "\n".join([on, *left_out, *lines])
+
+
+def _cell(value: float | None, paper: float | None) -> str:
+    ours = "–" if value is None else f"{value:.1f}"
+    return ours if paper is None else f"{ours} ({paper:g})"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value

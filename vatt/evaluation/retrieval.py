@@ -1,0 +1,239 @@
+"""Retrieval metrics: ranks, R@k, MedR, MeanR.
+
+A rank is the 0-based place of the wanted candidate in the descending order of scores. Shapes: `Q`
+queries, `C` candidates, `D` width (the project's legend is in `vatt.batch`).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vatt.config.spaces import DIRECTIONS, Direction
+from vatt.errors import UserError
+from vatt.evaluation.embedding_table import EmbeddingTable
+
+RECALL_AT = (1, 5, 10)
+QUERIES_PER_CHUNK = 512  # 512 × 10,000 float32 scores = 20 MB
+GRID = 2.0**-25  # finer than the digits that float32 has near 1 / √D
+
+
+def retrieval_ranks(scores: Tensor, target: Tensor) -> Tensor:
+    """Place of the wanted candidate among all, 0 = best.
+
+    Candidates that tie with the wanted one count half each, which is the mean over all orders of
+    the tied ones: a model that gives every candidate the same score ranks in the middle, not first.
+    A NaN score is worse than any number; a query whose wanted candidate scores NaN gets an infinite
+    rank, so that it is a hit at no k, however few the candidates.
+
+    Args:
+        scores: float `[Q, C]`, higher is better.
+        target: int64 `[Q]`, index of the wanted candidate, in [0, C).
+
+    Returns:
+        float64 `[Q]`: a multiple of one half in [0, C − 1], or infinity.
+
+    Raises:
+        ValueError: shapes do not fit, or a target is out of range.
+    """
+    if scores.ndim != 2 or target.shape != scores.shape[:1]:
+        raise ValueError(
+            "scores must be [Q, C] and target [Q], "
+            f"got {tuple(scores.shape)}, {tuple(target.shape)}"
+        )
+    _check_range(target, scores.shape[1])
+    wanted = scores.gather(1, target[:, None])
+    above = (scores > wanted).sum(dim=1)
+    tied = (scores == wanted).sum(dim=1) - 1  # the wanted one ties with itself
+    ranks = above.double() + 0.5 * tied.double()
+    return ranks.masked_fill(wanted[:, 0].isnan(), torch.inf)
+
+
+def on_grid(x: Tensor) -> Tensor:
+    """Embeddings of which dot products are exact, in whatever order they are summed.
+
+    Values become multiples of 2^-25. Of vectors no longer than 1 every product is then a multiple
+    of 2^-50 and every partial sum at most 1, which float64 holds without rounding. Equal candidates
+    so tie to the bit, and ranks depend neither on chunks nor on threads nor on processes.
+
+    Args:
+        x: float, any shape, the last axis of length at most 1.
+
+    Returns:
+        float64, the same shape, at most 2^-26 away.
+    """
+    return (x.double() / GRID).round() * GRID
+
+
+def embedding_ranks(
+    queries: Tensor,
+    candidates: Tensor,
+    target: Tensor,
+    queries_per_chunk: int = QUERIES_PER_CHUNK,
+) -> Tensor:
+    """Ranks by dot product, in chunks of queries: no more than one chunk's scores is in memory.
+
+    Args:
+        queries: float `[Q, D]`.
+        candidates: float `[C, D]`.
+        target: int64 `[Q]`, index of the wanted candidate, in [0, C).
+        queries_per_chunk: Rows of scores that are held at once.
+
+    Returns:
+        float64 `[Q]`, see `retrieval_ranks`.
+
+    Raises:
+        ValueError: shapes do not fit, or a target is out of range.
+    """
+    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            "queries and candidates must be [Q, D] and [C, D], "
+            f"got {tuple(queries.shape)}, {tuple(candidates.shape)}"
+        )
+    if target.shape != queries.shape[:1]:
+        raise ValueError(
+            f"{tuple(queries.shape)} queries need one target each, got {tuple(target.shape)}"
+        )
+    chunks = zip(queries.split(queries_per_chunk), target.split(queries_per_chunk), strict=True)
+    ranks = [retrieval_ranks(rows @ candidates.T, wanted) for rows, wanted in chunks]
+    return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.float64)
+
+
+def top_candidates(
+    queries: Tensor, candidates: Tensor, k: int, queries_per_chunk: int = QUERIES_PER_CHUNK
+) -> tuple[Tensor, Tensor]:
+    """The k best candidates of each query by dot product, best first, in chunks of queries.
+
+    Args:
+        queries: float `[Q, D]`.
+        candidates: float `[C, D]`.
+        k: How many; all candidates where there are fewer.
+        queries_per_chunk: Rows of scores that are held at once.
+
+    Returns:
+        Scores, float `[Q, k]`, and indices, int64 `[Q, k]`; a NaN score counts as −infinity.
+    """
+    k = min(k, candidates.shape[0])
+    best = [
+        (rows @ candidates.T).nan_to_num(nan=-torch.inf).topk(k, dim=1)
+        for rows in queries.split(queries_per_chunk)
+    ]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+
+def retrieval_metrics(ranks: Tensor) -> dict[str, float]:
+    """R@1, R@5, R@10 in percent; MedR and MeanR, median and mean of the ranks counted from 1.
+
+    R@k counts the ranks of at most k − 1: a tie over the edge of the k best is no hit.
+
+    Args:
+        ranks: float `[Q]`, 0-based.
+
+    Raises:
+        UserError: there is no rank.
+    """
+    if ranks.numel() == 0:
+        raise UserError("no query to take metrics over")
+    values = ranks.detach().cpu().double().numpy()
+    recalls = {f"R@{k}": 100.0 * float(np.mean(values <= k - 1)) for k in RECALL_AT}
+    ranks_from_1 = {"MedR": float(np.median(values)) + 1.0, "MeanR": float(np.mean(values)) + 1.0}
+    return {**recalls, **ranks_from_1}
+
+
+def _check_range(target: Tensor, num_candidates: int) -> None:
+    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < num_candidates:
+        raise ValueError(
+            f"targets must be in [0, {num_candidates}), "
+            f"got {int(target.min())} to {int(target.max())}"
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Queries of one direction against one gallery; `*_rows` are rows of the table."""
+
+    direction: Direction
+    queries: Tensor
+    candidates: Tensor
+    target: Tensor
+    query_rows: Tensor
+    candidate_rows: Tensor
+
+
+def retrieval(table: EmbeddingTable) -> dict[str, dict[str, float]]:
+    """R@1, R@5, R@10 and MedR of every direction, where each clip is its own only answer.
+
+    Every caption is a query of text→video. In video→text the candidates are one caption per clip,
+    once for each caption slot, and the metrics are averages over the slots. A clip takes part in
+    a direction if it has both modalities as query, and if it has the candidate's as candidate.
+
+    Returns:
+        `{direction: {"R@1": percent, …}}`, without the directions that have no query.
+    """
+    rows = torch.arange(len(table))
+    return metrics_of(searches_of(table, labels=rows, galleries=[rows]))
+
+
+def metrics_of(searches: Iterable[Search]) -> dict[str, dict[str, float]]:
+    """R@k and MedR by direction, over all searches of that direction."""
+    ranks: dict[str, list[Tensor]] = {}
+    for search in searches:
+        found = embedding_ranks(search.queries, search.candidates, search.target)
+        ranks.setdefault(search.direction, []).append(found)
+    return {
+        direction: retrieval_metrics(torch.cat(ranks[direction]))
+        for direction in DIRECTIONS
+        if direction in ranks
+    }
+
+
+def searches_of(
+    table: EmbeddingTable, labels: Tensor, galleries: Sequence[Tensor]
+) -> Iterator[Search]:
+    """Every search of every direction; `labels` `[N]` say which rows answer each other."""
+    if table.video_vt is not None and table.text_vt is not None:
+        videos = table.video_mask.nonzero()[:, 0]
+        captions, slots = table.text_mask.nonzero(as_tuple=True)
+        queries = table.text_vt[captions, slots]
+        for gallery in galleries:
+            shown = gallery[table.video_mask[gallery]]
+            candidates = table.video_vt[shown]
+            yield from _search("text_to_video", queries, captions, candidates, shown, labels)
+            for slot in range(table.text_mask.shape[1]):
+                written = gallery[table.text_mask[gallery, slot]]
+                candidates = table.text_vt[written, slot]
+                queries_v = table.video_vt[videos]
+                yield from _search("video_to_text", queries_v, videos, candidates, written, labels)
+    if table.video_va is not None and table.audio_va is not None:
+        videos, sounds = table.video_mask.nonzero()[:, 0], table.audio_mask.nonzero()[:, 0]
+        seen, heard = table.video_va[videos], table.audio_va[sounds]
+        for gallery in galleries:
+            shown = gallery[table.video_mask[gallery]]
+            played = gallery[table.audio_mask[gallery]]
+            yield from _search(
+                "audio_to_video", heard, sounds, table.video_va[shown], shown, labels
+            )
+            yield from _search(
+                "video_to_audio", seen, videos, table.audio_va[played], played, labels
+            )
+
+
+def _search(
+    direction: Direction,
+    queries: Tensor,
+    query_rows: Tensor,
+    candidates: Tensor,
+    candidate_rows: Tensor,
+    labels: Tensor,
+) -> Iterator[Search]:
+    """The search without the queries that have no answer among the candidates, if any is left."""
+    place = torch.full((int(labels.max()) + 1,), -1)
+    place[labels[candidate_rows]] = torch.arange(len(candidate_rows))
+    target = place[labels[query_rows]]
+    keep = target >= 0
+    if keep.any():
+        yield Search(
+            direction, queries[keep], candidates, target[keep], query_rows[keep], candidate_rows
+        )

@@ -1,0 +1,200 @@
+"""Features of one file: vectors with the times that they belong to, in memory and on disk."""
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vatt.errors import UserError
+from vatt.features.embedder import coverage_of
+from vatt.media.clip import Clip
+from vatt.preprocess.windows import WindowPlan
+from vatt.system.files import write_atomically
+
+FORMATS = ("npz", "safetensors")
+_TIMES = ("start_seconds", "end_seconds")
+COVERAGE = "_coverage"
+_METADATA = "metadata"  # as JSON: an entry of an npz; safetensors would shuffle several
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What a model makes of a file, window by window; `features["video_vt"]` is an array.
+
+    Args:
+        arrays: float32 `[N, D]` on the CPU by name: `video_va`, `video_vt`, `audio_va`, … in the
+            common spaces, `video` and `audio` of the backbone, `video_tokens` `[N, 1 + L, D]`.
+            A modality that the file lacks has none; rows of windows without it are zeros.
+        start_seconds: float64 `[N]`, from the file's start.
+        end_seconds: float64 `[N]`; not after the file's end.
+        coverage: By modality, float32 `[N]`: the share of each window that the file gave.
+        metadata: What else is to be known, such as the model.
+    """
+
+    arrays: Mapping[str, Tensor]
+    start_seconds: Tensor
+    end_seconds: Tensor
+    coverage: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuses arrays of different lengths."""
+        rows = {name: len(value) for name, value in self._tensors().items()}
+        if len(set(rows.values())) > 1:
+            raise UserError(f"features must have one row for each window, got rows {rows}")
+
+    def __len__(self) -> int:
+        """Number of windows, `N`."""
+        return len(self.start_seconds)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """An array by its name.
+
+        Raises:
+            KeyError: there is none; names those that there are.
+        """
+        if name not in self.arrays:
+            raise KeyError(f"no features {name!r}, there are {', '.join(self.arrays)}")
+        return self.arrays[name]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one file, all of it or nothing; the same features give the same bytes.
+
+        Args:
+            path: Ends in `.npz` (numpy) or `.safetensors`.
+
+        Raises:
+            UserError: another ending.
+            OSError: the file cannot be written; names it.
+        """
+        from safetensors.torch import save
+
+        out = Path(path)
+        _check_format(out)
+        tensors = self._tensors()
+        text = json.dumps(dict(self.metadata), sort_keys=True)
+        if out.suffix == ".npz":
+            buffer = io.BytesIO()
+            arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
+            np.savez(buffer, **(arrays | {_METADATA: np.array(text)}))
+            write_atomically(out, buffer.getbuffer())
+        else:
+            contiguous = {name: value.contiguous() for name, value in tensors.items()}
+            write_atomically(out, save(contiguous, metadata={_METADATA: text}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: no such file, or no features.
+        """
+        tensors, metadata = _read(Path(path))
+        missing = [name for name in _TIMES if name not in tensors]
+        if missing:
+            raise UserError(f"{path} holds no features of vatt: {missing[0]} is missing")
+        times = {name: tensors.pop(name) for name in _TIMES}
+        coverage = {
+            name.removesuffix(COVERAGE): tensors.pop(name)
+            for name in [*tensors]
+            if name.endswith(COVERAGE)
+        }
+        return cls(arrays=tensors, coverage=coverage, metadata=metadata, **times)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        times = {name: getattr(self, name) for name in _TIMES}
+        coverage = {f"{name}{COVERAGE}": value for name, value in self.coverage.items()}
+        return {**self.arrays, **times, **coverage}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file of features says of itself, without its arrays.
+
+    Raises:
+        UserError: no such file, or no features.
+    """
+    return _read(path, only_metadata=True)[1]
+
+
+def _check_format(path: Path) -> None:
+    if path.suffix[1:] not in FORMATS:
+        raise UserError(f"features are kept as .npz or .safetensors, got {path}")
+
+
+def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import safe_open
+
+    _check_format(path)
+    try:
+        if path.suffix == ".npz":
+            with path.open("rb") as open_file, np.load(open_file, allow_pickle=False) as archive:
+                metadata = json.loads(str(archive[_METADATA]))
+                names = [] if only_metadata else [n for n in archive.files if n != _METADATA]
+                return {name: torch.from_numpy(archive[name]) for name in names}, metadata
+        with safe_open(path, framework="pt") as file:
+            names = [] if only_metadata else list(file.keys())
+            metadata = json.loads((file.metadata() or {})[_METADATA])
+            return {name: file.get_tensor(name) for name in names}, metadata
+    except FileNotFoundError as error:
+        raise UserError(f"no features {path}: check the path") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # numpy raises many kinds, by what the file is instead
+        raise UserError(f"{path} holds no features of vatt, or is damaged") from error
+
+
+class WindowTable:
+    """Vectors of windows of one file, collected.
+
+    Args:
+        plan: How the windows lie.
+        duration_seconds: Of the file.
+    """
+
+    def __init__(self, plan: WindowPlan, duration_seconds: float) -> None:
+        self._plan = plan
+        self._duration_seconds = duration_seconds
+        self._starts: list[float] = []
+        self._coverage: dict[str, list[float]] = {"video": [], "audio": []}
+        self._rows: dict[str, list[tuple[int, Tensor]]] = {}
+
+    def add(self, clips: Sequence[Clip], arrays: dict[str, Tensor]) -> None:
+        """The next windows, and what `Embedder.embed_clips` makes of them."""
+        for name, values in arrays.items():
+            self._rows.setdefault(name, []).append((len(self._starts), values))
+        self._starts += [clip.start_seconds for clip in clips]
+        for modality, shares in self._coverage.items():
+            shares += [coverage_of(clip, modality) for clip in clips]
+
+    def features(self, metadata: dict[str, str]) -> Features:
+        """All of it."""
+        start_seconds = torch.tensor(self._starts, dtype=torch.float64)
+        ends = start_seconds + self._plan.window_seconds
+        asked = {"video": self._plan.video, "audio": self._plan.audio}
+        return Features(
+            arrays={name: self._joined(parts) for name, parts in self._rows.items()},
+            start_seconds=start_seconds,
+            end_seconds=ends.clamp(max=self._duration_seconds),
+            coverage={
+                name: torch.tensor(shares, dtype=torch.float32)
+                for name, shares in self._coverage.items()
+                if asked[name] is not None
+            },
+            metadata=metadata,
+        )
+
+    def _joined(self, parts: list[tuple[int, Tensor]]) -> Tensor:
+        """Rows in their places; zeros for batches that had none."""
+        if sum(len(values) for _, values in parts) == len(self._starts):
+            return torch.cat([values for _, values in parts])
+        joined = parts[0][1].new_zeros(len(self._starts), *parts[0][1].shape[1:])
+        for first, values in parts:
+            joined[first : first + len(values)] = values
+        return joined

@@ -1,0 +1,122 @@
+"""What `vatt extract` is given: folders, media files, lists, patterns and shards → items."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from vatt.errors import MediaError, UserError
+from vatt.media.folder import find_media
+from vatt.media.source import FileWindow
+from vatt.shards.places import holds_shards_only, is_remote
+from vatt.shards.shard_set import ShardSet
+
+LISTS = (".txt", ".list")
+WEB = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input.
+
+    Args:
+        name: Of its output, without ending: a relative path that no other input has.
+        path: Of the file, or its URL; "" for a sample of a shard.
+        shards: Where the sample is.
+        sample: Its number.
+    """
+
+    name: str
+    path: str = ""
+    shards: ShardSet | None = None
+    sample: int = 0
+
+    def locate(self) -> tuple[str | FileWindow, str]:
+        """What to read, and a stamp that changes when the content does.
+
+        Raises:
+            MediaError: it is not there.
+        """
+        if self.shards is not None:
+            window = self.shards[self.sample].media
+            if window is None:
+                raise MediaError(self.name, "has no media file")
+            return window, f"{window.offset}+{window.size}"
+        if self.path.startswith(WEB):
+            return self.path, ""
+        try:
+            status = Path(self.path).stat()
+        except OSError as error:
+            raise MediaError(self.path, f"cannot be read: {error.strerror}") from error
+        return self.path, f"{status.st_size}@{status.st_mtime_ns}"
+
+
+def find_items(sources: Sequence[str]) -> list[Item]:
+    """All inputs, sorted by name.
+
+    Args:
+        sources: Folders of media or of shards, addresses of shards, media files, URLs, patterns
+            such as `videos/**/*.mp4`, and lists (`.txt`) with a path or URL a line.
+
+    Raises:
+        UserError: a source without any input, or two inputs of the same name.
+        ShardError: no such folder, or no media or shards in it.
+    """
+    items: dict[str, Item] = {}
+    for source in sources:
+        found = list(_items_of(source))
+        for item in found:
+            if items.setdefault(item.name, item) != item:
+                raise UserError(
+                    f"two inputs are called {item.name}: extract them into folders of their own"
+                )
+        if not found:
+            raise UserError(f"{source} names no media: correct the path, pattern or list")
+    return [items[name] for name in sorted(items)]
+
+
+def _items_of(source: str) -> Iterator[Item]:
+    path = Path(source)
+    if source.startswith(WEB) and not source.endswith((".tar", "/")):
+        yield Item(_name_of(source), source)
+    elif is_remote(source) or (path.is_dir() and holds_shards_only(path, None)):
+        yield from _samples(ShardSet(source))
+    elif path.is_dir():
+        yield from (Item(name, str(path / name)) for name in find_media(path))
+    elif path.is_file() and path.suffix.lower() in LISTS:
+        yield from _lines(path)
+    elif path.is_file():
+        yield Item(path.name, source)
+    elif glob.has_magic(source):
+        found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - absolute ones, too
+        yield from (Item(_name_of(one), one) for one in found if Path(one).is_file())
+    else:
+        raise UserError(f"there is no {source}: correct the path")
+
+
+def _samples(shards: ShardSet) -> Iterable[Item]:
+    for sample in range(len(shards)):
+        tar = PurePosixPath(str(shards.shard(sample))).stem
+        yield Item(f"{tar}/{shards.key(sample)}", shards=shards, sample=sample)
+
+
+def _lines(path: Path) -> Iterator[Item]:
+    """What a list names; relative paths are those from its folder."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no list of paths in UTF-8: {error}") from error
+    for line in filter(None, map(str.strip, lines)):
+        file = line if line.startswith(WEB) else str(path.parent / line)
+        yield Item(_name_of(line), file)
+
+
+def _name_of(path: str) -> str:
+    """A relative path without `..`, for the output of a file that may lie anywhere."""
+    for prefix in WEB:
+        path = path.removeprefix(prefix)
+    normal = os.path.normpath(path)
+    if normal.startswith(".."):
+        normal = str(Path(normal).absolute().resolve())
+    return PurePosixPath(normal).as_posix().lstrip("/")

@@ -1,0 +1,67 @@
+"""Where the media of features lie: kept beside the vectors, and found again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vatt.errors import MediaError, ShardError
+from vatt.media.source import FileWindow
+from vatt.shards.places import find_tars, is_remote, window_of
+from vatt.shards.remote import RemoteShard
+
+MEDIA, OFFSET, SIZE = "media", "offset", "size"  # in the metadata of features
+
+
+def describe_media(media: str | FileWindow) -> dict[str, str]:
+    """What is to be known to find media again.
+
+    Args:
+        media: Path, URL, or the bytes of a tar shard.
+
+    Returns:
+        `media`: absolute path or address; of a sample of a shard also `offset` and `size` in bytes.
+    """
+    if isinstance(media, FileWindow):
+        shard = media.origin
+        place = str(shard) if isinstance(shard, RemoteShard) else str(Path(media.path).absolute())
+        return {MEDIA: place, OFFSET: str(media.offset), SIZE: str(media.size)}
+    return {MEDIA: media if is_remote(media) else str(Path(media).absolute())}
+
+
+def find_described(
+    described: Mapping[str, str], source: str, folder: Path | None = None
+) -> str | FileWindow:
+    """The media that `describe_media` was told of.
+
+    Args:
+        described: What it said; nothing for features of earlier versions.
+        source: Name of the input, a path in its folder.
+        folder: Where media or shards lie now; None: where they were.
+
+    Raises:
+        MediaError: they are not there.
+    """
+    place = described.get(MEDIA, "")
+    if folder is not None:
+        place = _moved(place, source, folder, in_shard=OFFSET in described)
+    if not place:
+        raise MediaError(source, "its features do not say where it lies: give the folder")
+    if OFFSET not in described:
+        if not is_remote(place) and not Path(place).is_file():
+            raise MediaError(place, "there is no such file any more: say where the media are")
+        return place
+    try:
+        shard = next(iter(find_tars(place))) if is_remote(place) else Path(place)
+    except ShardError as error:
+        raise MediaError(place, str(error)) from error
+    if isinstance(shard, Path) and not shard.is_file():
+        raise MediaError(place, "there is no such shard any more: say where the shards are")
+    return window_of(shard, int(described[OFFSET]), int(described[SIZE]))
+
+
+def _moved(place: str, source: str, folder: Path, *, in_shard: bool) -> str:
+    """The same media in another folder: under the input's name, else under the file's."""
+    own = Path(place).name if in_shard else source
+    there = folder / own
+    if not there.is_file() and place and (folder / Path(place).name).is_file():
+        there = folder / Path(place).name
+    return str(there)

@@ -1,0 +1,204 @@
+"""Where features of many inputs are kept: a file for each, or one parquet data set for all.
+
+Both say of every input with which settings and from which content its features were made, and
+appear whole or not at all.
+"""
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from vatt.errors import MediaError, ShardError, UserError
+from vatt.features.files import Features, read_metadata
+from vatt.features.inputs import Item
+from vatt.system.files import write_atomically
+
+PART_WINDOWS = 10_000  # rows of a part of a data set; 512 floats each are 20 MB an array
+PART_SECONDS = 300  # so much work at most is lost with a killed run
+METADATA = b"vatt"  # in the schema of a part
+
+
+class FileStore:
+    """One file for each input, `OUT/NAME.npz`.
+
+    Args:
+        out: Folder.
+        suffix: `.npz` or `.safetensors`.
+        settings: With which features are made.
+    """
+
+    def __init__(self, out: Path, suffix: str, settings: str) -> None:
+        self._out, self._suffix, self._settings = out, suffix, settings
+
+    def clean(self, items: Sequence[Item]) -> None:
+        """Removes what a killed run has left half-written; while no other process writes."""
+        remove_partial(self._out, self._suffix)
+
+    def open(self) -> None:
+        """Nothing to look up before."""
+
+    def holds(self, name: str, stamp: str) -> bool:
+        """Whether an input's features are there, made with these settings from this content."""
+        try:
+            metadata = read_metadata(self._path(name))
+        except UserError:
+            return False
+        return (metadata.get("settings"), metadata.get("stamp")) == (self._settings, stamp)
+
+    def write(self, name: str, stamp: str, features: Features) -> None:
+        """Keeps the features of an input."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = {"source": name, "stamp": stamp, "settings": self._settings}
+        Features(**(vars(features) | {"metadata": {**features.metadata, **own}})).save(path)
+
+    def close(self) -> None:
+        """Everything is written already."""
+
+    def _path(self, name: str) -> Path:
+        return self._out / f"{name}{self._suffix}"
+
+
+class ParquetStore:
+    """One data set, `OUT/part-….parquet`: a row for each window, with its source and times.
+
+    Args:
+        out: Folder.
+        widths: Columns of vectors, with their widths.
+        settings: With which features are made.
+        part_windows: A part is written when it has so many rows, or
+        part_seconds: so many seconds after the one before.
+
+    Raises:
+        UserError: pyarrow is missing.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        widths: Mapping[str, int],
+        settings: str,
+        part_windows: int = PART_WINDOWS,
+        part_seconds: float = PART_SECONDS,
+    ) -> None:
+        self._out, self._widths, self._settings = out, widths, settings
+        self._part_windows, self._part_seconds = part_windows, part_seconds
+        self._written_at = time.monotonic()
+        self._held: dict[str, str] = {}
+        self._waiting: dict[str, tuple[str, Features]] = {}
+        load_pyarrow()
+
+    def clean(self, items: Sequence[Item]) -> None:
+        """Removes what a killed run left half-written, and parts that are not as they would be.
+
+        Those are made with other settings, or hold an input whose content has changed.
+        """
+        remove_partial(self._out, ".parquet")
+        described = {path: _described(path) for path in self._parts()}
+        held = {name for one in described.values() for name in one.get("stamps", {})}
+        stamps = {item.name: _stamp(item) for item in items if item.name in held}
+        for path, one in described.items():
+            kept = one.get("stamps", {})
+            changed = any(stamps.get(name, stamp) != stamp for name, stamp in kept.items())
+            if changed or one.get("settings") != self._settings:
+                path.unlink()
+
+    def open(self) -> None:
+        """Looks up which inputs there are."""
+        for path in self._parts():
+            self._held |= _described(path).get("stamps", {})
+
+    def holds(self, name: str, stamp: str) -> bool:
+        """As `FileStore.holds`."""
+        return self._held.get(name) == stamp
+
+    def write(self, name: str, stamp: str, features: Features) -> None:
+        """Keeps the features of an input, on disk when there are enough of them."""
+        self._waiting[name] = (stamp, features)
+        num_windows = sum(len(one) for _, one in self._waiting.values())
+        late = time.monotonic() - self._written_at >= self._part_seconds
+        if late or num_windows >= self._part_windows:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what waits."""
+        if not self._waiting:
+            return
+        names = sorted(self._waiting)
+        stamps = {name: self._waiting[name][0] for name in names}
+        pyarrow, parquet = load_pyarrow(), load_pyarrow("parquet")
+        tables = [self._table(pyarrow, name, self._waiting[name][1]) for name in names]
+        origins = {name: dict(self._waiting[name][1].metadata) for name in names}
+        text = json.dumps(
+            {"settings": self._settings, "stamps": stamps, "origins": origins}, sort_keys=True
+        )
+        table = pyarrow.concat_tables(tables).replace_schema_metadata({METADATA: text.encode()})
+        buffer = io.BytesIO()
+        parquet.write_table(table, buffer)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        write_atomically(self._out / f"part-{digest}.parquet", buffer.getbuffer())
+        self._waiting.clear()
+        self._written_at = time.monotonic()
+
+    def _table(self, pyarrow: ModuleType, name: str, features: Features) -> Any:
+        count = len(features)
+        columns: dict[str, Any] = {
+            "source": pyarrow.array([name] * count, pyarrow.string()),
+            "start_seconds": pyarrow.array(features.start_seconds.numpy()),
+            "end_seconds": pyarrow.array(features.end_seconds.numpy()),
+        }
+        for modality in dict.fromkeys(column.split("_")[0] for column in self._widths):
+            columns[f"{modality}_coverage"] = pyarrow.array(features.coverage[modality].numpy())
+        for column, width in self._widths.items():
+            if column in features.arrays:
+                flat = pyarrow.array(np.ascontiguousarray(features[column].numpy()).ravel())
+                columns[column] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
+            else:
+                kind = pyarrow.list_(pyarrow.float32(), width)
+                columns[column] = pyarrow.nulls(count, kind)
+        return pyarrow.table(columns)
+
+    def _parts(self) -> list[Path]:
+        return sorted(self._out.glob("part-*.parquet"))
+
+
+def load_pyarrow(part: str = "") -> ModuleType:
+    """The optional package, or a part of it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(f"pyarrow.{part}" if part else "pyarrow")
+    except ImportError as error:
+        raise UserError('parquet needs pyarrow: pip install "vatt[parquet]"') from error
+
+
+def remove_partial(out: Path, suffix: str) -> None:
+    """Removes temporary files that `write_atomically` of a killed process left in a folder."""
+    for path in out.rglob(f".*{suffix}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _stamp(item: Item) -> str | None:
+    """Of an input's content; None where there is none any more."""
+    try:
+        return item.locate()[1]
+    except (MediaError, ShardError):
+        return None
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What a part says of itself; nothing where it is not one of ours."""
+    metadata = load_pyarrow("parquet").read_schema(path).metadata or {}
+    described: dict[str, Any] = json.loads(metadata.get(METADATA, b"{}"))
+    return described

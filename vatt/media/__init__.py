@@ -1,0 +1,10 @@
+"""Media files: bytes to pictures and sound, and back.
+
+Opens a source, plans which packets a clip needs, and decodes only those. The only room that
+knows FFmpeg. Imports `config` and `system`. Start with `clip.read_clip`; the way down is
+`opening`, `packets`, `pictures` and `sound`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,335 @@
+"""Reading media with FFmpeg (PyAV): what a file holds; clips of picture and sound from one start.
+
+Times count from the file's start. Past the end the last frame repeats and sound is zero, and the
+coverages say how much of the clip the file gave.
+"""
+
+from dataclasses import dataclass
+
+import av.error
+import numpy as np
+import torch
+from av.container import InputContainer
+from av.video.stream import VideoStream
+from torch import Tensor
+
+from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.errors import UserError
+from vatt.media.decoder import check_known_size, codec_name, prepare_decoder
+from vatt.media.opening import open_media
+from vatt.media.packets import Packets, Span, read_packets
+from vatt.media.pictures import PictureSize, SizeRule, decode_frames, display_matrix, swaps_sides
+from vatt.media.sound import decode_waveform
+from vatt.media.source import Damage, FileWindow, MediaSource
+from vatt.media.streams import (
+    MediaStream,
+    audio_stream,
+    header_duration_seconds,
+    is_still,
+    origin_seconds,
+    read_duration_seconds,
+    video_stream,
+)
+
+__all__ = [
+    "Clip",
+    "FileWindow",
+    "MediaInfo",
+    "MediaSource",
+    "probe",
+    "read_clip",
+    "read_frames",
+    "read_waveform",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaInfo:
+    """What a media file holds.
+
+    Args:
+        duration_seconds: From the file's start to its end; 0 for a still image.
+        width: Of the picture as displayed, in pixels.
+        height: Of the picture as displayed, in pixels.
+        frame_rate: Mean frames per second.
+        sample_rate: Hz.
+        num_channels: 1 mono, 2 stereo, 6 for 5.1.
+        video_codec: FFmpeg's name, `h264`.
+        audio_codec: FFmpeg's name, `aac`.
+    """
+
+    duration_seconds: float
+    width: int | None = None
+    height: int | None = None
+    frame_rate: float | None = None
+    sample_rate: int | None = None
+    num_channels: int | None = None
+    video_codec: str | None = None
+    audio_codec: str | None = None
+
+    @property
+    def has_video(self) -> bool:
+        """Whether there is a picture."""
+        return self.video_codec is not None
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether there is sound."""
+        return self.audio_codec is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Picture and sound from one start.
+
+    Args:
+        video: uint8 `[T, H, W, C]`; None where not asked for or not in the file.
+        audio: float32 `[S]`, mono, in about [-1, 1]; None where not asked for or not in the file.
+        video_coverage: Share of the frames' times at which the file has a picture.
+        audio_coverage: Share of the samples that come from the file; the rest is zero.
+        start_seconds: From the file's start.
+    """
+
+    video: Tensor | None
+    audio: Tensor | None
+    video_coverage: float
+    audio_coverage: float
+    start_seconds: float
+
+
+@dataclass(frozen=True)
+class FrameRequest:
+    """Frames at `frame_rate` (frames/s) whose shorter side has `size` pixels, or as it says."""
+
+    num_frames: int
+    frame_rate: float
+    size: PictureSize
+
+    def __post_init__(self) -> None:
+        """Refuses clips that cannot exist."""
+        too_small = isinstance(self.size, int) and self.size < 1
+        if self.num_frames < 1 or not self.frame_rate > 0 or too_small:
+            raise UserError(
+                f"num_frames and short_side must be at least 1 and frame_rate positive, got {self}"
+            )
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """A mono waveform of `num_samples` at `sample_rate` (Hz)."""
+
+    num_samples: int
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        """Refuses waveforms that cannot exist."""
+        if self.num_samples < 1 or self.sample_rate < 1:
+            raise UserError(f"num_samples and sample_rate must be at least 1, got {self}")
+
+
+def probe(source: MediaSource) -> MediaInfo:
+    """Reads what a media file holds.
+
+    Raises:
+        MediaError: the file is unreadable, or has neither picture nor sound.
+    """
+    with open_media(source) as container:
+        video, audio = video_stream(container), audio_stream(container)
+        if video is None and audio is None:
+            raise Damage("has no picture or sound: give a video, sound or image file")
+        still = video is not None and is_still(container, video)
+        streams = [stream for stream in (video, audio) if stream is not None]
+        width, height = _displayed_size(container, video) if video is not None else (None, None)
+        return MediaInfo(
+            duration_seconds=0.0 if still else read_duration_seconds(container, streams),
+            width=width,
+            height=height,
+            frame_rate=float(video.average_rate)
+            if video is not None and video.average_rate
+            else None,
+            sample_rate=audio.sample_rate if audio is not None else None,
+            num_channels=audio.channels if audio is not None else None,
+            video_codec=codec_name(video),
+            audio_codec=codec_name(audio),
+        )
+
+
+def _displayed_size(container: InputContainer, video: VideoStream) -> tuple[int, int]:
+    """Width and height as displayed; how a picture is turned is known from its first frame only."""
+    decoder = prepare_decoder(video)
+    matrix, width, height = None, decoder.width, decoder.height
+    for packet in container.demux(video):
+        try:
+            frame = next(iter(decoder.decode(packet if packet.size else None)), None)
+        except av.error.FFmpegError:
+            break  # damage at the start does not keep the rest of a file from being used
+        if frame is not None:
+            matrix, width, height = display_matrix(frame, video), frame.width, frame.height
+            break
+    check_known_size(width, height)
+    width = round(width * float(video.sample_aspect_ratio or 1))
+    return (height, width) if swaps_sides(matrix) else (width, height)
+
+
+def read_clip(
+    source: MediaSource,
+    *,
+    start_seconds: float,
+    video: VideoConfig | None,
+    audio: AudioConfig | None,
+    short_side: int | None = None,
+    size_rule: SizeRule | None = None,
+) -> Clip:
+    """Reads picture and sound from one start.
+
+    Args:
+        source: Path, http(s) URL, bytes, `FileWindow` or binary file object.
+        start_seconds: From the file's start.
+        video: Number of frames, frame rate and size; None reads no picture.
+        audio: Number of samples and their rate; None reads no sound.
+        short_side: Pixels of the frames' shorter side, None is `video.image_size`; the other side
+            keeps the aspect.
+        size_rule: Instead: takes width and height as displayed, gives those of the frames.
+
+    Raises:
+        MediaError: the file is unreadable, damaged in this place, or ends before the start.
+    """
+    frames = samples = None
+    if video is not None:
+        size = size_rule or short_side or video.image_size
+        frames = FrameRequest(video.num_frames, video.frame_rate, size)
+    if audio is not None:
+        samples = SampleRequest(audio.num_samples, audio.sample_rate)
+    return _read(source, start_seconds, frames, samples)
+
+
+def read_frames(
+    source: MediaSource,
+    *,
+    start_seconds: float,
+    num_frames: int,
+    frame_rate: float,
+    short_side: int | None = None,
+    size_rule: SizeRule | None = None,
+) -> tuple[Tensor, float]:
+    """Reads pictures: uint8 `[T, H, W, C]`, and the share of their times at which the file has one.
+
+    Their size is given by `short_side` or `size_rule`, as for `read_clip`.
+
+    Raises:
+        MediaError: as `read_clip`, or the file has no picture.
+    """
+    size = short_side if size_rule is None else size_rule
+    if size is None:
+        raise UserError("read_frames needs a size: give short_side or size_rule")
+    clip = _read(source, start_seconds, FrameRequest(num_frames, frame_rate, size), None)
+    assert clip.video is not None  # _read refuses files that have nothing of what was asked for
+    return clip.video, clip.video_coverage
+
+
+def read_waveform(
+    source: MediaSource, *, start_seconds: float, num_samples: int, sample_rate: int
+) -> tuple[Tensor, float]:
+    """Reads mono sound: float32 `[S]`, and the share of samples that come from the file.
+
+    Raises:
+        MediaError: as `read_clip`, or the file has no sound.
+    """
+    clip = _read(source, start_seconds, None, SampleRequest(num_samples, sample_rate))
+    assert clip.audio is not None
+    return clip.audio, clip.audio_coverage
+
+
+def _read(
+    source: MediaSource,
+    start_seconds: float,
+    frames: FrameRequest | None,
+    samples: SampleRequest | None,
+) -> Clip:
+    if frames is None and samples is None:
+        raise UserError("a clip needs video or audio: give at least one of them")
+    if not 0 <= start_seconds < float("inf"):
+        raise UserError(f"start_seconds must be at least 0 and finite, got {start_seconds}")
+    with open_media(source) as container:
+        return _read_open(container, start_seconds, frames, samples)
+
+
+def _read_open(
+    container: InputContainer,
+    start_seconds: float,
+    frames: FrameRequest | None,
+    samples: SampleRequest | None,
+) -> Clip:
+    video = video_stream(container) if frames is not None else None
+    audio = audio_stream(container) if samples is not None else None
+    if video is None and audio is None:
+        what = "picture" if samples is None else "sound" if frames is None else "picture or sound"
+        raise Damage(f"has no {what}")
+    still = video is not None and is_still(container, video)
+    streams = [stream for stream in (video, audio) if stream is not None]
+    moved = not still and _check_start(container, streams, start_seconds)
+    first = origin_seconds(container) + (0.0 if still else start_seconds)
+    wanted = (
+        [first + place / frames.frame_rate for place in range(frames.num_frames)]
+        if frames
+        else [first]
+    )
+    span = Span(
+        first, wanted[-1], first + (samples.num_samples / samples.sample_rate if samples else 0.0)
+    )
+    packets = read_packets(container, video, audio, span, moved=moved)
+    pictures = waveform = None
+    video_coverage = audio_coverage = 0.0
+    if audio is not None and samples is not None:
+        array, audio_coverage = decode_waveform(
+            audio, packets.audio, first, samples.num_samples, samples.sample_rate
+        )
+        waveform = torch.from_numpy(array)
+    if video is not None and frames is not None:
+        array, video_coverage = _decode_pictures(
+            container, video, packets, span, wanted, frames.size
+        )
+        pictures = torch.from_numpy(array)
+        video_coverage = 1.0 if still else video_coverage
+    if container.duration is None and not still and not video_coverage and not audio_coverage:
+        raise Damage(f"ends before {start_seconds:.2f} s: choose an earlier start")
+    return Clip(
+        video=pictures,
+        audio=waveform,
+        video_coverage=video_coverage,
+        audio_coverage=audio_coverage,
+        start_seconds=start_seconds,
+    )
+
+
+def _decode_pictures(
+    container: InputContainer,
+    video: VideoStream,
+    packets: Packets,
+    span: Span,
+    wanted: list[float],
+    size: PictureSize,
+) -> tuple[np.ndarray, float]:
+    """Decodes as planned; where that fails once more with care: key frames may be incomplete."""
+    try:
+        return decode_frames(video, packets, wanted, size)
+    except Damage:
+        more = read_packets(container, video, None, span, careful=True)
+        if not more.video:  # a source that cannot go back: the first fault is the one to tell
+            raise
+        return decode_frames(video, more, wanted, size, careful=True)
+
+
+def _check_start(
+    container: InputContainer, streams: list[MediaStream], start_seconds: float
+) -> bool:
+    """Refuses a start after the end; whether packets were read to know it."""
+    end_seconds = header_duration_seconds(container)
+    if end_seconds is None or start_seconds < end_seconds:
+        return False
+    end_seconds = read_duration_seconds(container, streams)
+    if start_seconds >= end_seconds:
+        raise Damage(
+            f"ends at {end_seconds:.2f} s, before {start_seconds:.2f} s: choose an earlier start"
+        )
+    return True

@@ -1,0 +1,210 @@
+"""Where media come from: files, bytes, windows of shards, file objects, URLs; what can go wrong."""
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import av.logging
+from av.container import InputContainer
+
+from vatt.errors import MediaError
+from vatt.media.png_bomb import MAX_METADATA_BYTES, has_metadata_bomb
+from vatt.media.source import Damage, FileWindow, MediaSource, source_name
+
+# What FFmpeg may open. A file can name further files or addresses (playlists do): only a URL may
+# lead to the network, and only a local path to other local files.
+_PATH_OPTIONS = {"protocol_whitelist": "file,crypto,data"}
+_URL_OPTIONS = {"protocol_whitelist": "http,https,tcp,tls,httpproxy,crypto,data"}
+_BYTES_OPTIONS = {"protocol_whitelist": "data"}
+
+CONVERT = "convert it, for example to H.264 and AAC"
+MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
+URL_TIMEOUT_SECONDS = 30.0  # to connect, and for each read
+
+
+class WindowReader:
+    """A seekable reader of a `FileWindow`: a file object that FFmpeg reads through PyAV.
+
+    Measured on clips in a shard it costs the same as FFmpeg's own `subfile` protocol and as reading
+    the window into memory first; unlike these it takes any path and holds no copy.
+    """
+
+    def __init__(self, window: FileWindow) -> None:
+        self.name = window.path
+        self._window = window
+        self._position = 0
+        self._descriptor = window.open()
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes from the position on; none at the end of the window."""
+        size = min(size, self._window.size - self._position)
+        if size <= 0:
+            return b""
+        chunk = os.pread(self._descriptor, size, self._window.offset + self._position)
+        self._position += len(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves the position, as `io.IOBase.seek` does."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._window.size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """The position in the window."""
+        return self._position
+
+    def close(self) -> None:
+        """Gives the file descriptor back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@contextmanager
+def open_media(source: MediaSource) -> Iterator[InputContainer]:
+    """Opens a source, closes it, and turns every fault on the way into a `MediaError`.
+
+    Raises:
+        MediaError: the source cannot be opened, or what ran inside failed because of it.
+    """
+    window: WindowReader | None = None
+    try:
+        file, options = _ffmpeg_input(source)
+        if isinstance(file, WindowReader):
+            window = file
+        _refuse_bomb(file)
+        with _open_container(file, options) as container:
+            yield container
+    except Damage as fault:
+        raise MediaError(source_name(source), str(fault)) from None
+    except (av.error.FFmpegError, OSError) as fault:
+        raise MediaError(source_name(source), _human_reason(fault, source)) from fault
+    finally:
+        if window is not None:
+            window.close()
+
+
+class _Log:
+    """FFmpeg's log is one for the whole process: who listens first opens it, who is last restores.
+
+    PyAV leaves it closed, since messages of FFmpeg's own threads can bring Python to a halt; here
+    these have no threads.
+    """
+
+    lock = threading.Lock()
+    num_listeners = 0
+    before: tuple[int | None, bool] = (None, True)
+
+
+@contextmanager
+def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """Level, name of the part and text of what FFmpeg reports in this thread as faults."""
+    with _Log.lock:
+        if not _Log.num_listeners:
+            level = av.logging.get_level()
+            _Log.before = (level, av.logging.get_skip_repeated())
+            av.logging.set_level(max(level or 0, av.logging.ERROR))
+            av.logging.set_skip_repeated(False)
+        _Log.num_listeners += 1
+    messages: list[tuple[int, str, str]] = []
+    try:
+        with av.logging.Capture() as heard:
+            yield messages
+        messages += [message for message in heard if message[0] <= av.logging.ERROR]
+    finally:
+        with _Log.lock:
+            _Log.num_listeners -= 1
+            if not _Log.num_listeners:
+                level, skip_repeated = _Log.before
+                av.logging.set_level(level)
+                av.logging.set_skip_repeated(skip_repeated)
+
+
+def _open_container(file: Any, options: dict[str, str]) -> InputContainer:
+    timeout = URL_TIMEOUT_SECONDS if options is _URL_OPTIONS else None
+    return av.open(
+        file,
+        "r",
+        options={"max_pixels": str(MAX_FRAME_PIXELS)},  # FFmpeg decodes frames when it opens files
+        container_options=options,
+        metadata_errors="replace",
+        timeout=timeout,
+    )
+
+
+def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
+    """What to hand to FFmpeg for a source, and what FFmpeg may open on its own."""
+    if isinstance(source, FileWindow):
+        return WindowReader(source), _BYTES_OPTIONS
+    if isinstance(source, bytes):
+        return io.BytesIO(source), _BYTES_OPTIONS
+    if isinstance(source, str | os.PathLike):
+        path = os.fspath(source)
+        if _is_url(source):
+            return path, _URL_OPTIONS
+        if "%" in path:  # FFmpeg's image reader would take it for a pattern of file names
+            return WindowReader(FileWindow(path, 0, Path(path).stat().st_size)), _PATH_OPTIONS
+        return "file:" + path, _PATH_OPTIONS  # so that `a:b.mp4` is not taken for protocol `a`
+    if not hasattr(source, "read"):
+        kind = type(source).__name__
+        raise TypeError(f"media are a path, URL, bytes, FileWindow or binary file, got {kind}")
+    if hasattr(source, "seek") and getattr(source, "seekable", lambda: True)():
+        source.seek(0)  # FFmpeg counts from the beginning, wherever an earlier reader has stopped
+    return source, _BYTES_OPTIONS
+
+
+def _refuse_bomb(file: Any) -> None:
+    """Refuses a PNG whose metadata would fill the memory, wherever it can be read twice."""
+    if isinstance(file, str):
+        path = Path(file.removeprefix("file:"))
+        if _is_url(file) or not path.is_file():  # FFmpeg says what is wrong; a pipe has one reader
+            return
+        with path.open("rb") as opened:
+            is_bomb = has_metadata_bomb(opened)
+    elif hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
+        is_bomb = has_metadata_bomb(file)
+        file.seek(0)
+    else:
+        return
+    if is_bomb:
+        raise Damage(
+            f"is a PNG whose metadata unpack to more than {MAX_METADATA_BYTES} bytes: strip them "
+            "(iCCP, zTXt), or leave it out"
+        )
+
+
+def _human_reason(fault: Exception, source: MediaSource) -> str:
+    """What an error of FFmpeg or of the system means to the owner of the file, and what to do."""
+    if isinstance(source, str | os.PathLike | FileWindow) and not _is_url(source):
+        if isinstance(fault, FileNotFoundError):
+            return "there is no such file: check the path"
+        if isinstance(fault, IsADirectoryError):
+            return "is a folder: give a media file"
+        if isinstance(fault, PermissionError):
+            return "may not be read: check its permissions"
+    if isinstance(fault, TimeoutError | av.error.ExitError):
+        limit = f"{URL_TIMEOUT_SECONDS:.0f} s"
+        return f"gave no answer within {limit}: check the address, or download it first"
+    if isinstance(fault, av.error.HTTPError | ConnectionError) or _is_url(source):
+        return f"could not be fetched ({_detail(fault)}): check the address, or download it first"
+    if isinstance(fault, av.error.DecoderNotFoundError):
+        return "is in a format that this build of FFmpeg does not decode: " + CONVERT
+    if isinstance(fault, av.error.FFmpegError):
+        detail = _detail(fault)
+        return f"is damaged, incomplete, or no media at all ({detail}): copy or encode it again"
+    return f"cannot be read ({_detail(fault)})"
+
+
+def _is_url(source: MediaSource) -> bool:
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
+def _detail(fault: Exception) -> str:
+    return getattr(fault, "strerror", None) or str(fault) or type(fault).__name__

@@ -1,0 +1,267 @@
+"""Which packets of a file a clip needs: choosing streams, seeking, reading without decoding."""
+
+import math
+from dataclasses import dataclass, field
+
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from vatt.media.avi_order import MAX_HELD_PICTURES, has_storage_order, is_border
+from vatt.media.opening import ffmpeg_errors
+from vatt.media.source import Damage
+from vatt.media.streams import (
+    MATROSKA,
+    TIME_TOLERANCE_SECONDS,
+    MediaPacket,
+    MediaStream,
+    check_ends,
+    seek,
+    tick_seconds,
+)
+
+# Lossy codecs need what came before a moment to give its sound: AAC about 0.1 s, Opus 0.08 s.
+PRE_ROLL_SECONDS = 0.12
+POST_ROLL_SECONDS = 0.05  # the resampler looks ahead
+# Streams are interleaved: one that says nothing for so long while the other goes on has ended.
+INTERLEAVE_SECONDS = 10.0
+# MPEG program streams stamp only some pictures: after a seek the times are right from the second
+# group of pictures on.
+PROGRAM_STREAM_ROLL_SECONDS = 2.0
+# Streams without whole key frames (intra refresh) are complete after about one such period.
+CAREFUL_ROLL_SECONDS = 5.0
+HARMLESS_FAULT = "keyframes not correctly marked"  # reported of sound that a seek lands amid
+JUMP_PACKETS = 3  # to leave out fewer before a key frame does not pay for restarting the decoder
+
+
+@dataclass(frozen=True)
+class Span:
+    """A clip on the file's own clock, in seconds.
+
+    Args:
+        first_seconds: Where picture and sound start.
+        video_last_seconds: Of the last frame.
+        audio_end_seconds: Where sound ends.
+    """
+
+    first_seconds: float
+    video_last_seconds: float
+    audio_end_seconds: float
+
+
+@dataclass
+class Packets:
+    """The packets of one clip, in decoding order.
+
+    Args:
+        video: From a key frame at or before the clip's start on.
+        audio: From the pre-roll on.
+        video_ended: Whether the video stream ended within the clip.
+        exhausted: Whether the file was read to its end.
+        last_sound: The last packet of sound that was seen, wanted or not.
+        from_start: Whether reading began where the file begins.
+        stored: Whether the times of the video are in the order of storage.
+    """
+
+    video: list[MediaPacket] = field(default_factory=list)
+    audio: list[MediaPacket] = field(default_factory=list)
+    video_ended: bool = True
+    exhausted: bool = False
+    last_sound: MediaPacket | None = None
+    from_start: bool = True
+    stored: bool = False
+
+
+def read_packets(
+    container: InputContainer,
+    video: VideoStream | None,
+    audio: AudioStream | None,
+    span: Span,
+    careful: bool = False,
+    moved: bool = False,
+) -> Packets:
+    """Reads the packets of a clip, from a key frame that the decoder can start at.
+
+    A first attempt may land behind the key frame that is needed (a seek goes by decoding time, and
+    leading pictures cannot be decoded from their key frame): then it goes back further.
+
+    Args:
+        container: An open file.
+        video: Its video stream, if wanted.
+        audio: Its audio stream, if wanted.
+        span: The clip.
+        careful: Read some seconds more before the clip, and keep what is before the last key frame.
+        moved: Whether packets were read before.
+
+    Raises:
+        Damage: the file breaks off before the clip ends, or is damaged between its packets.
+    """
+    stream = video or audio
+    assert stream is not None  # callers refuse files that have neither
+    beginning = (stream.start_time or 0) * tick_seconds(stream)
+    back = PRE_ROLL_SECONDS if container.format.name != "mpeg" else PROGRAM_STREAM_ROLL_SECONDS
+    back = max(back, CAREFUL_ROLL_SECONDS) if careful else back
+    moved = moved or careful
+    while True:
+        target = span.first_seconds - back
+        from_start = target <= beginning
+        if moved or not from_start:
+            reached = seek(container, stream, target)
+            if from_start and not reached:  # AVI refuses a time before its first picture
+                reached = seek(container, stream, beginning)
+            from_start = from_start or not reached
+            moved = True
+        with ffmpeg_errors() as faults:
+            packets = _collect(container, video, audio, span, careful)
+        _check_read(container, faults)
+        packets.from_start = from_start
+        if packets.exhausted:
+            _check_complete(container, video, audio, packets, span)
+        if from_start or video is None or _starts_in_time(packets, video, span.first_seconds):
+            return packets
+        back *= 5  # 0.12 s, 0.6 s, 3 s, 15 s, …
+
+
+def _starts_in_time(packets: Packets, video: VideoStream, first_seconds: float) -> bool:
+    if not packets.video:
+        return False
+    first = packets.video[0]
+    limit = (first_seconds + TIME_TOLERANCE_SECONDS) / tick_seconds(video)
+    starts = is_border(first) if packets.stored else first.is_keyframe
+    return starts and first.pts is not None and first.pts <= limit
+
+
+def _collect(
+    container: InputContainer,
+    video: VideoStream | None,
+    audio: AudioStream | None,
+    span: Span,
+    careful: bool,
+) -> Packets:
+    """Reads from the current position until both streams have what the clip needs."""
+    found = Packets(stored=video is not None and has_storage_order(container, video))
+    video_index = -1 if video is None else video.index
+    video_tick = 0.0 if video is None else tick_seconds(video)
+    audio_tick = 0.0 if audio is None else tick_seconds(audio)
+    video_done, audio_done = video is None, audio is None
+    key_limit = span.first_seconds + TIME_TOLERANCE_SECONDS
+    video_limit = span.video_last_seconds + TIME_TOLERANCE_SECONDS
+    if found.stored:
+        video_limit += MAX_HELD_PICTURES * video_tick  # a tick of AVI is a picture
+    audio_first = span.first_seconds - PRE_ROLL_SECONDS
+    audio_limit = span.audio_end_seconds + POST_ROLL_SECONDS
+    for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
+        pts = packet.pts
+        if pts is None and not packet.size:
+            continue  # PyAV's sign that a stream has ended
+        if packet.stream_index == video_index:
+            # dts rise and dts ≤ pts: after a late one all that follows is shown after the clip. The
+            # pts of a packet without dts (Matroska, after a seek) says nothing about the next one.
+            seconds = -math.inf if packet.dts is None else packet.dts * video_tick
+            if seconds > video_limit:
+                video_done, found.video_ended = True, False
+                audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
+            else:
+                in_time = pts is not None and pts * video_tick <= key_limit
+                starts = is_border(packet) if found.stored else packet.is_keyframe and not careful
+                if starts and in_time:
+                    found.video.clear()
+                found.video.append(packet)
+        else:
+            found.last_sound = packet
+            seconds = (pts if pts is not None else packet.dts or 0) * audio_tick
+            if seconds >= audio_limit:
+                audio_done = True
+                video_done = video_done or seconds > video_limit + INTERLEAVE_SECONDS
+            elif seconds + (packet.duration or 0) * audio_tick >= audio_first:
+                found.audio.append(packet)
+        if video_done and audio_done:
+            break
+    else:
+        found.exhausted = True
+    return found
+
+
+def _check_read(container: InputContainer, faults: list[tuple[int, str, str]]) -> None:
+    """Refuses a clip amid which packets are lost.
+
+    Where a Matroska file is damaged FFmpeg goes on with the next part that it can read. VP9 is then
+    decoded from other pictures than it was made from, and only the log says so.
+    """
+    for _, part, text in faults:
+        if part == container.format.name == MATROSKA and HARMLESS_FAULT not in text:
+            raise Damage(f"is damaged ({text.strip()}): copy or encode the file again")
+
+
+def _check_complete(
+    container: InputContainer,
+    video: VideoStream | None,
+    audio: AudioStream | None,
+    packets: Packets,
+    span: Span,
+) -> None:
+    """Refuses a clip that lacks what the file's header promises: the file was cut off."""
+    ends: list[tuple[MediaStream, float, float]] = []
+    if video is not None and packets.video_ended:
+        end = _end_seconds(video, packets.video, span.first_seconds)
+        ends.append((video, end, span.video_last_seconds))
+    if audio is not None:
+        sound = [packets.last_sound] if packets.last_sound is not None else []
+        end = _end_seconds(audio, sound, span.first_seconds)
+        ends.append((audio, end, span.audio_end_seconds))
+    check_ends(container, ends)
+
+
+def _end_seconds(stream: MediaStream, packets: list[MediaPacket], otherwise: float) -> float:
+    ends = [packet.pts + (packet.duration or 0) for packet in packets if packet.pts is not None]
+    return max(ends) * tick_seconds(stream) if ends else otherwise
+
+
+def without_leading(packets: Packets) -> list[MediaPacket]:
+    """The video packets without those shown before the first key frame: they need earlier ones."""
+    video = packets.video
+    if packets.from_start or not video or video[0].pts is None:
+        return video
+    first = video[0].pts
+    return [packet for packet in video if packet.pts is None or packet.pts >= first]
+
+
+def decoding_runs(video: list[MediaPacket], needed: set[int]) -> list[list[MediaPacket]]:
+    """The packets to decode, in runs that each start at a key frame.
+
+    What no needed frame is made from is left out.
+
+    Args:
+        video: Packets in decoding order.
+        needed: Timestamps of the frames to show.
+    """
+    groups: list[list[MediaPacket]] = []
+    for packet in video:
+        if packet.is_keyframe or not groups:
+            groups.append([])
+        groups[-1].append(packet)
+    lengths: list[int] = []
+    whole = False  # whether the next group needs this one to its end
+    for group in reversed(groups):
+        length = max((n for n, packet in enumerate(group, 1) if packet.pts in needed), default=0)
+        keep_tail = bool(lengths) and lengths[-1] > 0 and len(group) - length < JUMP_PACKETS
+        lengths.append(len(group) if whole or keep_tail else length)
+        whole = any(packet.pts in needed for packet in _leading(group))
+    runs: list[list[MediaPacket]] = []
+    continues = False
+    for group, length in zip(groups, reversed(lengths), strict=True):
+        if length and continues:
+            runs[-1].extend(group[:length])
+        elif length:
+            leading = {id(packet) for packet in _leading(group)} if runs else set()
+            runs.append([packet for packet in group[:length] if id(packet) not in leading])
+        continues = length == len(group)
+    return runs
+
+
+def _leading(group: list[MediaPacket]) -> list[MediaPacket]:
+    """Packets shown before the key frame that they follow: they may need the group before it."""
+    key = group[0].pts
+    if key is None:
+        return []
+    return [packet for packet in group[1:] if packet.pts is not None and packet.pts < key]

@@ -1,0 +1,245 @@
+"""Planned decoding: packets first, then only the frames that the clip needs, scaled inside FFmpeg.
+
+A clip is asked for by times. The packets around it are read without decoding, the frames to show
+are chosen by the packets' timestamps, and the decoder then sees only what these are made from.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from vatt.media.avi_order import StoredTimes
+from vatt.media.decoder import MAX_SIDE_PIXELS, at_time, check_size, decode_packet, prepare_decoder
+from vatt.media.packets import Packets, decoding_runs, without_leading
+from vatt.media.source import Damage
+from vatt.media.streams import TIME_TOLERANCE_SECONDS, MediaPacket, tick_seconds
+
+MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
+# Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
+# takes this only when it is opened; for VP8 and VP9 it gains nothing.)
+SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"})
+NAMING_CODECS = frozenset({"png", "apng"})  # those that FFmpeg gives names of side data with
+
+Matrix = tuple[int, int, int, int]
+SizeRule = Callable[[float, float], tuple[int, int]]  # width, height as displayed → those wanted
+PictureSize = int | SizeRule  # a number is that of the shorter side's pixels
+
+
+def _check_clip_size(num_frames: int, width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE_PIXELS or num_frames * width * height > MAX_CLIP_PIXELS:
+        raise Damage(
+            f"would become {num_frames} pictures of {width}×{height} pixels; at most "
+            f"{MAX_SIDE_PIXELS} a side and {MAX_CLIP_PIXELS} in all are read: ask for fewer or "
+            "smaller ones, or cut the picture to a less narrow shape"
+        )
+
+
+def decode_frames(
+    video: VideoStream,
+    packets: Packets,
+    wanted_seconds: list[float],
+    size: PictureSize,
+    careful: bool = False,
+) -> tuple[np.ndarray, float]:
+    """Decodes the last frame at or before each wanted time; before the first there is the first.
+
+    Args:
+        video: The stream.
+        packets: Its packets around the clip.
+        wanted_seconds: Rising times on the file's own clock, one for each frame.
+        size: Pixels of the shorter side, or what gives width and height.
+        careful: Decode every picture, in order. Costs more, and is right for streams whose key
+            frames are not complete.
+
+    Returns:
+        uint8 `[T, H, W, C]`, and the share of wanted times at which the stream has a picture.
+
+    Raises:
+        Damage: a frame is missing or damaged.
+    """
+    times, coverage = choose_frames(video, packets, wanted_seconds)
+    decoder = prepare_decoder(video)
+    picture = Picture(video, size, times)
+    needed = set(times)
+    if packets.stored:
+        _decode_stored(video, packets.video, picture)
+        return picture.frames(), coverage
+    may_skip = not careful and video.codec_context.codec.canonical_name in SKIPPING_CODECS
+    runs = [packets.video] if careful else decoding_runs(without_leading(packets), needed)
+    for place, run in enumerate(runs):
+        if place:
+            decoder.flush_buffers()
+        skipping = False
+        for packet in run:
+            skip = may_skip and packet.pts not in needed
+            if skip != skipping:
+                decoder.skip_frame = "NONREF" if skip else "DEFAULT"
+                skipping = skip
+            picture.take(decode_packet(decoder, packet, video))
+        if skipping:
+            decoder.skip_frame = "DEFAULT"
+        picture.take(
+            decode_packet(decoder, None, video)
+        )  # what the decoder holds back to put frames in order
+    return picture.frames(), coverage
+
+
+def _decode_stored(video: VideoStream, packets: list[MediaPacket], picture: "Picture") -> None:
+    """Decodes every picture: which one has which time is known by counting."""
+    times = StoredTimes()
+    for packet in [*packets, None]:
+        frames = decode_packet(video.codec_context, packet, video)
+        times.take(packet)
+        times.give(frames)
+        picture.take(frames)
+
+
+def choose_frames(
+    video: VideoStream, packets: Packets, wanted_seconds: list[float]
+) -> tuple[list[int], float]:
+    """Timestamp of the frame to show at each wanted time, and the share of times with a picture."""
+    tick = tick_seconds(video)
+    shown = {
+        packet.pts: packet.duration or 0
+        for packet in without_leading(packets)
+        if packet.pts is not None and not packet.is_discard
+    }
+    if not shown:
+        raise Damage("has no readable picture: damaged or incomplete; copy or encode it again")
+    starts = sorted(shown)
+    end = math.inf
+    if packets.video_ended:
+        end = (starts[-1] + max(shown[starts[-1]], 1)) * tick
+    chosen, covered = [], 0
+    for seconds in wanted_seconds:
+        place = bisect_right(starts, (seconds + TIME_TOLERANCE_SECONDS) / tick) - 1
+        covered += place >= 0 and seconds < end
+        chosen.append(starts[max(place, 0)])
+    return chosen, covered / len(wanted_seconds)
+
+
+class Picture:
+    """Takes decoded frames, keeps the needed ones, scaled and turned upright.
+
+    Args:
+        video: Where they come from.
+        size: Pixels of the shorter side, or what gives width and height.
+        times: Timestamp to show, for each frame of the clip.
+    """
+
+    def __init__(self, video: VideoStream, size: PictureSize, times: list[int]) -> None:
+        self._video = video
+        self._size = size
+        self._places = {pts: times.index(pts) for pts in dict.fromkeys(times)}
+        self._times = times
+        self._missing = set(times)
+        self._scaler = VideoReformatter()
+        self._array: np.ndarray | None = None
+        self._matrix: Matrix | None = None
+
+    def take(self, decoded: list[VideoFrame]) -> None:
+        """Keeps those of some decoded frames that are needed."""
+        for frame in decoded:
+            if frame.pts in self._missing:
+                self._missing.discard(frame.pts)
+                self._keep(frame, self._places[frame.pts])
+
+    def _keep(self, frame: VideoFrame, place: int) -> None:
+        if self._array is None:
+            check_size(frame.width, frame.height)
+            self._matrix = display_matrix(frame, self._video)
+            width, height = self._stored_size(frame)
+            _check_clip_size(len(self._times), width, height)
+            self._array = np.empty((len(self._times), height, width, 3), np.uint8)
+        _, height, width, _ = self._array.shape
+        scaled = self._scaler.reformat(
+            frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1
+        )
+        plane: Any = scaled.planes[0]
+        rows = np.frombuffer(plane, np.uint8, height * plane.line_size).reshape(height, -1)
+        self._array[place] = rows[:, : 3 * width].reshape(height, width, 3)
+
+    def _stored_size(self, frame: VideoFrame) -> tuple[int, int]:
+        """Width and height to scale to, before the picture is turned upright."""
+        aspect = self._video.sample_aspect_ratio
+        if isinstance(self._size, int):
+            return scaled_size(frame.width, frame.height, self._size, aspect)
+        width, height = frame.width * float(aspect or 1), float(frame.height)
+        if swaps_sides(self._matrix):
+            height, width = self._size(height, width)
+            return width, height
+        return self._size(width, height)
+
+    def frames(self) -> np.ndarray:
+        """The clip, uint8 `[T, H, W, C]`.
+
+        Raises:
+            Damage: a needed frame has not come.
+        """
+        if self._missing or self._array is None:
+            raise Damage(at_time("a picture is missing", min(self._missing), self._video))
+        for place, pts in enumerate(self._times):
+            if self._places[pts] != place:
+                self._array[place] = self._array[self._places[pts]]
+        return upright(self._array, self._matrix)
+
+
+def scaled_size(
+    width: int, height: int, short_side: int, pixel_aspect: Fraction | None = None
+) -> tuple[int, int]:
+    """Width and height with this short side; the other keeps the displayed aspect and is even."""
+    displayed = width * float(pixel_aspect) if pixel_aspect else float(width)
+    if displayed <= height:
+        return short_side, max(short_side, 2 * round(height * short_side / displayed / 2))
+    return max(short_side, 2 * round(displayed * short_side / height / 2)), short_side
+
+
+def display_matrix(frame: VideoFrame, video: VideoStream) -> Matrix | None:
+    """The linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one.
+
+    Of PNG only the angle is asked for: PyAV (18.1) and FFmpeg both free the name of a colour
+    profile once `side_data` was looked at, and the process crashes.
+    """
+    data: Any = None
+    is_known = video.codec_context.codec.canonical_name not in NAMING_CODECS
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX") if is_known else None
+    except ValueError:  # PyAV does not know every kind of side data; then only the angle is left
+        is_known = False
+    if not is_known:
+        if not frame.rotation:
+            return None
+        angle = math.radians(frame.rotation)
+        cosine, sine = round(math.cos(angle)), round(math.sin(angle))
+        return (cosine, -sine, sine, cosine)
+    if data is None:
+        return None
+    matrix = np.frombuffer(data, np.int32, 9)
+    return int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])
+
+
+def swaps_sides(matrix: Matrix | None) -> bool:
+    """Whether the displayed width is the stored height."""
+    return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
+
+
+def upright(frames: np.ndarray, matrix: Matrix | None) -> np.ndarray:
+    """Turns and mirrors frames `[T, H, W, C]` to how they are shown; only quarter turns."""
+    if matrix is None:
+        return frames
+    along_width, from_width, from_height, along_height = matrix
+    if swaps_sides(matrix):
+        frames = frames.transpose(0, 2, 1, 3)
+        along_width, along_height = from_height, from_width
+    if along_width < 0:
+        frames = frames[:, :, ::-1]
+    if along_height < 0:
+        frames = frames[:, ::-1]
+    return np.ascontiguousarray(frames)

@@ -1,0 +1,61 @@
+"""Media sources: a path, a URL, bytes, an open file or a range of a file."""
+
+import os
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+
+class Damage(Exception):  # noqa: N818 - what users meet is MediaError
+    """A fault found while media are read; `open_media` makes it a `MediaError` with the name.
+
+    Its message goes on where the name ends: "has no picture", "its audio is damaged at 2.50 s: …".
+    """
+
+
+class Opener(Protocol):
+    """What brings a file that may not be there yet."""
+
+    def open(self) -> int:
+        """A descriptor of the file, to be closed by who asks for it."""
+
+
+@dataclass(frozen=True)
+class FileWindow:
+    """Bytes of a file, for example one member of a tar shard.
+
+    Args:
+        path: The file.
+        offset: First byte.
+        size: Number of bytes.
+        origin: Opens the file; None: it is there.
+    """
+
+    path: str
+    offset: int
+    size: int
+    origin: Opener | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses windows that cannot exist."""
+        if self.offset < 0 or self.size < 0:
+            raise ValueError(f"a window needs offset and size of at least 0, got {self}")
+
+    def open(self) -> int:
+        """A descriptor of the file, to be closed by who asks for it."""
+        return os.open(self.path, os.O_RDONLY) if self.origin is None else self.origin.open()
+
+
+MediaSource = str | os.PathLike[str] | bytes | FileWindow | BinaryIO
+
+
+def source_name(source: MediaSource) -> str:
+    """What messages call a source."""
+    if isinstance(source, str):
+        return source
+    if isinstance(source, bytes):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, FileWindow):
+        return f"{source.path}[{source.offset}:{source.offset + source.size}]"
+    if isinstance(source, os.PathLike):
+        return os.fspath(source)
+    return str(getattr(source, "name", "<file object>"))

@@ -1,0 +1,140 @@
+"""Streams and packets as the container describes them: times, order, the file's duration."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import av.error
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from vatt.media.source import Damage
+
+MediaStream = VideoStream | AudioStream
+if TYPE_CHECKING:
+    MediaPacket = Packet[Any]
+else:
+    MediaPacket = Packet  # generic in PyAV's type stubs only
+MICROSECONDS = 1_000_000  # FFmpeg's unit for times of a whole file
+TIME_TOLERANCE_SECONDS = (
+    1e-6  # a frame that starts this much after the wanted time still counts as there
+)
+# Formats whose header tells how long each stream is, apart from the data.
+MATROSKA = "matroska,webm"
+INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", MATROSKA})
+# Formats whose header tells where the file ends on its own clock, not how long it is.
+END_FORMATS = frozenset({MATROSKA, "ogg"})
+LATE_SECONDS = 0.25  # a clock that starts later was not set to zero; codecs' delays are shorter
+MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says was cut off
+
+
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """The moving picture of a file; a cover picture in a sound file is none."""
+    stream = container.streams.best("video")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+        return None
+    return stream
+
+
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The sound of a file."""
+    stream = container.streams.best("audio")
+    return stream if isinstance(stream, AudioStream) else None
+
+
+def is_still(container: InputContainer, video: VideoStream) -> bool:
+    """Whether the file is one picture and no sound, whose times mean nothing."""
+    name = container.format.name
+    return (
+        name == "image2"
+        or name.endswith("_pipe")
+        or (video.frames == 1 and len(container.streams) == 1)
+    )
+
+
+def tick_seconds(stream: MediaStream) -> float:
+    """The unit of a stream's timestamps."""
+    return float(stream.time_base or 1)
+
+
+def origin_seconds(container: InputContainer) -> float:
+    """The file's start on its own clock."""
+    return (container.start_time or 0) / MICROSECONDS
+
+
+def header_duration_seconds(container: InputContainer) -> float | None:
+    """From the file's start to its end, as its header says; None where that does not say.
+
+    A late Matroska file of another writer than FFmpeg may be longer: `read_duration_seconds`.
+    """
+    if container.duration is None:
+        return None
+    duration, start = container.duration / MICROSECONDS, origin_seconds(container)
+    counts_from_zero = container.format.name in END_FORMATS and 0 < start < duration
+    return duration - start if counts_from_zero else duration
+
+
+def read_duration_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> float:
+    """From the file's start to its end; where no header tells, by reading packets."""
+    duration, start = header_duration_seconds(container), origin_seconds(container)
+    if container.duration is None or duration is None:
+        return max(0.0, max(_ends_seconds(container, streams), default=0.0) - start)
+    written = container.duration / MICROSECONDS
+    if container.format.name == MATROSKA and duration < written and start >= LATE_SECONDS:
+        # FFmpeg counts from zero, mkvmerge and GStreamer from the first frame: then packets follow
+        seek(container, streams[0], written)
+        ends = _ends_seconds(container, streams)
+        if any(end > written + LATE_SECONDS / 2 for end in ends):
+            return written
+    return duration
+
+
+def _ends_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> Iterator[float]:
+    """Where each packet ends, from the current position on."""
+    ticks = {stream.index: tick_seconds(stream) for stream in streams}
+    for packet in container.demux(list(streams)):
+        if packet.pts is not None:
+            yield (packet.pts + (packet.duration or 0)) * ticks[packet.stream_index]
+
+
+def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool:
+    """Moves to a key frame before a time. False: this source cannot, and is at its beginning."""
+    try:
+        container.seek(int(seconds // tick_seconds(stream)), stream=stream, backward=True)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
+def check_ends(container: InputContainer, ends: list[tuple[MediaStream, float, float]]) -> None:
+    """Refuses a file that breaks off before the ends that its header promises.
+
+    Args:
+        container: An open file.
+        ends: Of each stream where its packets end, and where what is wanted of it ends.
+
+    Raises:
+        Damage: packets are missing that are wanted.
+    """
+    if container.format.name not in INDEXED_FORMATS:
+        return
+    for stream, end, wanted in ends:
+        promised = _promised_end_seconds(stream)
+        if promised is not None and end + MISSING_SECONDS < promised and end < wanted:
+            raise Damage(
+                f"its {stream.type} breaks off at {end:.2f} s, though its header says "
+                f"{promised:.2f} s: the file is incomplete; copy or download it again"
+            )
+
+
+def _promised_end_seconds(stream: MediaStream) -> float | None:
+    """Where a stream ends by its header, on the file's clock; None where that does not say."""
+    if stream.duration:
+        return ((stream.start_time or 0) + stream.duration) * tick_seconds(stream)
+    tag = stream.metadata.get("DURATION", "")  # Matroska: hh:mm:ss.fraction, from zero on
+    parts = tag.replace("\0", "").split(":")
+    if len(parts) != 3 or not all(part.replace(".", "", 1).isdigit() for part in parts):
+        return None
+    return 3600 * int(float(parts[0])) + 60 * int(float(parts[1])) + float(parts[2])

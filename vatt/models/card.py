@@ -1,0 +1,183 @@
+"""The model card: a README.md with a head that the Hugging Face Hub reads.
+
+It says what the model's configuration, its run and its evaluations say, and leaves out the rest.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import yaml
+
+from vatt.errors import UserError
+from vatt.models.card_sections import card_body
+from vatt.models.checkpoint import weights_digest
+from vatt.models.training_facts import DECIMALS, TrainingFacts, read_run
+from vatt.network.model import VATT
+from vatt.system.files import read_json, write_atomically
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+CARD = "README.md"
+FACTS_KEY = "vatt"  # of the head: what a later export of the folder takes over
+WHILE_TRAINING = "validation, while training"  # the split of metrics that the run itself measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model card says beside what the model itself says.
+
+    Args:
+        facts: Of the training.
+        measured: Results of `vatt evaluate`.
+        licence: Of the weights; None: its owner must choose one.
+    """
+
+    facts: TrainingFacts
+    measured: Sequence["EvalResult"]
+    licence: str | None
+
+
+def read_card(
+    model: VATT,
+    source: Path | None = None,
+    *,
+    run: str | os.PathLike[str] | None = None,
+    results: Sequence[str | os.PathLike[str]] = (),
+    licence: str | None = None,
+) -> Card:
+    """Collects what is known of a model.
+
+    Args:
+        model: That the card is about.
+        source: Where it is from: a folder, whose card says what is not given here, or a checkpoint
+            of the run. None: the last one of the run.
+        run: Folder of the run that trained it.
+        results: `results.json` files of `vatt evaluate`, of this model.
+        licence: Identifier of the Hub, such as `apache-2.0`.
+
+    Raises:
+        UserError: a file cannot be read, or results are of another model.
+    """
+    is_checkpoint = source is not None and source.is_file()
+    old = _data_of(None if is_checkpoint else source)
+    kept = [one for one in old.eval_results or [] if one.dataset_split != WHILE_TRAINING]
+    new = [one for file in results for one in _read_results(Path(file), model)]
+    return Card(
+        facts=_facts_of(old) if run is None else read_run(run, source if is_checkpoint else None),
+        measured=_joined(kept, new),
+        licence=licence or old.license,
+    )
+
+
+def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> None:
+    """Writes `README.md` into a model folder.
+
+    Args:
+        folder: Which holds everything else already; the card tells of the files in it.
+        model: Of the folder.
+        card: What is known of it.
+        name: Title.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    task = pipeline_tag(model)
+    data = ModelCardData(
+        model_name=name,
+        license=card.licence,
+        library_name="vatt",
+        pipeline_tag=task,
+        tags=["vatt", *model.config.modalities, *_formats_in(folder)],
+        eval_results=[*_while_training(card.facts, task), *card.measured] or None,
+    )
+    if card.facts:
+        data[FACTS_KEY] = dict(card.facts)
+    body = card_body(folder, model, name, card.facts, card.measured, card.licence)
+    text = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")  # which reads the head back
+    write_atomically(folder / CARD, str(text).encode())
+
+
+def pipeline_tag(model: VATT) -> str:
+    """What the Hub calls the task."""
+    classifier = model.config.classifier
+    return "feature-extraction" if classifier is None else f"{classifier.modality}-classification"
+
+
+def _formats_in(folder: Path) -> list[str]:
+    return ["onnx"] if any(folder.glob("*.onnx")) else []
+
+
+def _data_of(folder: Path | None) -> "ModelCardData":
+    """The head of the card in a folder; an empty one where there is no card."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    if folder is None or not (folder / CARD).is_file():
+        return ModelCardData()
+    text = (folder / CARD).read_text(encoding="utf-8")
+    if not text.startswith("---"):  # a text without a head
+        return ModelCardData()
+    try:
+        return cast("ModelCardData", ModelCard(text).data)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the head of {folder / CARD} cannot be read: {reason}") from error
+
+
+def _facts_of(data: "ModelCardData") -> TrainingFacts:
+    facts = data.get(FACTS_KEY)
+    return cast(TrainingFacts, facts) if isinstance(facts, dict) else TrainingFacts()
+
+
+def _while_training(facts: TrainingFacts, task: str) -> Iterable["EvalResult"]:
+    from huggingface_hub import EvalResult
+
+    name = facts.get("validation_set", "validation set of the run")
+    for metric, value in facts.get("validation", {}).items():
+        yield EvalResult(
+            task_type=task,
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=WHILE_TRAINING,
+            metric_type=metric.rpartition("/")[2],
+            metric_name=metric,
+            metric_value=value,
+        )
+
+
+def _read_results(path: Path, model: VATT) -> list["EvalResult"]:
+    """What `vatt evaluate` has measured of a model."""
+    from huggingface_hub import EvalResult
+
+    content = read_json(path)
+    try:
+        digest, rows = content["model"]["sha256"], content["metrics"]
+        task, data_set = content["task"], content["data_set"]
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{path} is not the results.json of `vatt evaluate`") from error
+    if digest != weights_digest(model):
+        raise UserError(
+            f"{path} was measured with other weights ({content['model'].get('source')}): evaluate "
+            "this model, or leave the file out"
+        )
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=data_set,
+            dataset_name=data_set,
+            metric_type=column,
+            metric_name=f"{row}, {column}",
+            metric_value=round(value, DECIMALS),
+        )
+        for row, columns in rows.items()
+        for column, value in columns.items()
+        if value is not None
+    ]
+
+
+def _joined(old: Sequence["EvalResult"], new: Sequence["EvalResult"]) -> list["EvalResult"]:
+    """Both; where the same was measured again the new value counts."""
+    made = {(one.task_type, one.dataset_name, one.metric_name): one for one in [*old, *new]}
+    return list(made.values())

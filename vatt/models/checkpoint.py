@@ -1,0 +1,229 @@
+"""Models on disk: self-describing folders, and Lightning checkpoints.
+
+Nothing in a file is ever executed: safetensors for folders, `weights_only=True` for checkpoints.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vatt.config.model import VATTConfig
+from vatt.errors import CheckpointError, UserError
+from vatt.models.preprocess_json import PREPROCESS, preprocess_constants, preprocess_json
+from vatt.network.model import VATT
+from vatt.preprocess.tokenizer import Tokenizer
+from vatt.system.files import write_atomically
+
+TOKENIZER = "tokenizer.json"  # of a model folder, or of a run
+
+
+CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
+NETWORK_PREFIX = "network."  # where training modules keep their VATT
+
+
+def save_model(
+    model: VATT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None
+) -> None:
+    """Writes a self-describing folder.
+
+    Args:
+        model: What to save.
+        folder: Made if missing; files in it are replaced one by one, atomically.
+        tokenizer: Goes along as `tokenizer.json`. What else is to be known before the network
+            stands in `preprocess.json`, for those who run it without vatt.
+
+    Raises:
+        OSError: a file cannot be written, for example for want of space; names it.
+    """
+    from safetensors.torch import save
+
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    # not save_file: on a full disk it raises an error of its own kind and leaves half a file
+    weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
+    write_atomically(out / "model.safetensors", weights)
+    config = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    write_atomically(out / "config.json", config.encode())
+    if tokenizer is not None:
+        tokenizer.save(out / "tokenizer.json")
+    has_tokenizer = (out / "tokenizer.json").exists()
+    constants = preprocess_constants(model.config, has_tokenizer=has_tokenizer)
+    write_atomically(out / PREPROCESS, preprocess_json(constants))
+
+
+def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathLike[str]) -> None:
+    """Writes `optimizer.safetensors` beside a model.
+
+    Args:
+        state: The optimiser's tensors as `KIND.PARAMETER`, such as `exp_avg.video_tokens.agg`, and
+            the number of `steps` that it has made. None: one that is there, of other weights, goes.
+        folder: Of `save_model`.
+    """
+    from safetensors.torch import save
+
+    path = Path(folder) / "optimizer.safetensors"
+    if state is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomically(path, save(state))
+
+
+def load_model(source: str | os.PathLike[str]) -> VATT:
+    """Loads a folder of `save_model` or a Lightning checkpoint of pre-training, in evaluation mode.
+
+    Raises:
+        CheckpointError: there is no model at `source`, or its weights do not fit its configuration.
+    """
+    config, weights = read_model(Path(source))
+    model = VATT(config)
+    load_strictly(model, weights, source)
+    return model.eval()
+
+
+def read_model(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
+    """Settings and weights of a model folder or a checkpoint."""
+    if path.is_dir():
+        return _read_config(path), read_tensors(path / "model.safetensors")
+    if path.is_file():
+        return _read_checkpoint(path)
+    raise CheckpointError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+
+
+def load_strictly(model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Loads weights into a model that has exactly these.
+
+    Raises:
+        UserError: missing, unexpected or differently shaped weights; names `path`.
+    """
+    expected = set(model.state_dict())
+    if missing := sorted(expected - set(weights)):
+        raise CheckpointError(
+            f"{path} lacks {len(missing)} of {len(expected)} weights, first {missing[:3]}"
+        )
+    if unknown := sorted(set(weights) - expected):
+        raise CheckpointError(
+            f"{path} has {len(unknown)} weights its model does not, first {unknown[:3]}"
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model's configuration: {error}") from error
+
+
+def read_config(source: str | os.PathLike[str]) -> VATTConfig:
+    """The configuration of a model folder, without its weights, or of a checkpoint.
+
+    Raises:
+        CheckpointError: there is no model at `source`.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _read_config(path)
+    if not path.is_file():
+        raise CheckpointError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+    return _read_checkpoint(path)[0]
+
+
+def _read_config(folder: Path) -> VATTConfig:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not a model folder: config.json is missing") from error
+    except ValueError as error:  # no JSON, or no text at all
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{folder / 'config.json'} must hold an object, got {type(config).__name__}"
+        )
+    return _config_of(config, folder / "config.json")
+
+
+def _config_of(values: dict[str, Any], path: Path) -> VATTConfig:
+    try:
+        return VATTConfig.from_dict(values)
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; a pickle, or anything else, is refused unread."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} is not complete: {path.name} is missing") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def read_steps(checkpoint: str | os.PathLike[str]) -> int | None:
+    """How many optimiser steps a checkpoint has seen, without its weights; None: it does not say.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    steps = _open_checkpoint(Path(checkpoint), mmap=True).get("global_step")
+    return steps if isinstance(steps, int) else None
+
+
+def _read_checkpoint(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
+    checkpoint = _open_checkpoint(path)
+    weights = {
+        name.removeprefix(NETWORK_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(NETWORK_PREFIX)
+    }
+    return _config_of(checkpoint[CONFIG_KEY], path), weights
+
+
+def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    import pickle
+
+    remedy = "give a .ckpt that `vatt fit` wrote, or a model folder"
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    # what the restricted unpickler says of files that are no pickles, or hold more than tensors
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        reason = f"{path} is not a checkpoint that can be read without running code from it"
+        raise CheckpointError(f"{reason}: {remedy}") from error
+    parts = (
+        [checkpoint.get(key) for key in (CONFIG_KEY, "state_dict")]
+        if isinstance(checkpoint, dict)
+        else []
+    )
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of vatt, without {CONFIG_KEY!r}: {remedy}"
+        )
+    return dict(checkpoint)
+
+
+def weights_digest(model: VATT) -> str:
+    """A name for configuration and weights, the same wherever they are loaded from.
+
+    Returns:
+        SHA-256 in hexadecimal digits.
+    """
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def tokenizer_of(path: Path) -> Tokenizer | None:
+    """The tokenizer in a model folder, or in that of a checkpoint or its run; None: there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    found = next((folder for folder in folders if (folder / TOKENIZER).is_file()), None)
+    return None if found is None else Tokenizer.load(found / TOKENIZER)

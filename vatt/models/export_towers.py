@@ -1,0 +1,129 @@
+"""One modality's way through a model as a module of its own: raw input → features, embeddings.
+
+Shape legend in `vatt.batch`.
+"""
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vatt.config.model import VATTConfig
+from vatt.errors import UserError
+from vatt.network.heads import FACHead, JointHead, all_spaces
+from vatt.network.model import VATT
+
+BATCHES = (1, 3)  # rows with which an export is compared with the model
+
+
+class Tower(nn.Module):
+    """Input, encoder, common spaces and classifier of one modality, float32, for evaluation.
+
+    It shares the weights of the model and holds no others, so that an export has no idle ones.
+
+    Args:
+        model: What it is taken from; stays as it is.
+        modality: One of the model's.
+
+    Raises:
+        UserError: the model lacks the modality.
+    """
+
+    def __init__(self, model: VATT, modality: str) -> None:
+        super().__init__()
+        if modality not in model.config.modalities:
+            has = " and ".join(model.config.modalities)
+            raise UserError(f"this model has {has}, not {modality}")
+        self.modality = modality
+        self.backbone = _backbone(model, modality)
+        self.head = None if model.head is None else _head(model.head, modality)
+        self.float().cpu().requires_grad_(False).eval()
+
+    def forward(self, raw: Tensor) -> dict[str, Tensor]:
+        """All that the model makes of an input, not normalised.
+
+        Args:
+            raw: uint8 `[B, T, H, W, 3]`, float32 in [-1, 1] `[B, S]`, or int64 `[B, J]` with 0 for
+                padding, at the sizes of the model's configuration.
+
+        Returns:
+            float32 `[B, width]`: `features` of the backbone, then `va`, `vt` or `joint` where the
+            model has them, and `logits` of a classifier.
+        """
+        return tower_outputs(self.backbone, self.head, self.modality, raw)
+
+
+def tower_outputs(
+    backbone: VATT, head: FACHead | JointHead | None, modality: str, raw: Tensor
+) -> dict[str, Tensor]:
+    """All that a model makes of one modality, as `Tower.forward` gives it.
+
+    Args:
+        backbone: A model that has the modality; its own head is passed over.
+        head: That of the model, or the part of it that the modality goes through.
+        modality: `video`, `audio` or `text`.
+        raw: As of `Tower.forward`.
+    """
+    features: Tensor = getattr(backbone, f"encode_{modality}")(raw)
+    outputs = {"features": features}
+    if head is not None:
+        outputs |= all_spaces(head, modality, features)
+    classifier = backbone.classifier
+    if classifier is not None and classifier.config.modality == modality:
+        outputs["logits"] = classifier(features)
+    return outputs
+
+
+def _backbone(model: VATT, modality: str) -> VATT:
+    """A model of this modality alone, without a head."""
+    classifier = model.config.classifier
+    if classifier is not None and classifier.modality != modality:
+        classifier = None
+    config = replace(model.config, modalities=(modality,), head=None, classifier=classifier)
+    with torch.device("meta"):
+        backbone = VATT(config)
+    weights = model.state_dict()
+    backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()}, assign=True)
+    return backbone
+
+
+def _head(head: FACHead | JointHead, modality: str) -> FACHead | JointHead:
+    """A copy with the parts that the modality goes through."""
+    head = copy.deepcopy(head)
+    if isinstance(head, JointHead):
+        head.joint = nn.ModuleDict({modality: head.joint[modality]})
+        return head
+    for name, _ in list(head.named_children()):
+        bridge = name == "va_vt" and modality in ("video", "audio")
+        if not name.startswith(modality) and not bridge:
+            setattr(head, name, None)
+    return head
+
+
+def parity_inputs(config: VATTConfig, modality: str) -> list[Tensor]:
+    """Inputs with which an export is compared; among them texts of one word and of none."""
+    inputs = [random_input(config, modality, rows) for rows in BATCHES]
+    if modality == "text":
+        padded = inputs[-1].clone()
+        for row, length in zip(padded, (config.text.max_words // 2, 1, 0), strict=True):
+            row[length:] = 0
+        inputs += [padded, padded[-1:]]
+    return inputs
+
+
+def random_input(config: VATTConfig, modality: str, num_rows: int) -> Tensor:
+    """Noise that fills a window, or a caption of words drawn at random; always the same.
+
+    Returns:
+        As `Tower.forward` takes it.
+    """
+    generator = torch.Generator().manual_seed(num_rows)
+    if modality == "video":
+        size = config.video.image_size
+        clip = (config.video.num_frames, size, size, 3)
+        return torch.randint(0, 256, (num_rows, *clip), dtype=torch.uint8, generator=generator)
+    if modality == "audio":
+        return torch.rand(num_rows, config.audio.num_samples, generator=generator) * 2 - 1
+    words = (num_rows, config.text.max_words)
+    return torch.randint(1, config.text.vocab_size, words, generator=generator)

@@ -1,0 +1,241 @@
+"""What a run folder says of the model that it trained, as plain values for a model card.
+
+What is not known is left out; nothing is guessed.
+"""
+
+import csv
+import math
+import os
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from vatt.config.shipped import config_paths, read_settings
+from vatt.errors import CheckpointError, UserError
+from vatt.models.checkpoint import read_steps
+from vatt.models.hub import model_path
+from vatt.system.files import read_json
+
+METRICS = "metrics.csv"
+
+
+RUN_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+RUN_CONFIG = "config.yaml"
+DATA_PARTS = 2  # folders of a path that a card names: the rest is about the machine
+DECIMALS = 4  # of metrics: float32 has no more to say
+VERSIONS = ("vatt", "torch", "python")
+
+
+class TrainingSet(TypedDict, total=False):
+    """Some data of a run.
+
+    Args:
+        name: End of its path, or its address.
+        clips: Records in it, where its index is at hand.
+    """
+
+    name: str
+    clips: int
+
+
+class TrainingFacts(TypedDict, total=False):
+    """What is known of a run.
+
+    Args:
+        configs: Names of its configurations.
+        data: What it was trained on.
+        steps: Made by the optimiser.
+        batch_size: Clips of a step, over all devices.
+        started_from: The model whose weights it began with.
+        optimizer: Its name.
+        learning_rate: The highest.
+        precision: Of the computation.
+        seed: Of all that is drawn.
+        devices: On which it ran.
+        versions: Of packages.
+        git_commit: Of the code.
+        validation: Metrics by name, as last measured.
+        validation_set: What they were measured on.
+        validation_step: After how many steps.
+    """
+
+    configs: list[str]
+    data: list[TrainingSet]
+    steps: int
+    batch_size: int
+    started_from: str
+    optimizer: str
+    learning_rate: float
+    precision: str
+    seed: int
+    devices: list[str]
+    versions: dict[str, str]
+    git_commit: str
+    validation: dict[str, float]
+    validation_set: str
+    validation_step: int
+
+
+def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
+    """Where a model lies, and the run that it is of.
+
+    Args:
+        source: Model folder, checkpoint, run folder (its last checkpoint), or `org/name` on the
+            Hub.
+
+    Returns:
+        A folder or checkpoint, and the run folder if it is known.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(source)
+    if path.is_dir() and (path / RUN_CONFIG).is_file():
+        if not (path / RUN_CHECKPOINT).is_file():
+            raise CheckpointError(f"the run {path} has no {RUN_CHECKPOINT} yet: nothing is trained")
+        return path / RUN_CHECKPOINT, path
+    path = model_path(source)
+    run = path.absolute().parent.parent
+    return path, run if path.is_file() and (run / RUN_CONFIG).is_file() else None
+
+
+def read_run(
+    run: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
+) -> TrainingFacts:
+    """What a run folder says of a checkpoint.
+
+    Args:
+        run: Of `vatt fit`; what a resumed run changed counts.
+        checkpoint: Metrics that were measured after it are left out. None: the run's last one.
+
+    Raises:
+        UserError: there is no run, or its configuration is damaged.
+    """
+    folder = Path(run)
+    path = max(folder.glob("config*.yaml"), key=_number_of_resume, default=folder / RUN_CONFIG)
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: {RUN_CONFIG} is missing")
+    config = read_settings(path)
+    trained = Path(checkpoint or folder / RUN_CHECKPOINT)
+    steps = read_steps(trained) if trained.is_file() else None
+    rows = _read_metrics(folder / "metrics.csv")
+    facts: dict[str, Any] = {
+        **_facts_of_config(config),
+        **_facts_of_environment(folder / "environment.json"),
+        **_facts_of_environment(path.with_name(path.name.replace("config", "environment", 1))),
+        "steps": steps,
+        **_validation([row for row in rows if steps is None or row[0] < steps]),
+    }
+    return cast(TrainingFacts, {k: v for k, v in facts.items() if v not in (None, [], {})})
+
+
+def _number_of_resume(config: Path) -> int:
+    """0 of `config.yaml`, 2 of `config.resume-2.yaml`."""
+    return int("0" + "".join(c for c in config.stem if c.isdigit()))
+
+
+def _facts_of_config(config: dict[str, Any]) -> dict[str, Any]:
+    data = _inner(config, "data", "init_args")
+    optimizer = _inner(config, "model", "init_args", "optimizer")
+    return {
+        "data": [_training_set(name) for name in _listed(data.get("train"))],
+        "batch_size": data.get("batch_size"),
+        "started_from": _short(_inner(config, "model", "init_args").get("init_from")),
+        "optimizer": optimizer.get("name"),
+        "learning_rate": optimizer.get("learning_rate"),
+        "precision": _inner(config, "trainer").get("precision"),
+        "seed": config.get("seed_everything"),
+        "validation_set": _short(data.get("validation")),
+    }
+
+
+def _inner(values: Any, *keys: str) -> dict[str, Any]:
+    """A dict within dicts; empty where there is none."""
+    for key in keys:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
+def _listed(train: Any) -> Iterable[str]:
+    """Names of training sets: one, a list, or a mapping to their weights."""
+    if train is None:
+        return []
+    return [train] if isinstance(train, str) else [str(name) for name in train]
+
+
+def _short(path: Any) -> str | None:
+    """An address as it is, the end of a path: a card says nothing of the machine."""
+    if not isinstance(path, str):
+        return None
+    return path if "://" in path else "/".join(Path(path).parts[-DATA_PARTS:])
+
+
+def _training_set(name: str) -> TrainingSet:
+    made = TrainingSet(name=_short(name) or name)
+    shards = sorted(Path(name).glob("*.tar"))
+    # only with all indexes at hand: to make them takes a pass over all tars
+    if shards and all(shard.with_name(shard.name + ".index").is_file() for shard in shards):
+        from vatt.shards.shard_set import ShardSet
+
+        made["clips"] = len(ShardSet(name))
+    return made
+
+
+def _facts_of_environment(path: Path) -> dict[str, Any]:
+    """Of `environment.json`; nothing without it."""
+    path = path.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    environment = read_json(path)
+    if not isinstance(environment, dict):
+        raise UserError(f"{path} is not the environment of a run: delete it, or give another run")
+    command = shlex.split(str(environment.get("command") or ""))
+    known = [name for name in VERSIONS if environment.get(name)]
+    facts = {
+        # a resumed run is given its own config.yaml, which says nothing by its name
+        "configs": [one.stem for one in config_paths(command) if one.name != RUN_CONFIG],
+        "devices": environment.get("devices"),
+        "versions": {name: str(environment[name]) for name in known},
+        "git_commit": environment.get("git_commit"),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """Rows of `metrics.csv`: the step, counted from 0, and what was measured after it."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        return [
+            (int(row["step"]), {k: float(v) for k, v in row.items() if k != "step"})
+            for row in rows
+            if "step" in row
+        ]
+    except (TypeError, ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not the metrics of a run: {error}") from error
+
+
+def _validation(rows: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
+    """The last row that has any validation metric."""
+    for step, values in reversed(rows):
+        measured = {
+            name.removeprefix("val/"): round(value, DECIMALS)
+            for name, value in values.items()
+            if name.startswith("val/") and math.isfinite(value)
+        }
+        if measured:
+            return {"validation": measured, "validation_step": step + 1}
+    return {}
+
+
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns of a `MetricsCsv`'s file, and its rows without empty cells; none without a file."""
+    if not path.exists():
+        return ["step"], []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = [{k: v for k, v in row.items() if v} for row in reader]
+        return list(reader.fieldnames or ["step"]), rows

@@ -1,0 +1,297 @@
+"""Contrastive losses between two modalities: NCE, multi-instance NCE and SigLIP's sigmoid loss.
+
+Source: paper section 3.5; google-research/vatt `utils/train/objectives.py`; Zhai et al., "Sigmoid
+loss for language image pre-training", ICCV 2023. Shape legend in `vatt.batch`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vatt.batch import Batch, MicroBatches
+from vatt.config.checks import check_choices
+from vatt.errors import UserError
+from vatt.network.contrast import Rows, Sides, contrast, contrast_sigmoid
+from vatt.network.heads import at_least_float32
+from vatt.network.model import VATTOutput
+from vatt.system.ranks import RowLayout, exchange_layout, gather_rows, sum_over_ranks, world_size
+
+MAX_SCALE = 100.0  # a learned 1 / temperature stays below (CLIP, section 2.5)
+Form = Literal["asymmetric", "symmetric", "sigmoid"]
+
+
+class Pair(NamedTuple):
+    """Two modalities that a loss brings together, and where the FAC head lets them meet."""
+
+    first: str
+    second: str
+    fac_space: str | None
+
+
+# FAC has no space for sound and words: its audio-text loss fails in the official code, too.
+PAIRS = {
+    "video_audio": Pair("video", "audio", "va"),
+    "video_text": Pair("video", "text", "vt"),
+    "audio_text": Pair("audio", "text", None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Which contrastive loss.
+
+    Args:
+        form: `asymmetric`: both directions share one denominator [C, default]; `symmetric`: a ratio
+            for each, added; `sigmoid`: every pair of clips by itself, SigLIP.
+        temperature: What similarities are divided by; the start value if it is learned. None: 0.07
+            [P, C], and 0.1 for the sigmoid form.
+        learn_temperature: Whether each pair learns its own temperature, and its bias in the sigmoid
+            form. None: as published, only in the sigmoid form.
+        sigmoid_bias: Start of what the sigmoid form adds to the scaled similarities.
+        video_audio_weight: Weight of the video-audio pair; the total is the weighted mean.
+        video_text_weight: Weight of the video-text pair.
+        audio_text_weight: Weight of the audio-text pair, which needs the joint head.
+        official_masking: What the official code does where one of two modalities is absent: the
+            asymmetric form minds only the second of a pair, the symmetric one weighs rows by the
+            shares of both. Otherwise a row counts where both are there, and all alike.
+    """
+
+    form: Form = "asymmetric"
+    temperature: float | None = None
+    learn_temperature: bool | None = None
+    sigmoid_bias: float = -10.0
+    video_audio_weight: float = 1.0
+    video_text_weight: float = 1.0
+    audio_text_weight: float = 0.0
+    official_masking: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses values for which there is no loss."""
+        check_choices(self, "loss")
+        if not self.start_temperature > 0:
+            raise UserError(f"loss.temperature must be positive, got {self.temperature}")
+        weights = self.weights.values()
+        if not all(weight >= 0 for weight in weights):
+            raise UserError("loss weights must not be negative")
+        if self.learns_temperature and self.start_temperature < 1 / MAX_SCALE:
+            raise UserError(f"a learned temperature starts at {1 / MAX_SCALE} or above")
+        if sum(weights) == 0:
+            raise UserError("at least one loss weight must be positive")
+        if self.official_masking and self.form == "sigmoid":
+            raise UserError("official_masking is of the NCE forms: the release has no sigmoid")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each pair."""
+        return {name: getattr(self, f"{name}_weight") for name in PAIRS}
+
+    @property
+    def start_temperature(self) -> float:
+        """The temperature at the start, and throughout unless it learns."""
+        default = 0.1 if self.form == "sigmoid" else 0.07
+        return default if self.temperature is None else self.temperature
+
+    @property
+    def learns_temperature(self) -> bool:
+        """Whether temperatures, and biases, are parameters."""
+        default = self.form == "sigmoid"
+        return default if self.learn_temperature is None else self.learn_temperature
+
+
+@dataclass(kw_only=True)
+class LossOutput:
+    """Scalars of one step, by the names of the pairs whose weight is above zero.
+
+    Accuracies in [0, 1] say how often the own bag scores highest. A pair without a single valid row
+    has loss 0 and accuracy NaN.
+
+    Args:
+        total: Weighted mean of the pairs' losses, with gradient.
+        losses: Of each pair.
+        accuracies: Of each pair.
+        temperatures: Of each pair.
+        biases: Of each pair, in the sigmoid form.
+    """
+
+    total: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    accuracies: dict[str, Tensor] = field(default_factory=dict)
+    temperatures: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ContrastiveLoss(nn.Module):
+    """The pre-training loss over a batch of all ranks.
+
+    Its values are those of one process with the whole batch, on every rank. A rank's gradient is
+    that of its own rows times the number of ranks, so that the mean over ranks, which DDP and FSDP
+    take, is the gradient of one process with the whole batch.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pairs = tuple(name for name, weight in config.weights.items() if weight > 0)
+        learns = config.learns_temperature
+        start = math.log(1 / config.start_temperature)
+        count = len(self.pairs)
+        self.log_scale = nn.Parameter(torch.full((count,), start), requires_grad=learns)
+        self.bias: nn.Parameter | None = None
+        if config.form == "sigmoid":
+            start_bias = torch.full((count,), config.sigmoid_bias)
+            self.bias = nn.Parameter(start_bias, requires_grad=learns)
+
+    def bound_temperatures(self) -> None:
+        """Keeps learned temperatures above their bound; in the graph there were no way back."""
+        if self.config.learns_temperature:
+            self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
+
+    def forward(self, output: VATTOutput, batch: Batch | MicroBatches) -> LossOutput:
+        """Contrasts what the model made of `batch`; see `LossOutput`.
+
+        Raises:
+            UserError: a pair has a weight, but the model's head has no space for it.
+        """
+        self.bound_temperatures()
+        scales, masks = self.log_scale.exp(), batch.masks
+        result = LossOutput(total=scales.new_zeros(()))
+        for number, name in enumerate(self.pairs):
+            first, second = embeddings_of(PAIRS[name], output.embeddings)
+            bias = None if self.bias is None else self.bias[number]
+            loss, accuracy = pair_loss(
+                self.config,
+                first,
+                second,
+                masks.get(PAIRS[name].first),
+                masks.get(PAIRS[name].second),
+                scales[number],
+                bias,
+            )
+            result.total = result.total + self.config.weights[name] * loss
+            result.losses[name] = loss.detach()
+            result.accuracies[name] = accuracy
+            result.temperatures[name] = 1 / scales[number].detach()
+            if bias is not None:
+                result.biases[name] = bias.detach()
+        result.total = result.total / sum(self.config.weights.values())
+        if world_size() > 1 or not result.total.requires_grad:
+            # DDP waits for a gradient of every weight, also where no two modalities meet
+            result.total = result.total + sum(e[:0].sum() for e in output.embeddings.values())
+        return result
+
+
+def embeddings_of(pair: Pair, embeddings: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """Embeddings of both modalities in the space where they meet; None for what is absent.
+
+    Raises:
+        UserError: the model's head has no such space.
+    """
+    joint = any(name.endswith("_joint") for name in embeddings)
+    space = "joint" if joint else pair.fac_space
+    if space is None and embeddings:
+        raise UserError(
+            f"the {pair.first}-{pair.second} loss needs the joint head, the model has "
+            f"{', '.join(sorted(embeddings))}: set its weight to 0, or head.kind to joint"
+        )
+    return embeddings.get(f"{pair.first}_{space}"), embeddings.get(f"{pair.second}_{space}")
+
+
+def pair_loss(
+    config: LossConfig,
+    first: Tensor | None,
+    second: Tensor | None,
+    first_mask: Tensor | None,
+    second_mask: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The loss of one pair of modalities, and the share of rows whose own bag scores highest.
+
+    Both are over the rows of all ranks, and the same on each; the gradient is that of this rank's
+    rows times the number of ranks. A collective.
+
+    Args:
+        config: Form and masking.
+        first: float `[B, D]`, not normalised; None: no row of any rank has it.
+        second: float `[B, D]` or a bag of candidates `[B, K, D]`.
+        first_mask: bool `[B]`; None: no row of this rank has it.
+        second_mask: bool `[B]` or `[B, K]`.
+        scale: 1 / temperature, scalar.
+        bias: Of the sigmoid form, scalar.
+    """
+    if first is None or second is None:
+        return scale * 0.0, scale.new_tensor(float("nan"))
+    with torch.autocast(first.device.type, enabled=False):  # 1e9 is not a half
+        local = _sides(first, second, first_mask, second_mask)
+        num_rows, num_candidates = local.second_mask_BK.shape
+        layout = exchange_layout(num_rows, num_candidates, first.device)
+        local = _with_candidates(local, layout.num_candidates)
+        return _loss_of_sides(config, local, layout, scale, bias)
+
+
+def _loss_of_sides(
+    config: LossConfig, local: Sides, layout: RowLayout, scale: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    divisor = None
+    if config.official_masking and config.form == "symmetric":
+        divisor = official_count(local, layout)
+    if config.official_masking and config.form == "asymmetric":
+        local = local._replace(first_mask_B=torch.ones_like(local.first_mask_B))
+    everyone = Sides(*(gather_rows(side, layout) for side in local))
+    if config.form == "sigmoid":
+        assert bias is not None
+        rows = contrast_sigmoid(local, everyone, layout.first, scale, bias)
+    else:
+        symmetric = config.form == "symmetric"
+        rows = contrast(local, everyone, layout.first, scale, symmetric=symmetric)
+    return _mean_over_ranks(rows, divisor)
+
+
+def official_count(local: Sides, layout: RowLayout) -> Tensor:
+    """What the official symmetric form divides by: rows that have each modality, over all rows."""
+    first = sum_over_ranks(local.first_mask_B.sum().float())
+    second = sum_over_ranks(local.second_mask_BK.any(dim=1).sum().float())
+    return first * second / layout.total
+
+
+def _sides(
+    first: Tensor, second: Tensor, first_mask: Tensor | None, second_mask: Tensor | None
+) -> Sides:
+    """Embeddings of unit length and their masks; what is no bag becomes a bag of one."""
+    if first_mask is None:
+        first_mask = first.new_zeros(first.shape[:-1], dtype=torch.bool)
+    if second_mask is None:
+        second_mask = second.new_zeros(second.shape[:-1], dtype=torch.bool)
+    if second_mask.ndim == 1:
+        second, second_mask = second[:, None], second_mask[:, None]
+    first_BD = F.normalize(at_least_float32(first), dim=-1)
+    second_BKD = F.normalize(at_least_float32(second), dim=-1)
+    return Sides(first_BD, second_BKD, first_mask, second_mask)
+
+
+def _with_candidates(local: Sides, num_candidates: int) -> Sides:
+    """Bags as large as the largest of any rank; what is added is absent."""
+    missing = num_candidates - local.second_mask_BK.shape[1]
+    if missing == 0:
+        return local
+    return local._replace(
+        second_BKD=F.pad(local.second_BKD, (0, 0, 0, missing)),
+        second_mask_BK=F.pad(local.second_mask_BK, (0, missing)),
+    )
+
+
+def _mean_over_ranks(rows: Rows, divisor: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy of all ranks' valid rows, with this rank's share of the gradient."""
+    local_sum = torch.where(rows.valid, rows.losses, 0.0).sum()
+    num_correct, num_valid = (rows.correct & rows.valid).sum(), rows.valid.sum()
+    counts = torch.stack([part.to(local_sum) for part in (num_correct, num_valid)])
+    sums = sum_over_ranks(torch.cat([counts, local_sum.detach()[None]]))
+    share = 1 / (sums[1] if divisor is None else divisor).clamp(min=1e-12)
+    loss = local_sum * share
+    if world_size() > 1:  # every rank sees the value of all; DDP means over ranks' gradients
+        loss = world_size() * (loss - loss.detach()) + sums[2] * share
+    return loss, sums[0] / sums[1]

@@ -1,0 +1,212 @@
+"""What stands on the pooled features: common spaces of the modalities, or a classifier.
+
+Source: paper section 3.4, google-research/vatt `modeling/heads`. Shape legend in `vatt.batch`.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vatt.config.model import ClassifierConfig, HeadConfig
+from vatt.network.layers import TRUNCATED_STD, truncated_normal
+from vatt.system.ranks import sum_over_ranks
+
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_MOMENTUM = 0.1  # torch's convention; 0.9 in TensorFlow's
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm over the rows of all ranks, whose running variance is the biased one [C].
+
+    torch's SyncBatchNorm needs CUDA and keeps the unbiased variance.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_variance", torch.ones(width))
+
+    def reset_parameters(self) -> None:
+        """The identity, with the statistics of rows of mean 0 and variance 1."""
+        for ones, zeros in ((self.weight, self.bias), (self.running_variance, self.running_mean)):
+            nn.init.ones_(ones)
+            nn.init.zeros_(zeros)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float `[rows, D]` → float32 `[rows, D]`; training takes all ranks' rows together."""
+        x = at_least_float32(x)  # statistics of bfloat16 rows would lose digits
+        if self.training:
+            mean, variance, num_rows = self._batch_statistics(x)
+            self._update(mean.detach(), variance.detach(), num_rows > 0)
+        else:
+            mean, variance = self.running_mean, self.running_variance
+        return (x - mean) * (variance + BATCH_NORM_EPS).rsqrt() * self.weight + self.bias
+
+    def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, biased variance and number of rows: one exchange between the ranks.
+
+        The variance is `E[x²] − E[x]²`, as [C].
+        """
+        num_rows = x.new_full((1,), float(x.shape[0]))
+        sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.square().sum(dim=0), num_rows]))
+        mean, mean_square = (sums[:-1] / sums[-1].clamp(min=1)).chunk(2)
+        return mean, (mean_square - mean.square()).clamp(min=0), sums[-1].detach()
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
+        """Moves the running statistics, unless no rank has seen a row."""
+        for running, new in ((self.running_mean, mean), (self.running_variance, variance)):
+            new = torch.where(seen, new.to(running.dtype), running)
+            running.lerp_(new, BATCH_NORM_MOMENTUM)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32; float64, for those who check digits, stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Dense(nn.Module):
+    """A linear layer, with BatchNorm in place of the bias where asked."""
+
+    def __init__(self, d_in: int, d_out: int, *, batch_norm: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(d_in, d_out, bias=not batch_norm)
+        self.batch_norm = BatchNorm(d_out) if batch_norm else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float `[rows, d_in]` → float `[rows, d_out]`."""
+        x = self.linear(x.to(self.linear.weight.dtype))  # BatchNorm gives float32 to a half model
+        return x if self.batch_norm is None else self.batch_norm(x)
+
+
+class FACHead(nn.Module):
+    """Features → the video-audio (va) and video-text (vt) spaces; vt hangs below va.
+
+    Args:
+        config: Widths and where BatchNorm stands.
+        d_features: Width of the features of each modality that the model has.
+    """
+
+    def __init__(self, config: HeadConfig, d_features: Mapping[str, int]) -> None:
+        super().__init__()
+        everywhere = config.batch_norm == "all"
+        self.video_hidden = Dense(d_features["video"], config.d_va, batch_norm=True)
+        self.video_va = Dense(config.d_va, config.d_va, batch_norm=True)
+        d_audio, d_text = d_features.get("audio"), d_features.get("text")
+        self.audio_hidden = self.audio_va = self.va_vt = self.text_vt = None
+        if d_audio is not None and config.audio_layers == 2:
+            self.audio_hidden = Dense(d_audio, config.d_va, batch_norm=everywhere)
+            d_audio = config.d_va
+        if d_audio is not None:
+            self.audio_va = Dense(d_audio, config.d_va, batch_norm=everywhere)
+        if d_text is not None:
+            self.va_vt = Dense(config.d_va, config.d_vt, batch_norm=True)
+            self.text_vt = Dense(d_text, config.d_vt, batch_norm=everywhere)
+
+    def forward(self, modality: str, features: Tensor) -> dict[str, Tensor]:
+        """Features of one modality in the spaces that it has.
+
+        Args:
+            modality: `video`, `audio` or `text`.
+            features: float `[rows, D]`.
+
+        Returns:
+            `va` `[rows, d_va]` of video and audio, `vt` `[rows, d_vt]` of video and text.
+        """
+        if modality == "video":
+            va = self.video_va(F.relu(self.video_hidden(features)))
+            return {"va": va} if self.va_vt is None else {"va": va, "vt": self.va_to_vt(va)}
+        if modality == "audio":
+            assert self.audio_va is not None
+            if self.audio_hidden is not None:
+                features = F.relu(self.audio_hidden(features))
+            return {"va": self.audio_va(features)}
+        assert self.text_vt is not None
+        return {"vt": self.text_vt(features)}
+
+    def va_to_vt(self, va: Tensor) -> Tensor:
+        """The video head's last step, ReLU → Dense → BatchNorm: `[rows, d_va]` → `[rows, d_vt]`.
+
+        Only where the model has text.
+        """
+        assert self.va_vt is not None
+        return self.va_vt(F.relu(va))
+
+
+class JointHead(nn.Module):
+    """Features → one space for all modalities, ReLU → Dense → BatchNorm each.
+
+    Args:
+        config: Width.
+        d_features: Width of the features of each modality that the model has.
+    """
+
+    def __init__(self, config: HeadConfig, d_features: Mapping[str, int]) -> None:
+        super().__init__()
+        self.joint = nn.ModuleDict(
+            {
+                modality: Dense(width, config.d_joint, batch_norm=True)
+                for modality, width in d_features.items()
+            }
+        )
+
+    def forward(self, modality: str, features: Tensor) -> dict[str, Tensor]:
+        """Float `[rows, D]` → `joint` float `[rows, d_joint]`."""
+        return {"joint": self.joint[modality](F.relu(features))}
+
+
+def all_spaces(head: FACHead | JointHead, modality: str, features: Tensor) -> dict[str, Tensor]:
+    """Features of one modality in every space that it can be put into.
+
+    Sound gets into the video-text space by the video head's last step.
+
+    Args:
+        head: Of the model.
+        modality: `video`, `audio` or `text`.
+        features: float `[rows, D]`.
+
+    Returns:
+        float32 `[rows, d_space]` by space, not normalised.
+    """
+    made = head(modality, features)
+    if modality == "audio" and isinstance(head, FACHead) and head.va_vt is not None:
+        made["vt"] = head.va_to_vt(made["va"])
+    return {space: at_least_float32(value) for space, value in made.items()}
+
+
+class Classifier(nn.Module):
+    """Dropout and Dense on pooled features.
+
+    Source: google-research/vatt `modeling/backbones/video/factory.py` and `audio/factory.py`.
+    """
+
+    def __init__(self, config: ClassifierConfig, d_features: int) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = nn.Dropout(config.dropout)
+        self.linear = nn.Linear(d_features, config.num_classes)
+        self.reset_parameters()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float `[B, D]` → logits float32 `[B, num_classes]`."""
+        return at_least_float32(self.linear(self.dropout(features)))
+
+    def reset_parameters(self) -> None:
+        """Glorot normal; where a clip may have several labels, uniform and rare at first [C]."""
+        rows, columns = self.linear.weight.shape
+        if self.config.multi_label:
+            nn.init.xavier_uniform_(self.linear.weight)
+            nn.init.constant_(self.linear.bias, -math.log(self.config.num_classes - 1))
+        else:
+            truncated_normal(
+                self.linear.weight, std=math.sqrt(2 / (rows + columns)) / TRUNCATED_STD
+            )
+            nn.init.zeros_(self.linear.bias)

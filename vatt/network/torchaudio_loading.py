@@ -1,0 +1,49 @@
+"""Loading of torchaudio, also where its compiled extension does not fit the installed torch."""
+
+import sys
+from types import ModuleType
+
+from vatt.errors import UserError
+
+
+def load_torchaudio() -> ModuleType:
+    """torchaudio, without its compiled part where that does not load.
+
+    That part is built for one version of torch and CUDA, and is missing its libraries beside a
+    torch for CPU; spectrograms and resampling are written in Python and do without.
+
+    Raises:
+        UserError: torchaudio is not installed, or does not load in any way.
+    """
+    try:
+        import torchaudio
+    except (ImportError, OSError, RuntimeError):
+        _forget_torchaudio()
+    else:
+        return torchaudio
+    sys.modules["torchaudio._extension"] = _absent_extension()
+    try:
+        import torchaudio
+    except (ImportError, OSError, RuntimeError) as error:
+        _forget_torchaudio()
+        raise UserError(
+            f"torchaudio does not load ({error}), not even without its compiled part: "
+            "pip install --force-reinstall --no-deps 'torchaudio>=2.11'"
+        ) from error
+    return torchaudio
+
+
+def _absent_extension() -> ModuleType:
+    """What torchaudio's other modules ask of `torchaudio._extension` when they are imported."""
+    extension = ModuleType("torchaudio._extension", "Stands in for a part that does not load.")
+    extension.__dict__.update(
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=lambda function: function
+    )
+    return extension
+
+
+def _forget_torchaudio() -> None:
+    """Removes what a failed import left in `sys.modules`."""
+    for name in set(sys.modules):
+        if name.startswith("torchaudio."):  # Python itself removes torchaudio
+            del sys.modules[name]

@@ -1,0 +1,307 @@
+"""Media folder → tar shards."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from vatt.errors import Fault, ShardError, UserError, fault_lines
+from vatt.media.folder import find_media
+from vatt.packing.captions import Captions, MediaText, find_captions, read_captions
+from vatt.packing.check import CheckReport, SampleCheck, check_shards
+from vatt.packing.prepare import (
+    Preparation,
+    Prepared,
+    prepared_media,
+    read_media,
+    work_folder,
+    work_folder_of,
+)
+from vatt.shards.index_file import find_shards
+from vatt.shards.places import holds_shards_only
+from vatt.shards.writer import ShardWriter
+from vatt.system.files import folder_written_whole, written_whole
+
+if TYPE_CHECKING:
+    from vatt.media.reencode import Reencoding
+
+__all__ = [
+    "BuildReport",
+    "CheckReport",
+    "SampleCheck",
+    "build_shards",
+    "check_shards",
+    "find_media",
+    "holds_shards_only",
+]
+
+BUILD_FILE = "build.json"  # beside the shards: what they were built from
+BUILD_VERSION = 1
+TAR_BYTES_PER_SAMPLE = 4096  # headers, padding, captions
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What `build_shards` did.
+
+    Args:
+        out: The shard folder.
+        num_samples: Samples in all shards.
+        num_shards: Number of tars.
+        num_captions: Segments of all samples.
+        num_without_text: Samples that nothing is said about.
+        num_bytes: Of the media.
+        seconds: Time it took.
+        reused: Whether the shards were there already, from the same files.
+        faults: What was left out.
+        num_blank_captions: Captions without a word, which were dropped.
+        num_unused_videos: Videos that HowTo100M's captions describe and the folder lacks.
+    """
+
+    out: str
+    num_samples: int
+    num_shards: int
+    num_captions: int
+    num_without_text: int
+    num_bytes: int
+    seconds: float
+    reused: bool
+    faults: tuple[Fault, ...]
+    num_blank_captions: int = 0
+    num_unused_videos: int = 0
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"{self.out}: {self.num_samples} samples in {self.num_shards} shards, "
+            f"{self.num_bytes / 1e6:.1f} MB, {self.num_captions} captions, "
+            f"{self.num_without_text} samples without text"
+            + (" (built before from the same files)" if self.reused else f" ({self.seconds:.1f} s)")
+        ]
+        if self.num_blank_captions:
+            lines.append(f"  left out: {self.num_blank_captions} captions without a word")
+        if self.num_unused_videos:
+            lines.append(f"  captions of {self.num_unused_videos} videos that are not there")
+        return "\n".join(lines + fault_lines(self.faults, "left out"))
+
+
+def build_shards(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    samples_per_shard: int = 500,
+    captions: str | os.PathLike[str] | None = None,
+    check_media: bool = False,
+    reencoding: "Reencoding | None" = None,
+    num_workers: int = 0,
+    show_progress: bool = True,
+) -> BuildReport:
+    """Packs the media of a folder and of the folders in it, with their captions, into shards.
+
+    The media are copied as they are, or videos encoded anew. A sample's key is its path without the
+    extension, with `_` for each dot and slash; `KEY.json` keeps the path as `file`. The folder
+    appears under its name only when all of it is there.
+
+    Args:
+        source: Media files, and `captions.jsonl`, `.csv` or `.parquet` as `vatt/captions.py` says.
+        out: Folder to make, or an empty one. Shards there that were built from the same files are
+            kept.
+        samples_per_shard: The last shard may have fewer.
+        captions: Caption file that lies or is called otherwise, or captions of HowTo100M: the
+            JSON, or a folder with a csv a video.
+        check_media: Open every file and leave out those that are no media; some ms each.
+        reencoding: How videos are encoded anew; sound and still images are copied. Files that are
+            damaged anywhere are left out. A build that was interrupted goes on behind the last file
+            that it has encoded.
+        num_workers: Processes that open or encode them, ahead of the packing; 0: this one does.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        ShardError: no such folder, no media in it, `out` holds something else, no space left.
+        UserError: `samples_per_shard` below 1.
+    """
+    started = time.monotonic()
+    source, out = Path(source), Path(out).resolve()
+    if samples_per_shard < 1:
+        raise UserError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
+    files = find_media(source)
+    caption_file = find_captions(source, captions)
+    options = [samples_per_shard, check_media] + ([] if reencoding is None else [reencoding])
+    fingerprint = _fingerprint(source, files, caption_file, *options)
+    built = _built_before(out, fingerprint)
+    if built is not None:
+        return built
+    said = Captions()
+    if caption_file is not None:
+        said = read_captions(caption_file, files, show_progress=show_progress)
+    faults = said.faults
+    faults += _unmatched(said.texts, files, source)
+    if reencoding is None:  # else nobody knows what will be needed
+        _check_space(source, files, out)
+    with (
+        contextlib.nullcontext(Path()) if reencoding is None else work_folder(out) as work,
+        folder_written_whole(out) as partial,
+    ):
+        bar = tqdm(files, "shards", unit="file", disable=not show_progress)
+        preparation = Preparation(check=check_media, reencoding=reencoding, work=work)
+        with prepared_media(source, bar, preparation, faults, num_workers=num_workers) as usable:
+            counts = _write_shards(usable, said, partial, samples_per_shard)
+        if not counts["num_samples"]:
+            raise ShardError(
+                f"none of the {len(files)} media files of {source} can be used; the last one, "
+                f"{faults[-1]}"
+            )
+        report = BuildReport(
+            out=str(out),
+            **counts,
+            seconds=time.monotonic() - started,
+            reused=False,
+            faults=tuple(faults),
+            num_blank_captions=said.num_blank,
+            num_unused_videos=said.num_unused,
+        )
+        _note_build(partial, fingerprint, report)
+    return report
+
+
+def _write_shards(
+    files: Iterable[tuple[str, Prepared]],
+    captions: Captions,
+    out: Path,
+    samples_per_shard: int,
+) -> dict[str, int]:
+    """Writes the files that can be read; the numbers for the report."""
+    counts = dict.fromkeys(
+        ("num_samples", "num_shards", "num_captions", "num_without_text", "num_bytes"), 0
+    )
+    keys: set[str] = set()
+    media = read_media(files, captions.faults)
+    while (first := next(media, None)) is not None:
+        with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
+            for part in chain([first], islice(media, samples_per_shard - 1)):
+                file, extension, content, size = part
+                text = captions.read_text(file)
+                _add_sample(shard, _new_key(file, keys), file, extension, content, text)
+                counts["num_samples"] += 1
+                counts["num_captions"] += len(text.segments)
+                counts["num_without_text"] += not text.segments
+                counts["num_bytes"] += size
+        counts["num_shards"] += 1
+    return counts
+
+
+def _add_sample(
+    shard: ShardWriter, key: str, file: str, extension: str, content: bytes | Path, text: MediaText
+) -> None:
+    shard.add(
+        key,
+        content,
+        extension,
+        " ".join(segment.text for segment in text.segments),
+        {"file": file, **text.metadata},
+        segments=text.segments,
+    )
+
+
+def _new_key(file: str, keys: set[str]) -> str:
+    """A key for a file that no other has: `a/b.c.mp4` → `a_b_c`."""
+    stem = str(PurePosixPath(file).with_suffix("")).replace("/", "_").replace(".", "_")
+    key = next(key for key in chain([stem], (f"{stem}_{n}" for n in count(2))) if key not in keys)
+    keys.add(key)
+    return key
+
+
+def _unmatched(texts: dict[str, MediaText], files: Sequence[str], source: Path) -> list[Fault]:
+    """Captions of files that are not there."""
+    missing = sorted(set(texts) - set(files))
+    return [
+        Fault(
+            name,
+            "has captions, but is no media file that vatt knows"
+            if (source / name).exists()
+            else "has captions, but there is no such file",
+        )
+        for name in missing
+    ]
+
+
+def _fingerprint(
+    source: Path, files: Sequence[str], captions: Path | None, *options: object
+) -> str:
+    """Names, sizes and times of the files, the captions and the options, as one number."""
+    digest = hashlib.sha256(repr((BUILD_VERSION, options)).encode())
+    if captions is not None and captions.is_dir():
+        tables = {f"{PurePosixPath(name).stem}.csv" for name in files}
+        _add_stamps(digest, captions, sorted(tables))
+    elif captions is not None:
+        with captions.open("rb") as file:  # in pieces: caption files can be larger than memory
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    _add_stamps(digest, source, files)
+    return digest.hexdigest()
+
+
+def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):  # a broken link is reported when it is read
+            status = (folder / name).stat()
+            digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
+
+
+def _note_build(out: Path, fingerprint: str, report: BuildReport) -> None:
+    """Keeps beside the shards what `_built_before` asks for."""
+    content = {"version": BUILD_VERSION, "fingerprint": fingerprint, "report": asdict(report)}
+    with written_whole(out / BUILD_FILE) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
+    """The report of shards that were built from the same files; None where there is nothing.
+
+    Raises:
+        ShardError: something else is there.
+    """
+    work = work_folder_of(out)
+    if not out.exists() or (out.is_dir() and not any(path != work for path in out.iterdir())):
+        return None
+    refusal = f"{out} exists and holds something else: delete it, or choose another folder"
+    try:
+        built = json.loads((out / BUILD_FILE).read_bytes())
+        report = built["report"]
+        report["faults"] = tuple(Fault(**fault) for fault in report["faults"])
+        found = BuildReport(**{**report, "out": str(out), "reused": True})
+        same = built["fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ShardError(refusal) from None
+    if not same:
+        raise ShardError(
+            f"{out} holds shards of other files, captions or options than these: delete it to "
+            "build it again, or choose another folder"
+        )
+    if len(find_shards(out)) != found.num_shards:
+        raise ShardError(f"{out} has lost some of its {found.num_shards} shards: delete it")
+    return found
+
+
+def _check_space(source: Path, files: Sequence[str], out: Path) -> None:
+    """Refuses early what cannot end well."""
+    needed = 0
+    for name in files:
+        with contextlib.suppress(OSError):
+            needed += (source / name).stat().st_size + TAR_BYTES_PER_SAMPLE
+    existing = next(folder for folder in (out, *out.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise ShardError(
+            f"{out} needs {needed / 1e6:,.1f} MB and its disk has {free / 1e6:,.1f} MB left: free "
+            "some, or choose a folder on another disk"
+        )

@@ -1,0 +1,266 @@
+"""Caption files of a media folder: `captions.jsonl`, `captions.csv` or `captions.parquet`.
+
+Paths in them are relative to the folder.
+
+jsonl has one line a media file; further keys become metadata::
+
+    {"file": "a.mp4",
+     "segments": [{"start_seconds": 0.4, "end_seconds": 2.0, "text": "a dog barks"}]}
+    {"file": "b.mp4", "text": "a caption of the whole clip"}
+
+csv has one line a caption, under the header `file,start_seconds,end_seconds,text`; without times a
+caption belongs to the whole clip, and further columns become metadata of the file. parquet has the
+same columns, read by the package pyarrow.
+
+The captions of HowTo100M (`howto100m.py`) are known by the ids of videos instead of their files.
+"""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vatt.errors import Fault, ShardError, UserError
+from vatt.packing.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
+from vatt.shards.record import Segment, parse_segments
+from vatt.shards.tar import leads_outside
+
+CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet")
+ENTRY_KEYS = ("file", "segments", "text")
+COLUMNS = ("file", "start_seconds", "end_seconds", "text")  # of csv and parquet
+PARQUET_ROWS = 10_000  # read at a time
+PARQUET_MARK = b"PAR1"  # first four bytes of every parquet file
+
+
+@dataclass
+class MediaText:
+    """What a caption file says about one media file."""
+
+    segments: list[Segment] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Captions:
+    """What a caption file says.
+
+    Args:
+        texts: By path relative to the media folder, `/` between its parts.
+        faults: Lines that had to be left out, and why.
+        num_blank: Captions without a word, which were dropped.
+        videos: HowTo100M's, which are read when they are asked for; `texts` is then empty.
+    """
+
+    texts: dict[str, MediaText] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    num_blank: int = 0
+    videos: VideoJson | VideoFolder | None = None
+
+    @property
+    def num_unused(self) -> int:
+        """Videos that HowTo100M describes and the media folder lacks."""
+        return self.videos.num_unused if self.videos else 0
+
+    def read_text(self, file: str) -> MediaText:
+        """What is said about a media file; faults found on the way are noted."""
+        if self.videos is None:
+            return self.texts.get(file, MediaText())
+        video = PurePosixPath(file).stem
+        name = f"{self.videos.path.name}:{video}"
+        try:
+            values = self.videos.read(video)
+            if values is None:
+                return MediaText()
+            segments, num_blank, num_untimed = segments_of(values)
+        except (ValueError, RecursionError) as error:
+            self.faults.append(Fault(name, str(error)))
+            return MediaText()
+        except OSError as error:
+            self.faults.append(Fault(name, f"cannot be read: {error.strerror}"))
+            return MediaText()
+        self.num_blank += num_blank
+        if num_untimed:
+            reason = f"{num_untimed} captions are no text or have no usable times"
+            self.faults.append(Fault(name, reason))
+        return MediaText(segments)
+
+
+def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) -> Path | None:
+    """The caption file of a media folder, if it has one.
+
+    Args:
+        folder: Where to look for it under its usual names.
+        captions: The file, or folder of HowTo100M, if it is known; it must then be there.
+
+    Raises:
+        ShardError: more than one, or not there.
+    """
+    if captions is not None:
+        if not Path(captions).exists():
+            raise ShardError(f"no caption file {captions}: correct the path")
+        return Path(captions)
+    found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise ShardError(f"{folder} has {names}: leave one of them, or name it with --captions")
+    return found[0] if found else None
+
+
+def read_captions(
+    path: Path, files: Sequence[str] = (), *, show_progress: bool = False
+) -> Captions:
+    """Reads a caption file, or finds out where in it the captions of each file are.
+
+    Args:
+        path: The form is recognised by what is in it; csv by its name.
+        files: The media files; of HowTo100M only their captions are looked at.
+        show_progress: Whether to draw a bar over HowTo100M's JSON.
+
+    Raises:
+        ShardError: the file cannot be read at all.
+        UserError: it is parquet, and pyarrow is not installed.
+    """
+    captions = Captions()
+    try:
+        if is_howto100m(path):
+            ids = {PurePosixPath(file).stem for file in files}
+            captions.videos = (
+                VideoFolder(path, ids)
+                if path.is_dir()
+                else VideoJson(path, ids, show_progress=show_progress)
+            )
+            return captions
+        entries, repeats = _entries(path)
+        for place, entry in entries:
+            try:
+                _add_entry(captions, entry, repeats=repeats)
+            except UserError as error:
+                captions.faults.append(Fault(f"{path.name}:{place}", str(error)))
+    except UnicodeDecodeError as error:
+        raise ShardError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read: {error.strerror or error}") from error
+    return captions
+
+
+def _entries(path: Path) -> tuple[Iterator[tuple[int, Any]], bool]:
+    """What a file says line by line, and whether several lines may be about the same media."""
+    with path.open("rb") as file:
+        beginning = file.read(len(PARQUET_MARK))
+    if beginning == PARQUET_MARK:
+        return _parquet_entries(path), True
+    if path.suffix == ".csv":
+        return _csv_entries(path), True
+    return _jsonl_entries(path), False
+
+
+def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
+    """Takes one line in; `repeats`: several lines may be about the same file."""
+    if isinstance(entry, UserError):
+        raise entry
+    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry["file"]:
+        raise UserError('needs a "file"')
+    name = entry["file"].replace("\\", "/")
+    if leads_outside(name):
+        raise UserError(f"{name!r} leads out of the folder: give a path inside it")
+    name = str(PurePosixPath(name))
+    if name in captions.texts and not repeats:
+        raise UserError(f"{name!r} was described by an earlier line already")
+    segments = _entry_segments(entry)
+    spoken = [segment for segment in segments if segment.text.strip()]
+    captions.num_blank += len(segments) - len(spoken)
+    text = captions.texts.setdefault(name, MediaText())
+    text.segments += spoken
+    for key, value in entry.items():
+        if key not in ENTRY_KEYS:
+            text.metadata.setdefault(key, value)
+
+
+def _entry_segments(entry: dict[str, Any]) -> Sequence[Segment]:
+    text = entry.get("text")
+    whole_clip = [] if text is None else [{"text": text}]
+    return parse_segments(entry.get("segments") or whole_clip)
+
+
+def _jsonl_entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """Line number and content of each line; a `UserError` in its place where it is no JSON."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError) as error:
+                    yield number, UserError(f"is not JSON ({error})")
+
+
+def _csv_entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """As `_jsonl_entries`, each line in the form that a line of jsonl has."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        _check_columns(path, reader.fieldnames or ())
+        try:
+            for row in reader:
+                yield reader.line_num, _row_entry(row)
+        except csv.Error as error:
+            raise ShardError(f"{path}, line {reader.line_num}: {error}: repair the file") from error
+
+
+def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
+    """As `_csv_entries`, by the number of the row, from 1."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        need = f"reading {path} needs the package pyarrow"
+        raise UserError(f'{need}: pip install "vatt[parquet]"') from error
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            _check_columns(path, table.schema_arrow.names)
+            for batch in table.iter_batches(batch_size=PARQUET_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _row_entry({name: _plain(row[name]) for name in row})
+    except pyarrow.ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise ShardError(f"{path} is damaged or no parquet ({reason}): write it again") from error
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: pandas writes NaN for nothing; times, dates and bytes become text."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    return str(value)
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    missing = {"file", "text"} - set(names)
+    if missing:
+        raise ShardError(
+            f"{path} lacks the column {' and '.join(sorted(missing))}: its header must name "
+            f"{','.join(COLUMNS)}, and names {','.join(names) or 'nothing'}"
+        )
+
+
+def _row_entry(row: dict[Any, Any]) -> dict[str, Any] | UserError:
+    """A row of a table in the form that a line of jsonl has."""
+    if None in row:  # DictReader's key for what the header has no column for
+        return UserError("has more columns than the header: put quotes around a text with commas")
+    start, end = (row.get(name) for name in ("start_seconds", "end_seconds"))
+    segment = {
+        "start_seconds": None if start == "" else start,
+        "end_seconds": None if end == "" else end,
+        "text": row["text"] or "",
+    }
+    further = {str(name): value for name, value in row.items() if name not in COLUMNS}
+    return {"file": row["file"], "segments": [segment], **further}

@@ -1,0 +1,253 @@
+"""A check of finished shards that decodes every sample."""
+
+import csv
+import io
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vatt.errors import Fault, MediaError, ShardError, fault_lines
+from vatt.media.decode_whole import decode_whole
+from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
+from vatt.packing.index_tars import read_indexes
+from vatt.shards.places import Shard, find_tars, local_or_remote
+from vatt.shards.record import Segment, read_record
+from vatt.system.files import written_whole
+from vatt.system.workers import Lost, results_in_order
+
+if TYPE_CHECKING:
+    pass
+
+SHOWN_VALUES = 4  # sizes and rates, in printed reports
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCheck:
+    """What decoding a whole sample showed.
+
+    Args:
+        shard: Name of the tar.
+        key: Name of the sample; "" where the whole shard cannot be used.
+        fault: What is wrong; "" where nothing is.
+        duration_seconds: Of the media, as the file says.
+        num_frames: Pictures decoded.
+        width: Of the picture, in pixels.
+        height: Of the picture, in pixels.
+        frame_rate: Mean frames per second.
+        sample_rate: Of the sound, Hz.
+        num_captions: Segments that say something.
+        num_outside: Those of them that begin after the end of the media, or end before its start.
+        captioned_seconds: Time of the media that captions belong to.
+    """
+
+    shard: str
+    key: str = ""
+    fault: str = ""
+    duration_seconds: float | None = None
+    num_frames: int | None = None
+    width: int | None = None
+    height: int | None = None
+    frame_rate: float | None = None
+    sample_rate: int | None = None
+    num_captions: int = 0
+    num_outside: int = 0
+    captioned_seconds: float | None = None
+
+
+# shard, key, and the sample's row of the index
+Place = tuple[Shard, str, list[list[int]]]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """Every sample of a shard folder, in order.
+
+    Args:
+        folder: The folder.
+        rows: A row a sample, and one for each shard that cannot be used.
+    """
+
+    folder: str
+    rows: tuple[SampleCheck, ...]
+
+    @property
+    def faults(self) -> tuple[SampleCheck, ...]:
+        """The rows with a fault."""
+        return tuple(row for row in self.rows if row.fault)
+
+    def __str__(self) -> str:
+        """A few lines for people: totals, what the samples are like, then the faults."""
+        samples = [row for row in self.rows if row.key]
+        lengths = [row.duration_seconds for row in samples if row.duration_seconds is not None]
+        num_shards = len({row.shard for row in self.rows})
+        lines = [
+            f"{self.folder}: {len(samples)} samples in {num_shards} shards, "
+            f"{sum(lengths) / 3600:.2f} hours, {len(self.faults)} faults"
+        ]
+        if samples:
+            lines += [
+                f"  length: {_spread(lengths, ' s')}",
+                f"  picture: {_sizes(samples)}, {_rates(samples, 'frame_rate', 'frames/s')}",
+                f"  sound: {_rates(samples, 'sample_rate', 'Hz')}",
+                f"  captions: {_captions(samples)}",
+            ]
+        faults = [Fault(f"{row.shard}:{row.key}", row.fault) for row in self.faults]
+        return "\n".join(lines + fault_lines(faults, "fault"))
+
+    def write_csv(self, path: str | os.PathLike[str]) -> None:
+        """Writes all rows, with a header."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, [field.name for field in fields(SampleCheck)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        with written_whole(Path(path)) as file:
+            file.write(text.getvalue().encode())
+
+
+def _spread(values: Sequence[float], unit: str) -> str:
+    if not values:
+        return "unknown"
+    median = statistics.median(values)
+    return f"{min(values):.1f} to {max(values):.1f}{unit}, median {median:.1f}{unit}"
+
+
+def _most_common(values: Iterable[str], num_samples: int) -> str:
+    """`3 × 16000 Hz, 1 × 44100 Hz, 2 × none`, the most frequent ones."""
+    counts = Counter(values)
+    parts = [f"{count:,} × {value}" for value, count in counts.most_common(SHOWN_VALUES)]
+    num_others = len(counts) - len(parts)
+    parts += [f"{num_others} other kinds"] if num_others else []
+    num_none = num_samples - counts.total()
+    return ", ".join(parts + ([f"{num_none:,} × none"] if num_none else []))
+
+
+def _rates(samples: Sequence[SampleCheck], name: str, unit: str) -> str:
+    rates = [rate for row in samples if (rate := getattr(row, name)) is not None]
+    return _most_common((f"{rate:.5g} {unit}" for rate in rates), len(samples))
+
+
+def _sizes(samples: Sequence[SampleCheck]) -> str:
+    sizes = [f"{row.width}×{row.height}" for row in samples if row.width is not None]
+    return _most_common(sizes, len(samples))
+
+
+def _captions(samples: Sequence[SampleCheck]) -> str:
+    """How many samples say something, and during how much of their time."""
+    spoken = [row for row in samples if row.num_captions]
+    if not spoken:
+        return f"none of {len(samples):,} samples has any"
+    numbers = [row.num_captions for row in spoken]
+    timed = [row for row in spoken if row.duration_seconds and row.captioned_seconds is not None]
+    seconds = sum(row.duration_seconds or 0 for row in timed)
+    covered = sum(row.captioned_seconds or 0 for row in timed)
+    num_outside = sum(row.num_outside for row in samples)
+    return (
+        f"{len(spoken):,} of {len(samples):,} samples ({len(spoken) / len(samples):.0%}), "
+        f"{sum(numbers) / len(spoken):.1f} each"
+        + (f", during {covered / seconds:.0%} of their time" if seconds else "")
+        + (f"; {num_outside:,} lie outside of their media" if num_outside else "")
+    )
+
+
+def check_shards(
+    folder: str | os.PathLike[str],
+    *,
+    num_workers: int = 0,
+    limit_seconds: float = LIMIT_SECONDS,
+    show_progress: bool = True,
+) -> CheckReport:
+    """Decodes every sample from its first frame to its last.
+
+    Args:
+        folder: Holds `*.tar`; a path, or an address as `vatt/remote.py` says.
+        num_workers: Processes that decode; 0 decodes in this one, where a decoder that hangs is
+            waited for, and one that crashes ends everything.
+        limit_seconds: A sample of which no packet is decoded for so long hangs.
+        show_progress: Whether to draw progress bars.
+
+    Raises:
+        ShardError: no such folder, or no shard in it. What is wrong with single shards and samples
+            stands in the report.
+    """
+    places: list[Place] = []
+    rows = []
+    folder = local_or_remote(os.fspath(folder))
+    tars = find_tars(folder)
+    for tar, index in read_indexes(tars, num_workers=num_workers, show_progress=show_progress):
+        if isinstance(index, str):
+            rows.append(SampleCheck(shard=tar.name, fault=index))
+        else:
+            places += [(tar, index.key(i), index.members[i].tolist()) for i in range(len(index))]
+    bar = tqdm(total=len(places), desc="check", unit="sample", disable=not show_progress)
+    with (
+        bar,
+        results_in_order(
+            check_sample,
+            places,
+            num_workers=num_workers,
+            limit_seconds=limit_seconds,
+            prepare=prepare_worker,
+        ) as checked,
+    ):
+        for (tar, key, _), row in zip(places, checked, strict=True):
+            if isinstance(row, Lost):
+                row = SampleCheck(shard=tar.name, key=key, fault=row.reason)
+            rows.append(row)
+            bar.update()
+    return CheckReport(str(folder), tuple(sorted(rows, key=lambda row: row.shard)))
+
+
+def check_sample(place: Place) -> SampleCheck:
+    """Reads and decodes one sample.
+
+    Args:
+        place: Shard, key, and the sample's row of the index.
+    """
+    from vatt.media.clip import probe
+
+    shard, key, members = place
+    found: dict[str, Any] = {}
+    try:
+        record = read_record(shard, key, np.array(members, dtype=np.int64))
+        found["num_captions"] = len(record.segments)
+        if record.media is None:
+            raise MediaError(key, "has no media")
+        info = probe(record.media)
+        for name in ("duration_seconds", "width", "height", "frame_rate", "sample_rate"):
+            found[name] = getattr(info, name)
+        found["num_outside"], found["captioned_seconds"] = _coverage(
+            record.segments, info.duration_seconds
+        )
+        found["num_frames"] = decode_whole(record.media)
+    except MediaError as error:
+        found["fault"] = error.reason
+    except ShardError as error:
+        found["fault"] = str(error)
+    except MemoryError:
+        found["fault"] = "needs more memory to be read than there is: copy or encode it again"
+    return SampleCheck(shard=shard.name, key=key, **found)
+
+
+def _coverage(
+    segments: Sequence[Segment], duration_seconds: float | None
+) -> tuple[int, float | None]:
+    """How many captions lie outside of the media, and the time that the others take together."""
+    if duration_seconds is None:
+        return 0, None
+    num_outside = 0
+    covered = reached = 0.0
+    for segment in sorted(segments, key=lambda segment: segment.start_seconds):
+        # half-open: [2, 2) is in media of 3 s; a still has no duration and all captions
+        outside = segment.start_seconds >= duration_seconds or segment.end_seconds <= 0
+        num_outside += outside and duration_seconds > 0
+        start, end = max(segment.start_seconds, reached), min(segment.end_seconds, duration_seconds)
+        covered += max(0.0, end - start)
+        reached = max(reached, end)
+    return num_outside, covered

@@ -1,0 +1,230 @@
+"""Tar shards that others have made, such as video2dataset → shards with indexes; nothing is copied.
+
+The indexes are written beside the tars. For tars in a folder that may not be written, another
+folder gets the indexes, and links to the tars: it is used as if the tars were in it.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vatt.errors import Fault, MediaError, ShardError, fault_lines
+from vatt.shards.index import MEDIA, ShardIndex
+from vatt.shards.index_file import INDEX_SUFFIX, find_index, find_shards, write_index
+from vatt.shards.places import Shard
+from vatt.shards.record import read_record
+from vatt.shards.remote import RemoteShard
+from vatt.system.files import folder_written_whole
+from vatt.system.workers import Lost, results_in_order
+
+
+@dataclass(kw_only=True)
+class IndexReport:
+    """What `index_shards` did.
+
+    Args:
+        folder: The folder with the indexes.
+        is_linked: Whether the tars there are links.
+        is_usable: Whether no shard that cannot be read is left in the folder.
+        num_samples: Samples in all shards.
+        num_shards: Usable tars.
+        num_made: Indexes that were made; the others were there.
+        num_captions: Segments of all samples.
+        num_without_text: Samples that nothing is said about.
+        num_without_media: Samples without media.
+        num_bytes: Of the media.
+        seconds: Time it took.
+        unusable: Shards that cannot be read; they get no link.
+        faults: Samples with damaged texts.
+    """
+
+    folder: str
+    is_linked: bool
+    is_usable: bool = True
+    num_samples: int = 0
+    num_shards: int = 0
+    num_made: int = 0
+    num_captions: int = 0
+    num_without_text: int = 0
+    num_without_media: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+    unusable: list[Fault] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        links = " (links)" if self.is_linked else ""
+        lines = [
+            f"{self.folder}: {self.num_samples} samples in {self.num_shards} shards{links}, "
+            f"{self.num_bytes / 1e6:.1f} MB, {self.num_captions} captions, "
+            f"{self.num_without_text} samples without text, "
+            f"{self.num_without_media} without media; "
+            f"{self.num_made} indexes made ({self.seconds:.1f} s)",
+            *fault_lines(self.unusable, "unusable"),
+            *fault_lines(self.faults, "fault"),
+        ]
+        if not self.is_usable:
+            lines.append(f"  {self.folder} can be used when the unusable shards are gone from it")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a worker found in a shard."""
+
+    index: ShardIndex
+    is_stored: bool
+    num_captions: int
+    num_without_text: int
+    faults: tuple[Fault, ...]
+
+
+def index_shards(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    num_workers: int = 0,
+    show_progress: bool = True,
+) -> IndexReport:
+    """Makes the indexes of tar shards that have none, and counts what is in the shards.
+
+    Args:
+        source: Holds `*.tar` in the layout that `vatt/shards.py` says.
+        out: None or `source`: the indexes go beside the tars. Else a folder to make, or one that
+            was made so: it gets them, and links to the tars that can be used.
+        num_workers: Processes that read tars; 0 reads in this one.
+        show_progress: Whether to draw a progress bar.
+
+    Raises:
+        ShardError: no such folder, no shard in it that can be used, or a folder that cannot be
+            written. What is wrong with single shards stands in the report.
+    """
+    started = time.monotonic()
+    source = Path(source)
+    tars = find_shards(source)
+    folder = source if out is None else Path(out)
+    is_linked = folder.resolve() != source.resolve()
+    report = IndexReport(folder=str(folder), is_linked=is_linked)
+    with contextlib.ExitStack() as stack:
+        place = folder
+        if is_linked and folder.is_dir() and any(folder.iterdir()):
+            _refuse_other_contents(folder, source)
+        elif is_linked:
+            place = stack.enter_context(folder_written_whole(folder.resolve()))
+        new_links = _link(tars, place) if is_linked else []
+        places = [place / tar.name for tar in tars]
+        bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
+        with bar, results_in_order(_read_contents, places, num_workers=num_workers) as results:
+            for tar, found in zip(places, results, strict=True):
+                _add(report, tar, found, source)
+                bar.update()
+        unusable = {fault.where for fault in report.unusable}
+        for link in new_links:
+            if link.name in unusable:
+                link.unlink()
+        report.is_usable = unusable <= {link.name for link in new_links}
+        if not report.num_shards:
+            raise ShardError(
+                f"none of the {len(tars)} shards of {source} can be used; the first one: "
+                f"{report.unusable[0].reason}"
+            )
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _refuse_other_contents(folder: Path, source: Path) -> None:
+    for path in folder.iterdir():
+        is_link = path.is_symlink() and path.readlink().parent == source.resolve()
+        if not (is_link or path.name.endswith(INDEX_SUFFIX)):
+            raise ShardError(
+                f"{folder} exists and holds something else than links to the shards of {source} "
+                f"({path.name}): delete it, or choose another folder"
+            )
+
+
+def _link(tars: Sequence[Path], folder: Path) -> list[Path]:
+    """Links tars into a folder, unless they are there; the new links."""
+    made = []
+    for tar in tars:
+        link = folder / tar.name
+        if not link.is_symlink():
+            link.symlink_to(tar.parent.resolve() / tar.name)
+            made.append(link)
+    return made
+
+
+def _add(report: IndexReport, tar: Path, found: "_Contents | str | Lost", source: Path) -> None:
+    """Takes what was found in a tar into the report, and writes its index if it had none."""
+    if not isinstance(found, _Contents):
+        reason = found.reason if isinstance(found, Lost) else found
+        report.unusable.append(Fault(tar.name, reason.replace(str(tar.parent), str(source))))
+        return
+    if not found.is_stored:
+        try:  # by this process, so that Ctrl-C cannot leave a part of one behind
+            write_index(tar, found.index)
+        except OSError as error:
+            raise ShardError(
+                f"the index of {tar} cannot be written ({error.strerror}): name a folder for the "
+                f"indexes, `vatt shards build {source} OUT`; nothing is copied"
+            ) from error
+    media = found.index.members[:, MEDIA]
+    report.num_shards += 1
+    report.num_made += not found.is_stored
+    report.num_samples += len(found.index)
+    report.num_captions += found.num_captions
+    report.num_without_text += found.num_without_text
+    report.num_without_media += int((media[:, 0] < 0).sum())
+    report.num_bytes += int(media[media[:, 0] >= 0, 1].sum())
+    report.faults += found.faults
+
+
+def _read_contents(tar: Path) -> _Contents | str:
+    """Index and texts of a shard; in its place what is wrong with it."""
+    faults = []
+    num_captions = num_without_text = 0
+    try:
+        index, is_stored = find_index(tar)
+        for sample in range(len(index)):
+            try:
+                segments = read_record(tar, index.key(sample), index.members[sample]).segments
+            except MediaError as error:
+                faults.append(Fault(f"{tar.name}:{index.key(sample)}", error.reason))
+                continue
+            num_captions += len(segments)
+            num_without_text += not segments
+    except ShardError as error:
+        return str(error)
+    return _Contents(index, is_stored, num_captions, num_without_text, tuple(faults))
+
+
+def read_indexes(
+    tars: Sequence[Shard], *, num_workers: int, show_progress: bool
+) -> Iterator[tuple[Shard, ShardIndex | str]]:
+    """The index of each tar, made where it is missing; in its place what is wrong with the tar."""
+    bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
+    with bar, results_in_order(_find, tars, num_workers=num_workers) as results:
+        for tar, found in zip(tars, results, strict=True):
+            bar.update()
+            if isinstance(found, Lost):
+                yield tar, found.reason
+            elif isinstance(found, str):
+                yield tar, found
+            else:
+                index, is_stored = found
+                if not is_stored and isinstance(tar, Path):
+                    with contextlib.suppress(OSError):  # a read-only folder
+                        write_index(tar, index)
+                yield tar, index
+
+
+def _find(tar: Shard) -> tuple[ShardIndex, bool] | str:
+    try:
+        return (tar.index(), True) if isinstance(tar, RemoteShard) else find_index(tar)
+    except ShardError as error:
+        return str(error)

@@ -1,0 +1,154 @@
+"""Pictures, sound and points for the report, as data URIs and plain lists."""
+
+import base64
+import math
+import struct
+import zlib
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from vatt.media.clip import MediaInfo, read_frames, read_waveform
+from vatt.media.source import MediaSource
+
+POSTER_SHORT_SIDE = 96  # pixels; 2–5 kB of JPEG
+POSTER_QUANTISER = 4  # of JPEG: 2 is the best, 31 the worst
+SPECTROGRAM_SIZE = (40, 128)  # bands, columns
+SPECTROGRAM_RATE = 16_000  # Hz: up to 8 kHz
+SPECTROGRAM_LOWEST = 80.0  # Hz
+SPECTROGRAM_RANGE = 4.0  # natural logarithms below the loudest that still show: 35 dB
+SILENCE = math.log(1e-2)  # of a spectrum's value: some 90 dB below the loudest tone
+WINDOW = 1024  # samples, 64 ms: bands of 16 Hz
+
+# Light to dark, one hue: the overlay of attention weights.
+HEAT = np.array([(255, 196, 61), (255, 122, 26), (229, 38, 62)], dtype=np.float64)
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    """Content as an address that needs no file and no network."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG file of uint8 pixels `[H, W, C]`, C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+
+    Raises:
+        ValueError: another dtype or number of channels.
+    """
+    colour_types = {1: 0, 2: 4, 3: 2, 4: 6}
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in colour_types:
+        raise ValueError(
+            f"a PNG needs uint8 [H, W, 1 to 4], got {pixels.dtype} {tuple(pixels.shape)}"
+        )
+    height, width, channels = pixels.shape
+    lines = pixels.reshape(height, width * channels)
+    raw = np.insert(lines, 0, 0, axis=1).tobytes()  # each line starts with its filter, 0 = none
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_types[channels], 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, body) for name, body in chunks)
+
+
+def _png_chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """A JPEG file of uint8 RGB pixels `[H, W, 3]`."""
+    encoder: Any = av.CodecContext.create("mjpeg", "w")
+    encoder.height, encoder.width = pixels.shape[:2]
+    encoder.pix_fmt = "yuvj420p"  # JPEG's own range of values
+    encoder.time_base = Fraction(1, 25)  # asked for, without meaning for a picture
+    encoder.qmin = encoder.qmax = POSTER_QUANTISER
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    packets = [*encoder.encode(frame.reformat(format="yuvj420p")), *encoder.encode(None)]
+    return b"".join(bytes(packet) for packet in packets)
+
+
+def read_poster(source: MediaSource, info: MediaInfo) -> str:
+    """The picture a third into the clip, as a JPEG data URI.
+
+    Raises:
+        MediaError: there is no picture to read.
+    """
+    start = info.duration_seconds / 3
+    frames, _ = read_frames(
+        source, start_seconds=start, num_frames=1, frame_rate=1.0, short_side=POSTER_SHORT_SIDE
+    )
+    return data_uri(encode_jpeg(frames[0].numpy()), "image/jpeg")
+
+
+def read_spectrogram(source: MediaSource, info: MediaInfo) -> str:
+    """What a clip sounds like, low notes below, as a PNG mask: alpha says how loud.
+
+    Raises:
+        MediaError: there is no sound to read.
+    """
+    num_samples = max(WINDOW, int(info.duration_seconds * SPECTROGRAM_RATE))
+    waveform, _ = read_waveform(
+        source, start_seconds=0.0, num_samples=num_samples, sample_rate=SPECTROGRAM_RATE
+    )
+    alpha = (255 * loudness(waveform)).astype(np.uint8)
+    return data_uri(encode_png(np.stack([np.zeros_like(alpha), alpha], axis=-1)), "image/png")
+
+
+def loudness(waveform: torch.Tensor, sample_rate: int = SPECTROGRAM_RATE) -> np.ndarray:
+    """How loud which notes are: up to 40 bands by 128 columns, the highest band first.
+
+    Bands are spaced by octaves, values are in [0, 1] relative to the loudest.
+
+    Args:
+        waveform: float32 `[S]`.
+        sample_rate: Hz.
+    """
+    bands, columns = SPECTROGRAM_SIZE
+    hop = max(1, math.ceil(len(waveform) / columns))
+    padded = torch.nn.functional.pad(waveform, (0, max(0, WINDOW - len(waveform))))
+    window = torch.hann_window(WINDOW)
+    spectrum = torch.stft(padded, WINDOW, hop, window=window, return_complex=True).abs()
+    nyquist = sample_rate / 2
+    edges = np.geomspace(SPECTROGRAM_LOWEST, nyquist, bands + 1) / nyquist * (len(spectrum) - 1)
+    rows = [
+        spectrum[math.floor(low) : max(math.floor(low) + 1, math.ceil(high))].amax(dim=0)
+        for low, high in pairwise(edges)
+    ]
+    level = (torch.stack(rows[::-1])[:, :columns] + 1e-6).log()
+    loudest = level.max().clamp_min(SILENCE)
+    return ((level - loudest) / SPECTROGRAM_RANGE + 1).clamp(0, 1).numpy()
+
+
+def overlay_heat(attention: np.ndarray) -> list[str]:
+    """One small RGBA picture for each step in time; the browser stretches it over the frame.
+
+    Args:
+        attention: float `[T, H, W]`, not negative.
+    """
+    strength = attention / max(float(attention.max()), 1e-12)
+    place = strength * (len(HEAT) - 1)
+    low = np.clip(place.astype(int), 0, len(HEAT) - 2)
+    share = (place - low)[..., None]
+    colour = HEAT[low] * (1 - share) + HEAT[low + 1] * share
+    rgba = np.concatenate([colour, 255 * strength[..., None] ** 0.8], axis=-1)
+    return [data_uri(encode_png(picture), "image/png") for picture in rgba.round().astype(np.uint8)]
+
+
+def project_to_plane(points: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """The first two principal components, and the share of the variance that each one holds.
+
+    Args:
+        points: float `[M, D]`, D ≥ 2.
+
+    Returns:
+        float64 `[M, 2]`, scaled by one factor so that the farthest coordinate is 1, and two shares.
+    """
+    centred = torch.as_tensor(points, dtype=torch.float64)
+    centred = centred - centred.mean(dim=0)
+    _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
+    # A component's sign is arbitrary: its largest weight is made positive, so that runs look alike.
+    signs = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
+    plane = (centred @ (axes * signs)[:2].T).numpy()
+    variance = (singular**2 / (singular**2).sum().clamp_min(1e-12)).tolist()
+    return plane / max(float(np.abs(plane).max()), 1e-12), (variance[0], variance[1])

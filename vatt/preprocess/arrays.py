@@ -1,0 +1,215 @@
+"""Media given as arrays: frames and waveforms beside files, URLs and bytes."""
+
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vatt.config.geometry import VideoConfig
+from vatt.errors import MediaError, UserError
+from vatt.media.clip import Clip, probe
+from vatt.media.pictures import scaled_size
+from vatt.media.source import FileWindow, MediaSource, source_name
+from vatt.media.streams import TIME_TOLERANCE_SECONDS
+from vatt.preprocess.view import cut_view
+
+MAX_CHANNELS = 8  # 7.1; more rows than that are clips, or samples before channels
+WAV_HEADER_BYTES = 44
+MAX_WAV_BYTES = 2**32 - 1  # its sizes are 32-bit numbers
+Source = MediaSource | Tensor | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Pictures in memory.
+
+    Args:
+        pictures: uint8 `[T, H, W, 3]`.
+        frame_rate: Frames per second. One picture alone is a still image, whatever the rate.
+    """
+
+    pictures: Tensor
+    frame_rate: float
+
+    @property
+    def duration_seconds(self) -> float:
+        """0 for a still image, as of files."""
+        return 0.0 if len(self.pictures) == 1 else len(self.pictures) / self.frame_rate
+
+    def read(self, start_seconds: float, video: VideoConfig) -> Clip:
+        """The window from a start: as from a file, the last frame at or before each time."""
+        order = torch.arange(video.num_frames, dtype=torch.float64)  # float32 is too coarse
+        times = start_seconds + order / video.frame_rate
+        places = ((times + TIME_TOLERANCE_SECONDS) * self.frame_rate).floor().long()
+        still = len(self.pictures) == 1
+        covered = 1.0 if still else float((places < len(self.pictures)).float().mean())
+        chosen, where = places.clamp(max=len(self.pictures) - 1).unique(return_inverse=True)
+        frames = _scaled(self.pictures[chosen], video.image_size)[where]
+        return Clip(
+            video=cut_view(frames, video.image_size),
+            audio=None,
+            video_coverage=covered,
+            audio_coverage=0.0,
+            start_seconds=start_seconds,
+        )
+
+
+Media = MediaSource | Frames
+
+
+def read_duration(media: Media) -> float:
+    """Length in seconds, 0 for a still image.
+
+    Raises:
+        MediaError: the file is unreadable, or has neither picture nor sound.
+    """
+    return media.duration_seconds if isinstance(media, Frames) else probe(media).duration_seconds
+
+
+def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
+    """The sources of an argument that may be one, a list, a generator or a batch of arrays.
+
+    Args:
+        sources: As users give them.
+        most_axes: An array with more axes than one source can have is a batch of them.
+
+    Raises:
+        TypeError: neither a source nor several.
+    """
+    if isinstance(sources, Tensor | np.ndarray):
+        if sources.ndim > most_axes:
+            yield from sources
+        else:
+            yield sources
+    elif isinstance(sources, str | bytes | os.PathLike | FileWindow) or hasattr(sources, "read"):
+        yield sources
+    elif isinstance(sources, Iterable) and not isinstance(sources, dict):
+        yield from sources
+    else:
+        raise TypeError(
+            "sources are paths, URLs, bytes, files, arrays or a list of these, got "
+            f"{type(sources).__name__}"
+        )
+
+
+def video_media(source: Source, frame_rate: float | None) -> Media:
+    """What windows of a picture are read from.
+
+    Args:
+        source: Media, or uint8 `[T, H, W, 3]`, or `[H, W, 3]` for an image.
+        frame_rate: Of an array with time, in frames per second.
+
+    Raises:
+        UserError: an array that is no video, or whose rate is not given.
+    """
+    if not isinstance(source, Tensor | np.ndarray):
+        return _rewindable(source)
+    array = torch.as_tensor(source).detach().cpu()
+    if array.dtype != torch.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
+        raise UserError(
+            "a video array is uint8 [T, H, W, 3] in 0…255, an image [H, W, 3], got "
+            f"{_described(array)}: convert it, or permute its axes"
+        )
+    if not array.numel():
+        raise UserError(f"a video array needs at least one picture, got {_described(array)}")
+    if array.ndim == 3:
+        return Frames(array[None], 1.0)
+    if frame_rate is None or not 0 < frame_rate < math.inf:
+        raise UserError(
+            "a video array needs frame_rate=, its frames per second as a positive number, got "
+            f"{frame_rate}"
+        )
+    return Frames(array, float(frame_rate))
+
+
+def audio_media(source: Source, sample_rate: float | None) -> Media:
+    """What windows of sound are read from: an array becomes a WAV file in memory.
+
+    It goes through the same reader and resampler as a file then, and gives the same windows.
+
+    Args:
+        source: Media, or float `[S]` or `[channels, S]` in [-1, 1], channels to be averaged.
+        sample_rate: Of an array, in Hz.
+
+    Raises:
+        UserError: an array that is no waveform, or whose rate is not given.
+        MediaError: values that are not finite.
+    """
+    if not isinstance(source, Tensor | np.ndarray):
+        return _rewindable(source)
+    array = torch.as_tensor(source).detach().cpu()
+    axes_fit = array.ndim == 1 or (array.ndim == 2 and 0 < len(array) <= MAX_CHANNELS)
+    if not array.is_floating_point() or not axes_fit or not array.numel():
+        raise UserError(
+            f"an audio array is float [S] or [channels ≤ {MAX_CHANNELS}, S] in [-1, 1], got "
+            f"{_described(array)}: scale whole numbers, transpose, or give several as a list"
+        )
+    if sample_rate is None or sample_rate < 1 or sample_rate != int(sample_rate):
+        raise UserError(
+            "an audio array needs sample_rate=, its samples per second as a whole number, got "
+            f"{sample_rate}"
+        )
+    if not bool(array.isfinite().all()):
+        reason = "holds NaN or infinite values: find out where they come from, or leave it out"
+        raise MediaError(f"<{_described(array)}>", reason)
+    return _wav(array.float().mean(dim=0) if array.ndim == 2 else array.float(), int(sample_rate))
+
+
+def _wav(waveform: Tensor, sample_rate: int) -> bytes:
+    """A mono file of 32-bit floats."""
+    size = 4 * len(waveform)
+    if size + WAV_HEADER_BYTES > MAX_WAV_BYTES:
+        raise UserError(f"an audio array of {len(waveform)} samples is too long: give it as file")
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", WAV_HEADER_BYTES - 8 + size, b"WAVE"),
+        *(b"fmt ", 16, 3, 1, sample_rate, 4 * sample_rate, 4, 32),  # 3: floats; 1 channel
+        *(b"data", size),
+    )
+    return header + waveform.numpy().astype("<f4").tobytes()
+
+
+def _rewindable(source: Any) -> MediaSource:
+    """The source, or its content where it can be read only once: every window opens it anew."""
+    if hasattr(source, "read") and not getattr(source, "seekable", lambda: True)():
+        return source.read()
+    return source
+
+
+def _scaled(frames: Tensor, image_size: int) -> Tensor:
+    """Pictures with this shorter side, scaled by FFmpeg as those of files are."""
+    height, width = frames.shape[1:3]
+    if min(height, width) == image_size:
+        return frames
+    to_width, to_height = scaled_size(width, height, image_size)
+    scaler = VideoReformatter()
+    scaled = [
+        scaler.reformat(
+            VideoFrame.from_ndarray(frame, format="rgb24"),
+            *(to_width, to_height, "rgb24"),
+            interpolation=Interpolation.AREA,
+            threads=1,
+        ).to_ndarray()
+        for frame in frames.contiguous().numpy()
+    ]
+    return torch.from_numpy(np.stack(scaled))
+
+
+def _described(array: Tensor) -> str:
+    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
+
+
+def name_of(source: Source) -> str:
+    """What messages call a source."""
+    if isinstance(source, Tensor | np.ndarray):
+        return f"<{_described(torch.as_tensor(source))}>"
+    return source_name(source)

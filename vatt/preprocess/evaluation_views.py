@@ -1,0 +1,188 @@
+"""The fixed views of evaluation: windows evenly spread in time, crops along the longer side.
+
+To the frame and the pixel as the official evaluation takes them, so that published numbers can be
+compared. Pictures are counted at a base rate of which every `stride`-th is shown.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.errors import UserError
+from vatt.media.clip import probe, read_frames, read_waveform
+from vatt.media.source import MediaSource
+from vatt.preprocess.windows import evaluation_windows, looped
+
+
+def evaluation_size(width: float, height: float, size: int) -> tuple[int, int]:
+    """Width and height of a picture whose shorter side is scaled to `size` pixels.
+
+    Source: `resize_smallest` of DMVR, which rounds the longer side down.
+    """
+    return max(size, int(width * size // height)), max(size, int(height * size // width))
+
+
+def evaluation_crops(height: int, width: int, size: int, count: int) -> list[tuple[int, int]]:
+    """Where squares lie in a picture whose shorter side is `size` pixels.
+
+    Args:
+        height: Of the picture, in pixels.
+        width: Of the picture, in pixels.
+        size: Side of the squares in pixels.
+        count: 1: in the middle; 3: start, middle and end of the longer side.
+
+    Returns:
+        Top and left pixel of each square.
+
+    Raises:
+        UserError: another number of squares, or a picture whose shorter side is another.
+
+    Source: official code, evaluation with several crops: the middle one of three starts at
+    length / 2 - size // 2, half to even; a single one at (length - size) // 2.
+    """
+    if count not in (1, 3):
+        raise UserError(f"evaluation takes 1 or 3 crops, got {count}")
+    if min(height, width) != size:
+        raise ValueError(
+            f"crops of {size} pixels need pictures with that shorter side, got {height}×{width}"
+        )
+    length = max(height, width)
+    if count == 1:
+        offsets = [(length - size) // 2]
+    else:
+        offsets = [0, round(length / 2 - size // 2), length - size]
+    return [(offset, 0) if height >= width else (0, offset) for offset in offsets]
+
+
+def read_video_views(
+    source: MediaSource,
+    video: VideoConfig,
+    *,
+    num_windows: int = 4,
+    num_crops: int = 3,
+    stride: int = 2,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+) -> Tensor:
+    """Reads all views of a file's picture, or of a part of the file.
+
+    Each window is decoded once for all its crops. What is shorter than a window is decoded once and
+    looped from its start; an image is repeated.
+
+    Args:
+        source: As for `vatt.media.clip.read_clip`.
+        video: Number of frames, the rate at which they are shown, size. The official evaluation
+            takes 32 frames at 12.5 a second: every second one of 25.
+        num_windows: Windows, evenly spread.
+        num_crops: 1 or 3.
+        stride: Frames of the base rate, `video.frame_rate` × stride, from one shown to the next.
+        start_seconds: Of the part, from the file's start.
+        end_seconds: Of the part; None, or a time after it: the file's end.
+
+    Returns:
+        uint8 `[num_windows × num_crops, T, H, W, C]`, H = W = `video.image_size`; the crops of a
+        window stand together.
+
+    Raises:
+        MediaError: the file is unreadable, damaged in one of the windows, has no picture, or ends
+            before the part starts.
+        UserError: a number of windows, crops or a stride that is none.
+    """
+    base_rate = video.frame_rate * stride
+    part_seconds = _part_seconds(source, start_seconds, end_seconds)
+    num_available = max(1, round(part_seconds * base_rate))
+    window = video.num_frames * stride
+    starts = evaluation_windows(num_available, window, num_windows)
+    if num_available >= window:
+        clips = [
+            _read_pictures(
+                source,
+                video,
+                start_seconds + start / base_rate,
+                video.num_frames,
+                video.frame_rate,
+            )
+            for start in starts
+        ]
+    else:
+        whole = _read_pictures(source, video, start_seconds, num_available, base_rate)
+        places = looped(0, num_available, video.num_frames, stride)
+        clips = [whole[torch.tensor(places)]] * num_windows
+    return torch.cat([_cut_crops(clip, video.image_size, num_crops) for clip in clips])
+
+
+def read_audio_views(
+    source: MediaSource,
+    audio: AudioConfig,
+    *,
+    num_windows: int = 4,
+    start_seconds: float = 0.0,
+    end_seconds: float | None = None,
+) -> Tensor:
+    """Reads all windows of a file's sound; one shorter than a window is looped from its start.
+
+    Args:
+        source: As for `vatt.media.clip.read_clip`.
+        audio: Number of samples and their rate.
+        num_windows: Windows, evenly spread.
+        start_seconds: Of the part of the file that is read, from its start.
+        end_seconds: Of the part; None, or a time after it: the file's end.
+
+    Returns:
+        float32 `[num_windows, S]`, in about [-1, 1].
+
+    Raises:
+        MediaError: the file is unreadable, damaged in one of the windows, has no sound, or ends
+            before the part starts.
+        UserError: a number of windows that is none.
+    """
+    rate, window = audio.sample_rate, audio.num_samples
+    part_seconds = _part_seconds(source, start_seconds, end_seconds)
+    num_available = max(1, round(part_seconds * rate))
+    starts = evaluation_windows(num_available, window, num_windows)
+    if num_available < window:
+        starts = [0]
+    rows = []
+    for start in starts:
+        waveform, _ = read_waveform(
+            source,
+            start_seconds=start_seconds + start / rate,
+            num_samples=min(window, num_available),
+            sample_rate=rate,
+        )
+        rows.append(waveform.repeat(math.ceil(window / len(waveform)))[:window])
+    return torch.stack(rows).expand(num_windows, -1)
+
+
+def _part_seconds(source: MediaSource, start_seconds: float, end_seconds: float | None) -> float:
+    """Length of a part of a file, as far as the file goes; not positive where it does not."""
+    duration_seconds = probe(source).duration_seconds
+    if end_seconds is None:
+        return duration_seconds - start_seconds
+    return min(end_seconds, duration_seconds) - start_seconds
+
+
+def _read_pictures(
+    source: MediaSource,
+    video: VideoConfig,
+    start_seconds: float,
+    num_frames: int,
+    frame_rate: float,
+) -> Tensor:
+    """Pictures with the shorter side of the image size, uint8 `[T, H, W, C]`."""
+    return read_frames(
+        source,
+        start_seconds=start_seconds,
+        num_frames=num_frames,
+        frame_rate=frame_rate,
+        size_rule=lambda width, height: evaluation_size(width, height, video.image_size),
+    )[0]
+
+
+def _cut_crops(frames: Tensor, size: int, count: int) -> Tensor:
+    """Squares of pictures `[T, H, W, C]`: `[count, T, size, size, C]`."""
+    height, width = frames.shape[1:3]
+    corners = evaluation_crops(height, width, size, count)
+    return torch.stack([frames[:, top : top + size, left : left + size] for top, left in corners])

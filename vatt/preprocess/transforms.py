@@ -1,0 +1,250 @@
+"""Pure tensor functions on clips: crops, flips, colour jitter, audio noise.
+
+Every picture of a clip is treated alike, so that motion stays motion.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vatt.config.augment import AugmentConfig
+from vatt.errors import UserError
+from vatt.preprocess.draws import draw_normals, draw_uniforms
+
+# Source: colour augmentation of the official code; brightness and hue are the largest change, of
+# 0…1 and of the colour circle.
+BRIGHTNESS = 32 / 255
+CONTRAST_RANGE = SATURATION_RANGE = (0.6, 1.4)
+HUE = 0.2
+_COLOR, _NOISE, _TIME, _MEL, _PARTNER, _SHARE = 1, 2, 3, 4, 5, 6  # what a number is drawn for
+_TRIES = 8  # of a gamma number, of which 95 % or more succeed: none does in 1 of 10**10 clips
+
+_RGB_TO_YIQ = torch.tensor(
+    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+)
+
+
+def crop(
+    frames: Tensor,
+    size: int | tuple[int, int],
+    *,
+    vertical: float = 0.5,
+    horizontal: float = 0.5,
+) -> Tensor:
+    """The same square, or rectangle, of every picture.
+
+    Args:
+        frames: `[..., H, W, C]`, any dtype.
+        size: Side of the square in pixels, or height and width.
+        vertical: Place along the height, 0 = top, 1 = bottom.
+        horizontal: Place along the width, 0 = left, 1 = right.
+
+    Returns:
+        A view of `frames`, `[..., size, size, C]`.
+
+    Raises:
+        ValueError: pictures smaller than the square.
+    """
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height, width = frames.shape[-3:-1]
+    if height < rows or width < columns:
+        raise ValueError(f"cannot cut {rows}×{columns} pixels from pictures of {height}×{width}")
+    top, left = round(vertical * (height - rows)), round(horizontal * (width - columns))
+    return frames[..., top : top + rows, left : left + columns, :]
+
+
+def stretch(frames: Tensor, size: int) -> Tensor:
+    """Scales pictures to a square, bilinear, with antialiasing where they become smaller.
+
+    Args:
+        frames: uint8 or float `[T, H, W, C]`.
+        size: Side of the square in pixels.
+
+    Returns:
+        The same dtype, `[T, size, size, C]`; `frames` itself where they have that size.
+    """
+    if frames.shape[1:3] == (size, size):
+        return frames
+    pixels = frames.permute(0, 3, 1, 2)
+    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+
+
+def flip_horizontally(frames: Tensor) -> Tensor:
+    """Mirrors left and right of pictures `[..., H, W, C]`, any dtype; a copy of the same shape."""
+    return frames.flip(-2)
+
+
+def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
+    """Changes brightness, saturation, hue and contrast of a share of the clips.
+
+    All four together are one affine map of RGB per clip, so that a clip is read and written once,
+    and one clipping at the end.
+
+    Source: `color_default_augm` of DMVR, which the official code calls in fine-tuning (not in
+    pre-training, where the paper's augmentation has it): the same rate and ranges. That code takes
+    each picture's mean colour for the contrast, here it is the clip's; and saturation and hue in
+    HSV, which keeps the largest of R, G, B, here in YIQ, which keeps the luminance.
+
+    Args:
+        video: Float `[B, T, H, W, C]`, RGB in [-1, 1].
+        rate: Share of the clips that are changed, in [0, 1].
+        seeds: int64 `[B]`, on the video's device; they name what is drawn for each clip.
+
+    Returns:
+        The same dtype, shape and range; `video` itself stays as it is.
+    """
+    draws = draw_uniforms(seeds, _COLOR, 5)
+    active = draws[:, 0] < rate
+    matrix, offset = _color_maps(draws[:, 1:], video.mean(dim=(1, 2, 3), dtype=torch.float32))
+    matrix = torch.where(active[:, None, None], matrix, torch.eye(3, device=video.device))
+    offset = torch.where(active[:, None], offset, 0.0)
+    pixels = video.flatten(1, 3)
+    changed = torch.baddbmm(offset[:, None].to(video), pixels, matrix.mT.to(video))
+    return changed.clamp_(-1, 1).view_as(video)
+
+
+def _color_maps(draws: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """The affine maps of colours in [-1, 1].
+
+    Args:
+        draws: Uniform numbers `[B, 4]`.
+        mean: Mean colours `[B, 3]`.
+
+    Returns:
+        Matrices `[B, 3, 3]` and offsets `[B, 3]`.
+    """
+    brightness = (2 * draws[:, 0] - 1) * 2 * BRIGHTNESS  # the scale -1…1 is twice as long as 0…1
+    contrast, saturation = (
+        low + draws[:, axis] * (high - low)
+        for axis, (low, high) in ((1, CONTRAST_RANGE), (2, SATURATION_RANGE))
+    )
+    angle = (2 * draws[:, 3] - 1) * HUE * 2 * math.pi
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    cos, sin = saturation * angle.cos(), saturation * angle.sin()
+    rows = [one, zero, zero, zero, cos, -sin, zero, sin, cos]
+    to_yiq = _RGB_TO_YIQ.to(draws.device)
+    turn = torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=-1).view(-1, 3, 3) @ to_yiq
+    offset = (1 - contrast)[:, None] * (turn @ mean[..., None])[..., 0] + brightness[:, None]
+    return contrast[:, None, None] * turn, offset
+
+
+def add_audio_noise(audio: Tensor, level: float, seeds: Tensor) -> Tensor:
+    """Adds Gaussian noise in proportion to each clip's largest amplitude; silence stays silent.
+
+    Args:
+        audio: Float `[B, S]`, in about [-1, 1].
+        level: Standard deviation as a share of the largest amplitude.
+        seeds: int64 `[B]`, on the audio's device; they name what is drawn for each clip.
+
+    Returns:
+        The same dtype and shape, not clipped; `audio` itself stays as it is.
+    """
+    noise = draw_normals(seeds, _NOISE, audio.shape[1]).to(audio.dtype)
+    return audio + noise * (level * audio.abs().amax(dim=-1, keepdim=True))
+
+
+def mask_spectrogram(log_mel_BMF: Tensor, augment: AugmentConfig, seeds: Tensor) -> Tensor:
+    """Blanks stretches of time and of mel bins: SpecAugment without its warping of time.
+
+    The width of each mask is uniform from 0 to the largest, and so is its place.
+
+    Args:
+        log_mel_BMF: Float `[B, M, F]` in [0, 1].
+        augment: Number and largest size of the masks.
+        seeds: int64 `[B]`, on the spectrograms' device; they name what is drawn for each clip.
+
+    Returns:
+        The same dtype, shape and range, 0 (the clip's smallest value) under the masks;
+        `log_mel_BMF` itself stays as it is.
+
+    Source: Park et al., "SpecAugment", arXiv 1904.08779.
+    """
+    _, num_windows, num_mels = log_mel_BMF.shape
+    time_BM = _draw_masks(
+        seeds, _TIME, num_windows, augment.num_time_masks, augment.largest_time_mask
+    )
+    mel_BF = _draw_masks(seeds, _MEL, num_mels, augment.num_mel_masks, augment.largest_mel_mask)
+    return log_mel_BMF.masked_fill(time_BM[:, :, None] | mel_BF[:, None], 0.0)
+
+
+def _draw_masks(seeds: Tensor, purpose: int, size: int, count: int, largest: float) -> Tensor:
+    """Where any of `count` stretches lies: bool `[B, size]`."""
+    draws = draw_uniforms(seeds, purpose, 2 * count).view(len(seeds), count, 2)
+    width = (draws[..., 0] * (int(largest * size) + 1)).floor()
+    start = (draws[..., 1] * (size - width + 1)).floor()
+    place = torch.arange(size, device=seeds.device)
+    inside = (place >= start[..., None]) & (place < (start + width)[..., None])
+    return inside.any(dim=1)
+
+
+def mixup(
+    inputs: Tensor, targets: Tensor, seeds: Tensor, *, alpha: float, beta: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mixes each clip with another of the batch, and its labels in the same proportion.
+
+    Which clips are mixed depends on the batch; each clip's share of itself does not. Several
+    modalities of the same clips are mixed alike by the same seeds.
+
+    Args:
+        inputs: Float `[B, …]`: waveforms, spectrograms or pictures.
+        targets: Float `[B, classes]`: shares of each class, one-hot or several.
+        seeds: int64 `[B]`, on the same device; they name what is drawn for each clip.
+        alpha: A clip's share of itself is of the distribution Beta(alpha, beta): 5 for audio
+            fine-tuning.
+        beta: None: the same as `alpha`.
+
+    Returns:
+        Mixed inputs and targets, of the same dtypes and shapes.
+
+    Raises:
+        ValueError: targets or inputs that are not of floating point or differ in rows, or alpha or
+            beta is not positive.
+
+    Source: Zhang et al., "mixup", arXiv 1710.09412; one share for each clip, as official.
+    """
+    beta = alpha if beta is None else beta
+    if min(alpha, beta) <= 0:
+        raise UserError(f"mixup needs alpha and beta above 0, got {alpha} and {beta}")
+    if not (inputs.is_floating_point() and targets.is_floating_point()):
+        raise ValueError(
+            "mixup needs inputs and targets of floating point (one-hot instead of a class number), "
+            f"got {inputs.dtype} and {targets.dtype}"
+        )
+    if not len(inputs) == len(targets) == len(seeds):
+        sizes = len(inputs), len(targets), len(seeds)
+        raise ValueError(f"mixup needs a target and a seed for each input, got {sizes}")
+    partner = draw_uniforms(seeds, _PARTNER, 1)[:, 0].argsort()
+    place = torch.empty_like(partner).scatter_(0, partner, partner.roll(1))
+    share = _draw_beta(seeds, alpha, beta)
+    return _mixed(inputs, place, share), _mixed(targets, place, share)
+
+
+def _mixed(values: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    weight = share.view(-1, *[1] * (values.ndim - 1)).to(values.dtype)
+    return weight * values + (1 - weight) * values[partner]
+
+
+def _draw_beta(seeds: Tensor, alpha: float, beta: float) -> Tensor:
+    """One number of Beta(alpha, beta) for each clip, float32 `[B]`."""
+    first, second = (_draw_log_gamma(seeds, _SHARE + i, a) for i, a in ((0, alpha), (3, beta)))
+    return torch.sigmoid(first - second)
+
+
+def _draw_log_gamma(seeds: Tensor, purpose: int, alpha: float) -> Tensor:
+    """Logarithm of one number of Gamma(alpha, 1) for each clip, float32 `[B]`.
+
+    Source: Marsaglia and Tsang, "A simple method for generating gamma variables", 2000.
+    """
+    size = (alpha if alpha >= 1 else alpha + 1) - 1 / 3
+    normal = draw_normals(seeds, purpose, _TRIES)
+    uniform = draw_uniforms(seeds, purpose + 1, _TRIES)
+    cube = (1 + normal / math.sqrt(9 * size)) ** 3
+    log_cube = cube.clamp(min=1e-30).log()
+    accepted = (cube > 0) & (uniform.log() < normal**2 / 2 + size * (1 - cube + log_cube))
+    first = accepted.to(torch.int8).argmax(dim=1, keepdim=True)
+    drawn = log_cube.gather(1, first)[:, 0] + math.log(size)
+    if alpha >= 1:
+        return drawn
+    return drawn + (1 - draw_uniforms(seeds, purpose + 2, 1)[:, 0]).log() / alpha

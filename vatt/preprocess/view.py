@@ -1,0 +1,168 @@
+"""Clip → model input, once for training, evaluation and features."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.preprocess import transforms
+
+if TYPE_CHECKING:
+    from vatt.media.clip import Clip
+    from vatt.media.source import MediaSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A piece of a picture by area and aspect, whatever the picture's size.
+
+    Source: `sample_distorted_bounding_box` of TensorFlow, which the official code calls: the aspect
+    is uniform, the height is uniform between those of the smallest and the largest area that fit.
+    Where not even the smallest area fits, that code draws again; here the largest piece of the
+    aspect is taken.
+
+    Args:
+        aspect: Width / height of the piece as displayed.
+        extent: 0…1, from the smallest to the largest height.
+        area_range: Smallest and largest share of the picture.
+    """
+
+    aspect: float
+    extent: float
+    area_range: tuple[float, float]
+
+    def shares(self, width: float, height: float) -> tuple[float, float]:
+        """Shares, in (0, 1], of a picture's width and height as displayed."""
+        area = width * height
+        lowest, highest = (math.sqrt(share * area / self.aspect) for share in self.area_range)
+        highest = min(highest, height, width / self.aspect)
+        own_height = min(lowest, highest) + self.extent * max(0.0, highest - lowest)
+        return min(1.0, own_height * self.aspect / width), min(1.0, own_height / height)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What of the picture the model sees. The default is the largest central square.
+
+    Args:
+        piece: A piece that is stretched to the model's square. None: a square is cut.
+        scale: Of a square: short side of the decoded picture as a multiple of the image size, at
+            least 1.
+        vertical: Place of square or piece, 0 = top, 1 = bottom.
+        horizontal: Place of square or piece, 0 = left, 1 = right.
+        flip: Whether left and right change places.
+    """
+
+    piece: Piece | None = None
+    scale: float = 1.0
+    vertical: float = 0.5
+    horizontal: float = 0.5
+    flip: bool = False
+
+
+CENTER = View()
+
+
+def read_view(
+    source: "MediaSource",
+    *,
+    start_seconds: float,
+    video: VideoConfig | None,
+    audio: AudioConfig | None,
+    view: View = CENTER,
+) -> "Clip":
+    """Reads picture and sound from one start, the picture cut to the model's square.
+
+    Args:
+        source: As for `vatt.media.clip.read_clip`.
+        start_seconds: From the file's start.
+        video: Geometry of the picture; None reads none.
+        audio: Geometry of the sound; None reads none.
+        view: Which square.
+
+    Returns:
+        A clip whose video is uint8 `[T, H, W, C]`, H = W = `video.image_size`, and whose audio is
+        float32 `[S]`; None where not asked for or not in the file.
+
+    Raises:
+        MediaError: the file is unreadable, damaged in this place, or ends before the start.
+    """
+    from vatt.media.clip import read_clip  # here: the network imports this file and needs no PyAV
+
+    asked: dict[str, Any] = {"start_seconds": start_seconds, "video": video, "audio": audio}
+    if video is None:
+        return read_clip(source, **asked)
+    if view.piece is not None:
+        fit = PieceFit(view.piece, video.image_size)
+        clip = read_clip(source, **asked, size_rule=fit)
+        return clip if clip.video is None else replace(clip, video=fit.cut(clip.video, view))
+    clip = read_clip(source, **asked, short_side=round(video.image_size * view.scale))
+    if clip.video is None:
+        return clip
+    return replace(clip, video=cut_view(clip.video, video.image_size, view))
+
+
+class PieceFit:
+    """How large a picture is decoded so that a piece of it becomes the model's square.
+
+    FFmpeg scales both sides so that the piece is just the square, whose shape is then right without
+    scaling again. It never enlarges: that is left for after the cut, when less is to be enlarged.
+
+    Args:
+        piece: The piece.
+        image_size: Side of the square in pixels.
+    """
+
+    def __init__(self, piece: Piece, image_size: int) -> None:
+        self.piece = piece
+        self.image_size = image_size
+        self._shares = (1.0, 1.0)  # of width and height; known when the picture's shape is
+
+    def __call__(self, width: float, height: float) -> tuple[int, int]:
+        """Width and height to decode a picture of this width and height as displayed at."""
+        self._shares = self.piece.shares(width, height)
+        across, down = (
+            max(1, min(round(self.image_size / share), round(side)))
+            for share, side in zip(self._shares, (width, height), strict=True)
+        )
+        return across, down
+
+    def cut(self, frames: Tensor, view: View) -> Tensor:
+        """Cuts the piece from pictures that are scaled so, and makes it the square.
+
+        Args:
+            frames: uint8 `[T, H, W, C]`.
+            view: Where the piece lies, and whether it is mirrored.
+
+        Returns:
+            uint8 `[T, image_size, image_size, C]`.
+        """
+        columns, rows = (
+            max(1, round(share * side))
+            for share, side in zip(self._shares, reversed(frames.shape[1:3]), strict=True)
+        )
+        place = {"vertical": view.vertical, "horizontal": view.horizontal}
+        square = transforms.stretch(
+            transforms.crop(frames, (rows, columns), **place), self.image_size
+        )
+        return transforms.flip_horizontally(square) if view.flip else square
+
+
+def cut_view(frames: Tensor, image_size: int, view: View = CENTER) -> Tensor:
+    """Cuts pictures that are already scaled to the view's square.
+
+    Args:
+        frames: `[..., H, W, C]`, any dtype; H and W of at least `image_size`.
+        image_size: Side of the square in pixels.
+        view: Which square.
+
+    Returns:
+        The same dtype, `[..., image_size, image_size, C]`; may share memory with `frames`.
+
+    Raises:
+        ValueError: pictures smaller than the square.
+    """
+    square = transforms.crop(frames, image_size, vertical=view.vertical, horizontal=view.horizontal)
+    return transforms.flip_horizontally(square) if view.flip else square

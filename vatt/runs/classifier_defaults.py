@@ -1,0 +1,61 @@
+"""Defaults of fine-tuning that depend on the pre-trained model and the annotations."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vatt.config.model import VATTConfig
+from vatt.config.presets import as_classifier
+from vatt.config.shipped import given_values
+from vatt.errors import CheckpointError, UserError
+from vatt.models.checkpoint import read_config
+from vatt.sets.annotations import read_classes
+
+FINE_TUNING = "vatt.training.finetune.FinetuneModule"
+CLASSIFIER = "model.init_args.model.classifier"
+
+
+def with_classifier(args: Sequence[str]) -> list[str]:
+    """The arguments of a fine-tuning after the settings that need not be written.
+
+    Tower and clips are those of the model that it starts from, classes those of its data. Whatever
+    the arguments say themselves comes later and counts.
+
+    Raises:
+        UserError: there is no such model, or annotations that cannot be read.
+    """
+    given = given_values(args)
+    if given.get("model.class_path") != FINE_TUNING:
+        return list(args)
+    modality = given.get(f"{CLASSIFIER}.modality", "video")
+    classifier = {"modality": modality}
+    data = {name: given.get(f"data.init_args.{name}") for name in ("train", "classes", "layout")}
+    if f"{CLASSIFIER}.num_classes" not in given and isinstance(data["train"], str):
+        path = None if data["classes"] is None else Path(data["classes"])
+        classes = read_classes(path, Path(data["train"]), data["layout"] or "csv")
+        classifier["num_classes"] = len(classes)
+    model = {**_tower_of(args, given, modality).to_dict(), "classifier": classifier}
+    start = {"model": {"class_path": FINE_TUNING, "init_args": {"model": model}}}
+    return [args[0], f"--config={json.dumps(start)}", *args[1:]]
+
+
+def _tower_of(args: Sequence[str], given: Mapping[str, Any], modality: str) -> VATTConfig:
+    """The model that is started from, cut down to one modality; its positions stay as many."""
+    source, config = given.get("model.init_args.init_from"), VATTConfig()
+    goes_on = args[0] != "fit" or given.get("ckpt_path") is not None  # has its own config.yaml
+    if source is not None and (Path(source).exists() or not goes_on):
+        try:
+            config = read_config(source)
+        except CheckpointError as error:
+            raise UserError(f"init_from: {error}") from error
+    video, audio = config.video, config.audio
+    if source is not None:  # from scratch, positions are those of the clips that are asked for
+        video = replace(video, position_grid=video.position_grid or video.grid)
+        audio = replace(audio, position_grid=audio.position_grid or audio.grid)
+    try:
+        classifier = as_classifier(config, modality, 2, video=video, audio=audio)
+        return replace(classifier, classifier=None)
+    except UserError as error:
+        raise UserError(f"{CLASSIFIER}.modality: {error}") from error

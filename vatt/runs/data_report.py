@@ -1,0 +1,51 @@
+"""The report on data before and during a run: captions, failures, coverage."""
+
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from vatt.preprocess.tokenizer import Tokenizer
+from vatt.system.machine import num_cores
+
+TOKENIZER = "tokenizer.json"  # of a run, in its directory
+
+
+class DataReport(Callback):
+    """What a run does about its data, where the datamodule has it as `datamodules.PretrainData`.
+
+    Fills the cache before training, keeps the tokenizer or the classes in the run directory, and
+    logs `data/decode_failures`.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decodes ahead what the cache will hold, so that training does not wait for it."""
+        data = cast(Any, trainer).datamodule
+        if getattr(data, "cache_bytes", 0):
+            data.warm_up_cache(num_workers=num_cores(), show_progress=sys.stderr.isatty())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps tokenizer or classes: the weights mean nothing with other ids or numbers."""
+        if not trainer.is_global_zero:
+            return
+        data, folder = cast(Any, trainer).datamodule, Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = getattr(data, "tokenizer", None)
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer.save(folder / TOKENIZER)
+        if hasattr(data, "save_classes"):
+            data.save_classes(folder)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Logs the count so far."""
+        failures = getattr(cast(Any, trainer).datamodule, "decode_failures", None)
+        if failures is not None:
+            pl_module.log("data/decode_failures", float(failures), batch_size=1)

@@ -1,0 +1,88 @@
+"""Errors of the configuration parser in the project's own words."""
+
+import re
+from collections.abc import Sequence
+from importlib import import_module
+
+from vatt.config.shipped import guess
+
+# what jsonargparse assumes where init_args come without a class_path
+BASE_CLASSES = ("lightning.LightningModule", "lightning.LightningDataModule")
+
+
+def explain(message: str, known_keys: Sequence[str] = ()) -> str:
+    """The one thing in jsonargparse's message that the user can act on.
+
+    Args:
+        message: Several lines, of which most list what else a value could have been.
+        known_keys: Dotted keys that the parser has.
+    """
+    found = re.search(
+        r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: --([^\s=]+)", message
+    )
+    if found:
+        return _unknown_key(found[1] or found[2], message, known_keys)
+    if "No supported gpu backend" in message or "accelerator can not run" in message:
+        return (
+            "trainer.accelerator asks for a GPU, but torch finds none here (see `vatt doctor`): "
+            "set it to cpu, or install the CUDA build of torch"
+        )
+    if "machine only has" in message:  # … or asks for GPUs by number
+        return f"trainer.devices: {' '.join(message.split())}"
+    keys = re.findall(r'(?:Parser key|Validation failed for key) "([^"]+)"', message)
+    where = _full_key(keys[-1], message) if keys else ""
+    wrong = re.findall(r"Expected an? (.+?)\. Got value: (.*)", message)
+    if wrong:
+        expected, value = wrong[0]
+        return f"{where} must be {_plain_type(expected)}, got {value.strip()!r}"
+    missing = re.search(r"arguments are required: (.+)", message)
+    if missing:
+        return f"{where or 'the configuration'} lacks {missing[1]}: give a value"
+    errors = re.findall(r"^ *- (?!Expected a|Problem with given)(.+)", message, flags=re.MULTILINE)
+    inner = re.search(r"Problem with given class_path '([^']+)':\n\s*(.+)", message)
+    if inner:
+        return f"{keys[0]}: cannot use {inner[1]}: {inner[2].strip()}"
+    if errors:
+        return errors[0]
+    return " ".join(line.strip() for line in message.splitlines()[:3])
+
+
+def _unknown_key(key: str, message: str, known_keys: Sequence[str]) -> str:
+    """Names a key that nothing accepts, and the nearest that something does."""
+    class_path = re.search(r"Problem with given class_path '([^']+)'", message)
+    if class_path:
+        prefix = re.findall(r'Parser key "([^"]+)"', message)[0] + ".init_args."
+        group = re.search(r"Group '([^']+)' does not accept", message)
+        key = f"{prefix}{group[1] + '.' if group else ''}{key}"
+        if class_path[1] in BASE_CLASSES:
+            return (
+                f"{key} is set, but nothing said which class that is for: give a whole "
+                "configuration before this one, as in --config demo --config overlay"
+            )
+        known_keys = [prefix + name for name in _class_keys(class_path[1])]
+    return f"unknown key {key}.{guess(key, known_keys)}"
+
+
+def _full_key(key: str, message: str) -> str:
+    """A key with the class argument that it is in, as it is written in YAML."""
+    outer = re.findall(r'Parser key "([^"]+)"', message)[0]
+    return key if outer == key else f"{outer}.init_args.{key}"
+
+
+def _class_keys(class_path: str) -> list[str]:
+    """Dotted names of what a class can be configured with."""
+    from jsonargparse import ArgumentParser
+
+    module, _, name = class_path.rpartition(".")
+    parser = ArgumentParser()
+    parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+    return list(parser.get_defaults().keys())
+
+
+def _plain_type(expected: str) -> str:
+    """`<class 'int'>` → `int`; `typing.Literal['a', 'b']` → `one of 'a', 'b'`."""
+    literal = re.fullmatch(r"(?:typing\.)?Literal\[(.+)\]", expected)
+    if literal:
+        return f"one of {literal[1]}"
+    named = re.fullmatch(r"<class '(.+)'>", expected)
+    return f"of type {named[1] if named else expected}"

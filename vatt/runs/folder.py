@@ -1,0 +1,131 @@
+"""Where a run keeps its files, and what it writes down of itself before it begins."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from vatt.config.shipped import config_paths
+from vatt.errors import UserError
+from vatt.runs.checkpoint import LAST_CHECKPOINT
+from vatt.runs.data_report import TOKENIZER
+from vatt.runs.loggers import RunWandb
+from vatt.system.environment import describe_environment
+from vatt.system.files import write_atomically
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes configuration and environment into the run directory, and sends both to W&B.
+
+    Args:
+        parser: Of the command.
+        config: What it has parsed.
+        path: Where the configuration goes; the environment beside it, named alike.
+        args: Of the `vatt` command.
+    """
+
+    def __init__(
+        self, parser: LightningArgumentParser, config: Any, *, path: Path, args: Sequence[str]
+    ) -> None:
+        super().__init__(parser, config, config_filename=str(path), save_to_log_dir=False)
+        self._path = path
+        self._args = args
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """On rank zero, once the data is known to be there."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config["ckpt_path"] = None  # a configuration says what to train, not where to go on
+        self.parser.save(config, str(self._path), skip_none=False, overwrite=True)
+        environment = describe_environment(self._args, world_size=trainer.world_size)
+        text = json.dumps(environment, indent=2, ensure_ascii=False)
+        write_atomically(environment_path(self._path), f"{text}\n".encode())
+        recorded = {**yaml.safe_load(self._path.read_text()), "environment": environment}
+        for logger in trainer.loggers:
+            if isinstance(logger, RunWandb):
+                logger.log_config(recorded)
+
+
+def environment_path(config: Path) -> Path:
+    """`environment.json` for `config.yaml`, `environment.resume-1.json` for that of a resume."""
+    return config.with_name(config.name.replace("config", "environment", 1)).with_suffix(".json")
+
+
+def choose_run_dir(
+    given: str | None, ckpt_path: str | None, args: Sequence[str], *, new: bool
+) -> Path | None:
+    """The run directory: the given one, the checkpoint's own, or a new one."""
+    if given is not None:
+        folder = Path(given)
+        if new and not ckpt_path and (folder / "checkpoints" / LAST_CHECKPOINT).exists():
+            raise UserError(
+                f"{folder} already holds a run: go on with it by --ckpt_path last, or give another "
+                "--run.dir"
+            )
+        return folder
+    if ckpt_path and Path(ckpt_path).parent.name == "checkpoints":
+        return Path(ckpt_path).parent.parent
+    if not new:
+        return None
+    if ckpt_path == "last":
+        raise UserError("--ckpt_path last needs --run.dir, or the config.yaml of the run", 2)
+    return _new_run_dir(args)
+
+
+def _new_run_dir(args: Sequence[str]) -> Path:
+    """`runs/<configuration>-<time>`, the same for processes that this one starts."""
+    if "VATT_RUN_DIR" in os.environ and "LOCAL_RANK" in os.environ:
+        return Path(os.environ["VATT_RUN_DIR"])
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        raise UserError("several processes need the same run directory: give --run.dir", 2)
+    configs = config_paths(args)
+    name = configs[0].stem if configs else "run"
+    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    os.environ["VATT_RUN_DIR"] = str(folder)
+    return folder
+
+
+def config_path(run_dir: Path, *, resumes: bool) -> Path:
+    """Where the configuration goes: a resumed run may have another one."""
+    if not resumes:
+        return run_dir / "config.yaml"
+    return run_dir / f"config.resume-{len(list(run_dir.glob('config.resume-*.yaml'))) + 1}.yaml"
+
+
+def tokenizer_beside(model: Path) -> Path:
+    """The tokenizer of a model folder, or of the run that a checkpoint is of.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = model if model.is_dir() else model.parent.parent
+    if not (folder / TOKENIZER).is_file():
+        raise UserError(
+            f"{model} has no {TOKENIZER}, which says what its word ids stand for: give "
+            "--data.init_args.tokenizer FILE",
+            2,
+        )
+    return folder / TOKENIZER
+
+
+def find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:
+    """The checkpoint to start from; None: random weights."""
+    last = None if run_dir is None else run_dir / "checkpoints" / LAST_CHECKPOINT
+    if ckpt_path == "last" and subcommand == "fit" and last is not None and not last.exists():
+        print(f"no checkpoint in {run_dir} yet: starting from the beginning", file=sys.stderr)
+        return None
+    if ckpt_path is None and subcommand == "fit":
+        return None
+    path = last if ckpt_path in (None, "last") else Path(str(ckpt_path))
+    if path is None:
+        raise UserError(f"{subcommand} needs trained weights: give --ckpt_path FILE", 2)
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}: give --ckpt_path FILE of one that exists", 2)
+    return path

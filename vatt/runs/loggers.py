@@ -1,0 +1,210 @@
+"""Where metrics go: a CSV file always, Weights & Biases where it can."""
+
+import netrc
+import os
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from vatt.errors import UserError
+from vatt.models.training_facts import METRICS, read_metrics
+from vatt.system.files import write_atomically
+
+WandbMode = Literal["auto", "online", "offline", "disabled"]
+# hosts under which `wandb login` files a key
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+CONNECT_SECONDS = 30  # then the run goes on offline
+RUN_ID = "wandb_run_id"  # files in the run directory
+
+
+def tensorboard_logger(folder: Path) -> TensorBoardLogger:
+    """A logger whose files go to `tensorboard/` in the run directory.
+
+    Raises:
+        UserError: the package is missing.
+    """
+    if find_spec("tensorboard") is None:
+        raise UserError(
+            'run.tensorboard needs the package tensorboard: pip install "vatt[tracking]", or set '
+            "it to false"
+        )
+    return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+
+
+def check_pictures() -> None:
+    """Refuses media for W&B where it could not read the pictures.
+
+    Raises:
+        UserError: Pillow is missing.
+    """
+    if find_spec("PIL") is None:
+        raise UserError(
+            "run.media_every_n_validations needs the package pillow, for pictures in W&B: pip "
+            'install "vatt[tracking]", or set it to null'
+        )
+
+
+def wandb_mode(mode: WandbMode) -> WandbMode:
+    """What `auto` means here: WANDB_MODE if it is set, online with a key, else offline.
+
+    Without the package, or where wandb itself is switched off, everything means `disabled`.
+    """
+    if mode == "disabled" or find_spec("wandb") is None:
+        return "disabled"
+    if mode != "auto":
+        return mode
+    switched_off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
+    told = "disabled" if switched_off else os.environ.get("WANDB_MODE", "").lower()
+    if told in ("online", "offline", "disabled"):
+        return told  # type: ignore[return-value]  # one of the literals, see the line above
+    if told in ("dryrun", "shared"):
+        return "offline" if told == "dryrun" else "online"
+    return "online" if has_wandb_key() else "offline"
+
+
+def has_wandb_key() -> bool:
+    """Whether a key is in the environment or was stored by `wandb login`."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
+    path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        logins = netrc.netrc(path)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(logins.authenticators(name) for name in ((host,) if host else WANDB_HOSTS))
+
+
+class RunWandb(WandbLogger):
+    """Weights & Biases for a run directory: never a prompt, never a hang.
+
+    Online only with a key, and if the server does not answer in time the run goes on offline. The
+    run's id is kept in the directory, so that a resumed run continues the same curves; steps that
+    it does again are not sent again, as W&B keeps what it has (they are the same: a resume is
+    exact). Nothing is written before the run begins, which is after Lightning has prepared the
+    data.
+
+    Args:
+        folder: The run directory; W&B's files go to `wandb/` in it.
+        project: W&B project.
+        mode: `online` or `offline`, see `wandb_mode`.
+    """
+
+    def __init__(self, folder: Path, project: str, mode: WandbMode) -> None:
+        if mode == "online" and not has_wandb_key():
+            print(
+                "W&B: no key (`wandb login` stores one), so this run is offline.", file=sys.stderr
+            )
+            mode = "offline"
+        import wandb
+
+        self._folder = folder
+        self._sent: dict[int, set[str]] = {}
+        if _stored_id(folder) is not None:
+            _, rows = read_metrics(folder / METRICS)
+            self._sent = {int(row["step"]): {*row} for row in rows}
+        super().__init__(
+            name=folder.name,
+            save_dir=folder,
+            project=project,
+            id=_stored_id(folder),
+            mode=mode,
+            # offline there is nothing to resume from: pieces of one id are joined by `wandb sync`
+            resume="allow" if mode == "online" else None,
+            settings=wandb.Settings(init_timeout=CONNECT_SECONDS, silent=True),
+        )
+        del self._wandb_init["anonymous"]  # Lightning sets it, and W&B warns of it
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, begun when first used; offline if the server cannot be reached."""
+        import wandb
+
+        if self._experiment is None:
+            self._name_run()
+        try:
+            return super().experiment
+        except (wandb.errors.CommError, wandb.errors.AuthenticationError) as error:
+            reason = str(error).splitlines()[0]
+            print(f"W&B cannot be reached ({reason}): this run is offline.", file=sys.stderr)
+            wandb.teardown()  # its service would call the run's id taken
+            self._wandb_init.update(mode="offline", resume=None)
+            return super().experiment
+
+    @rank_zero_only
+    def _name_run(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._id = self._wandb_init["id"] = _stored_id(self._folder) or _new_id(self._folder)
+
+    @property
+    def files(self) -> Path | None:
+        """Where this run's files are, once it has begun."""
+        run = self._experiment
+        return None if run is None else Path(run.settings.sync_dir)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Sends what was not sent before the run was resumed."""
+        sent = self._sent.get(step or 0, set())
+        new = {name: value for name, value in metrics.items() if name not in sent}
+        if new.keys() - {"epoch"}:
+            super().log_metrics(new, step)
+
+    @rank_zero_only
+    def log_checkpoint(self, path: Path, step: int) -> None:
+        """Sends a checkpoint as a version of the artifact `checkpoint-<run id>`."""
+        import wandb
+
+        artifact = wandb.Artifact(
+            f"checkpoint-{self.experiment.id}", type="model", metadata={"step": step}
+        )
+        artifact.add_file(str(path))
+        self.experiment.log_artifact(artifact, aliases=["latest", f"step-{step}"])
+
+    @rank_zero_only
+    def log_media(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        pictures: Mapping[str, Path],
+        step: int,
+    ) -> None:
+        """Sends a table, whose cells may be paths of png and mp4 files, and pictures by title."""
+        import wandb
+
+        def as_media(cell: Any) -> Any:
+            if not isinstance(cell, Path):
+                return cell
+            if cell.suffix == ".mp4":
+                return wandb.Video(str(cell), format="mp4")
+            return wandb.Image(str(cell))
+
+        data = [[as_media(cell) for cell in row] for row in rows]
+        media = {f"media/{title}": as_media(path) for title, path in pictures.items()}
+        table = wandb.Table(columns=list(columns), data=data)
+        self.log_metrics({"media/clips": table, **media}, step)
+
+    @rank_zero_only
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Sends the configuration; a resumed run may change it."""
+        self.experiment.config.update(dict(config), allow_val_change=True)
+
+
+def _stored_id(folder: Path) -> str | None:
+    """The id of the W&B run in this directory, if it has begun."""
+    path = folder / RUN_ID
+    return path.read_text().strip() if path.exists() else None
+
+
+def _new_id(folder: Path) -> str:
+    """An id for the run in this directory, the same after a resume; a sweep's agent gives one."""
+    name = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+    write_atomically(folder / RUN_ID, f"{name}\n".encode())
+    return name

@@ -1,0 +1,86 @@
+"""The metrics of a run as a csv file."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from vatt.models.training_facts import METRICS, read_metrics
+from vatt.system.files import write_atomically
+
+
+class MetricsCsv(Logger):
+    """One row per logged step in `metrics.csv`: `step`, then a column for each metric.
+
+    Rows are on disk as soon as they are logged. A resumed run goes on in the same file: rows of
+    steps that are done again are replaced.
+
+    Args:
+        folder: The run directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = folder / METRICS
+        self._rows: list[dict[str, str]] = []
+        self._columns = ["step"]
+        self._opened = False
+
+    @property
+    def name(self) -> str:
+        """Empty: the run directory is the whole path."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Empty, as the name."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds to the row of a step, making it if it is new."""
+        step = step or 0
+        if not self._opened:
+            self._open(step)
+        values = {name: repr(float(v)) for name, v in metrics.items() if name != "epoch"}
+        if not values:
+            return
+        merges = bool(self._rows) and int(self._rows[-1]["step"]) == step
+        if merges:
+            self._rows[-1].update(values)
+        else:
+            self._rows.append({"step": str(step), **values})
+        new = [name for name in values if name not in self._columns]
+        self._columns += new
+        if merges or new:
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(self._rows[-1])
+
+    def _open(self, step: int) -> None:
+        self._opened = True
+        self._columns, rows = read_metrics(self.path)
+        self._rows = [row for row in rows if int(row["step"]) < step]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_atomically(self.path, text.getvalue().encode())

@@ -1,0 +1,17 @@
+"""Class paths of version 0.1, which configurations and run folders of that time hold."""
+
+import sys
+from importlib import import_module
+
+MOVED = {
+    "vatt.pretrain": "vatt.training.pretrain",
+    "vatt.finetune": "vatt.training.finetune",
+    "vatt.sharding": "vatt.training.sharding",
+    "vatt.retrieval_callback": "vatt.runs.retrieval_callback",
+}
+
+
+def keep_old_class_paths() -> None:
+    """Makes the old modules importable; each is the new module under a second name."""
+    for old, new in MOVED.items():
+        sys.modules.setdefault(old, import_module(new))

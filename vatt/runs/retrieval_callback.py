@@ -1,0 +1,100 @@
+"""Zero-shot retrieval by the published protocol while a model trains."""
+
+from typing import Any, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
+
+from vatt.errors import UserError, fault_lines
+from vatt.evaluation.zero_shot_retrieval import embed_items, evaluation_plan
+from vatt.preprocess.tokenizer import Tokenizer
+from vatt.sets.items import EvaluationSet
+from vatt.sets.retrieval import Clips, read_retrieval_set
+
+
+class RetrievalEvaluation(Callback):
+    """Logs `NAME/DIRECTION/AVERAGING/R@1` and so on at validations, as `vatt evaluate retrieval`.
+
+    The ranks share the clips. Not with FSDP2, whose ranks must make the same number of steps.
+
+    Args:
+        data: Shards, or an annotation file.
+        videos: Folder of the files that annotations name.
+        split: Of annotations.
+        clips: Of shards: `records`, or `segments`.
+        name: Under which metrics are logged.
+        every_n_validations: How often; the first counts.
+        num_windows: Of each clip.
+        frame_rate: Frames shown a second; None: the model's.
+        batch_size: Clips that are embedded at once.
+        num_workers: Processes of each rank that read.
+
+    Raises:
+        UserError: data that cannot be used, or numbers that are none.
+    """
+
+    def __init__(
+        self,
+        data: str,
+        videos: str | None = None,
+        split: str | None = None,
+        clips: Clips = "records",
+        name: str = "retrieval",
+        every_n_validations: int = 1,
+        num_windows: int = 4,
+        frame_rate: float | None = None,
+        batch_size: int = 8,
+        num_workers: int = 2,
+    ) -> None:
+        if min(every_n_validations, num_windows, batch_size) < 1 or num_workers < 0:
+            raise UserError(
+                "RetrievalEvaluation needs every_n_validations, num_windows and batch_size of at "
+                f"least 1 and num_workers of at least 0, got {every_n_validations}, "
+                f"{num_windows}, {batch_size} and {num_workers}"
+            )
+        self.data, self.videos, self.split = data, videos, split
+        self.clips = clips
+        self.name = name
+        self.every_n_validations = every_n_validations
+        self.num_windows, self.frame_rate = num_windows, frame_rate
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self._num_validations = 0
+        self._set: EvaluationSet | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Reads the annotations, so that what is wrong in them is said before training."""
+        if any(isinstance(weight, DTensor) for weight in pl_module.parameters()):
+            raise UserError("RetrievalEvaluation does not go with FSDP2: take it out")
+        self._set = read_retrieval_set(
+            self.data, videos=self.videos, split=self.split, clips=self.clips
+        )
+        if trainer.is_global_zero:
+            for line in fault_lines(self._set.missing, "missing"):
+                print(line)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Embeds, measures and logs."""
+        if trainer.sanity_checking or self._set is None:
+            return
+        turn = self._num_validations % self.every_n_validations == 0
+        self._num_validations += 1
+        if not turn:
+            return
+        network = cast(Any, pl_module).network
+        tokenizer = getattr(cast(Any, trainer).datamodule, "tokenizer", None)
+        tables = embed_items(
+            network,
+            tokenizer if isinstance(tokenizer, Tokenizer) else None,
+            self._set.items,
+            evaluation_plan(network, num_windows=self.num_windows, frame_rate=self.frame_rate),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+        )
+        named = {
+            f"{self.name}/{direction}/{averaging}/{column}": value
+            for averaging, directions in tables.metrics().items()
+            for direction, row in directions.items()
+            for column, value in row.items()
+        }
+        named[f"{self.name}/num_clips"] = float(len(tables.embeddings))
+        pl_module.log_dict(named, sync_dist=trainer.world_size > 1)  # the same on every rank

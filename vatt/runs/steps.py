@@ -1,0 +1,235 @@
+"""What a training run needs besides the network: repeatable draws, time, the end, its data."""
+
+import time
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.profilers import Profiler
+
+from vatt.errors import UserError
+from vatt.runs.checkpoint import has_stepped
+from vatt.training.utilisation import FlopMeter, flop_meter
+
+FETCH = "train_dataloader_next"  # end of the name under which Lightning profiles waiting for data
+TIME_SLACK = 0.1  # share of a time budget before time can lead, see `TimeBudget`
+
+
+class StepSeed(Callback):
+    """Makes the random draws of a training step a function of seed, rank and step.
+
+    Dropout and DropToken then repeat exactly after a resume, whatever validation, another number of
+    loader workers or the interruption itself drew in between: there is no random state to restore.
+
+    Args:
+        seed: The run's seed. A checkpoint's seed replaces it on resume.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seeds torch's generators; micro-batches of one step differ."""
+        numbers = (self.seed, trainer.global_rank, trainer.fit_loop.total_batch_idx)
+        mixed = np.random.SeedSequence([number % 2**32 for number in numbers])
+        torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the seed of the interrupted run."""
+        self.seed = state_dict["seed"]
+
+
+class StepClock(Callback):
+    """Measures training time, from asking for a batch to the end of its step, and logs speed.
+
+    Validation, checkpoints and logging are not training time. Logs `perf/step_seconds`,
+    `perf/data_wait_share`, in [0, 1], and `perf/clips_per_second`, over all ranks, each as the mean
+    since the last logged step. A step is one of the optimiser, with all batches it accumulates.
+    Where the device's peak is known (`vatt.training.utilisation`), also
+    `perf/model_flops_utilisation` of the first rank, in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        self.training_seconds = 0.0  # since the start of the run, resumed runs included
+        self.ran = False  # whether this process trained at all
+        self._fetch_began = 0.0
+        self._wait_seconds = 0.0  # these four: since the last logged step
+        self._step_seconds = 0.0
+        self._num_clips = 0
+        self._num_steps = 0
+        self._meter: FlopMeter | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens to the trainer's profiler, which is told when a batch is asked for."""
+        self.ran = True
+        network, precision = getattr(pl_module, "network", None), str(trainer.precision)
+        self._meter = flop_meter(network, trainer.strategy.root_device, precision)
+        untyped = cast(
+            Any, trainer
+        )  # Lightning sets the attribute where type checkers do not see it
+        untyped.profiler = _FetchListener(untyped.profiler, self)
+        self._fetch_began = time.perf_counter()
+
+    def fetch_started(self) -> None:
+        """A batch is asked for."""
+        self._fetch_began = time.perf_counter()
+
+    def fetch_ended(self) -> None:
+        """The batch is there."""
+        self._wait_seconds += time.perf_counter() - self._fetch_began
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Adds the step's time."""
+        seconds = time.perf_counter() - self._fetch_began
+        self.training_seconds += seconds
+        self._step_seconds += seconds
+        self._num_clips += len(batch) * trainer.world_size
+        if self._meter is not None:
+            self._meter.add(batch)
+        if not has_stepped(trainer):
+            return
+        self._num_steps += 1
+        interval = cast(Any, trainer).log_every_n_steps
+        if interval and trainer.global_step % interval == 0:
+            self.log_speed(pl_module)
+
+    def log_speed(self, pl_module: LightningModule) -> None:
+        """Logs what was measured since the last time, if there is anything."""
+        if not self._num_steps:
+            return
+        values = {
+            "perf/step_seconds": self._step_seconds / self._num_steps,
+            "perf/data_wait_share": self._wait_seconds / self._step_seconds,
+            "perf/clips_per_second": self._num_clips / self._step_seconds,
+        }
+        if self._meter is not None:
+            share = self._meter.utilisation(self._step_seconds)
+            values["perf/model_flops_utilisation"] = share
+        pl_module.log_dict(values, batch_size=1)
+        self._wait_seconds = self._step_seconds = 0.0
+        self._num_clips = self._num_steps = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time spent so far."""
+        return {"training_seconds": self.training_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self.training_seconds = state_dict["training_seconds"]
+
+
+class _FetchListener(Profiler):
+    """Tells a `StepClock` of fetches and passes everything on to the trainer's own profiler."""
+
+    def __init__(self, inner: Profiler, clock: StepClock) -> None:
+        super().__init__()
+        self._inner = inner
+        self._clock = clock
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith(FETCH):
+            self._clock.fetch_started()
+        self._inner.start(action_name)
+
+    def stop(self, action_name: str) -> None:
+        self._inner.stop(action_name)
+        if action_name.endswith(FETCH):
+            self._clock.fetch_ended()
+
+    def summary(self) -> str:
+        return self._inner.summary()
+
+    def describe(self) -> None:
+        self._inner.describe()
+
+    def teardown(self, stage: str | None) -> None:
+        self._inner.teardown(stage)
+
+
+class TimeBudget(Callback):
+    """Ends training within a time, however slow the machine, with the schedule carried out.
+
+    The module's progress becomes the further of its share of the steps and of the time, where a
+    share t of the budget counts as (t - 0.1) / 0.9: 0 at first, 1 at the end. On a machine that
+    needs the budget or less for all steps, a slow first step or another pause of up to a tenth of
+    it leaves the lead with the steps: the same seed then gives the same losses.
+
+    Args:
+        clock: Measures the training time; part of the checkpoint, so a resume goes on with it.
+        seconds: Training time of the whole run.
+
+    Raises:
+        UserError: the budget is not positive.
+    """
+
+    def __init__(self, clock: StepClock, seconds: float) -> None:
+        if seconds <= 0:
+            raise UserError(f"the time budget must be positive, got {seconds} seconds")
+        self.clock = clock
+        self.seconds = seconds
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes up the time of an interrupted run."""
+        self._share(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Tells the module how much time is spent, and stops when it is all."""
+        if self._share(trainer, pl_module) >= 1 and has_stepped(trainer):
+            trainer.should_stop = True
+
+    def _share(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        share = self.clock.training_seconds / self.seconds
+        if trainer.world_size > 1:  # ranks must agree on the learning rate and on stopping
+            share = trainer.strategy.broadcast(share)
+        cast(Any, pl_module).time_share = max(0.0, (share - TIME_SLACK) / (1 - TIME_SLACK))
+        return share
+
+
+class EndOfRun(Callback):
+    """Lets a run validate and log at its last step, whatever the intervals.
+
+    Comes after whatever may end a run.
+
+    Args:
+        clock: Logs its part of the row.
+    """
+
+    def __init__(self, clock: StepClock) -> None:
+        self.clock = clock
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Asks Lightning to stop; it validates then, unless there is no validation at all."""
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+        untyped = cast(Any, trainer)
+        if trainer.should_stop and untyped.log_every_n_steps and has_stepped(trainer):
+            self.clock.log_speed(pl_module)
+            untyped.log_every_n_steps = 1  # this row too; there is none after it

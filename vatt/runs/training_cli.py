@@ -1,0 +1,337 @@
+"""`vatt fit / validate / test / predict`: LightningCLI with a run directory and short errors."""
+
+import logging
+import os
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from vatt.config.geometry import MODALITIES
+from vatt.config.shipped import given_keys, with_config_paths
+from vatt.errors import UserError, VattError
+from vatt.runs.checkpoint import AtomicCheckpointIO, RunCheckpoint
+from vatt.runs.classifier_defaults import with_classifier
+from vatt.runs.data_report import TOKENIZER, DataReport
+from vatt.runs.explain import explain
+from vatt.runs.folder import (
+    RunRecord,
+    choose_run_dir,
+    config_path,
+    find_checkpoint,
+    tokenizer_beside,
+)
+from vatt.runs.loggers import RunWandb, WandbMode, check_pictures, tensorboard_logger, wandb_mode
+from vatt.runs.media_log import MediaLog
+from vatt.runs.metrics_csv import MetricsCsv
+from vatt.runs.moved import keep_old_class_paths
+from vatt.runs.progress import TrainingProgress, fit_summary, metric_lines
+from vatt.runs.steps import EndOfRun, StepClock, StepSeed, TimeBudget
+from vatt.runs.stopping import StopOnSignal
+from vatt.runs.weight_average import WeightAverage
+from vatt.system.files import NO_SPACE, no_space
+from vatt.system.ranks import LOST_RANK, is_lost_rank
+
+# Written once, where the left side stands; the right side is filled from it. What a model or data
+# module of another kind has not is passed over.
+LINKS = {
+    **{f"model.init_args.model.{name}": f"data.init_args.{name}" for name in MODALITIES},
+    "model.init_args.model.classifier": "data.init_args.classifier",
+    "model.init_args.micro_batch_size": "data.init_args.micro_batch_size",
+    "trainer.max_steps": "model.init_args.schedule.max_steps",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run keeps its files, and how it ends.
+
+    Args:
+        dir: Run directory; None: a new one under `runs/`, named by configuration and time.
+        time_budget_seconds: Training time after which the run ends, its schedule carried out, if
+            `trainer.max_steps` did not end it before; None: no limit.
+        checkpoint_every_n_steps: Steps between two writes of `checkpoints/last.ckpt`.
+        ema_decay: Decay of a moving average of the weights, which is then what is validated and
+            what the checkpoint's model is; 0.999 averages over about 1000 steps. None: no average.
+        wandb: `auto`: online with a key, else offline.
+        wandb_project: Project of the W&B run.
+        wandb_checkpoints: Whether each checkpoint is sent to W&B, too, as an artifact.
+        tensorboard: Whether metrics are written for TensorBoard, too.
+        media_every_n_validations: How often some validation clips are kept with the captions that
+            the model finds for them, see `vatt.runs.media_log`. None: never.
+    """
+
+    dir: str | None = None
+    time_budget_seconds: float | None = None
+    checkpoint_every_n_steps: int = 500
+    ema_decay: float | None = None
+    wandb: WandbMode = "auto"
+    wandb_project: str = "vatt"
+    wandb_checkpoints: bool = False
+    tensorboard: bool = False
+    media_every_n_validations: int | None = None
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI whose every run has a directory of its own.
+
+    Args:
+        args: Arguments, the subcommand first.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        options = {"exit_on_error": False, "allow_abbrev": False}
+        self._args = list(args)
+        self._clock = StepClock()
+        self._wandb: RunWandb | None = None
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "max_epochs": -1,
+                "num_sanity_val_steps": 1,
+                "log_every_n_steps": 10,
+                "use_distributed_sampler": False,  # the loaders of vatt split the data themselves
+            },
+            parser_kwargs={**options, **{name: dict(options) for name in self.subcommands()}},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=self._args,
+        )
+
+    @property
+    def training_seconds(self) -> float:
+        """Training time of the run so far, without validation, checkpoints and decoding ahead."""
+        return self._clock.training_seconds
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run's own settings, and what is written once and used twice."""
+        parser.add_class_arguments(RunConfig, "run")
+        for source, target in LINKS.items():
+            parser.link_arguments(source, target)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses, and turns what is wrong into one sentence."""
+        _refuse_linked_keys(self._args)
+        try:
+            self.config = parser.parse_args(with_classifier(args))
+        except ArgumentError as error:
+            raise UserError(explain(str(error), self._known_keys()), 2) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's settings never override what the user gives."""
+
+    def before_instantiate_classes(self) -> None:
+        """Settles run directory, checkpoint and name of the configuration before any work."""
+        run, config = self._of("run"), self.config[self.subcommand]
+        fits, given = self.subcommand == "fit", config["ckpt_path"]
+        self.run_dir = choose_run_dir(run["dir"], given, self._args, new=fits)
+        run["dir"] = None if self.run_dir is None else str(self.run_dir)
+        checkpoint = find_checkpoint(given, self.run_dir, self.subcommand or "")
+        config["ckpt_path"] = None if checkpoint is None else str(checkpoint)
+        config["weights_only"] = True
+        self._take_tokenizer(config)
+        if fits:
+            assert self.run_dir is not None
+            self.config_path = config_path(self.run_dir, resumes=checkpoint is not None)
+            self.save_config_callback = RunRecord
+            self.save_config_kwargs = {"path": self.config_path, "args": self._args}
+
+    def instantiate_classes(self) -> None:
+        """Builds model, data and trainer; what they refuse is the configuration's fault."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException, ArgumentError) as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, VattError):
+                cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what it catches
+            if cause is not None:
+                raise cause from None
+            if isinstance(error, ValueError):
+                raise
+            raise UserError(explain(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that writes into the run directory only."""
+        config = self._of("trainer")
+        plugins = self.config_init[self.subcommand]["trainer"].get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        kwargs |= {"plugins": plugins, "enable_model_summary": False}
+        if self.run_dir is not None:
+            kwargs["default_root_dir"] = self.run_dir
+        # these two have a part in the checkpoint, which every command reads
+        callbacks: list[Any] = [StepSeed(int(self._of("seed_everything"))), self._clock]
+        if self.subcommand == "fit":
+            kwargs["logger"] = self._loggers()
+            callbacks += self._fit_callbacks()
+            if config.get("enable_progress_bar") is not False:
+                callbacks.append(TrainingProgress())
+        else:
+            kwargs |= {"logger": False, "enable_checkpointing": False}
+        self.trainer_defaults["callbacks"] = callbacks
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as error:  # Lightning's, of a setting of its own
+            raise UserError(explain(str(error))) from error
+
+    def fit(self, **kwargs: Any) -> None:
+        """Trains; processes that read data and end by the signal that ends the run are no news."""
+        with self.stop.listening():
+            try:
+                self.trainer.fit(**kwargs)
+            except (RuntimeError, SystemExit, KeyboardInterrupt) as error:
+                if self.stop.asked:  # Lightning exits on Ctrl-C
+                    raise self.stop.error(self.trainer) from None
+                if is_lost_rank(error):
+                    raise UserError(f"{LOST_RANK}; {self._go_on}") from error
+                raise
+            except OSError as error:
+                if error.errno in NO_SPACE and self.checkpoint.path.exists():
+                    raise UserError(no_space(error, self._go_on)) from error
+                raise
+
+    def after_fit(self) -> None:
+        """Says where everything is."""
+        if not self.trainer.is_global_zero:
+            return
+        if not self._clock.ran:
+            step = self.trainer.global_step
+            print(f"{self.run_dir} is trained: step {step}. More: --trainer.max_steps {2 * step}")
+            return
+        print(
+            fit_summary(
+                self.trainer,
+                seconds=self._clock.training_seconds,
+                checkpoint=self.checkpoint.path,
+                config=self.config_path,
+                wandb_files=None if self._wandb is None else self._wandb.files,
+            )
+        )
+
+    def validate(self, **kwargs: Any) -> None:
+        """Runs the validation and prints its metrics."""
+        self._evaluate("validate", "val", kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Runs the test and prints its metrics."""
+        self._evaluate("test", "test", kwargs)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Writes what the model makes of a set beside the checkpoint."""
+        kwargs["return_predictions"] = True
+        parts = self.trainer.predict(**kwargs)
+        said = self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent)
+        if self.trainer.is_global_zero:
+            print(said)
+
+    def _evaluate(self, name: str, prefix: str, kwargs: dict[str, Any]) -> None:
+        getattr(self.trainer, name)(**{**kwargs, "verbose": False})
+        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
+        print("\n".join(metric_lines(metrics, prefix)) or "no metrics: is data.validation set?")
+
+    def _known_keys(self) -> list[str]:
+        name = self._args[0] if self._args else ""
+        parser = self._subcommand_parsers.get(name)
+        return [] if parser is None else list(parser.get_defaults().keys())
+
+    def _of(self, key: str) -> Any:
+        return self._get(self.config, key)
+
+    def _fit_callbacks(self) -> list[Any]:
+        assert self.run_dir is not None
+        run = self._of("run")
+        folder = self.run_dir / "checkpoints"
+        wandb = self._wandb if run["wandb_checkpoints"] else None
+        if run["wandb_checkpoints"] and wandb is None:
+            raise UserError("run.wandb_checkpoints is true, but W&B is disabled: set one of them")
+        self.checkpoint = RunCheckpoint(folder, run["checkpoint_every_n_steps"], wandb)
+        self._go_on = f"go on with: vatt fit --config {self.config_path} --ckpt_path last"
+        self.stop = StopOnSignal(self.checkpoint, self._go_on)
+        callbacks = [DataReport(), self.checkpoint, self.stop]
+        if run["ema_decay"] is not None:
+            callbacks.append(WeightAverage(run["ema_decay"]))
+        if run["media_every_n_validations"] is not None:
+            if self._wandb is not None:
+                check_pictures()
+            callbacks.append(MediaLog(run["media_every_n_validations"]))
+        if run["time_budget_seconds"] is not None:
+            callbacks.append(TimeBudget(self._clock, run["time_budget_seconds"]))
+        return [*callbacks, EndOfRun(self._clock)]
+
+    def _take_tokenizer(self, config: Any) -> None:
+        """What is trained goes on with the ids it was trained with, unless told otherwise.
+
+        Raises:
+            UserError: the weights to start from do not say what their ids stand for.
+        """
+        settings = (config["data"] or {}).get("init_args") or {}
+        start = ((config["model"] or {}).get("init_args") or {}).get("init_from")
+        resumes, told = config["ckpt_path"] is not None, settings.get("tokenizer", "")
+        if told is not None and not (told and resumes and not Path(told).is_file()):
+            return
+        if resumes:
+            kept = None if self.run_dir is None else self.run_dir / TOKENIZER
+        elif start is not None:
+            kept = tokenizer_beside(Path(start))
+        else:
+            return
+        if kept is not None and kept.is_file():
+            settings["tokenizer"] = str(kept)
+
+    def _loggers(self) -> list[Any]:
+        """CSV always, W&B unless it is disabled, and what the configuration adds."""
+        assert self.run_dir is not None
+        loggers: list[Any] = [MetricsCsv(self.run_dir)]
+        run = self._of("run")
+        mode = wandb_mode(run["wandb"])
+        if mode != "disabled":
+            self._wandb = RunWandb(self.run_dir, run["wandb_project"], mode)
+            loggers.append(self._wandb)
+        if run["tensorboard"]:
+            loggers.append(tensorboard_logger(self.run_dir))
+        added = self.config_init[self.subcommand]["trainer"].get("logger")
+        if added and added is not True:
+            loggers += added if isinstance(added, list) else [added]
+        return loggers
+
+
+def main(args: Sequence[str] | None = None) -> TrainingCLI:
+    """Runs a training command.
+
+    Args:
+        args: The subcommand and its arguments; None: those of the process.
+
+    Raises:
+        UserError: something that the user can put right.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):  # its notes; its warnings stay
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning 2.6 calls what jsonargparse 4.53 and torch 2.13 have deprecated: nothing to act on
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # steps are logged across Lightning's epochs, which are only nominal here
+    warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    keep_old_class_paths()
+    return TrainingCLI(with_config_paths(sys.argv[1:] if args is None else args))
+
+
+def _refuse_linked_keys(args: Sequence[str]) -> None:
+    """A value on the filled side of a link would be overridden in silence."""
+    for key in given_keys(args):
+        for source, target in LINKS.items():
+            if key == target or key.startswith(f"{target}."):
+                raise UserError(f"{key} is taken from {source}: set that instead", 2)

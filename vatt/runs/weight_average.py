@@ -1,0 +1,124 @@
+"""The exponential moving average of a run's weights."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from vatt.errors import UserError
+from vatt.runs.checkpoint import AVERAGING_STATE
+
+
+class WeightAverage(WeightAveraging):
+    """Keeps an exponential moving average of the weights, for validation and for use.
+
+    In a checkpoint the average is the model, so that whoever loads it gets the average; the
+    training weights are beside it for a resume. Everything in the module's state is averaged, the
+    running statistics of BatchNorm too: those of the training weights would not fit the averaged
+    ones (Keras averages trainable variables only).
+
+    Lightning's callback with these differences: the average is where the model is, on the CPU
+    otherwise, since Lightning makes it before it moves the model; a checkpoint written while the
+    two are exchanged, in a validation that is interrupted or at the end of the training, does not
+    mix them up; and there is no state of the callback itself, for which Lightning asks in every
+    command that reads the checkpoint.
+
+    Args:
+        decay: Share of the old average in the new one, at each optimiser step, in (0, 1).
+
+    Raises:
+        UserError: the decay is out of range.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise UserError(
+                f"run.ema_decay must be in (0, 1), got {decay}: 0.999 averages over about 1000 "
+                "steps, null is off"
+            )
+        super().__init__(multi_avg_fn=_moving_average(decay))
+        self._exchanged = False  # the module has the average now, and the average its weights
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Makes the average.
+
+        Raises:
+            UserError: the weights are spread over processes, or too coarse to be averaged.
+        """
+        precision = str(trainer.precision)
+        if precision.endswith("true") and not precision.startswith(("32", "64")):
+            raise UserError(
+                f"run.ema_decay needs float32 weights, those of trainer.precision {precision} are "
+                "too coarse: set it to bf16-mixed, or ema_decay to null"
+            )
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            strategy = type(trainer.strategy).__name__
+            raise UserError(
+                f"run.ema_decay needs all weights in every process, which {strategy} does not "
+                "promise: set it to null, or trainer.strategy to ddp"
+            )
+        self._device = trainer.strategy.root_device
+        with warnings.catch_warnings():  # that configure_model might shard: not in these strategies
+            warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
+            super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on with both kinds of weights.
+
+        Raises:
+            UserError: the checkpoint has only one.
+        """
+        if AVERAGING_STATE not in checkpoint:
+            raise UserError(
+                "the checkpoint is of a run without run.ema_decay and holds no averaged weights: "
+                "go on without it (null), or start a new run"
+            )
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The steps of an interrupted run are in the average."""
+        self._latest_update_step = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the average in the module, and keeps the training weights for the checkpoint."""
+        self._swap_models(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Saves the average as the model, wherever it is at the moment."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._exchanged:
+            training, average = checkpoint["state_dict"], checkpoint["current_model_state"]
+            checkpoint |= {"state_dict": average, "current_model_state": training}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step of the checkpoint says it all."""
+        return {}
+
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        super()._swap_models(pl_module)
+        self._exchanged = not self._exchanged
+
+
+def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
+    """What `torch.optim.swa_utils.AveragedModel` calls with tensors of one kind and their number.
+
+    Torch's own rounds whole numbers down a little: 7 times 0.9 and 0.1 is not always 7.
+    """
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], _: Any) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        else:  # counts and indices
+            torch._foreach_copy_(averages, weights)
+
+    return update

@@ -1,0 +1,328 @@
+"""Files and their labels, from the annotation files of the usual sets or the user's own.
+
+| layout | file | columns | media |
+|---|---|---|---|
+| csv | the user's own | `file`, `label` or `labels` (split by `;`); times if wanted | paths |
+| folder | none | a folder per class | the files in them |
+| kinetics | Kinetics-400, -600, -700 | `label,youtube_id,time_start,time_end,split…` | clips |
+| moments | Moments in Time | path, label, votes for and against; no header | `training/`, … |
+| audioset | AudioSet's segments | id, start, end, quoted labels; three `#` lines before | clips |
+| esc50 | ESC-50 | `filename,fold,target,category,…` | `../audio` |
+
+Of Kinetics and AudioSet the media are the clips, cut from the videos as usual, found by their names
+anywhere under a folder. Kinetics' lists of test videos have no labels, and cannot be used. A column
+that is not named here is passed over.
+
+Source: copies of AudioSet's eval and balanced segments and its classes, and of Kinetics-600's list
+of test videos, in public repositories; the README that comes with Moments in Time.
+"""
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from vatt.errors import Fault, UserError, fault_lines
+from vatt.media.folder import find_media
+from vatt.system.csv_rows import check_header, misfit, read_rows
+
+Layout = Literal["csv", "folder", "kinetics", "moments", "audioset", "esc50"]
+KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+# beside the lists, as distributed
+MOMENTS_FOLDERS = {"trainingSet.csv": "training", "validationSet.csv": "validation"}
+ESC50_COLUMNS = ("filename", "fold", "category")
+
+
+class AnnotationError(UserError):
+    """Lines of an annotation file that cannot be used."""
+
+    @classmethod
+    def of(cls, path: Path, faults: Sequence[Fault], remedy: str) -> "AnnotationError":
+        """Names the first faults and counts all.
+
+        Args:
+            path: The file.
+            faults: What is wrong with which lines.
+            remedy: What to do.
+        """
+        head = f"{path}: {len(faults)} lines cannot be used"
+        return cls("\n".join([head, *fault_lines(faults), remedy]))
+
+
+def line_fault(line: int, reason: str) -> Fault:
+    """The fault of a line, counted from 1."""
+    return Fault(f"line {line}", reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """One line.
+
+    Args:
+        line: Of the file, from 1; 0 where there is none.
+        names: What the media file may be called; the first that is there counts.
+        labels: As written.
+        start_seconds: Of the part that the labels are about.
+        end_seconds: `inf`: the end of the file.
+        fold: Of ESC-50, else 0.
+    """
+
+    line: int
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    start_seconds: float = 0.0
+    end_seconds: float = math.inf
+    fold: int = 0
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes in their order.
+
+    Args:
+        labels: As annotation files have them.
+        names: For people; of AudioSet others than the labels.
+    """
+
+    labels: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.labels)
+
+
+def read_annotations(path: Path, layout: Layout, faults: list[Fault]) -> Iterator[Annotation]:
+    """The lines of an annotation file.
+
+    Args:
+        path: The file, or for `folder` the folder.
+        layout: Its form.
+        faults: Gets the lines that cannot be read.
+
+    Raises:
+        UserError: there is no such file, or it has other columns.
+    """
+    if layout == "folder":
+        yield from _folder_annotations(path)
+        return
+    readers: dict[str, Callable[[Path, list[Fault]], Iterator[Annotation]]] = {
+        "csv": _own_annotations,
+        "kinetics": _kinetics_annotations,
+        "moments": _moments_annotations,
+        "audioset": _audioset_annotations,
+        "esc50": _esc50_annotations,
+    }
+    if path.is_dir() or not path.exists():
+        hint = ": for a folder per class set data.layout to folder" if path.is_dir() else ""
+        raise UserError(f"{path} is no annotation file{hint or ': correct the path'}")
+    yield from readers[layout](path, faults)
+
+
+def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classes:
+    """The classes, from their own file, or all that an annotation file names, sorted.
+
+    Args:
+        path: AudioSet's `class_labels_indices.csv`, Moments in Time's `moments_categories.txt`
+            (`label,index`), a csv with the columns `id` and `name`, or a class a line. None: from
+            the annotations.
+        annotations: Annotation file.
+        layout: Its form.
+
+    Raises:
+        UserError: a file that cannot be read, names a class twice, or has fewer than two.
+    """
+    faults: list[Fault] = []
+    if path is None:
+        found = {
+            label for one in read_annotations(annotations, layout, faults) for label in one.labels
+        }
+        pairs, source = [(label, label) for label in sorted(found)], annotations
+    else:
+        pairs, source = _read_class_file(path), path
+    labels, names = tuple(label for label, _ in pairs), tuple(name for _, name in pairs)
+    repeated = [label for label, count in Counter(labels).items() if count > 1]
+    if repeated:
+        raise UserError(f"{source} names the class {repeated[0]!r} twice: classes must differ")
+    if len(labels) < 2 and faults:  # that is why
+        raise AnnotationError.of(annotations, faults, "Correct these lines.")
+    if len(labels) < 2:
+        raise UserError(f"{source} has {len(labels)} classes: a classifier needs at least 2")
+    return Classes(labels, names)
+
+
+def _read_class_file(path: Path) -> list[tuple[str, str]]:
+    if not path.is_file():
+        raise UserError(f"no file of classes {path}: correct data.classes")
+    rows = list(read_rows(path))
+    header = rows[0][1] if rows else []
+    for label, name, place in (("mid", "display_name", "index"), ("name", "name", "id")):
+        if {label, name, place} <= set(header):
+            check_header(path, header, (label, name, place))
+            faults = [line_fault(line, misfit(cells, header)) for line, cells in rows[1:]]
+            if faults := [fault for fault in faults if fault.reason]:
+                raise AnnotationError.of(path, faults, "Correct these lines.")
+            at = {column: header.index(column) for column in (label, name, place)}
+            return _by_number(
+                path, [(row[at[label]], row[at[name]], row[at[place]]) for _, row in rows[1:]]
+            )
+    if all(len(row) == 2 and row[1].isdigit() for _, row in rows):
+        return _by_number(path, [(row[0], row[0], row[1]) for _, row in rows])
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    return [(line, line) for line in lines if line]
+
+
+def _by_number(path: Path, rows: Sequence[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    """Labels and names in the order of their numbers, which must run from 0."""
+    by_number = {number: (label, name) for label, name, number in rows}
+    absent = [n for n in range(len(rows)) if str(n) not in by_number]
+    if absent:
+        raise UserError(
+            f"{path}: {len(rows)} classes must be numbered from 0, but there is no {absent[0]}"
+        )
+    return [by_number[str(n)] for n in range(len(rows))]
+
+
+def _folder_annotations(root: Path) -> Iterator[Annotation]:
+    for name in find_media(root):
+        label = PurePosixPath(name).parts[0]
+        if label == name:
+            raise UserError(f"{root / name} lies in no class: put it into the folder of its class")
+        yield Annotation(0, (name,), (label,))
+
+
+def _table(
+    path: Path, wanted: Collection[str], faults: list[Fault]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows by the names of their columns."""
+    rows = read_rows(path)
+    _, header = next(rows, (0, []))
+    check_header(path, header, wanted)
+    for line, cells in rows:
+        if reason := misfit(cells, header):
+            faults.append(line_fault(line, reason))
+        else:
+            yield line, dict(zip(header, cells, strict=True))
+
+
+def _own_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
+    for line, row in _table(path, ("file",), faults):
+        if ("label" in row) == ("labels" in row):
+            raise UserError(
+                f"{path} must have the column label, or labels for several split by ';', and has "
+                f"{','.join(row)}"
+            )
+        several = [part.strip() for part in row.get("labels", "").split(";")]
+        labels = (row["label"],) if "label" in row else tuple(filter(None, several))
+        if not row["file"] or labels == ("",):
+            faults.append(line_fault(line, "names no file" if not row["file"] else "has no label"))
+            continue
+        times = _times(row.get("start_seconds") or "0", row.get("end_seconds") or "inf")
+        if times is None:
+            faults.append(line_fault(line, "its times must be seconds, the end after the start"))
+        else:
+            yield Annotation(line, (row["file"],), labels, *times)
+
+
+def _kinetics_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
+    for line, row in _table(path, KINETICS_COLUMNS, faults):
+        times = _times(row["time_start"], row["time_end"])
+        if times is None or not row["label"] or not row["youtube_id"]:
+            faults.append(line_fault(line, "needs a label, a youtube_id, and times in seconds"))
+            continue
+        start, end = (f"{int(time):06d}" for time in times)
+        name = row["youtube_id"]
+        yield Annotation(line, (f"{name}_{start}_{end}", name), (row["label"],))
+
+
+def _moments_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
+    folder = MOMENTS_FOLDERS.get(path.name)
+    for line, cells in read_rows(path):
+        if len(cells) < 2 or not cells[0] or not cells[1]:
+            faults.append(line_fault(line, "must be a path, a label and votes"))
+        else:
+            names = (cells[0],) if folder is None else (cells[0], f"{folder}/{cells[0]}")
+            yield Annotation(line, names, (cells[1],))
+
+
+def _audioset_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
+    for line, cells in read_rows(path):
+        if cells[0].startswith("#") or cells[0] == "YTID":
+            continue
+        times = _times(*cells[1:3]) if len(cells) == 4 else None
+        labels = tuple(filter(None, cells[-1].split(",")))
+        if times is None or not all(re.fullmatch(r"/\w+/\w+", label) for label in labels):
+            reason = 'must be an id, start, end and labels as "/m/09x0r,/t/dd00088"'
+            faults.append(line_fault(line, reason))
+            continue
+        if len({*labels}) < len(labels):
+            faults.append(line_fault(line, f"has a label twice: {','.join(labels)}"))
+            continue
+        name, (start, end) = cells[0], times
+        milliseconds = f"{name}_{round(start * 1000)}_{round(end * 1000)}"
+        seconds = f"{name}_{int(start):06d}_{int(end):06d}"
+        names = (name, f"Y{name}", milliseconds, seconds, f"{name}_{int(start)}")
+        yield Annotation(line, names, labels)
+
+
+def _esc50_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
+    for line, row in _table(path, ESC50_COLUMNS, faults):
+        if row["fold"] not in {"1", "2", "3", "4", "5"} or not row["category"]:
+            faults.append(
+                line_fault(line, f"needs a category and a fold from 1 to 5: {row['fold']!r}")
+            )
+        else:
+            yield Annotation(line, (row["filename"],), (row["category"],), fold=int(row["fold"]))
+
+
+def _times(start: str, end: str) -> tuple[float, float] | None:
+    try:
+        start_seconds, end_seconds = float(start), float(end)
+    except ValueError:
+        return None
+    return (start_seconds, end_seconds) if 0 <= start_seconds < end_seconds else None
+
+
+def media_finder(
+    path: Path, layout: Layout, media: Path | None
+) -> tuple[Path, Callable[[Iterable[str]], str | None]]:
+    """Where media are, and how one of them is found by the names that it may have.
+
+    Args:
+        path: The annotation file, or for `folder` the folder.
+        layout: Its form.
+        media: Folder of the media; None: where they usually are.
+
+    Returns:
+        The folder, and a function from names to the path in it, None where there is no such file.
+
+    Raises:
+        UserError: no such folder; or two files that cannot be told apart.
+    """
+    if layout in ("kinetics", "audioset"):
+        if media is None:
+            raise UserError(f"data.media must name the folder of {path}'s clips")
+        by_stem: dict[str, str] = {}
+        for name in find_media(media):
+            other = by_stem.setdefault(PurePosixPath(name).stem, name)
+            if other != name:
+                raise UserError(f"{media / name} and {media / other} are named alike: remove one")
+        return media, lambda names: next((by_stem[n] for n in names if n in by_stem), None)
+    root = media
+    if root is None:
+        root = path if layout == "folder" else path.parent
+        if layout == "esc50":
+            root = path.parent.parent / "audio"  # beside meta/, as distributed
+    if not root.is_dir():
+        raise UserError(f"no media folder {root}: correct data.media")
+    return root, lambda names: next((name for name in names if (root / name).is_file()), None)
+
+
+def nearest_label(label: str, classes: Classes) -> str:
+    """What to say about a label that is not among the classes."""
+    near = difflib.get_close_matches(label, classes.labels, n=1)
+    return f"unknown label {label!r}" + (f" (did you mean {near[0]!r}?)" if near else "")

@@ -1,0 +1,282 @@
+"""Sets for classification with their folds, from the files in which they are distributed.
+
+- UCF101: the folder `ucfTrainTestlist` with `trainlist01.txt`, `testlist01.txt`, … and, for the
+  numbers of the classes, `classInd.txt`: 3 folds.
+- HMDB51: the folder with `CLASS_test_split1.txt`, …, where 1 is train, 2 test, 0 neither: 3 folds.
+- ESC-50: `esc50.csv` with the columns `filename,fold,target,category,…`: each of 5 folds is the
+  test set once.
+- The user's own csv: `file,label`, and `split` (train or test) or `fold` (each is the test set
+  once); without either all clips are for testing.
+
+Source: copies of UCF101's lists in public repositories; code in public repositories that reads the
+others.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from vatt.errors import Fault, UserError
+from vatt.sets.items import (
+    EvaluationSet,
+    Item,
+    MediaFiles,
+    find_repeated,
+    read_csv,
+    refuse,
+    with_media,
+)
+from vatt.system.csv_rows import read_rows
+
+TRAIN, TEST = "train", "test"
+UCF101, HMDB51, ESC50 = "ucf101", "hmdb51", "esc50"
+MODALITIES: dict[str, Literal["video", "audio"]] = {
+    UCF101: "video",
+    HMDB51: "video",
+    ESC50: "audio",
+}
+HMDB_SPLITS = {"0": "", "1": TRAIN, "2": TEST}
+_UCF_LIST = re.compile(r"(train|test)list(\d+)\.txt")
+_HMDB_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
+
+
+def read_classification_set(
+    data: str | os.PathLike[str], media: str | os.PathLike[str]
+) -> EvaluationSet:
+    """A set from whatever describes it.
+
+    Args:
+        data: Folder of UCF101's or HMDB51's lists, ESC-50's csv or one's own.
+        media: Folder of the files that these name.
+
+    Raises:
+        UserError: no annotation, wrong entries, named by line, or no file of any clip.
+        ShardError: no media in the folder.
+    """
+    path = Path(data)
+    if path.is_dir():
+        names = sorted(inner.name for inner in path.iterdir())
+        if any(_UCF_LIST.fullmatch(name) for name in names):
+            return read_ucf101(path, media)
+        if any(_HMDB_LIST.fullmatch(name) for name in names):
+            return read_hmdb51(path, media)
+        raise UserError(
+            f"{path} has neither trainlist01.txt (UCF101) nor CLASS_test_split1.txt (HMDB51)"
+        )
+    if not path.is_file():
+        raise UserError(f"no annotations at {path}: correct the path")
+    header = {*next(read_rows(path), (0, []))[1]}
+    if {"filename", "fold", "category"} <= header:
+        return read_esc50(path, media)
+    return read_label_csv(path, media)
+
+
+def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
+    """UCF101; the class of a video is its folder's name.
+
+    Raises:
+        UserError: lines of another form, other numbers of classes than `classInd.txt` has, videos
+            that stand twice in a fold, or a fold without one of its lists; named by line.
+    """
+    classes = _read_classes(folder / "classInd.txt")
+    lists = {
+        (match[1], int(match[2])): inner
+        for inner in sorted(folder.iterdir())
+        if (match := _UCF_LIST.fullmatch(inner.name))
+    }
+    folds = sorted({fold for _, fold in lists})
+    absent = [f"{s}list{f:02d}.txt" for f in folds for s in (TRAIN, TEST) if (s, f) not in lists]
+    if absent:
+        raise UserError(f"{folder} lacks {', '.join(absent)}")
+    faults: list[Fault] = []
+    entries = []
+    for (split, fold), path in lists.items():
+        for place, words in _read_list(path, faults):
+            parts = words[0].split("/")
+            if len(parts) != 2 or len(words) > 2:
+                faults.append(Fault(place, f"must be CLASS/FILE and a number, got {words}"))
+            elif classes and parts[0] not in classes:
+                faults.append(Fault(place, f"{parts[0]!r} is no class of classInd.txt"))
+            elif classes and len(words) == 2 and words[1] != classes[parts[0]]:
+                number = f"class {parts[0]!r} is {classes[parts[0]]} in classInd.txt"
+                faults.append(Fault(place, f"{number}, here {words[1]}"))
+            else:
+                entries.append((words[0], parts[0], folds.index(fold), split, place))
+    items = _with_folds(entries, len(folds), faults)
+    refuse(folder, faults)
+    names = [item.key for item in items]
+    return with_media(UCF101, items, MediaFiles(media), names, annotations=str(folder))
+
+
+def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
+    """HMDB51; the class of a video is in its list's name, and that of the folder it lies in.
+
+    Raises:
+        UserError: lines of another form, or videos that stand twice in a fold; named by line.
+    """
+    lists = [
+        (match, inner)
+        for inner in sorted(folder.iterdir())
+        if (match := _HMDB_LIST.fullmatch(inner.name))
+    ]
+    folds = sorted({int(match[2]) for match, _ in lists})
+    there = {inner.name for _, inner in lists}
+    names = sorted({f"{match[1]}_test_split{fold}.txt" for match, _ in lists for fold in folds})
+    if absent := [name for name in names if name not in there]:
+        raise UserError(f"{folder} lacks {', '.join(absent)}")
+    faults: list[Fault] = []
+    entries = []
+    for match, path in lists:
+        for place, words in _read_list(path, faults):
+            if len(words) != 2 or words[1] not in HMDB_SPLITS:
+                faults.append(Fault(place, f"must be a file and 0, 1 or 2, got {words}"))
+                continue
+            key = f"{match[1]}/{words[0]}"
+            fold = folds.index(int(match[2]))
+            entries.append((key, match[1], fold, HMDB_SPLITS[words[1]], place))
+    items = _with_folds(entries, len(folds), faults)
+    refuse(folder, faults)
+    names = [item.key for item in items]
+    return with_media(HMDB51, items, MediaFiles(media), names, annotations=str(folder))
+
+
+def read_esc50(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
+    """ESC-50, or a set in its form.
+
+    Raises:
+        UserError: other columns, or files that stand twice; named by line.
+    """
+    rows = list(read_csv(path, ("filename", "fold", "category")))
+    entries = [(line, row["filename"], row["category"], row["fold"]) for line, row in rows]
+    items, faults = _cross_validated(path, entries)
+    refuse(path, [*faults, *find_repeated(items)])
+    names = [item.key for item in items]
+    return with_media(ESC50, items, MediaFiles(media), names, annotations=str(path))
+
+
+def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
+    """One's own clips.
+
+    Raises:
+        UserError: other columns, both split and fold, another split, a label that no training clip
+            has, or files that stand twice; named by line.
+    """
+    rows = list(read_csv(path, ("file", "label")))
+    header = rows[0][1].keys() if rows else ()
+    if {"split", "fold"} <= set(header):
+        raise UserError(f"{path}, line 1: has both split and fold; leave one of them out")
+    column = "fold" if "fold" in header else "split"
+    entries = [(line, r["file"], r["label"], r.get(column, TEST).strip()) for line, r in rows]
+    if column == "fold":
+        items, faults = _cross_validated(path, entries)
+    else:
+        items, faults = _split_once(path, entries)
+    refuse(path, [*faults, *find_repeated(items)])
+    names = [item.key for item in items]
+    return with_media("own", items, MediaFiles(media), names, annotations=str(path))
+
+
+def _read_classes(path: Path) -> dict[str, str]:
+    """The number of each class; none where there is no such file."""
+    classes: dict[str, str] = {}
+    for place, words in _read_words(path) if path.is_file() else ():
+        if len(words) != 2:
+            raise UserError(f"{place}: must be a number and a class, got {words}")
+        if words[1] in classes or words[0] in classes.values():
+            raise UserError(f"{place}: {' '.join(words)!r} has a number or class that was there")
+        classes[words[1]] = words[0]
+    return classes
+
+
+def _read_list(path: Path, faults: list[Fault]) -> Iterator[tuple[str, list[str]]]:
+    """Place and words of each line; that there is none is a fault."""
+    empty = True
+    for place, words in _read_words(path):
+        empty = False
+        yield place, words
+    if empty:
+        faults.append(Fault(path.name, "names no video: take the list as it is distributed"))
+
+
+def _read_words(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Place and words of each line that is not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+    for number, line in enumerate(lines, start=1):
+        if words := line.split():
+            yield f"{path.name}, line {number}", words
+
+
+def _with_folds(
+    entries: Sequence[tuple[str, str, int, str, str]], num_folds: int, faults: list[Fault]
+) -> list[Item]:
+    """One clip for each key, with its split in every fold."""
+    labels: dict[str, str] = {}
+    places: dict[str, dict[int, str]] = {}
+    splits: dict[str, list[str]] = {}
+    for key, label, fold, split, place in entries:
+        labels[key] = label
+        if fold in places.setdefault(key, {}):
+            faults.append(Fault(place, f"{key!r} is in {places[key][fold]} already"))
+        places[key][fold] = place
+        splits.setdefault(key, [""] * num_folds)[fold] = split
+    return [
+        Item(
+            key=key,
+            source=None,
+            place=next(iter(places[key].values())),
+            label=label,
+            splits=tuple(splits[key]),
+        )
+        for key, label in labels.items()
+    ]
+
+
+def _cross_validated(
+    path: Path, entries: Sequence[tuple[int, str, str, str]]
+) -> tuple[list[Item], list[Fault]]:
+    """Clips of which each fold is the test set once: line, file, label, fold."""
+    faults = _empty_cells(path, entries)
+    folds = sorted({fold for *_, fold in entries}, key=lambda fold: (len(fold), fold))
+    if len(folds) < 2 and entries:
+        faults.append(Fault(path.name, f"needs at least two folds, has {', '.join(folds)}"))
+    items = [
+        Item(
+            key=file,
+            source=None,
+            place=f"{path.name}, line {line}",
+            label=label,
+            splits=tuple(TEST if own == fold else TRAIN for fold in folds),
+        )
+        for line, file, label, own in entries
+    ]
+    return items, faults
+
+
+def _split_once(
+    path: Path, entries: Sequence[tuple[int, str, str, str]]
+) -> tuple[list[Item], list[Fault]]:
+    """Clips of one fold: line, file, label, split."""
+    faults = _empty_cells(path, entries)
+    known = {label for *_, label, split in entries if split == TRAIN}
+    items = []
+    for line, file, label, split in entries:
+        place = f"{path.name}, line {line}"
+        if split not in (TRAIN, TEST):
+            faults.append(Fault(place, f"split must be {TRAIN} or {TEST}, got {split!r}"))
+        elif known and label not in known:
+            faults.append(Fault(place, f"no training clip has the label {label!r}"))
+        items.append(Item(key=file, source=None, place=place, label=label, splits=(split,)))
+    return items, faults
+
+
+def _empty_cells(path: Path, entries: Sequence[tuple[int, str, str, str]]) -> list[Fault]:
+    return [
+        Fault(f"{path.name}, line {line}", "needs a file, a label and a split or fold")
+        for line, *cells in entries
+        if not all(cell.strip() for cell in cells)
+    ]

@@ -1,0 +1,205 @@
+"""What an evaluation is made on: clips of media files with captions or a label, and their views."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Self
+
+from vatt.errors import Fault, UserError, fault_lines
+from vatt.media.folder import find_media
+from vatt.system.csv_rows import check_header, misfit, read_rows
+
+if TYPE_CHECKING:
+    from vatt.media.source import MediaSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One clip of a set.
+
+    Args:
+        key: Its name, unique in the set.
+        source: Its media; None: they are not there.
+        place: Where it is described, for messages: file and line.
+        start_seconds: Of the clip, from the start of its file.
+        end_seconds: None: the end of the file.
+        captions: What is said about it; for retrieval.
+        label: Its class; for classification.
+        splits: `train` or `test` in each fold of the set, "" where it is in neither.
+        absence: Why it has no media; "" if it has.
+    """
+
+    key: str
+    source: "MediaSource | None"
+    place: str
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    captions: tuple[str, ...] = ()
+    label: str = ""
+    splits: tuple[str, ...] = ()
+    absence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSet:
+    """Clips that are there, and those that are described but absent.
+
+    Args:
+        name: Of the published set, such as `msrvtt-1k`; `own` for any other.
+        items: The clips that have media.
+        absent: The others.
+        description: Paths and choices, for the result file.
+    """
+
+    name: str
+    items: tuple[Item, ...]
+    absent: tuple[Item, ...] = ()
+    description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_listed(self) -> int:
+        """Clips that the annotations describe."""
+        return len(self.items) + len(self.absent)
+
+    @property
+    def missing(self) -> tuple[Fault, ...]:
+        """Where the absent clips are described, and why they are absent."""
+        return tuple(Fault(item.place, item.absence) for item in self.absent)
+
+    @property
+    def labels(self) -> list[str]:
+        """All classes, sorted, those of absent clips too."""
+        return sorted({item.label for item in (*self.items, *self.absent)})
+
+    def in_split(self, split: str) -> Self:
+        """The clips that are in a split in some fold."""
+        return replace(
+            self,
+            items=tuple(item for item in self.items if split in item.splits),
+            absent=tuple(item for item in self.absent if split in item.splits),
+        )
+
+
+class MediaFiles:
+    """The media files of a folder by their ids: their names without folder and extension.
+
+    Args:
+        folder: Searched with its sub-folders.
+
+    Raises:
+        ShardError: no such folder, or no media in it.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._paths: dict[str, list[str]] = {}
+        for name in find_media(self.folder):
+            self._paths.setdefault(PurePosixPath(name).stem, []).append(name)
+
+    def find(self, name: str) -> Path | None:
+        """The file of an id, or of a path in the folder; None: there is none.
+
+        Raises:
+            UserError: there are several.
+        """
+        if (self.folder / name).is_file():
+            return self.folder / name
+        wanted = PurePosixPath(name)
+        known = self._paths.get(wanted.stem) or self._paths.get(wanted.name) or []
+        if len(known) > 1:  # as of the same name in the folders of two classes
+            parts = wanted.with_suffix("").parts
+            own = [
+                k for k in known if PurePosixPath(k).with_suffix("").parts[-len(parts) :] == parts
+            ]
+            known = own if len(parts) > 1 else known
+        if len(known) > 1:
+            raise UserError(
+                f"{self.folder} has several files for {name}: {', '.join(known)}; leave one of them"
+            )
+        return self.folder / known[0] if known else None
+
+
+def with_media(
+    name: str, items: Sequence[Item], files: MediaFiles, names: Sequence[str], **description: Any
+) -> EvaluationSet:
+    """A set of which each clip has its file, or is listed as missing.
+
+    Args:
+        name: Of the set.
+        items: Without media.
+        files: Where these are.
+        names: Id or path of each clip's file.
+        description: Further lines of the set's description.
+
+    Raises:
+        UserError: an id that several files have, two clips that are the same whole file, no clip,
+            or no file for any clip.
+    """
+    if not items:
+        raise UserError(f"{description.get('annotations', name)} describes no clip to evaluate on")
+    found: list[Item] = []
+    absent: list[Item] = []
+    for item, file in zip(items, names, strict=True):
+        path = files.find(file)
+        if path is None:
+            absent.append(replace(item, absence=f"{file} has no file in {files.folder}"))
+        else:
+            found.append(replace(item, source=str(path)))
+    refuse(Path(description.get("annotations", name)), _same_files(found))
+    description = {"media": str(files.folder), **description}
+    made = EvaluationSet(
+        name=name, items=tuple(found), absent=tuple(absent), description=description
+    )
+    if not found:
+        lines = "\n".join(fault_lines(made.missing, "missing"))
+        raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
+    return made
+
+
+def _same_files(items: Sequence[Item]) -> list[Fault]:
+    """A fault for each clip that is the whole file of an earlier one, under another name."""
+    first: dict[Any, Item] = {}
+    faults = []
+    for item in items:
+        if item.end_seconds is None and (other := first.setdefault(item.source, item)) is not item:
+            twin = f"{other.key!r} in {other.place}"
+            faults.append(Fault(item.place, f"{item.key!r} is the same clip as {twin}"))
+    return faults
+
+
+def refuse(path: Path, faults: Sequence[Fault]) -> None:
+    """Raises UserError that lists what is wrong with an annotation file, if anything is."""
+    if faults:
+        lines = "\n".join(fault_lines(faults, "wrong"))
+        raise UserError(f"{path} cannot be used, {len(faults)} entries are wrong\n{lines}")
+
+
+def find_repeated(items: Sequence[Item]) -> list[Fault]:
+    """A fault for each clip whose name an earlier one has."""
+    first: dict[str, str] = {}
+    faults = []
+    for item in items:
+        if item.key in first:
+            faults.append(Fault(item.place, f"{item.key!r} is in {first[item.key]} already"))
+        first.setdefault(item.key, item.place)
+    return faults
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells of each line of a csv file under a header.
+
+    Args:
+        path: UTF-8.
+        columns: Those that it must have.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or a line has more or fewer cells.
+    """
+    rows = read_rows(path)
+    _, header = next(rows, (0, []))
+    check_header(path, header, columns)
+    for line, cells in rows:
+        if reason := misfit(cells, header):
+            raise UserError(f"{path}, line {line}: {reason}")
+        yield line, dict(zip(header, cells, strict=True))

@@ -1,0 +1,315 @@
+"""Sets for retrieval: tar shards, and the annotation files of MSR-VTT and YouCook2 as distributed.
+
+- MSR-VTT 1k-A: `MSRVTT_JSFUSION_test.csv` with the columns `key,vid_key,video_id,sentence`; or a
+  JSON list of objects with `video` (or `video_id`) and `caption`, a text or a list of them.
+- MSR-VTT, all of a split: `MSRVTT_data.json` or `test_videodatainfo.json` with `videos` and
+  `sentences`.
+- YouCook2: `youcookii_annotations_trainval.json`; each annotated piece is a clip of its own.
+
+Source: a copy of MSR-VTT's csv in a public repository; code in public repositories that reads the
+json files.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vatt.errors import Fault, MediaError, UserError
+from vatt.sets.items import (
+    EvaluationSet,
+    Item,
+    MediaFiles,
+    find_repeated,
+    read_csv,
+    refuse,
+    with_media,
+)
+from vatt.system.files import read_json
+
+MSRVTT_COLUMNS = ("video_id", "sentence")
+MSRVTT_1K, MSRVTT_FULL, YOUCOOK2 = "msrvtt-1k", "msrvtt-full", "youcook2"
+DEFAULT_SPLITS = {MSRVTT_FULL: "test", YOUCOOK2: "validation"}
+Clips = Literal["records", "segments"]
+
+
+def read_retrieval_set(
+    data: str | os.PathLike[str],
+    *,
+    videos: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    clips: Clips = "records",
+) -> EvaluationSet:
+    """A set from whatever describes it.
+
+    Args:
+        data: Folder or address of tar shards, or an annotation file.
+        videos: Folder of the files that an annotation file names by their ids.
+        split: Of an annotation file with several; None: the one that results are published on.
+        clips: Of shards: `records`: each record is a clip with all its captions; `segments`: each
+            timed caption is a clip, from its start to its end.
+
+    Raises:
+        UserError: the file is no annotation, wrong entries, named by line, or no media.
+        ShardError: a shard cannot be used, or there are no media.
+    """
+    path = Path(data)
+    if path.suffix not in (".csv", ".json"):
+        if videos is not None or split is not None:
+            raise UserError(f"{data} is no .csv or .json: videos and split are for these")
+        return read_shard_set(data, clips=clips)
+    if videos is None:
+        raise UserError(f"{path} names videos by their ids: give the folder that holds them")
+    if path.suffix == ".csv":
+        if split is not None:
+            raise UserError(f"{path} has no splits: leave split out")
+        return read_msrvtt_csv(path, videos)
+    content = read_json(path, object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
+    if isinstance(content, list):
+        return read_caption_list(path, content, videos)
+    if isinstance(content, dict) and "database" in content:
+        return read_youcook2(path, content, videos, split=split or DEFAULT_SPLITS[YOUCOOK2])
+    if isinstance(content, dict) and {"videos", "sentences"} <= content.keys():
+        return read_msrvtt_json(path, content, videos, split=split or DEFAULT_SPLITS[MSRVTT_FULL])
+    raise UserError(
+        f"{path} is neither MSR-VTT's (keys videos and sentences, or a list) nor YouCook2's "
+        "(key database): give one of these, or shards"
+    )
+
+
+def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") -> EvaluationSet:
+    """The records of a shard folder, or their timed captions.
+
+    Raises:
+        ShardError: a shard cannot be used.
+        UserError: no clip in it.
+    """
+    from vatt.shards.shard_set import ShardSet
+
+    shards = ShardSet(folder)
+    items: list[Item] = []
+    absent: list[Item] = []
+    for number in range(len(shards)):
+        name = f"{shards.shard(number)}:{shards.key(number)}"
+        try:
+            record = shards[number]
+        except MediaError as error:
+            absent.append(Item(key=name, source=None, place=name, absence=error.reason))
+            continue
+        if record.media is None:
+            absent.append(Item(key=name, source=None, place=name, absence="has no media file"))
+            continue
+        whole = Item(
+            key=name,
+            source=record.media,
+            place=name,
+            captions=tuple(segment.text for segment in record.segments),
+        )
+        if clips == "records":
+            items.append(whole)
+            continue
+        for place, segment in enumerate(record.segments):
+            items.append(
+                Item(
+                    key=f"{name}:{place}",
+                    source=record.media,
+                    place=name,
+                    start_seconds=segment.start_seconds,
+                    end_seconds=None if math.isinf(segment.end_seconds) else segment.end_seconds,
+                    captions=(segment.text,),
+                )
+            )
+    if not items:
+        raise UserError(f"{folder} has no clip to evaluate on")
+    description = {"shards": str(folder), "clips": clips}
+    return EvaluationSet(
+        name="own", items=tuple(items), absent=tuple(absent), description=description
+    )
+
+
+def read_msrvtt_csv(path: str | os.PathLike[str], videos: str | os.PathLike[str]) -> EvaluationSet:
+    """MSR-VTT 1k-A from its csv: one caption for each of 1,000 videos.
+
+    Raises:
+        UserError: other columns, empty cells or videos that stand twice, named by line.
+    """
+    path = Path(path)
+    items, faults = [], []
+    for line, row in read_csv(path, MSRVTT_COLUMNS):
+        place = f"{path.name}, line {line}"
+        empty = [column for column in MSRVTT_COLUMNS if not row[column]]
+        if empty:
+            faults.append(Fault(place, f"has no {' and no '.join(empty)}"))
+            continue
+        items.append(
+            Item(key=row["video_id"], source=None, place=place, captions=(row["sentence"],))
+        )
+    refuse(path, [*faults, *find_repeated(items)])
+    return _msrvtt_1k(path, items, videos)
+
+
+def read_caption_list(
+    path: Path, content: Sequence[Any], videos: str | os.PathLike[str]
+) -> EvaluationSet:
+    """MSR-VTT 1k-A, or any other set, from a JSON list of videos with their captions.
+
+    Raises:
+        UserError: entries of another form, or videos that stand twice, named by their numbers.
+    """
+    items, faults = [], []
+    for number, entry in enumerate(content):
+        place = f"{path.name}, entry {number}"
+        try:
+            video, captions = _list_entry(entry)
+        except UserError as error:
+            faults.append(Fault(place, str(error)))
+            continue
+        items.append(Item(key=video, source=None, place=place, captions=captions))
+    refuse(path, [*faults, *find_repeated(items)])
+    return _msrvtt_1k(path, items, videos)
+
+
+def read_msrvtt_json(
+    path: Path, content: dict[str, Any], videos: str | os.PathLike[str], *, split: str = "test"
+) -> EvaluationSet:
+    """All videos of a split of MSR-VTT with their 20 captions each.
+
+    Raises:
+        UserError: entries of another form, unknown videos, videos that stand twice, or another
+            split; named by their numbers.
+    """
+    faults: list[Fault] = []
+    captions: dict[str, list[str]] = {}
+    places: dict[str, str] = {}
+    splits: dict[str, str] = {}
+    for key in ("videos", "sentences"):
+        if not isinstance(content[key], list):
+            raise UserError(f"{path}: {key} must be a list, got {content[key]!r:.80}")
+    for number, entry in enumerate(content["videos"]):
+        place = f"{path.name}, videos[{number}]"
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(k), str) for k in ("video_id", "split")
+        ):
+            faults.append(Fault(place, "needs video_id and split"))
+        elif entry["video_id"] in places:
+            first = places[entry["video_id"]]
+            faults.append(Fault(place, f"{entry['video_id']!r} is in {first} already"))
+        else:
+            places[entry["video_id"]], splits[entry["video_id"]] = place, entry["split"]
+    for number, entry in enumerate(content["sentences"]):
+        place = f"{path.name}, sentences[{number}]"
+        if not isinstance(entry, dict) or not _is_text(entry.get("caption")):
+            faults.append(Fault(place, "needs video_id and caption"))
+        elif entry.get("video_id") not in places:
+            faults.append(Fault(place, f"{entry.get('video_id')!r} is not among the videos"))
+        else:
+            captions.setdefault(entry["video_id"], []).append(entry["caption"])
+    mute = [video for video, of in splits.items() if of == split and video not in captions]
+    faults += [Fault(places[video], f"{video!r} has no sentence") for video in mute]
+    refuse(path, faults)
+    _expect_split(path, split, set(splits.values()))
+    chosen = [video for video, of in splits.items() if of == split]
+    items = [Item(key=v, source=None, place=places[v], captions=tuple(captions[v])) for v in chosen]
+    files = MediaFiles(videos)
+    return with_media(MSRVTT_FULL, items, files, chosen, annotations=str(path), split=split)
+
+
+def read_youcook2(
+    path: Path,
+    content: dict[str, Any],
+    videos: str | os.PathLike[str],
+    *,
+    split: str = "validation",
+) -> EvaluationSet:
+    """The annotated pieces of the videos of a split of YouCook2, each with its sentence.
+
+    Raises:
+        UserError: entries of another form, pieces that stand twice, or another split; named by
+            video and number.
+    """
+    faults: list[Fault] = []
+    items, names = [], []
+    splits = set()
+    if not isinstance(content["database"], dict):
+        raise UserError(f"{path}: database must be an object, got {content['database']!r:.80}")
+    for video, entry in content["database"].items():
+        pieces = entry.get("annotations") if isinstance(entry, dict) else None
+        if not isinstance(pieces, list) or not isinstance(entry.get("subset"), str):
+            faults.append(Fault(f"{path.name}, {video}", "needs subset and annotations"))
+            continue
+        splits.add(entry["subset"])
+        for number, piece in enumerate(pieces if entry["subset"] == split else ()):
+            place = f"{path.name}, {video}, annotations[{number}]"
+            try:
+                items.append(_youcook2_item(video, piece, place))
+                names.append(video)
+            except UserError as error:
+                faults.append(Fault(place, str(error)))
+    refuse(path, [*faults, *find_repeated(items)])
+    _expect_split(path, split, splits)
+    files = MediaFiles(videos)
+    return with_media(YOUCOOK2, items, files, names, annotations=str(path), split=split)
+
+
+def _msrvtt_1k(path: Path, items: Sequence[Item], videos: str | os.PathLike[str]) -> EvaluationSet:
+    """The paper's numbers stand beside a result only if these are the 1,000 videos of MSR-VTT."""
+    own = len(items) != 1000 or not all(item.key.startswith("video") for item in items)
+    names = [item.key for item in items]
+    name = "own" if own else MSRVTT_1K
+    return with_media(name, items, MediaFiles(videos), names, annotations=str(path))
+
+
+def _list_entry(entry: Any) -> tuple[str, tuple[str, ...]]:
+    video = caption = None
+    if isinstance(entry, dict):
+        video, caption = entry.get("video", entry.get("video_id")), entry.get("caption")
+    captions = [caption] if isinstance(caption, str) else caption
+    if not isinstance(video, str) or not isinstance(captions, list):
+        raise UserError(f"needs video (or video_id) and caption, got {entry!r:.80}")
+    if not captions or not all(_is_text(text) for text in captions):
+        raise UserError(f"caption must be a text or a list of texts, got {caption!r:.80}")
+    return video, tuple(captions)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _youcook2_item(video: str, piece: Any, place: str) -> Item:
+    times = piece.get("segment") if isinstance(piece, dict) else None
+    if (
+        not isinstance(times, list)
+        or len(times) != 2
+        or not all(isinstance(t, int | float) and not isinstance(t, bool) for t in times)
+        or not 0 <= times[0] < times[1] < math.inf
+        or not _is_text(piece.get("sentence"))
+    ):
+        raise UserError(f"needs segment [start, end] and sentence, got {piece!r:.80}")
+    return Item(
+        key=f"{video}:{piece.get('id', place)}",
+        source=None,
+        place=place,
+        start_seconds=float(times[0]),
+        end_seconds=float(times[1]),
+        captions=(piece["sentence"],),
+    )
+
+
+def _expect_split(path: Path, split: str, splits: set[str]) -> None:
+    if split not in splits:
+        raise UserError(f"{path} has no split {split!r}: it has {', '.join(sorted(splits))}")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; json itself would keep the last of several entries with one key."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {twin!r} twice")
+    return made
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

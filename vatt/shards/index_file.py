@@ -1,0 +1,125 @@
+"""Where each sample of a tar shard is: a pass over the tar's headers, kept in a file beside it.
+
+`00000.tar.index` is a safetensors file with the arrays of `ShardIndex`, and with the size and time
+of the tar that it describes.
+"""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as save_arrays
+
+from vatt.errors import ShardError
+from vatt.shards.index import ShardIndex
+from vatt.shards.tar import scan_shard
+from vatt.system.files import written_whole
+
+if TYPE_CHECKING:
+    pass
+
+INDEX_SUFFIX = ".index"  # 00000.tar → 00000.tar.index
+INDEX_VERSION = "1"
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The tars of a folder, by name.
+
+    Raises:
+        ShardError: no such folder, or none in it.
+    """
+    if not folder.exists():
+        raise ShardError(
+            f"no shard folder {folder}: correct the path, or make it with "
+            f"`vatt shards build MEDIA {folder}`"
+        )
+    if not folder.is_dir():
+        raise ShardError(f"{folder} is a file: give the folder that holds the shards")
+    paths = list_shards(folder)
+    if not paths:
+        raise ShardError(
+            f"{folder} holds no shards (*.tar): if it holds media, make shards with "
+            f"`vatt shards build {folder} OUT`"
+        )
+    return paths
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """The tars of a folder, by name; none of them where there are none."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+
+
+def read_index(shard: Path) -> ShardIndex:
+    """The index of a shard: the one beside it when that is fresh, else by a pass over the headers.
+
+    A shard that was copied or touched, and holds what its index says, keeps its index.
+
+    Raises:
+        ShardError: see `scan_shard`; or the shard holds something else than its index says.
+    """
+    index, is_stored = find_index(shard)
+    if not is_stored:
+        with contextlib.suppress(OSError):  # a read-only folder: the index stays in memory
+            write_index(shard, index)
+    return index
+
+
+def find_index(shard: Path) -> tuple[ShardIndex, bool]:
+    """The index of a shard, and whether the one beside it is fresh.
+
+    Raises:
+        ShardError: as `read_index`.
+    """
+    stored = load_index(shard)
+    if stored is not None and stored[0] == _stamp(shard):
+        return stored[1], True
+    index = scan_shard(shard)
+    if stored is not None and not index.same_as(stored[1]):
+        raise ShardError(
+            f"{index_path(shard)} is stale: {shard} has changed since it was made. If the change "
+            "is wanted, delete the index and start again; a resumed run then sees other samples"
+        )
+    return index, False
+
+
+def index_path(shard: Path) -> Path:
+    """Where the index of a shard is."""
+    return shard.with_name(shard.name + INDEX_SUFFIX)
+
+
+def _stamp(shard: Path) -> dict[str, str]:
+    """What an index must agree with to be fresh."""
+    try:
+        status = shard.stat()
+    except OSError as error:
+        link = f", a link to {shard.readlink()}," if shard.is_symlink() else ""
+        raise ShardError(f"{shard}{link} cannot be read: {error.strerror}") from error
+    return {
+        "version": INDEX_VERSION,
+        "size": str(status.st_size),
+        "mtime_ns": str(status.st_mtime_ns),
+    }
+
+
+def write_index(shard: Path, index: ShardIndex) -> None:
+    """Writes the index of a finished shard beside it."""
+    with written_whole(index_path(shard)) as file:
+        file.write(save_arrays(index.arrays(), metadata=_stamp(shard)))
+
+
+def load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
+    """Stamp and index of a shard; None where there is none that this version reads."""
+    path = index_path(shard)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="np") as stored:
+            stamp = dict(stored.metadata() or {})
+            if stamp.get("version") != INDEX_VERSION:
+                return None
+            return stamp, ShardIndex(
+                **{name: stored.get_tensor(name) for name in ("keys", "key_ends", "members")}
+            )
+    except SafetensorError:  # a damaged index says nothing about the shard: it is made again
+        return None

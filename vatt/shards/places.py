@@ -1,0 +1,102 @@
+"""Shards by their place: a local folder or a remote address."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vatt.errors import ShardError
+from vatt.media.folder import walk_media
+from vatt.shards.index_file import find_shards, list_shards
+from vatt.shards.listing import list_remote
+from vatt.shards.remote import RemoteShard
+
+if TYPE_CHECKING:
+    from vatt.media.source import FileWindow
+
+
+def holds_shards_only(source: Path, out: Path | None) -> bool:
+    """Whether a folder's tars are to be indexed: it has some, and no media to build others from.
+
+    Args:
+        source: Which folder.
+        out: Where the result is to go. With None or `source`, media beside the tars do not count.
+    """
+    if not list_shards(source):
+        return False
+    in_place = out is None or out.resolve() == source.resolve()
+    return in_place or next(walk_media(source), None) is None
+
+
+Shard = Path | RemoteShard
+
+
+def is_remote(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is named by an address."""
+    return isinstance(folder, str) and re.match(r"[a-z][a-z0-9+.-]+://", folder) is not None
+
+
+def local_or_remote(folder: str) -> Path | str:
+    """A folder as given on a command line: paths are paths, addresses stay as they are."""
+    return folder if is_remote(folder) else Path(folder)
+
+
+def find_tars(folder: str | os.PathLike[str]) -> Sequence[Shard]:
+    """The shards of a folder or address, by name.
+
+    Raises:
+        ShardError: no such folder, or none in it; it cannot be listed or reached.
+    """
+    place = local_or_remote(os.fspath(folder))
+    return find_shards(place) if isinstance(place, Path) else list_remote(place)
+
+
+def stamp_of(shard: Shard) -> tuple[str | int, ...]:
+    """What changes when a shard does: its name, size and time of change or version."""
+    if isinstance(shard, RemoteShard):
+        return (shard.path.name,)  # holds size and version
+    status = shard.stat()
+    return (shard.name, status.st_size, status.st_mtime_ns)
+
+
+def open_shard(shard: Shard) -> int:
+    """A descriptor of a shard, local or remote."""
+    return shard.open() if isinstance(shard, RemoteShard) else os.open(shard, os.O_RDONLY)
+
+
+def window_of(shard: Shard, offset: int, size: int) -> "FileWindow":
+    """Some bytes of a shard; those of a remote one are downloaded when the window is opened."""
+    from vatt.media.source import FileWindow
+
+    if isinstance(shard, RemoteShard):
+        return FileWindow(str(shard.path), offset, size, shard)
+    return FileWindow(str(shard), offset, size)
+
+
+def read_members(shard: Shard, places: list[list[int]]) -> list[bytes]:
+    """The bytes of some members of a shard.
+
+    Args:
+        shard: Local or remote.
+        places: Offset and size of each; offset -1: absent, gives b"".
+
+    Raises:
+        ShardError: the shard is shorter than that, or gone.
+    """
+    try:
+        file = open_shard(shard)
+    except OSError as error:
+        raise ShardError(f"{shard} cannot be read any more: {error.strerror}") from error
+    try:
+        contents = [os.pread(file, size, offset) if offset >= 0 else b"" for offset, size in places]
+    finally:
+        os.close(file)
+    if any(
+        len(c) < size for c, (offset, size) in zip(contents, places, strict=True) if offset >= 0
+    ):
+        raise ShardError(
+            f"{shard} has become shorter than its index says: it changed while it was in use; "
+            "start again"
+        )
+    return contents

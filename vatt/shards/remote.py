@@ -1,0 +1,220 @@
+"""Tar shards of a bucket or a web server: downloaded when first needed, kept in a bounded cache.
+
+The order of training needs the number of samples of every shard before the first one is read: the
+small indexes beside the tars are downloaded first. A shard without one is downloaded once to make
+its index, which stays in the cache when the shard leaves it.
+
+A copy in the cache is named by size and version of its shard: a changed shard is another file. The
+copies that were not used for longest leave. Readers hold an open descriptor, which keeps the bytes
+of a copy on the disk after its name is gone; whoever opens it later downloads it again.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vatt.errors import ShardError
+from vatt.shards.cache import cache_bytes, locked, make_room, own_folder
+from vatt.shards.index import ShardIndex
+from vatt.shards.index_file import (
+    INDEX_SUFFIX,
+    index_path,
+    load_index,
+    read_index,
+    write_index,
+)
+from vatt.shards.stores import (
+    forget_listing,
+    has_changed,
+    open_store,
+    persist,
+    read_if_there,
+    sign_of_life,
+    with_suffix,
+    without_query,
+)
+from vatt.shards.tar import scan_shard
+from vatt.system.files import written_whole
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+NUM_THREADS = 16  # that ask for sizes and indexes, which wait for the network only
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A tar somewhere else, and the place of its copy in the cache.
+
+    Args:
+        address: Where it is.
+        path: Where the copy is, once it is needed.
+        size: In bytes; None where the server does not say.
+        checksum: Kind (as `hashlib` names it) and hexadecimal digest, where the store has one.
+        has_index: Whether an index lies beside it; None: unknown.
+        version: What its store describes its version by, and how; None where it does not.
+    """
+
+    address: str
+    path: Path
+    size: int | None
+    checksum: tuple[str, str] | None = None
+    has_index: bool | None = None
+    version: tuple[str, str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the tar."""
+        return PurePosixPath(str(self)).name
+
+    def __str__(self) -> str:
+        """The address, without what signs it."""
+        return without_query(self.address)
+
+    def open(self) -> int:
+        """A descriptor of the copy, which is downloaded if it is not there.
+
+        Raises:
+            ShardError: it cannot be downloaded, has changed, or is no usable shard.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return self._download()
+        with contextlib.suppress(OSError):  # the cache of somebody else
+            # the time of change stays: it says that the index is fresh
+            os.utime(descriptor, ns=(time.time_ns(), os.fstat(descriptor).st_mtime_ns))
+        return descriptor
+
+    def index(self) -> ShardIndex:
+        """Its index: from the cache, from beside it, else by downloading the shard.
+
+        Raises:
+            ShardError: as `open`.
+        """
+        if (stored := _fetch_index(open_store(self.address)[0], self)) is not None:
+            return stored
+        os.close(self.open())
+        return read_index(self.path) if (made := self.stored_index()) is None else made
+
+    def stored_index(self) -> ShardIndex | None:
+        """The index in the cache, if it is there and is one of a shard of this size."""
+        stored = load_index(self.path)
+        if stored is None or (self.size is not None and stored[0].get("size") != str(self.size)):
+            return None
+        return stored[1]
+
+    def _download(self) -> int:
+        """Fetches the shard, unless another process was quicker; its descriptor."""
+        with locked(self.path):
+            with contextlib.suppress(FileNotFoundError):
+                return os.open(self.path, os.O_RDONLY)
+            partial = self.path.with_name(f".{self.path.name}.partial")
+            make_room(self.size or 0, keep=partial)
+            try:
+                persist(self.address, functools.partial(self._fetch, partial))
+                index = self._scan(partial)
+                # opened before anybody knows the name, so that nobody can remove it before that
+                descriptor = os.open(partial, os.O_RDONLY)
+                partial.replace(self.path)
+            finally:
+                partial.unlink(missing_ok=True)
+            write_index(self.path, index)
+            make_room(0, keep=self.path)  # for a shard of unknown size, or several at once
+            return descriptor
+
+    def _fetch(self, partial: Path) -> None:
+        """One attempt to download; OSError if it came incomplete or damaged."""
+        store, place = open_store(self.address)
+        store.get_file(place, str(partial), callback=sign_of_life())
+        size = partial.stat().st_size
+        if self.size is not None and size != self.size:
+            raise OSError(f"{size:,} of {self.size:,} bytes came")
+        if self.checksum is not None:
+            kind, expected = self.checksum
+            with partial.open("rb") as file:
+                found = hashlib.file_digest(file, kind).hexdigest()
+            if found != expected:
+                raise OSError(f"its {kind} is {found}, and must be {expected}")
+        if self.version is not None:
+            forget_listing(store, place)
+            if has_changed(store.info(place), self.version):
+                raise ShardError(f"{self} has changed since it was listed: start again")
+
+    def _scan(self, partial: Path) -> ShardIndex:
+        """The index of what was downloaded, which must agree with the one that was promised."""
+        try:
+            index = scan_shard(partial)
+        except ShardError as error:
+            raise ShardError(str(error).replace(str(partial), str(self))) from error
+        promised = self.stored_index()
+        if promised is not None and not promised.same_as(index):
+            index_path(self.path).unlink(missing_ok=True)
+            raise ShardError(
+                f"{self}{INDEX_SUFFIX} is the index of another version of {self}: put the index "
+                "of this one beside it, or none, and start again"
+            )
+        return index
+
+
+def read_indexes_of(shards: Sequence[RemoteShard]) -> list[ShardIndex]:
+    """The indexes of remote shards; those that have none are downloaded.
+
+    Raises:
+        ShardError: a shard or index cannot be downloaded or used.
+    """
+    store, _ = open_store(shards[0].address)
+    found = in_threads(functools.partial(_fetch_index, store), shards)
+    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
+    total = sum(shard.size or 0 for shard in shards)
+    if missing:
+        logger.warning(
+            "%d of %d shards beside %s have no index: all of these are downloaded once (%.2f GB) "
+            "to count their samples. `vatt shards build` makes indexes: upload them with the tars",
+            len(missing),
+            len(shards),
+            missing[0],
+            sum(shard.size or 0 for shard in missing) / 1e9,
+        )
+    if total > cache_bytes():
+        logger.warning(
+            "the shards beside %s have %.1f GB, the cache keeps %.1f GB: every epoch downloads "
+            "them anew unless VATT_CACHE_GIB allows more",
+            shards[0],
+            total / 1e9,
+            cache_bytes() / 1e9,
+        )
+    return [
+        shard.index() if index is None else index
+        for shard, index in zip(shards, found, strict=True)
+    ]
+
+
+def _fetch_index(store: Any, shard: RemoteShard) -> ShardIndex | None:
+    """The index of a shard from the cache, or from beside it; None where there is none."""
+    stored = shard.stored_index()
+    if stored is not None or shard.has_index is False:
+        return stored
+    content = read_if_there(store, with_suffix(shard.address, INDEX_SUFFIX))
+    if content is None:
+        return None
+    with own_folder(shard.path), written_whole(index_path(shard.path)) as file:
+        file.write(content)
+    return shard.stored_index()
+
+
+def in_threads(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+    """Results of a function that waits for the network, in the order of the items."""
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(function, items))

@@ -1,0 +1,95 @@
+"""Tar shards: write them, and read them by the number of the sample.
+
+A shard is a plain tar in the layout that video2dataset writes: `KEY.mp4` (or `.webm`, `.m4a`, …),
+`KEY.txt` and `KEY.json`, one after the other. Its index (`shard_index.py`) says where each of them
+lies, so that a sample is read without passing over the archive: the texts by one `pread` each, the
+media as a `FileWindow` into the tar.
+"""
+
+import bisect
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vatt.errors import MediaError
+from vatt.shards.index import SharedIndex
+from vatt.shards.index_file import read_index
+from vatt.shards.places import Shard, find_tars, is_remote, local_or_remote
+from vatt.shards.record import Record, read_record
+from vatt.shards.remote import RemoteShard, read_indexes_of
+
+if TYPE_CHECKING:
+    pass
+
+
+class ShardSet(Sequence[Record]):
+    """All shards of a folder as one sequence of records, in the order of the shards' names.
+
+    Holds no open file, and an index of about 66 bytes a sample, which worker processes share.
+
+    Args:
+        folder: Holds `*.tar`; a path, or an address as `vatt/remote.py` says. Missing index files
+            are written beside them (kept in memory where the folder is read-only).
+
+    Raises:
+        ShardError: no such folder, no shard in it, a shard without samples, truncated, hostile or
+            not a tar, or an index that belongs to another version of its shard.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.name = str(local_or_remote(os.fspath(folder)))
+        self.shards = find_tars(folder)
+        self.paths = [one if isinstance(one, Path) else one.path for one in self.shards]
+        self.folder = self.paths[0].parent if is_remote(folder) else Path(folder)
+        remote = [one for one in self.shards if isinstance(one, RemoteShard)]
+        parts = read_indexes_of(remote) if remote else [read_index(path) for path in self.paths]
+        self.shard_sizes = np.array([len(part) for part in parts], dtype=np.int64)
+        self._ends = np.cumsum(self.shard_sizes).tolist()
+        self._index = SharedIndex.join(parts)
+
+    def __len__(self) -> int:
+        """Number of samples in all shards."""
+        return len(self._index)
+
+    def __getitem__(self, sample: int) -> Record:  # type: ignore[override]  # no slices
+        """Reads the texts of a sample; its media is not touched.
+
+        Raises:
+            IndexError: no such sample.
+            MediaError: the sample's json or text is damaged.
+            ShardError: the shard has changed since it was opened.
+        """
+        sample = self._position(sample)
+        shard = self.shard(sample)
+        return read_record(shard, self._index.key(sample), self._index.members[sample])
+
+    def key(self, sample: int) -> str:
+        """Name of a sample, without reading its shard."""
+        return self._index.key(self._position(sample))
+
+    def shard(self, sample: int) -> Shard:
+        """The tar that holds a sample."""
+        return self.shards[bisect.bisect_right(self._ends, self._position(sample))]
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of the set, in order.
+
+        Samples with a damaged json or txt are passed over: `vatt shards check` names them.
+        """
+        for sample in range(len(self)):
+            with contextlib.suppress(MediaError):
+                yield from (segment.text for segment in self[sample].segments)
+
+    def _position(self, sample: int) -> int:
+        position = sample + len(self) if sample < 0 else sample
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {sample} of {self.name}, which has {len(self)}")
+        return position
+
+    def __repr__(self) -> str:
+        """Folder and numbers."""
+        return f"ShardSet({self.name!r}: {len(self)} samples in {len(self.paths)} shards)"

@@ -1,0 +1,40 @@
+"""The device and number format of a computation."""
+
+import torch
+
+from vatt.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """The device of a name; "auto": CUDA, else MPS, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"no device {device!r}: give auto, cpu, cuda or mps") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda' is asked for, but torch sees no CUDA device: give 'auto'")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of a name; "auto": bfloat16 on CUDA, else float32.
+
+    Raises:
+        UserError: not one of float32, bfloat16 and float16.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        raise UserError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
+    return chosen

@@ -1,0 +1,82 @@
+"""Where a run runs: versions, devices, the commit, the command."""
+
+import contextlib
+import platform
+import shlex
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vatt.system.machine import num_cores
+
+VERSIONS = ("torch", "torchaudio", "lightning", "av", "numpy", "wandb")
+GIT_SECONDS = 5.0  # a checkout on a disk that hangs must not keep a run from starting
+
+
+def describe_environment(args: Sequence[str], *, world_size: int = 1) -> dict[str, Any]:
+    """What a configuration does not say of a run, as plain values.
+
+    Args:
+        args: Of the `vatt` command, its name left out.
+        world_size: Processes of the run.
+    """
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "vatt": _version("vatt"),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in VERSIONS},
+        "cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "command": shlex.join(["vatt", *args]),
+        "git_commit": git_commit(Path(__file__).parent),
+        "devices": devices or [f"{num_cores()} cores of {_processor()}"],
+        "world_size": world_size,
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """The commit of a checkout, `-dirty` behind it if files differ; None where this is none.
+
+    A folder that the checkout around it does not track, as an environment's, belongs to no commit.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None or not _git(folder, "ls-files", "--", "."):
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *args: str) -> str | None:
+    """What git prints; None where it fails or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *args],
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(name: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """What the CPU calls itself, on Linux; elsewhere its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()

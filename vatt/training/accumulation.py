@@ -1,0 +1,132 @@
+"""Contrastive batches larger than memory: encoders see micro-batches, heads and loss see them all.
+
+Adding up the gradients of small batches would contrast each clip with few others. Instead the
+encoders run twice: without a graph, for the features of all clips, and once more per micro-batch
+for the gradient that heads and loss have given these features. Source: Gao et al., "Scaling deep
+contrastive learning batch size under memory limited setup", RepL4NLP 2021. Shape legend in
+`vatt.batch`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from vatt.batch import MicroBatches
+from vatt.network.model import VATT, VATTOutput, backbone_and_head, no_row
+from vatt.system.ranks import world_size
+
+
+def forward_cached(network: VATT, batches: MicroBatches) -> VATTOutput:
+    """What the network makes of all clips, with the activations of one micro-batch at a time.
+
+    All random numbers of the encoders are drawn from seeds, one for each micro-batch, and drawn
+    again for the gradient. The gradients of all weights arrive at once, so that DDP exchanges them
+    once per step.
+
+    Args:
+        network: In training mode.
+        batches: They are read twice and stay where they are.
+    """
+    masks = batches.masks
+    present = {name for name, mask in masks.items() if bool(mask.any())}
+    modalities = tuple(name for name in network.config.modalities if name in present)
+    replay = Replay(network, batches, modalities)
+    features = dict(zip(modalities, _Cached.apply(replay, *replay.weights), strict=True))
+    if world_size() > 1:  # all ranks call all heads
+        for name in network.config.modalities:
+            if name not in features:
+                features[name] = torch.zeros(0, network.config.feature_width(name))
+                features[name] = features[name].to(batches.device)
+                masks.setdefault(name, no_row(len(batches), name, batches.device))
+    return network.embed_rows(features, masks)
+
+
+class Replay:
+    """Encodes micro-batches, any number of times with the same random numbers.
+
+    Args:
+        network: Whose encoders.
+        batches: What they encode.
+        modalities: Those that any of the micro-batches has.
+    """
+
+    def __init__(self, network: VATT, batches: MicroBatches, modalities: Sequence[str]) -> None:
+        self.network = network
+        self.batches = batches
+        self.modalities = modalities
+        backbone, _ = backbone_and_head(network)
+        self.weights = [weight for weight in backbone if weight.requires_grad]
+        self.seeds = torch.randint(2**62, (len(batches.parts),)).tolist()
+        self.device = batches.device
+        self.autocast = torch.is_autocast_enabled(self.device.type)
+        self.autocast_dtype = torch.get_autocast_dtype(self.device.type)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Features `[rows, D]` of each micro-batch in turn, of the modalities that it has."""
+        for batch, seed in zip(self.batches, self.seeds, strict=True):
+            with self._same_draws(seed), self._same_precision():
+                features = self.network.encode_batch(batch)
+            yield features
+
+    @contextmanager
+    def _same_draws(self, seed: int) -> Iterator[None]:
+        devices = [] if self.device.type == "cpu" else [self.device]
+        with torch.random.fork_rng(devices, device_type=self.device.type):
+            torch.manual_seed(seed)
+            yield
+
+    @contextmanager
+    def _same_precision(self) -> Iterator[None]:
+        """That of the forward pass; autocast must not keep weights that belong to another graph."""
+        kind, dtype = self.device.type, self.autocast_dtype
+        with torch.autocast(kind, dtype=dtype, enabled=self.autocast):
+            yield
+        torch.clear_autocast_cache()
+
+
+class _Cached(torch.autograd.Function):
+    """Weights → features of all micro-batches; keeps nothing but the features."""
+
+    @staticmethod
+    def forward(ctx: Any, replay: Replay, *weights: Tensor) -> tuple[Tensor, ...]:
+        parts: dict[str, list[Tensor]] = {name: [] for name in replay.modalities}
+        for features in replay:
+            for name, rows in features.items():
+                parts[name].append(rows)
+        ctx.replay = replay
+        ctx.num_rows = {name: [len(rows) for rows in part] for name, part in parts.items()}
+        return tuple(torch.cat(part) for part in parts.values())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        replay: Replay = ctx.replay
+        rest = {
+            name: iter(gradient.split(ctx.num_rows[name]))
+            for name, gradient in zip(replay.modalities, gradients, strict=True)
+        }
+        sums: list[Tensor | None] = [None] * len(replay.weights)
+        with torch.enable_grad():
+            for features in replay:
+                given = [next(rest[name]) for name in features]
+                parts = torch.autograd.grad(
+                    list(features.values()), replay.weights, given, allow_unused=True
+                )
+                _add(sums, parts)
+        return None, *(
+            torch.zeros_like(weight) if part is None else part
+            for weight, part in zip(replay.weights, sums, strict=True)
+        )
+
+
+def _add(sums: list[Tensor | None], parts: Sequence[Tensor | None]) -> None:
+    for place, part in enumerate(parts):
+        known = sums[place]
+        if known is None:
+            sums[place] = part
+        elif part is not None:
+            known += part

@@ -1,0 +1,276 @@
+"""Fine-tuning as a Lightning system: a pre-trained tower with a classifier, and its metrics.
+
+Source: paper section 4.2 and appendix; google-research/vatt `experiments/finetune.py`.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from vatt.batch import LabelledBatch
+from vatt.config.model import VATTConfig
+from vatt.errors import UserError
+from vatt.evaluation.classification_metrics import multi_label_metrics, single_label_metrics
+from vatt.models.start_weights import load_backbone
+from vatt.network.classification_loss import average_views, classification_loss, probabilities
+from vatt.network.layers import Encoder
+from vatt.system.files import write_atomically
+from vatt.system.ranks import gather_objects, places_in_set, rank, world_size
+from vatt.training.module import TrainingModule
+from vatt.training.optim import OptimizerConfig, ScheduleConfig
+
+SHOWN_CLASSES = 5  # of each file, in predictions
+
+
+class FinetuneModule(TrainingModule):
+    """Trains a classifier on one tower of a VATT.
+
+    Args:
+        model: The network's configuration, with one modality, a classifier and no head
+            (`vatt.config.presets.as_classifier`).
+        optimizer: Which optimiser.
+        schedule: The learning rate over the run.
+        init_from: Model folder or checkpoint whose tower training starts from; its heads and other
+            towers are left behind, positions are interpolated where the clips are larger. Not read
+            when a run is resumed. None: random weights.
+        label_smoothing: Share of the truth that is spread over all classes; 0.1 for video [P, C].
+            Not for classifiers with several labels.
+        frozen: What keeps its weights and has no dropout: 0: nothing; n: the patching and the first
+            n transformer blocks; `backbone`: all but the classifier.
+        compile_towers: Whether training runs through `torch.compile`.
+        checkpoint_activations: Whether training keeps only what enters each transformer block and
+            computes the rest again.
+
+    Raises:
+        UserError: a model without classifier or with a head, or more frozen blocks than it has.
+    """
+
+    def __init__(
+        self,
+        model: VATTConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        init_from: str | None = None,
+        label_smoothing: float = 0.0,
+        frozen: int | Literal["backbone"] = 0,
+        compile_towers: bool = False,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        _check_model(model, label_smoothing)
+        super().__init__(
+            model,
+            optimizer,
+            schedule,
+            init_from=init_from,
+            compile_towers=compile_towers,
+            checkpoint_activations=checkpoint_activations,
+        )
+        assert model.classifier is not None
+        self.classifier = model.classifier
+        self.label_smoothing = label_smoothing
+        self.frozen = frozen
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+        self._tables: list[ScoreTable] = []
+
+    def load_start(self, source: str) -> None:
+        """Takes the tower, not the classifier."""
+        load_backbone(self.network, source)
+
+    def _frozen_parts(self) -> list[nn.Module]:
+        """What does not learn."""
+        network = self.network
+        tokens = getattr(network, f"{self.classifier.modality}_tokens")
+        if self.frozen == "backbone":
+            return [tokens, network.encoders, network.post_projections]
+        (encoder,) = network.encoders.values()
+        assert isinstance(encoder, Encoder)
+        if not 0 <= self.frozen <= len(encoder.blocks):
+            raise UserError(
+                f"frozen is {self.frozen}: give backbone, or a number of blocks up to the "
+                f"{len(encoder.blocks)} of the tower"
+            )
+        return [tokens, *encoder.blocks[: self.frozen]] if self.frozen else []
+
+    def on_train_start(self) -> None:
+        """Switches off the dropout of what does not learn; Lightning keeps it off."""
+        for part in self._frozen_parts():
+            part.eval()
+
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        logits, labels = self._logits(batch), batch.labels
+        if self.label_smoothing:
+            spread = self.label_smoothing / labels.shape[1]
+            labels = labels * (1 - self.label_smoothing) + spread
+        loss = classification_loss(logits, labels, multi_label=self.classifier.multi_label)
+        self.refuse_non_finite(loss, {"classification": loss}, batch)
+        measured = {
+            "train/loss": loss.detach(),
+            "train/learning_rate": self._optimizer().param_groups[0]["lr"],
+        }
+        if not self.classifier.multi_label:
+            right = logits.argmax(dim=1) == batch.labels.argmax(dim=1)
+            measured["train/accuracy"] = right.float().mean()
+        self.log_dict(measured, batch_size=len(batch))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts with no scores."""
+        self._tables = []
+
+    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
+        """Scores a batch: the logits of a clip's views are averaged, before any softmax."""
+        self._tables.append(self._scores(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics over the whole set."""
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As in validation."""
+        self._tables = []
+
+    def test_step(self, batch: LabelledBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self._tables.append(self._scores(batch))
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, Any]:
+        """Fields of the `ScoreTable` of one batch; Lightning refuses frozen dataclasses."""
+        return vars(self._scores(batch))
+
+    def save_predictions(self, parts: Sequence[dict[str, Any]], folder: Path) -> str:
+        """Writes what `predict_step` gave for a set as `predictions.csv`.
+
+        Each file with its best classes and their probabilities; a file that could not be read has
+        none.
+
+        Returns:
+            What was written, for the user.
+        """
+        table = join_ranks(gather_objects(join_scores([ScoreTable(**part) for part in parts])))
+        classes = getattr(cast(Any, self.trainer).datamodule, "classes", None)
+        names = classes.names if classes else [str(n) for n in range(table.logits.shape[1])]
+        shares = probabilities(table.logits, multi_label=self.classifier.multi_label)
+        best = shares.topk(min(SHOWN_CLASSES, shares.shape[1]), dim=1)
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        ranks = range(1, best.values.shape[1] + 1)
+        writer.writerow(["file", *(f"{what}{n}" for n in ranks for what in ("class", "share"))])
+        for row, key in enumerate(table.keys):
+            pairs = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
+            found = [cell for number, share in pairs for cell in (names[number], f"{share:.6f}")]
+            writer.writerow([key, *(found if table.present[row] else [])])
+        out = folder / "predictions.csv"
+        if rank() == 0:
+            write_atomically(out, text.getvalue().encode())
+        return f"predictions for {int(table.present.sum())} files: {out}"
+
+    def _logits(self, batch: LabelledBatch) -> Tensor:
+        logits = self.network(batch).logits
+        if logits is None:  # nothing of the batch could be read
+            logits = batch.labels.new_zeros(len(batch), self.classifier.num_classes)
+        return logits
+
+    def _scores(self, batch: LabelledBatch) -> "ScoreTable":
+        views = batch.num_views
+        return ScoreTable(
+            logits=average_views(self._logits(batch), views).float().cpu(),
+            labels=batch.labels[::views].cpu(),
+            present=batch.masks[self.classifier.modality][::views].cpu(),
+            keys=batch.keys[::views],
+        )
+
+    def _log_metrics(self, prefix: str) -> None:
+        tables, self._tables = self._tables, []
+        ranks = [join_scores(share) for share in gather_objects(tables) if share]
+        if not ranks:
+            return
+        table = join_ranks(ranks)
+        seen = table.select(table.present.nonzero()[:, 0].tolist())
+        named = {"num_clips": float(len(seen)), "num_unread": float(len(table) - len(seen))}
+        if len(seen):
+            named |= self._metrics(seen)
+        values = {f"{prefix}/{name}": value for name, value in named.items()}
+        self.log_dict(values, sync_dist=world_size() > 1)  # the same on every rank
+
+    def _metrics(self, table: "ScoreTable") -> dict[str, float]:
+        if self.classifier.multi_label:
+            return multi_label_metrics(table.logits, table.labels)
+        loss = classification_loss(table.logits, table.labels, multi_label=False)
+        return {"loss": float(loss), **single_label_metrics(table.logits, table.labels)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """What the classifier says of some clips.
+
+    Args:
+        logits: float32 `[B, C]`, the mean over each clip's views.
+        labels: float32 `[B, C]`, 0 and 1.
+        present: bool `[B]`, False where a clip could not be read.
+        keys: Names of the clips.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    present: Tensor
+    keys: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Clips."""
+        return len(self.keys)
+
+    def select(self, rows: Sequence[int]) -> "ScoreTable":
+        """Some of the clips."""
+        places = torch.tensor(rows, dtype=torch.int64)
+        return ScoreTable(
+            logits=self.logits[places],
+            labels=self.labels[places],
+            present=self.present[places],
+            keys=tuple(self.keys[row] for row in rows),
+        )
+
+
+def join_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """Tables below each other."""
+    return ScoreTable(
+        logits=torch.cat([table.logits for table in tables]),
+        labels=torch.cat([table.labels for table in tables]),
+        present=torch.cat([table.present for table in tables]),
+        keys=tuple(key for table in tables for key in table.keys),
+    )
+
+
+def join_ranks(ranks: Sequence[ScoreTable]) -> ScoreTable:
+    """The table of a set of which rank `r` of `W` scored the files `r::W`; each counts once."""
+    return join_scores(ranks).select(places_in_set([one.keys for one in ranks]))
+
+
+def _check_model(model: VATTConfig, label_smoothing: float) -> None:
+    """Refuses what is no classifier, before anything is built."""
+    if model.classifier is None or model.head is not None:
+        raise UserError(
+            "fine-tuning needs model.classifier, and model.head null: start from a recipe such as "
+            "--config finetune_own"
+        )
+    if model.modalities != (model.classifier.modality,):
+        raise UserError(
+            f"the classifier reads {model.classifier.modality}: set model.modalities to "
+            f"[{model.classifier.modality}], got {list(model.modalities)}"
+        )
+    if not 0 <= label_smoothing < 1 or (label_smoothing and model.classifier.multi_label):
+        raise UserError(
+            "label_smoothing must be in [0, 1), and 0 where classifier.multi_label is true, got "
+            f"{label_smoothing}"
+        )

@@ -1,0 +1,234 @@
+"""What pre-training and fine-tuning have in common: start weights, schedule, clipping, checkpoints.
+
+The one place where the two need the same order of Lightning's hooks; functions alone would leave a
+copy of every hook in each of them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vatt.batch import Batch, MicroBatches
+from vatt.config.model import VATTConfig
+from vatt.errors import CheckpointError, UserError
+from vatt.models.checkpoint import CONFIG_KEY
+from vatt.models.start_weights import check_same
+from vatt.network.model import VATT, backbone_and_head
+from vatt.training.compute import checkpoint_activations, compile_towers
+from vatt.training.optim import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build_optimizer,
+    clip_gradients,
+    learning_rate_factor,
+    reorder_state,
+)
+from vatt.training.sharding import is_sharded, shard, whole
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite; raised before the weights are touched."""
+
+
+class TrainingModule(LightningModule):
+    """Trains a VATT; subclasses say from what to start, and by which loss.
+
+    Args:
+        model: The network's configuration.
+        optimizer: Which optimiser.
+        schedule: The learning rate over the run.
+        init_from: Model folder or checkpoint whose weights training starts from; not read when a
+            run is resumed. None: random weights.
+        compile_towers: Whether training runs through `torch.compile`.
+        checkpoint_activations: Whether training keeps only what enters each transformer block.
+    """
+
+    def __init__(
+        self,
+        model: VATTConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        *,
+        init_from: str | None,
+        compile_towers: bool,
+        checkpoint_activations: bool,
+    ) -> None:
+        super().__init__()
+        self.network = VATT(model)
+        self.optimizer_config = optimizer
+        self.schedule = schedule
+        self.init_from = init_from
+        self.compile_towers = compile_towers
+        self.checkpoint_activations = checkpoint_activations
+        self.time_share = (
+            0.0  # share of a time budget that is spent; `callbacks.TimeBudget` sets it
+        )
+
+    def load_start(self, source: str) -> None:
+        """Takes the weights of `init_from`.
+
+        Raises:
+            CheckpointError: they are not there, or are those of another model.
+        """
+        raise NotImplementedError
+
+    def check_shardable(self) -> None:
+        """Refuses settings that need whole weights, where the strategy is FSDP2.
+
+        Raises:
+            UserError: there is such a setting.
+        """
+
+    @property
+    def progress(self) -> float:
+        """Share of the schedule that is done, by steps or time, the further of both; in [0, 1]."""
+        schedule = self.schedule
+        share = max(self.global_step / schedule.max_steps, self.time_share)
+        return min(1.0, (schedule.start_step + share * schedule.max_steps) / schedule.total_steps)
+
+    def setup(self, stage: str) -> None:
+        """Chooses how training computes; what is trained stays the same."""
+        if stage == "fit" and self.checkpoint_activations:
+            checkpoint_activations(self.network)
+        if stage == "fit" and self.compile_towers:
+            compile_towers(self.network)
+
+    def configure_model(self) -> None:
+        """Shards the weights where the strategy is FSDP2, once they are there.
+
+        Raises:
+            UserError: what cannot be sharded, or what is wrong with the weights to start from.
+        """
+        if self._device_mesh is None or is_sharded(self):
+            return
+        self.check_shardable()
+        self._take_weights()
+        shard(self, self._device_mesh["data_parallel"])
+
+    def on_fit_start(self) -> None:
+        """Takes the weights to start from, unless a run goes on with its own.
+
+        Raises:
+            UserError: they are not there, or are those of another model.
+        """
+        if not is_sharded(self):
+            self._take_weights()
+
+    def _take_weights(self) -> None:
+        fits = self.trainer.state.fn == "fit"
+        if not fits or self.init_from is None or self.trainer.ckpt_path is not None:
+            return
+        try:
+            self.load_start(self.init_from)
+        except CheckpointError as error:
+            raise UserError(f"init_from: {error}") from error
+
+    def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
+        """Sets the learning rate of this step: a function of the progress, so it needs no state."""
+        factor = learning_rate_factor(self.schedule, self.progress)
+        for group in self._optimizer().param_groups:
+            group["lr"] = self.optimizer_config.learning_rate * factor
+
+    def refuse_non_finite(
+        self, loss: Tensor, parts: Mapping[str, Tensor], batch: Batch | MicroBatches
+    ) -> None:
+        """Stops the run where the loss is no number.
+
+        Args:
+            loss: Of this step.
+            parts: What it is made of, by name.
+            batch: Whose clips are named.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        if torch.isfinite(loss):
+            return
+        broken = [f"{name} {value.item()}" for name, value in parts.items() if not value.isfinite()]
+        raise NonFiniteLossError(
+            f"the loss is not finite at step {self.global_step} ({', '.join(broken)}; learning "
+            f"rate {self._optimizer().param_groups[0]['lr']:.3g}). Clips of the batch: "
+            f"{', '.join(batch.keys[:8]) or 'unnamed'}{' …' if len(batch.keys) > 8 else ''}. Lower "
+            "the learning rate, clip gradients (--trainer.gradient_clip_val 1), or look at these."
+        )
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Logs the norm of all gradients, before clipping.
+
+        What a batch says nothing about has gradient 0, not none: its moments decay, as officially
+        and as with several ranks.
+        """
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        for parameter in trainable:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in trainable if p.grad is not None]
+        self.log("train/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips backbone and the rest apart, or all gradients as the trainer's settings say."""
+        if not self.optimizer_config.clips:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        backbone, _ = backbone_and_head(self.network)
+        in_backbone = {id(parameter) for parameter in backbone}
+        rest = [parameter for parameter in self.parameters() if id(parameter) not in in_backbone]
+        clip_gradients(backbone, rest, self.optimizer_config)
+
+    def configure_optimizers(self) -> Optimizer:
+        """The optimiser of all that learns, in the network and in the loss.
+
+        Raises:
+            UserError: the gradients would be clipped twice.
+        """
+        if self.optimizer_config.clips and self.trainer.gradient_clip_val:
+            raise UserError(
+                f"trainer.gradient_clip_val {self.trainer.gradient_clip_val} would clip what "
+                "optimizer.clip_backbone and clip_head clip: set it to null, or them"
+            )
+        fused = "mixed" not in self.trainer.precision  # Lightning clips no fused ones there
+        return build_optimizer(self, self.optimizer_config, fused=fused)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes the checkpoint describe its model, in plain containers."""
+        checkpoint[CONFIG_KEY] = self.network.config.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the weights of another geometry, naming what differs; orders what it takes.
+
+        Raises:
+            UserError: the checkpoint's model or its optimiser's state is not of this one.
+        """
+        if CONFIG_KEY not in checkpoint:
+            raise UserError(
+                f"the checkpoint is not one of {type(self).__name__}: it has no {CONFIG_KEY!r}; "
+                "give --ckpt_path one that `vatt fit` wrote"
+            )
+        try:
+            theirs = VATTConfig.from_dict(checkpoint[CONFIG_KEY])
+            check_same(theirs, self.network.config, "the checkpoint")
+        except (UserError, CheckpointError) as error:
+            raise UserError(f"{error}: use its run's config.yaml") from error
+        names = checkpoint.get("state_dict", {})  # FSDP2 keeps it apart
+        try:
+            for state in checkpoint.get("optimizer_states", []):
+                reorder_state(state, self, names)
+        except CheckpointError as error:
+            raise UserError(
+                f"{error}: go on with the version of vatt that wrote the checkpoint, or start a "
+                "new run from its weights (--model.init_args.init_from)"
+            ) from error
+
+    def _optimizer(self) -> Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        return optimizer

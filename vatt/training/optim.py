@@ -1,0 +1,307 @@
+"""Optimisers and learning-rate schedules.
+
+Source: paper section 4.1 and appendix; google-research/vatt `configs/experiment.py`.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vatt.config.checks import check_choices
+from vatt.errors import CheckpointError, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Optimiser of the trainable weights; defaults are those of pre-training [P, C].
+
+    Args:
+        name: `adam` (Keras' form, see `KerasAdam`), `adamw` (torch's, decoupled weight decay) or
+            `sgd` (Keras' form, see `KerasSGD`).
+        learning_rate: The schedule's peak.
+        betas: Adam's averages of gradient and its square.
+        eps: Adam's epsilon.
+        momentum: SGD's.
+        weight_decay: On the weights of linear layers and word vectors only.
+        clip_backbone: Largest global norm of the backbone's gradients; None: not clipped. 0.75 in
+            video fine-tuning [C].
+        clip_head: The same for the projection or classification heads and what the loss learns.
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-7
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip_backbone: float | None = None
+    clip_head: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses an optimiser that there is not, and values that cannot train."""
+        check_choices(self, "optimizer")
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            raise UserError(
+                f"optimizer needs learning_rate > 0 and weight_decay >= 0, got "
+                f"{self.learning_rate} and {self.weight_decay}"
+            )
+        for name in ("clip_backbone", "clip_head"):
+            norm = getattr(self, name)
+            if norm is not None and norm <= 0:
+                raise UserError(
+                    f"optimizer.{name} must be a norm above 0, or null for no clipping, got {norm}"
+                )
+
+    @property
+    def clips(self) -> bool:
+        """Whether the gradients of any part are clipped."""
+        return self.clip_backbone is not None or self.clip_head is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over a run, as a factor of the peak.
+
+    Args:
+        kind: After the linear warm-up: `half_cosine` [C] or `quarter_cosine` [P] from the peak to
+            `final_factor`; or `constant_then_linear`: the peak until `constant_until`, then
+            straight to `final_factor`.
+        max_steps: Optimiser steps of the run.
+        start_step: Steps that were made before the run, by the weights that it starts from; the
+            schedule is that of all steps together.
+        warmup_steps: Steps from 0 to the peak.
+        final_factor: Factor at the last step; 1e-4 → 5e-5 in the paper.
+        constant_until: Share of the run, in [0, 1], at which `constant_then_linear` begins to fall.
+    """
+
+    kind: Literal["half_cosine", "quarter_cosine", "constant_then_linear"] = "half_cosine"
+    max_steps: int = 500_000
+    start_step: int = 0
+    warmup_steps: int = 5_000
+    final_factor: float = 0.5
+    constant_until: float = 0.7
+
+    def __post_init__(self) -> None:
+        """Refuses a warm-up that never ends and shares out of range."""
+        check_choices(self, "schedule")
+        if self.max_steps < 1 or self.start_step < 0:
+            raise UserError(
+                f"schedule needs max_steps >= 1 (from trainer.max_steps) and start_step >= 0, "
+                f"got {self.max_steps} and {self.start_step}"
+            )
+        if not 0 <= self.warmup_steps < self.total_steps:
+            raise UserError(
+                f"schedule needs 0 <= warmup_steps ({self.warmup_steps}) < max_steps "
+                f"({self.total_steps}, from trainer.max_steps)"
+            )
+        if not 0 <= self.constant_until < 1:
+            raise UserError(f"schedule.constant_until must be in [0, 1), got {self.constant_until}")
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole schedule, those before the run included."""
+        return self.start_step + self.max_steps
+
+
+def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
+    """Factor of the peak learning rate.
+
+    Args:
+        config: The schedule.
+        progress: Share of the schedule that is done, step / total_steps; beyond 1 counts as 1.
+
+    Returns:
+        In [0, 1], finite everywhere (the official schedule is NaN at its last step).
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    warmup = config.warmup_steps / config.total_steps
+    if progress < warmup:
+        return progress / warmup
+    if config.kind == "constant_then_linear":
+        begin = max(warmup, config.constant_until)
+        share = max(0.0, progress - begin) / (1 - begin)
+        return 1 + (config.final_factor - 1) * share
+    angle = math.pi * (progress - warmup) / (1 - warmup)
+    falling = 0.5 * (1 + math.cos(angle)) if config.kind == "half_cosine" else math.cos(angle / 2)
+    return config.final_factor + (1 - config.final_factor) * falling
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: with decay and without.
+
+    Weights of linear layers and word vectors decay; biases, norms, positions, AGG, T5's relative
+    bias and temperatures do not.
+    """
+    decayed = {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and not name.endswith("relative_bias")
+    }
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+class KerasAdam(torch.optim.Adam):
+    """Adam as Keras has it: epsilon is added to the root of the uncorrected second moment.
+
+    `w -= lr · √(1 - β2^t) / (1 - β1^t) · m / (√v + ε)`, where torch divides `√v` by `√(1 - β2^t)`
+    before it adds ε. Torch's with `ε / √(1 - β2^t)` is the same, so its kernels do the work: at
+    step 1 that is 32 times ε. As in Keras, `t` counts the steps of all parameters, also of one
+    that had no gradient in some of them. A group of the state dict holds the configured ε as
+    `epsilon` and `t` as `num_steps`; its `eps` is that of the last step.
+
+    Source: `keras.optimizers.Adam`, with which google-research/vatt trains.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool,
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
+        # a loss scaler shall leave out steps that overflow, and not hand them to the fused kernel,
+        # which would leave out its part of them in silence: they must not count
+        self._step_supports_amp_scaling = False
+
+    def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
+        """What torch's `step` calls before it reads the state and eps of a group."""
+        is_complex = super()._init_group(group, *lists)
+        step_counts = lists[-1]
+        if "num_steps" not in group:  # the first step, or the first after a state of torch's Adam
+            group["epsilon"] = group["eps"]
+            group["num_steps"] = max((int(count) for count in step_counts), default=0)
+        for count in step_counts:
+            count.fill_(group["num_steps"])
+        group["num_steps"] += 1
+        correction = 1 - group["betas"][1] ** group["num_steps"]
+        group["eps"] = group["epsilon"] / math.sqrt(correction)
+        return is_complex
+
+
+class KerasSGD(Optimizer):
+    """SGD with momentum as Keras has it: the velocity holds learning rates along with gradients.
+
+    `velocity = momentum · velocity - lr · gradient`, then `w += velocity`, without Nesterov. Torch
+    multiplies by the learning rate after the momentum, which is another path wherever the rate
+    changes: in a warm-up from 0 its steps are longer.
+
+    Source: `keras.optimizers.SGD`, with which google-research/vatt fine-tunes.
+    """
+
+    def __init__(self, params: Iterable[dict[str, Any]], *, lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Moves the parameters that have a gradient; `closure` computes the gradients before."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if weights:
+                self._move(weights, group)
+        return loss
+
+    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["velocity"] = torch.zeros_like(weight)
+        velocities = [self.state[weight]["velocity"] for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        if group["weight_decay"]:
+            decay = group["weight_decay"]
+            gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
+        torch._foreach_add_(weights, velocities)
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
+    """The optimiser over the trainable parameters of `model`, at the peak learning rate.
+
+    Args:
+        model: Whose parameters.
+        config: Which optimiser.
+        fused: One kernel for all parameters; not for `sgd`. Lightning refuses `adamw`'s beside
+            gradient clipping where it runs in mixed precision.
+    """
+    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
+    if config.name == "sgd":
+        return KerasSGD(groups, lr=config.learning_rate, momentum=config.momentum)
+    kind = torch.optim.AdamW if config.name == "adamw" else KerasAdam
+    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable[str]) -> None:
+    """Brings an optimiser's state into the order that the parameters of `model` have now.
+
+    torch finds a parameter's state by its place alone and compares no shapes. State of a model
+    whose parts stood in another order would be taken in silence, and fused kernels then write
+    beyond its end: the process crashes later, anywhere.
+
+    Args:
+        state: Of the state dict of an optimiser of `build_optimizer`, changed in place. One that
+            goes by names (FSDP2's) stays as it is.
+        model: Whose parameters the optimiser moves.
+        saved_names: Keys of the state dict of the model of that time, in their order.
+
+    Raises:
+        CheckpointError: a parameter and its state differ in shape.
+    """
+    if not all(isinstance(index, int) for index in state["state"]):
+        return
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    places = {name: place for place, name in enumerate(saved_names)}
+    moved: dict[int, Any] = {}
+    groups = [group["params"] for group in parameter_groups(model, 0.0) if group["params"]]
+    for saved, now in zip(state["param_groups"], groups, strict=False):  # torch refuses other sizes
+        then = sorted(now, key=lambda parameter: places.get(names[id(parameter)], len(places)))
+        indices = {id(parameter): i for parameter, i in zip(then, saved["params"], strict=False)}
+        for index, parameter in zip(saved["params"], now, strict=False):
+            values = state["state"].get(indices[id(parameter)], {})
+            _check_shapes(values, parameter, names[id(parameter)])
+            moved[index] = values
+    state["state"] = {index: values for index, values in moved.items() if values}
+
+
+def _check_shapes(values: dict[str, Any], parameter: Tensor, name: str) -> None:
+    for kind, value in values.items():
+        if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+            raise CheckpointError(
+                f"the optimiser's state {kind} of {name} has shape {list(value.shape)}, its "
+                f"parameter {list(parameter.shape)}"
+            )
+
+
+def clip_gradients(
+    backbone: Iterable[nn.Parameter], head: Iterable[nn.Parameter], config: OptimizerConfig
+) -> None:
+    """Scales the gradients of each part down to its largest global norm, in place.
+
+    Source: `tf.clip_by_global_norm`, `clip / max(norm, clip)`; torch's own adds 1e-6 to the norm.
+
+    Args:
+        backbone: Clipped to `config.clip_backbone`.
+        head: Clipped to `config.clip_head`.
+        config: The norms.
+    """
+    for part, largest in ((backbone, config.clip_backbone), (head, config.clip_head)):
+        gradients = [p.grad for p in part if p.grad is not None]
+        if largest is None or not gradients:
+            continue
+        norm = torch.nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, largest / norm.clamp(min=largest))

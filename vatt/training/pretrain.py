@@ -1,0 +1,219 @@
+"""Contrastive pre-training as a Lightning system: network, losses, optimiser, retrieval metrics."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+from vatt.batch import Batch, MicroBatches
+from vatt.config.model import VATTConfig
+from vatt.errors import UserError
+from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, embed_batch
+from vatt.evaluation.retrieval import retrieval
+from vatt.models.start_weights import load_optimizer_state, load_weights
+from vatt.network.contrastive_loss import PAIRS, ContrastiveLoss, LossConfig, LossOutput
+from vatt.system.files import write_atomically
+from vatt.system.ranks import gather_objects, places_in_set, rank, world_size
+from vatt.training.accumulation import forward_cached
+from vatt.training.module import TrainingModule
+from vatt.training.optim import OptimizerConfig, ScheduleConfig
+
+
+class PretrainModule(TrainingModule):
+    """Trains a VATT by contrasting video with audio and video with text.
+
+    Args:
+        model: The network's configuration.
+        loss: Which contrastive loss.
+        optimizer: Which optimiser.
+        schedule: The learning rate over the run.
+        init_from: Model folder or checkpoint whose weights training starts from, for example a
+            converted one; not read when a run is resumed. None: random weights.
+        init_optimizer: Whether the optimiser starts from the state beside them, too
+            (`vatt convert --optimizer`).
+        micro_batch_size: Clips whose activations are in memory at a time, per rank: the encoders
+            see so many, heads and loss the whole batch (`vatt.training.accumulation`). It costs a
+            second forward pass. None: all clips of a rank at once.
+        compile_towers: Whether training runs through `torch.compile`: the first steps take minutes,
+            the others less time.
+        checkpoint_activations: Whether training keeps only what enters each transformer block and
+            computes the rest again: far less memory, a third more computing.
+
+    Raises:
+        UserError: the model's head has no space for a pair that the loss weighs.
+    """
+
+    def __init__(
+        self,
+        model: VATTConfig,
+        loss: LossConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        init_from: str | None = None,
+        init_optimizer: bool = False,
+        micro_batch_size: int | None = None,
+        compile_towers: bool = False,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        _check_spaces(model, loss)
+        if init_optimizer and init_from is None:
+            raise UserError("init_optimizer needs init_from: whose optimiser's state to take")
+        super().__init__(
+            model,
+            optimizer,
+            schedule,
+            init_from=init_from,
+            compile_towers=compile_towers,
+            checkpoint_activations=checkpoint_activations,
+        )
+        self.loss = ContrastiveLoss(loss)
+        self.init_optimizer = init_optimizer
+        self.micro_batch_size = micro_batch_size
+        self._tables: list[EmbeddingTable] = []
+
+    def load_start(self, source: str) -> None:
+        """Takes the weights and, where asked for, the state of the optimiser."""
+        load_weights(self.network, source)
+        if self.init_optimizer:
+            load_optimizer_state(self._optimizer(), self.network, source)
+
+    def check_shardable(self) -> None:
+        """Refuses what needs whole weights."""
+        if self.micro_batch_size is not None or self.init_optimizer:
+            raise UserError(
+                "micro_batch_size and init_optimizer need whole weights: set them to null and "
+                "false, or trainer.strategy to ddp"
+            )
+
+    def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
+        """Keeps the temperatures in bounds, and sets the learning rate of this step."""
+        self.loss.bound_temperatures()
+        super().on_train_batch_start(batch, batch_idx)
+
+    def training_step(self, batch: Batch | MicroBatches, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        if self.micro_batch_size is not None and isinstance(batch, Batch):
+            batch = MicroBatches.split(batch, self.micro_batch_size)
+        if isinstance(batch, MicroBatches):
+            output = forward_cached(self.network, batch)
+        else:
+            output = self.network(batch)
+        loss: LossOutput = self.loss(output, batch)
+        parts = {pair.replace("_", "-"): value for pair, value in loss.losses.items()}
+        self.refuse_non_finite(loss.total, parts, batch)
+        self.log("train/loss", loss.total.detach(), batch_size=len(batch))
+        self.log_dict(self._measurements(loss, batch.masks), batch_size=len(batch))
+        return loss.total
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts with an empty gallery."""
+        self._tables = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Embeds a batch with all captions; returns the fields of its `EmbeddingTable`."""
+        self._tables.append(embed_batch(self.network, batch))
+        return vars(self._tables[-1])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the retrieval metrics of all directions over the whole set."""
+        self._log_retrieval("val")
+
+    def on_test_epoch_start(self) -> None:
+        """As in validation."""
+        self._tables = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self._tables.append(embed_batch(self.network, batch))
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_retrieval("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Fields of the `EmbeddingTable` of one batch; Lightning refuses frozen dataclasses."""
+        return vars(embed_batch(self.network, batch))
+
+    @staticmethod
+    def save_predictions(parts: Sequence[dict[str, Any]], folder: Path) -> str:
+        """Writes what `predict_step` gave for a set as `embeddings.safetensors`.
+
+        Embeddings and masks are tensors; the keys of the clips are JSON in the file's metadata.
+
+        Returns:
+            What was written, for the user.
+        """
+        own = concatenate([EmbeddingTable(**part) for part in parts])
+        table, out = join_ranks(gather_objects(own)), folder / "embeddings.safetensors"
+        tensors = {name: value for name, value in vars(table).items() if isinstance(value, Tensor)}
+        if rank() == 0:
+            write_atomically(out, save(tensors, metadata={"keys": json.dumps(table.keys)}))
+        return f"embeddings of {len(table)} clips: {out}"
+
+    def _measurements(
+        self, loss: LossOutput, masks: dict[str, Tensor]
+    ) -> dict[str, Tensor | float]:
+        parts = {
+            "loss": loss.losses,
+            "accuracy": loss.accuracies,
+            "temperature": loss.temperatures,
+            "bias": loss.biases,
+        }
+        return {
+            **{f"train/{kind}_{pair}": v for kind, of in parts.items() for pair, v in of.items()},
+            "train/learning_rate": self._optimizer().param_groups[0]["lr"],
+            "data/audio_coverage": _share_present(masks.get("audio")),
+            "data/text_coverage": _share_present(masks.get("text")),
+        }
+
+    def _log_retrieval(self, prefix: str) -> None:
+        tables, self._tables = self._tables, []
+        ranks = gather_objects(tables)  # each embedded its share of the set
+        parts = [concatenate(share) for share in ranks if share]
+        if not parts:
+            return
+        metrics = retrieval(join_ranks(parts))
+        named = {
+            f"{prefix}/{direction}/{name}": value
+            for direction, values in metrics.items()
+            for name, value in values.items()
+        }
+        self.log_dict(named, sync_dist=world_size() > 1)  # the same on every rank
+
+
+def join_ranks(parts: Sequence[EmbeddingTable]) -> EmbeddingTable:
+    """The table of a set of which rank `r` of `W` embedded the records `r::W`.
+
+    Some ranks embed first records again, so that all make the same number of steps: these are left
+    out here, each record counts once.
+
+    Args:
+        parts: Those of all ranks, in their order.
+    """
+    return concatenate(parts).select(places_in_set([part.keys for part in parts]))
+
+
+def _check_spaces(model: VATTConfig, loss: LossConfig) -> None:
+    """Refuses a loss whose modalities never meet in the model, before anything is built."""
+    if model.head is None:
+        raise UserError("pre-training needs common spaces: model.head must not be null")
+    for name, weight in loss.weights.items():
+        pair = PAIRS[name]
+        absent = {pair.first, pair.second} - set(model.modalities)
+        if weight > 0 and absent:
+            raise UserError(
+                f"loss.{name}_weight is {weight}, but the model has no {absent.pop()}: set it to 0"
+            )
+        if weight > 0 and pair.fac_space is None and model.head.kind == "fac":
+            raise UserError(
+                f"loss.{name}_weight is {weight}, but the fac head has no space for that pair: "
+                "set it to 0, or head.kind to joint"
+            )
+
+
+def _share_present(mask: Tensor | None) -> Tensor | float:
+    """Share of the clips that have a modality, from a mask `[B]` or `[B, K]`."""
+    return 0.0 if mask is None else mask.reshape(len(mask), -1).any(dim=1).float().mean()

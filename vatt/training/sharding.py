@@ -1,0 +1,85 @@
+"""Fully sharded data parallel training (FSDP2): every rank keeps a share of each weight.
+
+A transformer block's weights are gathered when it runs and dropped after it; what is outside of the
+blocks stays gathered for the step. The numbers are those of DDP.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from vatt.network.layers import Encoder
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 over all processes of a run; checkpoints are single files, as with DDP.
+
+    Args:
+        timeout_minutes: How long ranks wait for each other before the run ends with an error.
+    """
+
+    def __init__(self, timeout_minutes: float = 30.0) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+
+    def setup_environment(self) -> None:
+        """All processes share the weights; Lightning's `auto` would be the number of nodes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        """As every strategy; weights that were gathered in inference mode could not be trained."""
+        loops = (trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
+        for loop in (trainer.fit_loop.epoch_loop.val_loop, *loops):
+            loop.inference_mode = False
+        super().setup(trainer)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """As every strategy; the module looks at the checkpoint before its weights are touched."""
+        assert self.lightning_module is not None
+        checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        self.lightning_module.on_load_checkpoint(checkpoint)
+        del checkpoint
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+
+def shard(module: LightningModule, mesh: "DeviceMesh") -> None:
+    """Shards a module in place; its steps gather what they need.
+
+    Args:
+        module: With all its weights there, the same on all ranks.
+        mesh: Of one dimension.
+    """
+    for encoder in module.modules():
+        if isinstance(encoder, Encoder):
+            for block in encoder.blocks:
+                fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    for step in STEPS:
+        register_fsdp_forward_method(module, step)
+
+
+def is_sharded(module: LightningModule) -> bool:
+    """Whether `shard` was called on it."""
+    return any(isinstance(weight, DTensor) for weight in module.parameters())
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor of which each rank has a share, as one; a collective. Others as they are."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

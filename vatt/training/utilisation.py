@@ -1,0 +1,103 @@
+"""Model FLOP/s utilisation: what a step computes for the model over what the device could do.
+
+Work done twice to save memory (activation checkpointing) does not count: the measure is of
+training, not of the hardware.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vatt.batch import Batch, MicroBatches
+from vatt.config.geometry import MODALITIES
+from vatt.config.model import VATTConfig
+from vatt.network.flops import count_flops
+
+TRAINING_PASSES = 3  # forward, and backward for inputs and for weights: see `vatt.network.flops`
+
+# FLOP/s by the beginning of CUDA's name of the device, the first that fits: of tensor cores in 16
+# bit, of tensor cores in TF32, of the other cores in float32. All without sparsity, which the data
+# sheets halve for. Source: NVIDIA's data sheets "H200 Tensor Core GPU", "H100 Tensor Core GPU" and
+# "A100 80GB".
+PEAKS = {
+    "NVIDIA H200 NVL": (835.5e12, 417.5e12, 60e12),
+    "NVIDIA H200": (989.5e12, 494.5e12, 67e12),
+    "NVIDIA H100 NVL": (835.5e12, 417.5e12, 60e12),
+    "NVIDIA H100 PCIe": (756.5e12, 378e12, 51e12),
+    "NVIDIA H100": (989.5e12, 494.5e12, 67e12),
+    "NVIDIA A100": (312e12, 156e12, 19.5e12),
+}
+HALVES = ("bf16-mixed", "bf16-true", "16-mixed", "16-true")
+
+
+def peak_flops(
+    device_name: str, precision: str, peaks: Mapping[str, tuple[float, float, float]] = PEAKS
+) -> float | None:
+    """FLOP/s that a device reaches at most; None where that is not known.
+
+    Args:
+        device_name: As `torch.cuda.get_device_name` says it.
+        precision: As Lightning's trainer has it. Float32 runs in TF32 where torch's
+            `float32_matmul_precision` allows it.
+        peaks: As `PEAKS`.
+    """
+    known = next((peak for name, peak in peaks.items() if device_name.startswith(name)), None)
+    if known is None or "MIG" in device_name:  # a share of a device
+        return None
+    if precision in HALVES:
+        return known[0]
+    if precision in ("32-true", "32"):
+        return known[2] if torch.get_float32_matmul_precision() == "highest" else known[1]
+    return None
+
+
+class FlopMeter:
+    """Adds up what training steps compute for the clips, sounds and captions that are there.
+
+    Captions count with `max_words` words, as in `vatt.network.flops`.
+
+    Args:
+        config: The model.
+        peak: FLOP/s of this process's device.
+    """
+
+    def __init__(self, config: VATTConfig, peak: float) -> None:
+        flops = count_flops(config, num_captions=1)
+        self._each = (flops.video, flops.audio, flops.text, flops.heads)
+        self._peak = peak
+        self._counts: list[Tensor | int] = [0, 0, 0, 0]  # on the device: no step waits for them
+
+    def add(self, batch: Batch | MicroBatches) -> None:
+        """One batch of this process."""
+        masks = [batch.masks.get(name) for name in MODALITIES]
+        new = (*(0 if mask is None else mask.sum() for mask in masks), len(batch))
+        self._counts = [old + more for old, more in zip(self._counts, new, strict=True)]
+
+    def utilisation(self, seconds: float) -> float:
+        """Share of the peak that was used over the seconds in which all that was added ran."""
+        flops = sum(int(n) * each for n, each in zip(self._counts, self._each, strict=True))
+        self._counts = [0, 0, 0, 0]
+        return TRAINING_PASSES * flops / (seconds * self._peak)
+
+
+def flop_meter(
+    network: nn.Module | None,
+    device: torch.device,
+    precision: str,
+    peaks: Mapping[str, tuple[float, float, float]] = PEAKS,
+) -> FlopMeter | None:
+    """A meter for a network that `vatt.network.flops` can count, on a device whose peak is known.
+
+    Args:
+        network: A `vatt.VATT`.
+        device: Where it trains.
+        precision: As in `peak_flops`.
+        peaks: As `PEAKS`.
+    """
+    config = getattr(network, "config", None)
+    if not isinstance(config, VATTConfig):
+        return None
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    peak = peak_flops(name, precision, peaks)
+    return None if peak is None else FlopMeter(config, peak)
