@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures the network: how near it comes to what the machine can do.
 
-    python scripts/benchmarks/bench_model.py                                   # the Base video tower on a CPU
-    python scripts/benchmarks/bench_model.py --device cuda --json bench.json   # training on a GPU
+    python scripts/benchmarks/bench_model.py    # the Base video tower on a CPU
+    python scripts/benchmarks/bench_model.py --device cuda --json bench.json   # on a GPU
 
 Every figure that must reach something says so. Ratios are taken in one run, in turns; medians
 count. Needs torch, numpy, einops and vatt, no media and no Lightning.
