@@ -16,6 +16,7 @@ import vatt
 from vatt import ShardSet, Tokenizer, probe, save_model
 from vatt.cli import main
 from vatt.errors import UserError
+from vatt.evaluation import clip_views
 from vatt.evaluation.clip_views import ItemViews, ViewPlan, read_item, read_items
 from vatt.evaluation.embedding_table import EmbeddingTable
 from vatt.evaluation.retrieval import GRID, embedding_ranks, on_grid, retrieval
@@ -23,7 +24,6 @@ from vatt.evaluation.zero_shot_retrieval import average_windows, embed_items, ev
 from vatt.models.checkpoint import load_model
 from vatt.network.model import VATT
 from vatt.preprocess.evaluation_views import read_audio_views, read_video_views
-from vatt.sets import items as evaluation_items
 from vatt.sets.items import Item
 from vatt.sets.retrieval import read_shard_set
 
@@ -273,7 +273,7 @@ def test_reading_ahead_in_processes_gives_the_same_views(items):
 
 
 def test_few_clips_are_read_ahead_while_a_file_hangs(items, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation_items, "LIMIT_SECONDS", 2.0)
+    monkeypatch.setattr(clip_views, "LIMIT_SECONDS", 2.0)
     os.mkfifo(tmp_path / "waits.mp4")  # opening it waits for ever
     waits = Item(key="waits", source=str(tmp_path / "waits.mp4"), place="")
     taken = []
