@@ -12,11 +12,11 @@ import torch
 from vatt import Tokenizer
 from vatt.cli import main
 from vatt.errors import UserError
+from vatt.evaluation.classification_metrics import accuracies
 from vatt.evaluation.clip_views import ViewPlan
 from vatt.evaluation.frozen_features import FrozenFeatures, extract_features
 from vatt.evaluation.linear import (
     LowRankConfig,
-    accuracies,
     evaluate_folds,
     predict_views,
     train_logistic,

@@ -1,9 +1,8 @@
 """`vatt evaluate retrieval | linear | zero-shot | mteb`: one short function each."""
 
 import argparse
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,18 +31,16 @@ def evaluate(argv: Sequence[str]) -> int:
     _add_zero_shot(tasks)
     add_mteb(tasks)
     arguments = parser.parse_args(argv)
+
+    from vatt.system.ranks import num_processes, process_group
+
     if arguments.task == "retrieval":
-        with _process_group():
+        with process_group():
             return _retrieval(arguments, argv)
     if num_processes() > 1:
         raise UserError(f"evaluate {arguments.task} runs in one process: start it without torchrun")
     run = {"linear": _linear, "zero-shot": _zero_shot, "mteb": evaluate_mteb}[arguments.task]
     return run(arguments, argv)
-
-
-def num_processes() -> int:
-    """As torchrun says; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _add_retrieval(tasks: Any) -> None:
@@ -336,19 +333,3 @@ def _load_tokenizer(arguments: argparse.Namespace, model: "VATT") -> "Tokenizer 
         f"{arguments.model} has no tokenizer.json, which says what its word ids stand for: give "
         "--tokenizer"
     )
-
-
-@contextlib.contextmanager
-def _process_group() -> Iterator[None]:
-    """Of the processes that torchrun has started, if it has: they share the clips."""
-    if num_processes() == 1:
-        yield
-        return
-    import torch.distributed as dist
-
-    # tables of numbers travel, no gradients: gloo does on any device
-    dist.init_process_group("gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()

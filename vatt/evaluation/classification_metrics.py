@@ -12,20 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vatt.errors import UserError
+from vatt.evaluation.retrieval import retrieval_ranks
 
 Scores = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
 
-def top_k_accuracy(scores: Tensor, target: Tensor, k: int) -> float:
-    """Share of clips whose class is among the k best, in [0, 1].
+def class_ranks(scores: Tensor, target: Tensor) -> Tensor:
+    """Place of each clip's class among all classes, 0 = best.
 
     Of classes with the same score the last counts as the best, as scikit-learn has it.
 
     Args:
         scores: float `[N, C]`.
         target: int64 `[N]`, in [0, C).
-        k: From 1.
+
+    Returns:
+        int64 `[N]`.
 
     Raises:
         ValueError: shapes that do not fit, no clips, or scores that are NaN.
@@ -37,8 +40,32 @@ def top_k_accuracy(scores: Tensor, target: Tensor, k: int) -> float:
     _check_scores(scores)
     wanted = scores.gather(1, target[:, None])
     later = torch.arange(scores.shape[1], device=scores.device) > target[:, None]
-    above = ((scores > wanted) | ((scores == wanted) & later)).sum(dim=1)
-    return float((above < k).double().mean())
+    return ((scores > wanted) | ((scores == wanted) & later)).sum(dim=1)
+
+
+def top_k_percentages(ranks: Tensor, num_classes: int) -> dict[int, float]:
+    """Percent of clips whose class is the best or, of more than five, among the five best.
+
+    Args:
+        ranks: Of each clip's class, 0 = best, `[N]`.
+        num_classes: `C`.
+
+    Returns:
+        `{1: percent, 5: percent}`.
+    """
+    ks = (1, 5) if num_classes > 5 else (1,)
+    return {k: 100.0 * float((ranks <= k - 1).double().mean()) for k in ks}
+
+
+def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """`top-1` and, of more than five classes, `top-5`, in percent; a tie over the edge is a miss.
+
+    Args:
+        scores_NC: float `[N, C]`, higher is better.
+        labels_N: int64 `[N]`, in [0, C).
+    """
+    ranks = retrieval_ranks(scores_NC, labels_N)
+    return {f"top-{k}": x for k, x in top_k_percentages(ranks, scores_NC.shape[1]).items()}
 
 
 def average_precision(scores: Scores, truths: Truths) -> float:
@@ -96,9 +123,8 @@ def single_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     _check_labels(scores, labels)
     if not bool((labels.sum(dim=1) == 1).all()):
         raise UserError("each clip must have one class: set classifier.multi_label for others")
-    target = labels.argmax(dim=1)
-    ks = (1, 5) if scores.shape[1] > 5 else (1,)
-    return {f"top{k}": 100.0 * top_k_accuracy(scores, target, k) for k in ks}
+    ranks = class_ranks(scores, labels.argmax(dim=1))
+    return {f"top{k}": x for k, x in top_k_percentages(ranks, scores.shape[1]).items()}
 
 
 def multi_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:

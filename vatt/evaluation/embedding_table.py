@@ -4,9 +4,8 @@ Shapes: `N` clips of the set, `K` captions of a clip, `D` width (the project's l
 `vatt.batch`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,12 @@ from vatt.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingTable:
-    """What a model makes of a set of clips; one row is one clip.
+    """Embeddings of a set of clips, one row per clip.
 
     Rows that a mask excludes are zeros. A modality that no clip has is None.
 
     Args:
-        keys: `N` names.
+        keys: Names of the `N` clips.
         video_va: float32 `[N, D_va]` on the CPU, of unit length, as all of these. A joint space
             stands for both.
         audio_va: float32 `[N, D_va]`.
@@ -32,7 +31,6 @@ class EmbeddingTable:
         video_mask: bool `[N]`, True where the clip has a picture.
         audio_mask: bool `[N]`, True where the clip has sound.
         text_mask: bool `[N, K]`, True where the clip has that caption.
-        metadata: One mapping for each clip, or nothing at all.
     """
 
     keys: tuple[str, ...]
@@ -43,13 +41,19 @@ class EmbeddingTable:
     video_mask: Tensor
     audio_mask: Tensor
     text_mask: Tensor
-    metadata: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses parts of different lengths."""
-        rows = {name: len(value) for name, value in self._tensors().items()}
-        if self.metadata:
-            rows["metadata"] = len(self.metadata)
+        columns = {
+            "video_va": self.video_va,
+            "audio_va": self.audio_va,
+            "video_vt": self.video_vt,
+            "text_vt": self.text_vt,
+            "video_mask": self.video_mask,
+            "audio_mask": self.audio_mask,
+            "text_mask": self.text_mask,
+        }
+        rows = {name: len(column) for name, column in columns.items() if column is not None}
         wrong = {name: count for name, count in rows.items() if count != len(self)}
         if wrong:
             raise ValueError(f"the table has {len(self)} keys, but other numbers of rows: {wrong}")
@@ -58,24 +62,19 @@ class EmbeddingTable:
         """Number of clips, `N`."""
         return len(self.keys)
 
-    def select(self, rows: Sequence[int] | Tensor) -> Self:
+    def select(self, rows: Sequence[int] | Tensor) -> "EmbeddingTable":
         """The table of these rows, in this order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
-        numbers: list[int] = index.tolist()
-        parts: dict[str, Any] = {name: value[index] for name, value in self._tensors().items()}
-        absent: dict[str, Any] = {
-            f.name: None for f in fields(self) if getattr(self, f.name) is None
-        }
-        keys = tuple(self.keys[i] for i in numbers)
-        metadata = tuple(self.metadata[i] for i in numbers) if self.metadata else ()
-        return type(self)(**parts, **absent, keys=keys, metadata=metadata)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {
-            f.name: value
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
+        return EmbeddingTable(
+            keys=tuple(self.keys[i] for i in index.tolist()),
+            video_va=None if self.video_va is None else self.video_va[index],
+            audio_va=None if self.audio_va is None else self.audio_va[index],
+            video_vt=None if self.video_vt is None else self.video_vt[index],
+            text_vt=None if self.text_vt is None else self.text_vt[index],
+            video_mask=self.video_mask[index],
+            audio_mask=self.audio_mask[index],
+            text_mask=self.text_mask[index],
+        )
 
 
 def embed(
@@ -103,7 +102,7 @@ def embed(
 
 @torch.no_grad()  # not inference_mode, in which FSDP2 would gather weights for inference only
 def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
-    """The table of one batch, for a validation step; the model's mode is the caller's business."""
+    """The table of one batch, for a validation step; the caller sets the model's mode."""
     device = next(model.parameters()).device
     embeddings: dict[str, Tensor] = model(batch.to(device)).embeddings
     unit = {
@@ -131,29 +130,37 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
     """
     if not tables:
         raise UserError("no clip to embed: the loader gave no batch")
-    num_rows = [len(table) for table in tables]
-    names = [f.name for f in fields(EmbeddingTable) if f.name not in ("keys", "metadata")]
-    parts: dict[str, Any] = {
-        name: _stack_padded([getattr(table, name) for table in tables], num_rows) for name in names
-    }
+    sizes = [len(table) for table in tables]
+    num_captions = max(table.text_mask.shape[1] for table in tables)
+    absent = [num_captions - table.text_mask.shape[1] for table in tables]
     return EmbeddingTable(
         keys=tuple(key for table in tables for key in table.keys),
-        metadata=tuple(values for table in tables for values in table.metadata),
-        **parts,
+        video_va=_stack([table.video_va for table in tables], sizes),
+        audio_va=_stack([table.audio_va for table in tables], sizes),
+        video_vt=_stack([table.video_vt for table in tables], sizes),
+        text_vt=_stack(
+            [
+                None if table.text_vt is None else functional.pad(table.text_vt, (0, 0, 0, count))
+                for table, count in zip(tables, absent, strict=True)
+            ],
+            sizes,
+        ),
+        video_mask=torch.cat([table.video_mask for table in tables]),
+        audio_mask=torch.cat([table.audio_mask for table in tables]),
+        text_mask=torch.cat(
+            [functional.pad(t.text_mask, (0, n)) for t, n in zip(tables, absent, strict=True)]
+        ),
     )
 
 
-def _stack_padded(parts: Sequence[Tensor | None], num_rows: Sequence[int]) -> Tensor | None:
-    """Rows below each other, zeros where a part is absent or has fewer captions than another."""
-    present = [part for part in parts if part is not None]
-    if not present:
+def _stack(parts: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
+    """Rows below each other, zeros where a part is absent; None where all are."""
+    present = next((part for part in parts if part is not None), None)
+    if present is None:
         return None
-    sizes = [max(axis) for axis in zip(*(part.shape[1:] for part in present), strict=True)]
-    stacked = present[0].new_zeros(sum(num_rows), *sizes)
-    start = 0
-    for part, rows in zip(parts, num_rows, strict=True):
-        if part is not None:
-            axes = (slice(size) for size in part.shape[1:])
-            stacked[(slice(start, start + rows), *axes)] = part
-        start += rows
-    return stacked
+    return torch.cat(
+        [
+            present.new_zeros(size, *present.shape[1:]) if part is None else part
+            for part, size in zip(parts, sizes, strict=True)
+        ]
+    )

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vatt.errors import UserError
+from vatt.evaluation.classification_metrics import accuracies
 from vatt.evaluation.frozen_features import FrozenFeatures
-from vatt.evaluation.retrieval import retrieval_ranks
 from vatt.network.layers import TRUNCATED_STD, truncated_normal
 from vatt.sets.classification import TEST, TRAIN
 
@@ -185,18 +185,6 @@ def predict_views(predict: Predict, features_NVD: Tensor) -> Tensor:
     """Mean of the probabilities of the views of each clip: `[N, V, D]` → `[N, C]`."""
     num_clips, num_views = features_NVD.shape[:2]
     return predict(features_NVD.flatten(0, 1)).unflatten(0, (num_clips, num_views)).mean(dim=1)
-
-
-def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Top-1 and, of more than 5 classes, top-5 accuracy in percent; a tie over the edge is a miss.
-
-    Args:
-        scores_NC: float `[N, C]`, higher is better.
-        labels_N: int64 `[N]`, in [0, C).
-    """
-    ranks = retrieval_ranks(scores_NC, labels_N)
-    columns = (1, 5) if scores_NC.shape[1] > 5 else (1,)
-    return {f"top-{k}": 100.0 * float((ranks <= k - 1).double().mean()) for k in columns}
 
 
 def _draw_glorot_normal(layer: nn.Linear) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vatt.errors import Fault, UserError
+from vatt.evaluation.classification_metrics import accuracies
 from vatt.evaluation.clip_views import ViewPlan, read_items
-from vatt.evaluation.linear import accuracies
 from vatt.evaluation.retrieval import on_grid
 from vatt.evaluation.zero_shot_retrieval import AVERAGINGS, average_windows
 from vatt.network.heads import FACHead

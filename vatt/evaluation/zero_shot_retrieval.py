@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,7 +19,7 @@ from vatt.evaluation.retrieval import on_grid, retrieval
 from vatt.network.model import VATT
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.sets.items import Item
-from vatt.system.ranks import rank, world_size
+from vatt.system.ranks import gather_objects, rank, world_size
 
 Averaging = Literal["embeddings", "similarities"]
 AVERAGINGS: tuple[Averaging, ...] = ("embeddings", "similarities")
@@ -82,7 +81,7 @@ def embed_items(
         readable = [(item, read) for item, read in batch if not read.fault]
         if readable:
             tables.append(_embed_batch(model, tokenizer, readable))
-    shares = _gather((tables, faults))
+    shares = gather_objects((tables, faults))
     together = [pair for share, _ in shares for pair in share]
     faults = [fault for _, share in shares for fault in share]
     if not together:
@@ -192,15 +191,6 @@ def _placed(rows: Tensor, mask: Tensor) -> Tensor:
 def _in_order(table: EmbeddingTable, order: dict[str, int]) -> EmbeddingTable:
     places = torch.tensor([order[key] for key in table.keys]).argsort()
     return table.select(places)
-
-
-def _gather(value: Any) -> list[Any]:
-    """What every rank has; a collective."""
-    if world_size() == 1:
-        return [value]
-    everyone: list[Any] = [None] * world_size()
-    dist.all_gather_object(everyone, value)
-    return everyone
 
 
 def _batched(pairs: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -6,22 +6,18 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from vatt.errors import UserError
 from vatt.features.extraction import Extraction, ExtractOptions, ExtractReport
 from vatt.features.extractor import FeatureExtractor
 from vatt.features.inputs import find_items
 from vatt.system.files import write_atomically
-from vatt.system.ranks import rank, world_size
+from vatt.system.ranks import gather_objects, process_group, rank, world_size
 
 FAILURES = "failures.jsonl"
-LONGEST = timedelta(days=30)  # that a process waits for the others, whose files may be longer
 
 
 def extract(
@@ -53,15 +49,15 @@ def extract(
         CheckpointError: no model, or options that do not fit it.
     """
     items = find_items(sources)
-    with _process_group(), contextlib.ExitStack() as until_the_end:
+    with process_group(), contextlib.ExitStack() as until_the_end:
         extractor = FeatureExtractor.from_pretrained(model, device=_own(device), dtype=dtype)
         extraction = Extraction(extractor, out, options, _place_of(model))
         if rank() == 0:
             until_the_end.enter_context(only_run_in(out))
             extraction.prepare(items)
-        _gathered(None)  # nobody writes before that
+        gather_objects(None)  # nobody writes before that
         own = extraction.run(items[rank() :: world_size()], show_progress and rank() == 0)
-        report = join_reports(_gathered(own))
+        report = join_reports(gather_objects(own))
         if rank() == 0:
             write_failures(out, report.failures)
         return report
@@ -115,27 +111,6 @@ def write_failures(out: Path, failures: dict[str, str]) -> None:
         write_atomically(path, ("\n".join(rows) + "\n").encode())
     else:
         path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _process_group() -> Iterator[None]:
-    """That of torchrun, if it has started this process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    dist.init_process_group("gloo", timeout=LONGEST)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _gathered(own: Any) -> list[Any]:
-    """What every process gives; all must have come here."""
-    everyone = [own] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(everyone, own)
-    return everyone
 
 
 def _place_of(model: str) -> str:

@@ -4,7 +4,10 @@ Every function here that exchanges is a collective: all ranks must call it, in t
 a rank that has nothing to tell.
 """
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -15,6 +18,28 @@ from torch.autograd.function import once_differentiable
 T = TypeVar("T")
 
 LOST_RANK = "another process of the run ended or cannot be reached: see what it said last"
+LONGEST_WAIT = timedelta(days=30)  # for a rank with longer files; gloo's own 30 minutes are few
+
+
+def num_processes() -> int:
+    """Number of processes that torchrun has started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """The process group of torchrun, if it has started this process.
+
+    Objects travel, no gradients: gloo does that on any device.
+    """
+    if num_processes() == 1:
+        yield
+        return
+    dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def rank() -> int:
