@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from vatt.cli import main
 from vatt.errors import UserError
 from vatt.features.folders import FeatureFolder
 from vatt.media.clip import probe
+from vatt.search.answer import clock
 from vatt.search.build import IndexOptions
-from vatt.search.files import RowWriter, read_json
-from vatt.search.page import Segment, clock, draw_player
+from vatt.search.files import RowWriter, read_index_json
+from vatt.search.page import render_player
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -250,7 +252,7 @@ def test_a_killed_build_leaves_the_index_that_was_there_or_none(
     assert run("index", features, "-o", out) == 0
     before = Index(out).search(text="a dog")
     kill_when_begun("data-3")
-    assert read_json(out)["data"] == "data-2"
+    assert read_index_json(out)["data"] == "data-2"
     assert Index(out).search(text="a dog") == before
     assert run("index", many, "-o", out) == 0
     assert sorted(path.name for path in out.iterdir()) == [".lock", "data-4", "index.json"]
@@ -378,7 +380,7 @@ def test_approximate_search_says_how_much_it_finds(
     out = tmp_path / "index"
     assert run("index", features, "-o", out, "--approximate") == 0
     assert re.search(r"video_vt .*faiss IVF1,SQ8, .*recall@10 1\.000", capsys.readouterr().out)
-    assert read_json(out)["arrays"]["video_vt"]["approximate"]["recall@10"] == 1
+    assert read_index_json(out)["arrays"]["video_vt"]["approximate"]["recall@10"] == 1
     near = answer(capsys, out, "a dog", "-k", "3")
     exact = answer(capsys, out, "a dog", "-k", "3", "--exact")
     assert (near.pop("search"), exact.pop("search")) == ("approximately", "exactly")
@@ -431,12 +433,10 @@ def test_a_page_plays_only_the_segment(built: Path, media: Path, tmp_path: Path)
 def test_a_sound_plays_beside_its_picture_and_an_image_for_a_moment(tmp_path: Path) -> None:
     make_file(tmp_path / "sound.flac", KINDS["sound.flac"])
     make_still(tmp_path / "still.png", "png")
-    still = draw_player(Segment(source=tmp_path / "still.png", start_seconds=0, end_seconds=60))
+    still = render_player(tmp_path / "still.png", 0, 60)
     seconds = probe(base64.b64decode(re.search('base64,(.*?)"', still)[1])).duration_seconds
     assert seconds < 0.2
-    player = draw_player(
-        Segment(source=str(tmp_path / "sound.flac"), start_seconds=0.5, end_seconds=1.0)
-    )
+    player = render_player(str(tmp_path / "sound.flac"), 0.5, 1.0)
     assert player.count("data:audio/wav") == player.count("data:image/png") == 1
 
 
@@ -502,7 +502,7 @@ def test_an_index_that_cannot_be_read_is_named(
     ):
         copy = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(built, copy)
-        (copy / "index.json").write_text(json.dumps(read_json(built) | change))
+        (copy / "index.json").write_text(json.dumps(read_index_json(built) | change))
         assert run("search", copy, "a dog") == 2
         assert message in capsys.readouterr().err
     (copy / "index.json").write_text("{")
@@ -568,7 +568,7 @@ def test_features_of_the_backbone_are_searched_by_their_own_modality(
 
 
 def test_rows_are_written_one_after_the_other(tmp_path: Path) -> None:
-    with RowWriter(tmp_path / "a.npy", np.float32, (3,)) as writer:
+    with closing(RowWriter(tmp_path / "a.npy", np.float32, (3,))) as writer:
         for number in range(200):
             writer.add(np.full((2, 3), number))
     made = np.load(tmp_path / "a.npy", mmap_mode="r")

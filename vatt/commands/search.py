@@ -4,14 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from vatt.commands.arguments import positive
-
-if TYPE_CHECKING:
-    from vatt.search.index import Hit, Index
 
 SPACES = ("va", "vt", "joint", "none")
 
@@ -19,74 +14,39 @@ SPACES = ("va", "vt", "joint", "none")
 def search(argv: Sequence[str]) -> int:
     """`vatt search INDEX QUERY`."""
     arguments = _search_parser().parse_args(argv)
+    from vatt.search.answer import Answer
     from vatt.search.index import Index
     from vatt.search.query import read_query, unknown_words
 
-    found = Index(
+    index = Index(
         arguments.index, model=arguments.model, media=arguments.media, device=arguments.device
     )
     query = read_query(arguments.query, arguments.kind, arguments.query_modality)
-    name, vector = found.encode(query, arguments.modality, arguments.space)
-    hits = found.near(vector, name, arguments.k, arguments.distinct, exact=arguments.exact)
-    how = "approximately" if found.is_approximate(name) and not arguments.exact else "exactly"
+    array, vector = index.encode(query, arguments.modality, arguments.space)
+    hits = index.near(vector, array, arguments.k, arguments.distinct, exact=arguments.exact)
+    approximately = index.is_approximate(array) and not arguments.exact
     if query.modality == "text":
-        unknown = unknown_words(found.extractor.tokenizer, arguments.query)
+        unknown = unknown_words(index.extractor.tokenizer, arguments.query)
         if unknown:
             print(f"not known to the model: {', '.join(unknown)}", file=sys.stderr)
-    said = {
-        "query": arguments.query,
-        "query_modality": query.modality,
-        "array": name,
-        "search": how,
-        "hits": [{"rank": rank, **asdict(hit)} for rank, hit in enumerate(hits, 1)],
-    }
-    print(json.dumps(said, indent=1, ensure_ascii=False) if arguments.json else _table(said))
-    if arguments.html is not None:
-        _write_page(arguments, found, said, hits)
-    return 0
-
-
-def _write_page(
-    arguments: argparse.Namespace, found: "Index", said: dict[str, Any], hits: "list[Hit]"
-) -> None:
-    from vatt.search.page import write_page
-
-    asked = None if said["query_modality"] == "text" else arguments.query
-    arguments.html.parent.mkdir(parents=True, exist_ok=True)
-    faults = write_page(
-        arguments.html, arguments.query, _about(said), hits, found.media, asked=asked
+    answer = Answer(
+        query=arguments.query,
+        query_modality=query.modality,
+        array=array,
+        search="approximately" if approximately else "exactly",
+        hits=hits,
     )
-    print(f"{arguments.html}: open it in a browser", file=sys.stderr)
-    for fault in faults:
-        print(f"does not play: {fault} (--media FOLDER)", file=sys.stderr)
+    as_json = arguments.json and json.dumps(answer.to_json(), indent=1, ensure_ascii=False)
+    print(as_json or answer)
+    if arguments.html is not None:
+        from vatt.search.page import write_page
 
-
-def _about(said: dict[str, Any]) -> str:
-    """What was searched, in a line."""
-    return f"{said['query_modality']} → {said['array']}, searched {said['search']}"
-
-
-def _table(said: dict[str, Any]) -> str:
-    """Hits in aligned columns."""
-    from vatt.search.page import clock
-
-    rows = [("", "score", "start", "end", "file")]
-    rows += [
-        (
-            str(hit["rank"]),
-            f"{hit['score']:.3f}",
-            clock(hit["start_seconds"]),
-            clock(hit["end_seconds"]),
-            hit["source"],
-        )
-        for hit in said["hits"]
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]])
-        for row in rows
-    ]
-    return "\n".join([_about(said), *lines])
+        arguments.html.parent.mkdir(parents=True, exist_ok=True)
+        faults = write_page(arguments.html, answer, index.media)
+        print(f"{arguments.html}: open it in a browser", file=sys.stderr)
+        for fault in faults:
+            print(f"does not play: {fault} (--media FOLDER)", file=sys.stderr)
+    return 0
 
 
 def _search_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
-"""The rows of a matrix that are nearest to a vector, found by looking at all of them.
+"""Exact search: the rows of a matrix that are nearest to a vector.
 
-The products are first taken in float32, whose rounding depends on how rows are grouped; all rows
-that could be among the best are then scored again in float64, each by itself. So scores, order and
-ties are the same for any size of chunk, any number of threads, and for a plain loop.
+Products are first taken in float32, whose rounding depends on how rows are grouped; all rows that
+could be among the best are then scored again in float64, one by one. So scores, order and ties are
+the same for any chunk size, any number of threads, and for a plain loop.
 """
 
 import mmap
@@ -24,7 +24,7 @@ def exact_scores(matrix: NDArray[np.float32], rows: Rows, query: NDArray[np.floa
         query: float32 `[D]`.
 
     Returns:
-        float64 `[n]`; of a row always the same, whatever the other rows are.
+        float64 `[n]`; the score of a row does not depend on the other rows.
     """
     scores = np.empty(len(rows), dtype=np.float64)
     wide = query.astype(np.float64)
@@ -36,7 +36,7 @@ def exact_scores(matrix: NDArray[np.float32], rows: Rows, query: NDArray[np.floa
 
 
 def best_of(scores: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:
-    """The highest scores first; of equal ones the lower row."""
+    """The `k` best, highest score first; of equal scores the lower row."""
     order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]
 
@@ -52,8 +52,8 @@ def nearest_rows(
     Args:
         matrix: float32 `[N, D]` of unit length, may be memory-mapped.
         queries: float32 `[Q, D]` of unit length.
-        k: How many; all where there are fewer.
-        chunk_rows: Rows looked at at a time; of no influence on the result.
+        k: Number of rows; all where there are fewer.
+        chunk_rows: Rows read at a time; no influence on the result.
 
     Returns:
         For each query float64 scores, the highest first, and int64 rows; ties by row.
@@ -68,17 +68,19 @@ def nearest_rows(
         for number, query in enumerate(queries):
             candidates = _candidates(rough[:, number], best[number][0], k, 2 * error)
             scores = exact_scores(chunk, candidates, query)
-            kept, rows = best[number]
+            old_scores, old_rows = best[number]
             best[number] = best_of(
-                np.concatenate([kept, scores]), np.concatenate([rows, candidates + start]), k
+                np.concatenate([old_scores, scores]),
+                np.concatenate([old_rows, candidates + start]),
+                k,
             )
         release(matrix)
     return best
 
 
-def _candidates(rough: NDArray[np.float32], kept: Scores, k: int, margin: float) -> Rows:
+def _candidates(rough: NDArray[np.float32], best: Scores, k: int, margin: float) -> Rows:
     """Rows of a chunk that can be among the best `k` of all."""
-    least = kept[k - 1] if len(kept) >= k else -np.inf
+    least = best[k - 1] if len(best) >= k else -np.inf
     if len(rough) > k:
         least = max(least, float(np.partition(rough, len(rough) - k)[len(rough) - k]))
     return np.flatnonzero(rough >= least - margin)
@@ -86,21 +88,19 @@ def _candidates(rough: NDArray[np.float32], kept: Scores, k: int, margin: float)
 
 def release(array: NDArray[np.float32]) -> None:
     """Gives the pages of a memory-mapped array back; they stay in the system's cache."""
-    if isinstance(array, np.memmap):
-        # numpy has no name for it that is public
-        mapped: mmap.mmap | None = getattr(array, "_mmap", None)
-        if mapped is not None:
-            mapped.madvise(mmap.MADV_DONTNEED)
+    mapped: mmap.mmap | None = getattr(array, "_mmap", None)  # numpy has no public name for it
+    if mapped is not None:
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows with unit length, float32; rows of zeros stay, and NaN too."""
+    """Rows scaled to unit length, float32; zeros and NaN stay."""
     norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(norms > 0, vectors / norms, vectors).astype(np.float32)
 
 
 def spread(count: int, total: int) -> Rows:
-    """So many numbers below `total`, drawn without replacement, always the same ones, sorted."""
+    """Sorted numbers below `total`, drawn without replacement, the same in each call."""
     drawn = np.random.default_rng(0).choice(total, size=min(count, total), replace=False)
     return np.sort(drawn).astype(np.int64)

@@ -5,9 +5,9 @@ readers see the old index or all of the new one. In that folder are
 
 - `NAME.npy`, float32 `[rows, D]`, for each array such as `video_vt`,
 - `NAME.windows.npy`, int64 `[rows]`, the window of each row,
-- `windows.npy`, structured: number of the source, start and end in seconds,
-- `sources.jsonl`, a line an input, and `sources.npy`, int64, where each line ends,
-- `NAME.faiss`, of an approximate index.
+- `windows.npy`, structured: number of the file, start and end in seconds,
+- `sources.jsonl`, one line per file, and `sources.npy`, int64, the byte at which each line ends,
+- `NAME.faiss`, where the array is searched approximately.
 """
 
 import contextlib
@@ -15,10 +15,8 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -34,12 +32,12 @@ MAKE = "make one with `vatt index FEATURES -o INDEX`"
 
 
 class RowWriter:
-    """An `.npy` file that grows row by row: its header is written anew when its length is known.
+    """An `.npy` file that grows row by row; `close` writes its final length into the header.
 
     Args:
         path: The file.
-        dtype: Of its elements.
-        row_shape: Of a row.
+        dtype: Type of the elements.
+        row_shape: Shape of one row.
     """
 
     def __init__(self, path: Path, dtype: DTypeLike, row_shape: tuple[int, ...] = ()) -> None:
@@ -49,13 +47,13 @@ class RowWriter:
         self._write_header()
 
     def _write_header(self) -> None:
-        described = {
+        header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
             "shape": (self.rows, *self.row_shape),
         }
-        # numpy pads it so that the number of rows can become any
-        np.lib.format.write_array_header_1_0(self._file, described)
+        # numpy pads the header, so that any number of rows fits later
+        np.lib.format.write_array_header_1_0(self._file, header)
 
     def add(self, rows: NDArray[Any]) -> None:
         """Appends rows."""
@@ -68,34 +66,18 @@ class RowWriter:
             self._file.seek(0)
             self._write_header()
 
-    def __enter__(self) -> Self:
-        """The writer."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Completes the file, or closes it as it is."""
-        if error is None:
-            self.close()
-        else:
-            self._file.close()
-
 
 @contextlib.contextmanager
 def data_written_whole(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A folder for the data of an index, and what its `index.json` is to say.
+    """Yields a folder for the data of an index, and the content of its `index.json`.
 
-    Both count when the block ends well; an index that was there counts until then.
+    Both take effect when the block ends well; an earlier index stays valid until then.
 
     Args:
-        out: Folder of the index; made where it is missing.
+        out: Folder of the index; created if missing.
 
     Raises:
-        UserError: it holds something else, or another process makes an index there.
+        UserError: the folder holds something else, or another process writes an index there.
     """
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -107,15 +89,15 @@ def data_written_whole(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         numbers = [int(path.name.removeprefix("data-")) for path in _data_folders(out)]
         data = out / f"data-{max(numbers, default=0) + 1}"
         data.mkdir()
-        said: dict[str, Any] = {"format_version": FORMAT_VERSION, "data": data.name}
+        content: dict[str, Any] = {"format_version": FORMAT_VERSION, "data": data.name}
         try:
-            yield data, said
-            text = json.dumps(said, indent=1, ensure_ascii=False)
+            yield data, content
+            text = json.dumps(content, indent=1, ensure_ascii=False)
             write_atomically(out / INDEX_JSON, text.encode())
         except BaseException:
             shutil.rmtree(data, ignore_errors=True)
             raise
-        for other in _data_folders(out):  # of the index before, and of runs that were killed
+        for other in _data_folders(out):  # of the earlier index, and of killed runs
             if other != data:
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -125,30 +107,17 @@ def _data_folders(out: Path) -> list[Path]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """An index may take a place that is free, or that of an index."""
-    if out.is_dir():
-        ours = {INDEX_JSON, LOCK, *(path.name for path in _data_folders(out))}
-        others = [
-            path.name
-            for path in out.iterdir()
-            if path.name not in ours and not path.name.startswith(f".{INDEX_JSON}.")
-        ]
-        if not others:
-            return
-        raise UserError(f"{out} holds other things ({others[0]}): name a folder for the index", 2)
-    if out.exists():
+    """Refuses a place that holds anything but an index."""
+    if out.is_file():
         raise UserError(f"{out} is a file: name a folder for the index", 2)
+    ours = {INDEX_JSON, LOCK, *(path.name for path in _data_folders(out))}
+    for name in (path.name for path in out.glob("*")):
+        if name not in ours and not name.startswith(f".{INDEX_JSON}."):
+            raise UserError(f"{out} holds other things ({name}): name a folder for the index", 2)
 
 
-@dataclass(frozen=True)
-class Window:
-    """A row's place in the media.
-
-    Args:
-        source: Number of the input.
-        start_seconds: From the file's start.
-        end_seconds: Not after the file's end.
-    """
+class Window(NamedTuple):
+    """Window of a row: the number of its file, start and end in seconds from the file's start."""
 
     source: int
     start_seconds: float
@@ -156,20 +125,20 @@ class Window:
 
 
 class SearchFiles:
-    """The data of an index, memory-mapped; who has it open goes on with it when it is replaced.
+    """The data of an index, memory-mapped; stays readable when the index is replaced.
 
     Args:
         path: Folder of the index.
 
     Raises:
-        UserError: there is none, it is damaged, or of another version.
+        UserError: there is no index, it is damaged, or it has another version.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.said = read_json(path)
-        self._data = path / self.said["data"]
-        self.arrays: Mapping[str, Mapping[str, Any]] = self.said["arrays"]
+        self.content = read_index_json(path)
+        self._data = path / self.content["data"]
+        self.arrays: Mapping[str, Mapping[str, Any]] = self.content["arrays"]
         self._matrices = {name: self._map(f"{name}.npy") for name in self.arrays}
         self._places = {name: self._map(f"{name}.windows.npy") for name in self.arrays}
         self._windows = self._map("windows.npy")
@@ -179,28 +148,28 @@ class SearchFiles:
         self.num_windows = len(self._windows)
 
     def matrix(self, name: str) -> NDArray[np.float32]:
-        """Vectors of an array, float32 `[rows, D]` of unit length."""
+        """Unit vectors of an array, float32 `[rows, D]`."""
         return self._matrices[name]
 
     def faiss_path(self, name: str) -> Path:
-        """Where an approximate index of an array is."""
+        """File of an array's approximate index."""
         return self._data / f"{name}.faiss"
 
     def windows(self, name: str, rows: NDArray[np.int64]) -> list[Window]:
-        """The places of some rows of an array."""
+        """Windows of some rows of an array."""
         numbers = self._places[name][rows]
         return [Window(*values) for values in self._windows[numbers].tolist()]
 
     def source(self, number: int) -> dict[str, str]:
-        """Name of an input (`source`), and where its media lie."""
+        """Name of a file (`source`), and the place of its media."""
         start = int(self._source_ends[number - 1]) if number else 0
         line = self._lines[start : int(self._source_ends[number])]
         try:
-            described: dict[str, str] = json.loads(line.tobytes())
-            described["source"]
+            source: dict[str, str] = json.loads(line.tobytes())
+            source["source"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise UserError(f"{self._data / 'sources.jsonl'} is damaged: {MAKE}", 2) from error
-        return described
+        return source
 
     def _map(self, name: str) -> NDArray[Any]:
         path = self._data / name
@@ -208,26 +177,26 @@ class SearchFiles:
             if path.suffix == ".npy":
                 return np.load(path, mmap_mode="r", allow_pickle=False)
             return np.memmap(path, mode="r")
-        except Exception as error:  # numpy raises many kinds, by what the file is instead
+        except Exception as error:  # numpy raises many kinds
             raise UserError(f"{path} is missing or damaged: {MAKE}", 2) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What an index says of itself.
+def read_index_json(path: Path) -> dict[str, Any]:
+    """Content of an index's `index.json`.
 
     Raises:
-        UserError: there is none, it is damaged, or of another version.
+        UserError: there is no index, it is damaged, or it has another version.
     """
     file = path / INDEX_JSON
     if not file.is_file():
         raise UserError(f"there is no index in {path}: {MAKE}", 2)
     try:
-        said: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        version = said["format_version"]
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = content["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged: {MAKE}", 2) from error
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path} is an index of version {version}, this vatt reads {FORMAT_VERSION}: {MAKE}", 2
         )
-    return said
+    return content

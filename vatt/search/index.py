@@ -1,4 +1,4 @@
-"""Search over extracted features: `Index`, from a question to segments of media."""
+"""Search over extracted features: `Index`, from a query to segments of media."""
 
 import os
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 from vatt.errors import UserError
 from vatt.features.media_places import MEDIA, OFFSET, SIZE, find_described
 from vatt.media.source import FileWindow
-from vatt.media.streams import TIME_TOLERANCE_SECONDS
-from vatt.preprocess.arrays import Source
 from vatt.search.approximate import approximate_rows, open_approximate
-from vatt.search.build import IndexOptions, IndexReport, build_index
 from vatt.search.exact import nearest_rows, unit_rows
 from vatt.search.files import SearchFiles, Window
 from vatt.search.query import Modality, Query, choose_array
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch and PyAV, which the search for a vector does not need
     from vatt.features.extractor import FeatureExtractor
+    from vatt.preprocess.arrays import Source
+    from vatt.search.build import IndexOptions, IndexSummary
 
 Distinct = Literal["place", "file", "window"]
-FETCH_MORE = 4  # rows looked at for each hit: neighbours fall away
+FETCH_MORE = 4  # rows fetched per hit, since neighbours are dropped
+ROUNDING_SECONDS = 1e-6  # windows that share less do not overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ class Hit:
 
     Args:
         source: Name of the file, as `vatt extract` called it.
-        file: Where it lay then, a path or address, of a sample of a shard that of the tar; "" where
-            the features do not say.
-        offset: Of a sample's first byte in its tar, else None.
-        size: Of a sample in bytes, else None.
-        start_seconds: From the file's start.
-        end_seconds: Not after the file's end.
+        file: Path or address of the file at that time, or of the tar that holds it; "" if the
+            features do not say.
+        offset: First byte of the file in its tar; None: no tar.
+        size: Size in bytes of the file in its tar; None: no tar.
+        start_seconds: Start of the segment, from the file's start.
+        end_seconds: End of the segment, not after the file's end.
         score: Cosine with the query, in [-1, 1].
-        row: In the array that was searched.
+        row: Row of the array that was searched.
     """
 
     source: str
@@ -53,16 +53,21 @@ class Hit:
 
 
 class Index:
-    """Windows of many files, to be searched by words, sounds and videos.
+    """Windows of many files, searched by words, sounds and videos.
 
     Args:
-        path: Folder that `vatt index` made.
+        path: Folder that `vatt index` wrote.
         model: Folder, checkpoint or name on the Hub; None: the one that made the features.
-        media: Folder in which the media lie now; None: where they were.
-        device: As of `FeatureExtractor`.
+        media: Folder of the media, if they were moved; None: where `vatt extract` read them.
+        device: Device of the model: "auto", "cpu", "cuda", "mps".
 
     Raises:
-        UserError: no index, a damaged one, or one of another version.
+        UserError: there is no index, it is damaged, or it has another version.
+
+    Example:
+        >>> index = Index("index")  # doctest: +SKIP
+        >>> for hit in index.search(text="a dog barks", k=3):  # doctest: +SKIP
+        ...     print(hit.source, hit.start_seconds, hit.score)
     """
 
     def __init__(
@@ -74,9 +79,9 @@ class Index:
         device: str = "auto",
     ) -> None:
         self._files = SearchFiles(Path(path))
-        said = self._files.said
-        self._model, self._device = model or said["model"], device
-        folder = said["media_folder"] if media is None else media
+        content = self._files.content
+        self._model, self._device = model or content["model"], device
+        folder = content["media_folder"] if media is None else media
         self._media_folder = None if folder is None else Path(folder)
         self._extractor: FeatureExtractor | None = None
         self._approximate: dict[str, Any] = {}
@@ -86,15 +91,22 @@ class Index:
         cls,
         features: str | os.PathLike[str],
         path: str | os.PathLike[str],
-        options: IndexOptions | None = None,
-    ) -> tuple[Self, IndexReport]:
-        """Makes an index of what `vatt extract` wrote; one that is there is replaced at the end.
+        options: "IndexOptions | None" = None,
+    ) -> "tuple[Self, IndexSummary]":
+        """Makes an index of features; an earlier index is replaced at the end.
+
+        Args:
+            features: Folder that `vatt extract` wrote.
+            path: Folder of the index.
+            options: Content of the index; None: all vectors of the features.
 
         Raises:
             UserError: features that do not go together, or a place that holds something else.
         """
-        report = build_index(Path(features), Path(path), options or IndexOptions())
-        return cls(path), report
+        from vatt.search.build import IndexOptions, build_index
+
+        summary = build_index(Path(features), Path(path), options or IndexOptions())
+        return cls(path), summary
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -102,7 +114,7 @@ class Index:
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Names of what can be searched, such as `video_vt` and `audio_va`."""
+        """Names of the arrays that can be searched, such as `video_vt` and `audio_va`."""
         return tuple(self._files.arrays)
 
     @property
@@ -110,7 +122,7 @@ class Index:
         """The model that made the features.
 
         Raises:
-            UserError: it is another one, or the features do not say which.
+            UserError: the model is another one, or the features do not say which.
             CheckpointError: there is no model.
         """
         if self._extractor is None:
@@ -119,14 +131,14 @@ class Index:
 
             if not self._model:
                 raise UserError("the features do not say which model made them: give --model", 2)
-            made = FeatureExtractor.from_pretrained(self._model, device=self._device)
-            if weights_digest(made.model) != self._files.said["fingerprint"]:
+            extractor = FeatureExtractor.from_pretrained(self._model, device=self._device)
+            if weights_digest(extractor.model) != self._files.content["fingerprint"]:
                 raise UserError(
                     f"{self._model} is not the model that made the features of {self._files.path}: "
                     "give that one by --model, or extract and index anew",
                     2,
                 )
-            self._extractor = made
+            self._extractor = extractor
         return self._extractor
 
     def search(
@@ -134,38 +146,39 @@ class Index:
         vector: ArrayLike | None = None,
         *,
         text: str | None = None,
-        audio: Source | None = None,
-        video: Source | None = None,
+        audio: "Source | None" = None,
+        video: "Source | None" = None,
         k: int = 5,
         modality: Literal["video", "audio"] | None = None,
         space: str | None = None,
         distinct: Distinct = "place",
         exact: bool = False,
     ) -> list[Hit]:
-        """The segments nearest to a query.
+        """Finds the segments nearest to one query: `vector`, `text`, `audio` or `video`.
 
         Args:
-            vector: `[D]`, of any length, to be compared with the array of `modality` and `space`,
+            vector: Vector `[D]` of any length, compared with the array of `modality` and `space`,
                 or with the only one.
             text: Words.
-            audio: A sound, or a video's.
-            video: A video's picture, or an image.
-            k: How many; fewer where the index holds no more.
-            modality: What is searched; None: pictures before sound.
-            space: In which common space, "none" for the backbone; None: the first that both share.
-            distinct: "place": of windows of a file that overlap, the best; "file": the best of each
-                file; "window": all.
-            exact: Whether an approximate index is passed over.
+            audio: A sound, or a video of which the sound counts.
+            video: A video of which the picture counts, or an image.
+            k: Number of hits; fewer where the index holds no more.
+            modality: Modality to search; None: video before audio.
+            space: Common space to search in, "none" for the backbone; None: the first that both
+                share.
+            distinct: "place": only the best of a file's windows that overlap; "file": only the
+                best of each file; "window": all.
+            exact: Whether to compare all rows even if the index is approximate.
 
         Returns:
             The highest score first; ties by row.
 
         Raises:
-            UserError: a query that cannot be read or compared with what the index has.
-            UserError: not one query, or `k` below 1.
+            UserError: not one query, one that cannot be read or compared with the index, or `k`
+                below 1.
         """
-        given: dict[Modality, Any] = {"text": text, "audio": audio, "video": video}
-        queries = [Query(name, one) for name, one in given.items() if one is not None]
+        sources: dict[Modality, Any] = {"text": text, "audio": audio, "video": video}
+        queries = [Query(name, source) for name, source in sources.items() if source is not None]
         if len(queries) + (vector is not None) != 1:
             raise UserError("give one query: vector, text=, audio= or video=")
         if vector is not None:
@@ -176,7 +189,7 @@ class Index:
     def encode(
         self, query: Query, modality: str | None = None, space: str | None = None
     ) -> tuple[str, NDArray[np.float32]]:
-        """The array in which a query is looked for, and its vector, float32 `[D]`."""
+        """The array to search for a query, and the query's vector, float32 `[D]`."""
         spaces = self.extractor.spaces(query.modality)
         name, shared = choose_array(self._files.arrays, query.modality, spaces, modality, space)
         return name, query.encode(self.extractor, shared).numpy()
@@ -187,18 +200,18 @@ class Index:
         Raises:
             UserError: there is none, or several.
         """
-        found = [
+        names = [
             name
-            for name, said in self._files.arrays.items()
-            if modality in (None, said["modality"]) and space in (None, said["space"])
+            for name, array in self._files.arrays.items()
+            if modality in (None, array["modality"]) and space in (None, array["space"])
         ]
-        if len(found) != 1:
+        if len(names) != 1:
             raise UserError(
                 f"a vector is compared with one array, the index has {', '.join(self.arrays)}: "
                 "choose one by modality and space",
                 2,
             )
-        return found[0]
+        return names[0]
 
     def near(
         self,
@@ -219,26 +232,26 @@ class Index:
             fetched = min(fetched, len(matrix))
             scores, rows = self._nearest(name, matrix, query, fetched, exact)
             hits = self._distinct(name, rows, scores, distinct, k)
-            few = len(rows) < fetched  # of an approximate search, which has no more
+            few = len(rows) < fetched  # an approximate search finds no more
             all_files = distinct == "file" and len(hits) == self._files.num_sources
             if len(hits) >= k or fetched == len(matrix) or few or all_files:
                 return hits
             fetched *= FETCH_MORE
 
     def is_approximate(self, name: str) -> bool:
-        """Whether an array is searched approximately, unless `exact` is asked for."""
+        """Whether an array is searched approximately, unless `exact` is set."""
         return self._files.arrays[name]["approximate"] is not None
 
     def media(self, hit: Hit) -> str | FileWindow:
-        """What to read a hit's file from: a path, a URL, or bytes of a tar shard.
+        """Media of a hit: a path, a URL, or bytes of a tar shard.
 
         Raises:
-            MediaError: it is not there any more.
+            MediaError: the media are gone.
         """
-        said = {MEDIA: hit.file}
+        place = {MEDIA: hit.file}
         if hit.offset is not None:
-            said |= {OFFSET: str(hit.offset), SIZE: str(hit.size)}
-        return find_described(said, hit.source, self._media_folder)
+            place |= {OFFSET: str(hit.offset), SIZE: str(hit.size)}
+        return find_described(place, hit.source, self._media_folder)
 
     def _nearest(
         self,
@@ -248,12 +261,12 @@ class Index:
         k: int,
         exact: bool,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        said = self._files.arrays[name]["approximate"]
-        if said is None or exact:
+        if exact or not self.is_approximate(name):
             return nearest_rows(matrix, query[None], k)[0]
         if name not in self._approximate:
-            self._approximate[name] = open_approximate(self._files.faiss_path(name), said)
-        return approximate_rows(self._approximate[name], matrix, query, k, said["groups"])
+            self._approximate[name] = open_approximate(self._files.faiss_path(name))
+        groups = self._files.arrays[name]["approximate"]["groups"]
+        return approximate_rows(self._approximate[name], matrix, query, k, groups)
 
     def _distinct(
         self,
@@ -263,29 +276,29 @@ class Index:
         distinct: Distinct,
         k: int,
     ) -> list[Hit]:
-        """The first `k` of rows that come best first, without those that say the same again."""
-        kept: dict[int, list[Window]] = {}
+        """The first `k` hits of rows, best first, without repetitions."""
+        better: dict[int, list[Window]] = {}  # windows of the hits by file
         hits: list[Hit] = []
         windows = self._files.windows(name, rows)
         for row, score, window in zip(rows.tolist(), scores.tolist(), windows, strict=True):
-            before = kept.setdefault(window.source, [])
-            if distinct == "file" and before:
+            others = better.setdefault(window.source, [])
+            if distinct == "file" and others:
                 continue
-            if distinct == "place" and any(_overlap(window, other) for other in before):
+            if distinct == "place" and any(_overlap(window, other) for other in others):
                 continue
-            before.append(window)
+            others.append(window)
             hits.append(self._hit(row, score, window))
             if len(hits) == k:
                 break
         return hits
 
     def _hit(self, row: int, score: float, window: Window) -> Hit:
-        said = self._files.source(window.source)
+        source = self._files.source(window.source)
         return Hit(
-            source=said["source"],
-            file=said.get(MEDIA, ""),
-            offset=int(said[OFFSET]) if OFFSET in said else None,
-            size=int(said[SIZE]) if SIZE in said else None,
+            source=source["source"],
+            file=source.get(MEDIA, ""),
+            offset=int(source[OFFSET]) if OFFSET in source else None,
+            size=int(source[SIZE]) if SIZE in source else None,
             start_seconds=window.start_seconds,
             end_seconds=window.end_seconds,
             score=score,
@@ -294,17 +307,17 @@ class Index:
 
 
 def _overlap(first: Window, second: Window) -> bool:
-    """Whether two windows of a file share more time than rounding makes."""
+    """Whether two windows of a file overlap."""
     start = max(first.start_seconds, second.start_seconds)
     end = min(first.end_seconds, second.end_seconds)
-    return end - start > TIME_TOLERANCE_SECONDS
+    return end - start > ROUNDING_SECONDS
 
 
 def _unit(vector: ArrayLike, width: int) -> NDArray[np.float32]:
-    """A query vector as it is compared, float32 `[D]` of unit length.
+    """A query vector scaled to unit length, float32 `[D]`.
 
     Raises:
-        UserError: another shape, or no direction.
+        UserError: the vector has another shape, or no direction.
     """
     values = np.asarray(vector, dtype=np.float32)
     if values.shape != (width,):

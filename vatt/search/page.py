@@ -1,10 +1,9 @@
-"""The page of a search: one file, in which the segments that were found play."""
+"""The page of a search: one file that plays the segments found."""
 
 import io
 import tempfile
 import wave
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -13,20 +12,21 @@ from torch import Tensor
 
 from vatt.errors import MediaError, ShardError
 from vatt.media.clip import probe, read_frames, read_waveform
-from vatt.media.source import MediaSource
+from vatt.media.source import MediaSource, source_name
 from vatt.media.write_mp4 import write_mp4
 from vatt.pages.pictures import data_uri, encode_png, loudness
+from vatt.search.answer import Answer, clock
 from vatt.search.index import Hit
 from vatt.system.files import write_atomically
 
 SHORT_SIDE = 240  # pixels of a player, or fewer
 MOST_RATE = 25.0  # frames/s
 MOST_FRAMES = 250  # 10 s of these; longer segments play with fewer a second
-LEAST_SECONDS = 0.1  # of a still image
-MOST_SECONDS = 60.0  # of a segment; more is cut
+LEAST_SECONDS = 0.1  # for a still image
+MOST_SECONDS = 60.0  # of a segment; the rest is cut off
 SAMPLE_RATE = 32_000  # Hz
 MEDIA_BUDGET_BYTES = 30_000_000  # of all players; base64 makes 4 bytes of 3
-LINE_HEIGHT = 3  # pixels a band of a spectrogram
+LINE_HEIGHT = 3  # pixels per band of a spectrogram
 
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--soft:#8881}
@@ -41,70 +41,39 @@ li{min-width:0;overflow-wrap:anywhere}.name{font-weight:600}.score{float:right;f
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """What a page plays.
-
-    Args:
-        source: The file.
-        start_seconds: Where it starts.
-        end_seconds: Where it stops.
-    """
-
-    source: MediaSource
-    start_seconds: float
-    end_seconds: float
-
-
-def write_page(
-    path: Path,
-    title: str,
-    note: str,
-    hits: Sequence[Hit],
-    media: Callable[[Hit], MediaSource],
-    asked: MediaSource | None = None,
-) -> list[str]:
+def write_page(path: Path, answer: Answer, media: Callable[[Hit], MediaSource]) -> list[str]:
     """Writes a page with a player for each hit; it needs no network and no other file.
 
     Args:
         path: The page.
-        title: What was asked.
-        note: What was searched.
-        hits: Best first.
-        media: Where a hit's file is.
-        asked: The file that was asked by; None: words.
+        answer: The hits to show.
+        media: Gives the file of a hit.
 
     Returns:
-        Why some hits do not play.
+        Reasons why some hits do not play.
     """
     budget, faults, tiles = MEDIA_BUDGET_BYTES, [], []
-    for place, hit in enumerate(hits, 1):
+    for place, hit in enumerate(answer.hits, 1):
         try:
             if budget <= 0:
                 raise MediaError(hit.source, "comes after as many clips as a page can hold")
-            player = draw_player(
-                Segment(
-                    source=media(hit),
-                    start_seconds=hit.start_seconds,
-                    end_seconds=hit.end_seconds,
-                )
-            )
+            player = render_player(media(hit), hit.start_seconds, hit.end_seconds)
             budget -= len(player) * 3 // 4
         except (MediaError, ShardError) as error:
             faults.append(str(error))
             player = f"<p class=note>does not play: {escape(str(error))}</p>"
         tiles.append(_tile(place, hit, player))
-    top = ""
-    if asked is not None:
-        whole = Segment(source=asked, start_seconds=0.0, end_seconds=MOST_SECONDS)
-        top = f"<div class=asked>{draw_player(whole)}<p class=note>the query</p></div>"
+    top, title = "", escape(answer.query)
+    if answer.query_modality != "text":
+        player = render_player(answer.query, 0.0, MOST_SECONDS)
+        top = f"<div class=asked>{player}<p class=note>the query</p></div>"
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width">'
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
         "img-src data:; media-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{escape(title)}</h1><p class=note>{escape(note)}</p>{top}<ol>{''.join(tiles)}</ol>"
+        f"<title>{title}</title><style>{STYLE}</style>"
+        f"<h1>{title}</h1><p class=note>{answer.about}</p>{top}<ol>{''.join(tiles)}</ol>"
         "</html>\n"
     )
     write_atomically(path, page.encode("utf-8"))
@@ -120,22 +89,26 @@ def _tile(place: int, hit: Hit, player: str) -> str:
     )
 
 
-def draw_player(segment: Segment) -> str:
-    """An element that plays a segment and nothing else of its file.
+def render_player(source: MediaSource, start_seconds: float, end_seconds: float) -> str:
+    """An element that plays a segment of a file and nothing else of it.
 
     Raises:
         MediaError: the file cannot be read.
     """
-    info = probe(segment.source)
-    start = segment.start_seconds
-    seconds = min(segment.end_seconds, info.duration_seconds) - start
+    info = probe(source)
+    seconds = min(end_seconds, info.duration_seconds) - start_seconds
     seconds = max(LEAST_SECONDS, min(seconds, MOST_SECONDS))
-    waveform = _read_sound(segment.source, start, seconds) if info.has_audio else None
+    waveform = None
+    if info.has_audio:
+        num_samples = max(1, round(seconds * SAMPLE_RATE))
+        waveform, _ = read_waveform(
+            source, start_seconds=start_seconds, num_samples=num_samples, sample_rate=SAMPLE_RATE
+        )
     if info.has_video:
         rate = min(info.frame_rate or MOST_RATE, MOST_RATE, MOST_FRAMES / seconds)
         frames, _ = read_frames(
-            segment.source,
-            start_seconds=start,
+            source,
+            start_seconds=start_seconds,
             num_frames=max(1, round(seconds * rate)),
             frame_rate=rate,
             short_side=min(SHORT_SIDE, info.width or SHORT_SIDE, info.height or SHORT_SIDE),
@@ -143,19 +116,9 @@ def draw_player(segment: Segment) -> str:
         uri = data_uri(_mp4(frames, rate, waveform), "video/mp4")
         return f'<video controls loop playsinline preload=auto src="{uri}"></video>'
     if waveform is None:
-        raise MediaError(str(segment.source), "has neither picture nor sound here")
+        raise MediaError(source_name(source), "has neither picture nor sound here")
     uri = data_uri(_wav(waveform), "audio/wav")
     return f'<img alt="" src="{_spectrogram(waveform)}"><audio controls src="{uri}"></audio>'
-
-
-def _read_sound(source: MediaSource, start_seconds: float, seconds: float) -> Tensor:
-    waveform, _ = read_waveform(
-        source,
-        start_seconds=start_seconds,
-        num_samples=max(1, round(seconds * SAMPLE_RATE)),
-        sample_rate=SAMPLE_RATE,
-    )
-    return waveform
 
 
 def _mp4(frames: Tensor, rate: float, waveform: Tensor | None) -> bytes:
@@ -180,15 +143,6 @@ def _wav(waveform: Tensor) -> bytes:
 
 
 def _spectrogram(waveform: Tensor) -> str:
-    """What a sound looks like, low notes below, as a picture."""
+    """Spectrogram of a sound as a picture, low notes below."""
     levels = (255 * loudness(waveform, SAMPLE_RATE)).astype(np.uint8)
     return data_uri(encode_png(levels.repeat(LINE_HEIGHT, axis=0)[..., None]), "image/png")
-
-
-def clock(seconds: float) -> str:
-    """A time as `m:ss.s`, or `h:mm:ss.s`."""
-    tenths = round(10 * seconds)
-    minutes, rest = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    tail = f"{rest // 10:02d}.{rest % 10}"
-    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"

@@ -1,50 +1,49 @@
-"""What is asked, and in which array of an index the answer is looked for."""
+"""Queries: reading, encoding, and the choice of the array to search."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from vatt.errors import MediaError, UserError
 from vatt.media.folder import MEDIA_EXTENSIONS
-from vatt.preprocess.arrays import Source
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch and PyAV, which the search in an index does not need
+    from torch import Tensor
+
     from vatt.features.extractor import FeatureExtractor
+    from vatt.preprocess.arrays import Source
     from vatt.preprocess.tokenizer import Tokenizer
 
 Modality = Literal["video", "audio", "text"]
 DRAWN_TEXT = ("ansi", "bintext", "xbin", "idf")  # FFmpeg draws text files as on a terminal
 WEB = ("http://", "https://")
-# What a query is compared with first: pictures, since sound is their index's rarer half.
-SEARCHED: tuple[Modality, ...] = ("video", "audio")
+SEARCHED: tuple[Modality, ...] = ("video", "audio")  # pictures first: fewer files have sound
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked.
+    """Words, or media of which the picture or the sound counts.
 
     Args:
-        modality: As what the source is encoded.
+        modality: Modality by which the source is encoded.
         source: Words, or media.
     """
 
     modality: Modality
-    source: Source
+    source: "Source"
 
-    def encode(self, extractor: "FeatureExtractor", space: str) -> torch.Tensor:
-        """Its vector, float32 `[D]` of unit length.
+    def encode(self, extractor: "FeatureExtractor", space: str) -> "Tensor":
+        """Encodes the query as a unit vector, float32 `[D]`.
 
         Raises:
-            UserError: it cannot be read, or holds no word that the model knows.
+            UserError: the media cannot be read, or the model knows none of the words.
         """
         encode = getattr(extractor, f"encode_{self.modality}")
         if self.modality == "text":
             check_words(extractor.tokenizer, str(self.source), extractor.model.config.text)
         try:
-            vector: torch.Tensor = encode(self.source, space=None if space == "none" else space)[0]
+            vector: Tensor = encode(self.source, space=None if space == "none" else space)[0]
         except MediaError as error:
             raise UserError(f"the query {error}", 2) from error
         if not bool(vector.isfinite().all()) or not bool(vector.any()):
@@ -53,12 +52,12 @@ class Query:
 
 
 def check_words(tokenizer: "Tokenizer | None", text: str, config: Any) -> None:
-    """Refuses texts of which the model knows nothing.
+    """Refuses texts without a word that the model knows.
 
     Raises:
-        UserError: no word, or only unknown ones.
+        UserError: the text holds no word, or only unknown ones.
     """
-    if tokenizer is None:  # said by who encodes
+    if tokenizer is None:  # encoding refuses it
         return
     ids = tokenizer.encode([text], config.max_words)[0]
     if not bool(ids.any()):
@@ -72,11 +71,11 @@ def check_words(tokenizer: "Tokenizer | None", text: str, config: Any) -> None:
 
 
 def unknown_words(tokenizer: "Tokenizer | None", text: str) -> list[str]:
-    """Words of a text that mean nothing to the model."""
-    if tokenizer is None:
-        return []
+    """Words of a text that the model does not know."""
     words = text.split()
-    ids = tokenizer.encode(words, 1)[:, 0].tolist() if words else []
+    if tokenizer is None or not words:
+        return []
+    ids = tokenizer.encode(words, 1)[:, 0].tolist()
     return [word for word, one in zip(words, ids, strict=True) if one == tokenizer.unknown_id]
 
 
@@ -85,15 +84,16 @@ def read_query(
     kind: Literal["text", "file"] | None = None,
     modality: Literal["video", "audio"] | None = None,
 ) -> Query:
-    """What a query on the command line means: a media file, or words.
+    """Reads a query of the command line: a media file, or words.
 
     Args:
         text: The query.
-        kind: What it is; None: a file where there is one of that name, or a URL; else words.
-        modality: Of a file, the half that is asked for; None: the picture where there is one.
+        kind: Whether it is words or a file; None: a file if a file has that name or it is a URL,
+            else words.
+        modality: Whether a file's picture or sound counts; None: the picture if it has one.
 
     Raises:
-        UserError: a file that is not there or no media, or a modality that it lacks.
+        UserError: the file is missing or no media, or lacks the modality.
     """
     if kind is None:
         kind = "file" if _names_file(text) else "text"
@@ -116,13 +116,13 @@ def read_query(
 
 
 def _names_file(text: str) -> bool:
-    """Whether a query is meant as a file: it is there, or looks like one that was mistyped."""
+    """Whether a query means a file: it exists, or looks like a mistyped name."""
     if text.startswith(WEB):
         return True
     try:
         if Path(text).is_file():
             return True
-    except (OSError, ValueError):  # longer than names can be
+    except (OSError, ValueError):  # longer than a name can be
         return False
     return " " not in text and Path(text).suffix[1:].lower() in MEDIA_EXTENSIONS
 
@@ -134,41 +134,32 @@ def choose_array(
     modality: str | None = None,
     space: str | None = None,
 ) -> tuple[str, str]:
-    """Name and space of the array in which a query is looked for.
+    """Chooses the array to search: its name and its space.
 
     Args:
         arrays: `modality` and `space` of each array of an index.
-        query_modality: What is asked by.
-        spaces: Those that the model can put the query into, the preferred first.
-        modality: What is searched; None: pictures before sound.
-        space: In which; None: the first that both share.
+        query_modality: Modality of the query.
+        spaces: Spaces of the query's vectors, the preferred one first.
+        modality: Modality to search; None: video before audio.
+        space: Space to search in; None: the first that both share.
 
     Raises:
-        UserError: the index lacks it, or cannot be asked by such a query; names what there is.
+        UserError: the index lacks such an array, or the query cannot be compared with it.
     """
+    for searched in SEARCHED if modality is None else [modality]:
+        for shared in [*spaces, "none"] if space is None else [space]:
+            # features of the backbone are comparable only within a modality
+            comparable = shared in spaces or (shared == "none" and query_modality == searched)
+            for name, array in arrays.items():
+                if comparable and (array["modality"], array["space"]) == (searched, shared):
+                    return name, shared
     has = ", ".join(arrays)
-    wanted = [modality] if modality is not None else SEARCHED
-    in_spaces = [space] if space is not None else [*spaces, "none"]
-    for what in wanted:
-        for one in in_spaces:
-            for name, said in arrays.items():
-                if (said["modality"], said["space"]) == (what, one) and _comparable(
-                    query_modality, what, one, spaces
-                ):
-                    return name, one
-    there = {said["modality"] for said in arrays.values()}
-    if modality is not None and modality not in there:
+    if modality is not None and modality not in {array["modality"] for array in arrays.values()}:
         raise UserError(f"the index has no {modality}, it has {has}: choose another --modality", 2)
-    if space is not None and space not in {said["space"] for said in arrays.values()}:
+    if space is not None and space not in {array["space"] for array in arrays.values()}:
         raise UserError(f"the index has no space {space}, it has {has}: choose another --space", 2)
-    shared = ", ".join(spaces) or "no common space"
     raise UserError(
         f"{query_modality} cannot be compared with what was asked for: this model puts "
-        f"{query_modality} into {shared}, and the index has {has}",
+        f"{query_modality} into {', '.join(spaces) or 'no common space'}, and the index has {has}",
         2,
     )
-
-
-def _comparable(query_modality: str, modality: str, space: str, spaces: Sequence[str]) -> bool:
-    """Features of the backbone are comparable only within a modality."""
-    return space in spaces or (space == "none" and query_modality == modality)

@@ -1,0 +1,58 @@
+"""The answer to a query, as a table and as JSON."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vatt.search.index import Hit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Hits of a query, and how they were found.
+
+    Args:
+        query: Words, or the path or URL of a file.
+        query_modality: `text`, or the half of the file that counts: `video` or `audio`.
+        array: Name of the array that was searched.
+        search: Whether all rows were compared.
+        hits: Best first.
+    """
+
+    query: str
+    query_modality: str
+    array: str
+    search: Literal["exactly", "approximately"]
+    hits: Sequence[Hit]
+
+    @property
+    def about(self) -> str:
+        """What was searched, in one line."""
+        return f"{self.query_modality} → {self.array}, searched {self.search}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the rank of each hit."""
+        hits = [{"rank": rank, **asdict(hit)} for rank, hit in enumerate(self.hits, 1)]
+        return {**vars(self), "hits": hits}
+
+    def __str__(self) -> str:
+        """A table in aligned columns."""
+        rows = [("", "score", "start", "end", "file")]
+        for rank, hit in enumerate(self.hits, 1):
+            times = clock(hit.start_seconds), clock(hit.end_seconds)
+            rows.append((str(rank), f"{hit.score:.3f}", *times, hit.source))
+        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:4]]
+        lines = [self.about]
+        for *cells, file in rows:
+            aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+            lines.append("  ".join([*aligned, file]))
+        return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """A time as `m:ss.s`, or `h:mm:ss.s`."""
+    tenths = round(10 * seconds)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    tail = f"{rest // 10:02d}.{rest % 10}"
+    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
