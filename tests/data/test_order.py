@@ -16,7 +16,7 @@ def random_sets(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_every_sample_of_all_sets_comes_once_per_epoch(seed):
     sizes = random_sets(seed)
-    order = GlobalOrder(sizes, seed=seed, window_shards=1 + seed % 5)
+    order = GlobalOrder(sizes, seed=seed, shuffle_shards=1 + seed % 5)
     wanted = {(index, sample) for index, one in enumerate(sizes) for sample in range(one.sum())}
     for epoch in range(3):
         refs = [order.ref(epoch * len(order) + offset) for offset in range(len(order))]
@@ -44,7 +44,7 @@ def test_mixed_sets_have_epochs_of_their_own_and_lose_no_sample(seed):
 def test_shards_ahead_are_those_of_this_window_and_of_the_next(seed, weighted):
     sizes = random_sets(seed)
     weights = [1.0 + index for index in range(len(sizes))] if weighted else None
-    order = GlobalOrder(sizes, weights, seed=seed, window_shards=2)
+    order = GlobalOrder(sizes, weights, seed=seed, shuffle_shards=2)
     ends = [np.cumsum(one) for one in sizes]
     for position in (0, 7, 20, 55, 3 * MIX_BLOCK + 11):
         now, after = order.shards_ahead(position)
@@ -77,9 +77,9 @@ def test_weights_are_met_in_every_block(weights):
 @pytest.mark.parametrize("weights", [None, [2.0, 1.0]])
 def test_a_position_means_the_same_in_whatever_order_positions_are_asked_for(weights):
     sizes = [[5, 9, 4, 30], [11, 2]]
-    forward = GlobalOrder(sizes, weights, seed=7, window_shards=2)
+    forward = GlobalOrder(sizes, weights, seed=7, shuffle_shards=2)
     refs = [forward.ref(position) for position in range(1_000)]
-    scattered = GlobalOrder(sizes, weights, seed=7, window_shards=2)
+    scattered = GlobalOrder(sizes, weights, seed=7, shuffle_shards=2)
     for position in np.random.default_rng(0).permutation(1_000).tolist():
         assert scattered.ref(position) == refs[position]
         assert refs[position].position == position
@@ -100,7 +100,7 @@ def test_epochs_and_seeds_are_shuffled_differently():
 
 def test_reading_stays_within_a_window_of_shards():
     sizes = [10] * 30
-    order = GlobalOrder([sizes], seed=2, window_shards=3)
+    order = GlobalOrder([sizes], seed=2, shuffle_shards=3)
     for window in range(10):
         refs = [order.ref(window * 30 + offset) for offset in range(30)]
         assert len({ref.sample_index // 10 for ref in refs}) == 3
@@ -121,7 +121,7 @@ def test_a_far_position_is_found_without_drawing_what_lies_before_it(monkeypatch
         return draw_permutation(size, *keys)
 
     monkeypatch.setattr("vatt.data.order.draw_permutation", counting)
-    order = GlobalOrder([np.full(1_000, 1_000)], seed=0, window_shards=8)  # a million samples
+    order = GlobalOrder([np.full(1_000, 1_000)], seed=0, shuffle_shards=8)  # a million samples
     assert order.ref(10**12 + 5).epoch == 10**6
     assert drawn == [1_000, 8 * 1_000]  # the shards of one epoch, the samples of one window
 
@@ -158,7 +158,7 @@ def test_sets_that_give_no_order_are_refused(sizes, weights, message):
 
 
 def test_the_fingerprint_changes_with_everything_that_changes_the_order():
-    base = {"shard_sizes": [[3, 4], [5]], "weights": [1.0, 2.0], "seed": 0, "window_shards": 8}
+    base = {"shard_sizes": [[3, 4], [5]], "weights": [1.0, 2.0], "seed": 0, "shuffle_shards": 8}
     changes = [
         {},
         {"shard_sizes": [[4, 3], [5]]},
@@ -166,7 +166,7 @@ def test_the_fingerprint_changes_with_everything_that_changes_the_order():
         {"weights": None},
         {"weights": [1.0, 3.0]},
         {"seed": 1},
-        {"window_shards": 2},
+        {"shuffle_shards": 2},
     ]
     names = {GlobalOrder(**{**base, **change}).fingerprint() for change in changes}
     assert len(names) == len(changes)

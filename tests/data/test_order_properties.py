@@ -40,7 +40,7 @@ def orders(draw, shards=SHARDS, max_sets=4, weights=WEIGHTS, may_be_unweighted=T
         "shard_sizes": sizes,
         "weights": draw(st.none() | shares if may_be_unweighted else shares),
         "seed": draw(SEEDS),
-        "window_shards": draw(st.integers(1, 10)),
+        "shuffle_shards": draw(st.integers(1, 10)),
     }
 
 
@@ -143,7 +143,7 @@ def test_weights_are_met_at_every_position_as_closely_as_they_are_promised(weigh
 @many
 @given(SEEDS, st.integers(12, 40))
 def test_shards_come_in_another_order_in_every_epoch(seed, num_shards):
-    arguments = {"shard_sizes": [[1] * num_shards], "seed": seed, "window_shards": 1}
+    arguments = {"shard_sizes": [[1] * num_shards], "seed": seed, "shuffle_shards": 1}
     epochs = epochs_of(take(arguments, 0, 4 * num_shards), 0)
     assert len({tuple(shards) for shards in epochs}) == 4
 
@@ -151,7 +151,7 @@ def test_shards_come_in_another_order_in_every_epoch(seed, num_shards):
 @many
 @given(orders(shards=FULL_SHARDS, max_sets=1), st.integers(0, 10**6))
 def test_the_samples_of_a_window_come_from_so_many_shards(arguments, epoch):
-    (sizes,), window_shards = arguments["shard_sizes"], arguments["window_shards"]
+    (sizes,), shuffle_shards = arguments["shard_sizes"], arguments["shuffle_shards"]
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     refs = take(arguments, epoch * sum(sizes), sum(sizes))
     in_order = [int(shard_of[ref.sample_index]) for ref in refs]
@@ -164,7 +164,7 @@ def test_the_samples_of_a_window_come_from_so_many_shards(arguments, epoch):
             wanted += 0 if shard in shards else sizes[shard]
             wanted -= 1
             shards.add(shard)
-        assert len(shards) <= window_shards
+        assert len(shards) <= shuffle_shards
         assert not shards & set(seen)
         seen += shards
     assert len(seen) == len(sizes)

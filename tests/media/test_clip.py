@@ -37,7 +37,7 @@ from vatt.media.clip import probe, read_clip, read_frames, read_waveform
 from vatt.media.decode_whole import decode_whole
 from vatt.media.packets import Span, decoding_runs, read_packets, without_leading
 from vatt.media.pictures import decode_frames
-from vatt.media.source import FileWindow
+from vatt.media.source import FileRange
 
 
 @pytest.fixture(scope="session")
@@ -231,7 +231,7 @@ def test_a_file_whose_clock_starts_late_is_as_long_as_its_content(
 ) -> None:
     make_file(tmp_path / name, kind)
     assert probe(tmp_path / name).duration_seconds == pytest.approx(3.0, abs=0.04)
-    decode_whole(FileWindow(str(tmp_path / name), 0, (tmp_path / name).stat().st_size))
+    decode_whole(FileRange(str(tmp_path / name), 0, (tmp_path / name).stat().st_size))
     clip = read_clip(tmp_path / name, start_seconds=2.2, video=SMALL_VIDEO, audio=SMALL_AUDIO)
     assert clip.audio_coverage == pytest.approx(0.5, abs=0.03)
     with pytest.raises(MediaError, match=r"ends at 3.0\d s, before 3.10 s"):

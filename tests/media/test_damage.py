@@ -33,7 +33,7 @@ from media_files import (
 
 from vatt.errors import MediaError
 from vatt.media.clip import probe, read_clip, read_frames, read_waveform
-from vatt.media.source import FileWindow
+from vatt.media.source import FileRange
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +166,7 @@ def test_a_picture_whose_metadata_would_fill_the_memory_is_refused_by_name(
     request: dict[str, Any] = {"start_seconds": 0, "video": SMALL_VIDEO, "audio": None}
     for content in (picture(17, 1), picture(2, 9), png(8, 8, rows=200) + picture(17, 1)):
         path.write_bytes(content)
-        window = FileWindow(str(path), 0, len(content))
+        window = FileRange(str(path), 0, len(content))
         for source in (path, content, window, io.BytesIO(content)):
             for read in (probe, lambda source: read_clip(source, **request)):
                 with pytest.raises(MediaError, match=message):
@@ -233,7 +233,7 @@ def test_no_file_stays_open(media: Path) -> None:
     before = num_open_files()
     for name in names * 5:
         path = media / name
-        for source in (path, FileWindow(str(path), 0, path.stat().st_size)):
+        for source in (path, FileRange(str(path), 0, path.stat().st_size)):
             with contextlib.suppress(MediaError):
                 read_clip(source, start_seconds=1.0, video=SMALL_VIDEO, audio=SMALL_AUDIO)
     gc.collect()
@@ -247,7 +247,7 @@ def test_memory_does_not_grow_over_ten_thousand_clips(media: Path) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
-    window = FileWindow(str(media / "plain.mp4"), 0, (media / "plain.mp4").stat().st_size)
+    window = FileRange(str(media / "plain.mp4"), 0, (media / "plain.mp4").stat().st_size)
     draw = random.Random(0)
     start = 0.0
     for index in range(10_500):

@@ -32,7 +32,7 @@ from media_files import (
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.errors import MediaError
 from vatt.media.clip import Clip, probe, read_clip, read_frames, read_waveform
-from vatt.media.source import FileWindow
+from vatt.media.source import FileRange
 
 
 @pytest.fixture(scope="session")
@@ -201,7 +201,7 @@ def test_every_kind_of_source_gives_the_same_clip(media: Path, tmp_path: Path, s
             content,
             io.BytesIO(content),
             file,
-            FileWindow(str(shard), 600, len(content)),
+            FileRange(str(shard), 600, len(content)),
             tmp_path / "a:b.mp4",
             tmp_path / "100%03d.mp4",
             tmp_path / "http.mp4",
@@ -254,8 +254,8 @@ def test_a_missing_file_a_folder_and_a_dead_address_are_named(media: Path, serve
     with pytest.raises(MediaError, match="404"):
         probe(f"{server}/nowhere.mp4")
     with pytest.raises(MediaError, match="no such file"):
-        read_clip(FileWindow("nowhere.tar", 0, 10), start_seconds=0, video=SMALL_VIDEO, audio=None)
-    with pytest.raises(TypeError, match="FileWindow"):
+        read_clip(FileRange("nowhere.tar", 0, 10), start_seconds=0, video=SMALL_VIDEO, audio=None)
+    with pytest.raises(TypeError, match="FileRange"):
         probe(3)  # type: ignore[arg-type]
 
 
@@ -276,9 +276,9 @@ def test_a_window_ends_where_it_ends(media: Path, tmp_path: Path) -> None:
     shard = tmp_path / "shard"
     shard.write_bytes(content + content)
     with pytest.raises(MediaError):
-        probe(FileWindow(str(shard), 0, len(content) // 2))
+        probe(FileRange(str(shard), 0, len(content) // 2))
     with pytest.raises(ValueError, match="offset"):
-        FileWindow(str(shard), -1, 5)
+        FileRange(str(shard), -1, 5)
 
 
 def test_a_file_without_what_is_asked_for_says_so(media: Path) -> None:

@@ -26,7 +26,7 @@ from vatt.cli import main
 from vatt.data.order import GlobalOrder
 from vatt.data.prefetch import ShardPrefetch
 from vatt.errors import ShardError, UserError
-from vatt.media.opening import WindowReader
+from vatt.media.opening import RangeReader
 from vatt.packing.check import check_shards
 from vatt.shards.index_file import index_path
 from vatt.shards.listing import list_remote
@@ -113,7 +113,7 @@ def media_of(number: int, sample: int) -> bytes:
 
 
 def read_media(record) -> bytes:
-    reader = WindowReader(record.media)
+    reader = RangeReader(record.media)
     content = reader.read(record.media.size)
     reader.close()
     return content
@@ -310,7 +310,7 @@ def test_cache_that_cannot_be_written_is_an_error(folder, tmp_path, monkeypatch,
 
 def test_reader_keeps_a_shard_that_leaves_the_cache(folder, cache):
     record = ShardSet(f"file://{folder}")[1]
-    reader = WindowReader(record.media)
+    reader = RangeReader(record.media)
     first = reader.read(10)
     for path in cache.glob("shards/*/*.tar"):
         path.unlink()
@@ -474,7 +474,7 @@ def many(tmp_path) -> Iterator[tuple[ShardSet, Server]]:
 
 def test_shards_of_this_window_and_the_next_are_downloaded_ahead(many, cache):
     shards, server = many
-    order = GlobalOrder([shards.shard_sizes], window_shards=3)
+    order = GlobalOrder([shards.shard_sizes], shuffle_shards=3)
     prefetch = ShardPrefetch([shards], order)
     prefetch.reach(0)
     expected = {f"/{shards.shards[one].name}" for part in order.shards_ahead(0) for _, one in part}
@@ -494,7 +494,7 @@ def test_shards_of_this_window_and_the_next_are_downloaded_ahead(many, cache):
 
 def test_only_what_is_read_is_downloaded_where_the_cache_cannot_hold_more(many, monkeypatch):
     shards, server = many
-    order = GlobalOrder([shards.shard_sizes], window_shards=3)
+    order = GlobalOrder([shards.shard_sizes], shuffle_shards=3)
     now, after = ([shards.shards[one] for _, one in part] for part in order.shards_ahead(0))
     room = sum(one.size for one in now) + sum(one.size for one in after) // 2
     monkeypatch.setenv("VATT_CACHE_GIB", str(room / 2**30))
@@ -505,7 +505,7 @@ def test_only_what_is_read_is_downloaded_where_the_cache_cannot_hold_more(many, 
 def test_a_download_ahead_that_fails_is_left_to_the_reader(many):
     shards, server = many
     server.breaks = 10**6
-    prefetch = ShardPrefetch([shards], GlobalOrder([shards.shard_sizes], window_shards=1))
+    prefetch = ShardPrefetch([shards], GlobalOrder([shards.shard_sizes], shuffle_shards=1))
     prefetch.reach(0)
     asked = shards_asked_for(server, 2)
     assert len(asked) == 2

@@ -14,7 +14,7 @@ from vatt.batch import Batch
 from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
 from vatt.errors import MediaError
 from vatt.media.clip import probe
-from vatt.media.source import FileWindow
+from vatt.media.source import FileRange
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.preprocess.view import CENTER, View, read_view
 from vatt.shards.record import Record, Segment
@@ -190,7 +190,7 @@ def read_duration(record: Record) -> float:
 
 
 @contextmanager
-def named_errors(record: Record) -> Iterator[FileWindow]:
+def named_errors(record: Record) -> Iterator[FileRange]:
     """The media of a record; errors name the record and not a range of bytes.
 
     Raises:

@@ -35,7 +35,7 @@ class GlobalOrder:
         weights: Share of each set in the stream (need not sum to 1), or None: each sample of any
             set equally often.
         seed: Names the order.
-        window_shards: Shards whose samples are shuffled together.
+        shuffle_shards: Shards whose samples are shuffled together.
 
     Raises:
         UserError: no samples.
@@ -47,21 +47,21 @@ class GlobalOrder:
         shard_sizes: Sequence[ArrayLike],
         weights: Sequence[float] | None = None,
         seed: int = 0,
-        window_shards: int = 8,
+        shuffle_shards: int = 8,
     ) -> None:
         sizes = [np.asarray(values, dtype=np.int64) for values in shard_sizes]
         empty = [index for index, values in enumerate(sizes) if values.sum() == 0]
         if empty or not sizes:
             raise UserError(f"every set needs at least one sample; sets without: {empty or 'all'}")
-        if window_shards < 1:
-            raise UserError(f"window_shards must be at least 1, got {window_shards}")
+        if shuffle_shards < 1:
+            raise UserError(f"shuffle_shards must be at least 1, got {shuffle_shards}")
         self.seed = seed
         self.set_sizes = [int(values.sum()) for values in sizes]
         self._first_shard_of_set = np.cumsum([0, *(len(values) for values in sizes)])
         self._first_of_set = np.cumsum([0, *self.set_sizes])
         groups = [np.concatenate(sizes)] if weights is None else sizes
         self._streams = [
-            _Stream(group, (seed, index), window_shards) for index, group in enumerate(groups)
+            _Stream(group, (seed, index), shuffle_shards) for index, group in enumerate(groups)
         ]
         self._counts = _shares(weights, len(sizes)) if weights is not None else None
         self._turns: dict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
@@ -122,7 +122,7 @@ class GlobalOrder:
 
     def _hash(self) -> str:
         sizes = np.concatenate([stream.shard_sizes for stream in self._streams])
-        windows = self._streams[0].window_shards
+        windows = self._streams[0].shuffle_shards
         counts: Sequence[int] = [] if self._counts is None else self._counts.tolist()
         parts = [self.seed, windows, *self.set_sizes, -1, *sizes, -1, *counts]
         state = np.zeros(1, dtype=np.uint64)
@@ -145,10 +145,10 @@ class _Stream:
     """Endless epochs over one list of shards."""
 
     def __init__(
-        self, shard_sizes: NDArray[np.int64], keys: tuple[int, int], window_shards: int
+        self, shard_sizes: NDArray[np.int64], keys: tuple[int, int], shuffle_shards: int
     ) -> None:
         self.shard_sizes = shard_sizes
-        self.window_shards = window_shards
+        self.shuffle_shards = shuffle_shards
         self._keys = keys
         self._first_of_shard = np.cumsum([0, *shard_sizes])
         self._size = int(shard_sizes.sum())
@@ -168,24 +168,24 @@ class _Stream:
         epoch, offset = divmod(count, self._size)
         shards, first_of_window = _recall(self._epochs, epoch, self._draw_shards)
         after = int(np.searchsorted(first_of_window, offset, side="right"))
-        now = shards[(after - 1) * self.window_shards : after * self.window_shards]
+        now = shards[(after - 1) * self.shuffle_shards : after * self.shuffle_shards]
         if after == len(first_of_window):
             shards, after = _recall(self._epochs, epoch + 1, self._draw_shards)[0], 0
-        next_ones = shards[after * self.window_shards : (after + 1) * self.window_shards]
+        next_ones = shards[after * self.shuffle_shards : (after + 1) * self.shuffle_shards]
         return now.tolist(), next_ones.tolist()
 
     def _draw_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shards in the order of an epoch, and where each window of them begins."""
         shards = draw_permutation(len(self.shard_sizes), *self._keys, _SHARDS, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
-        last_of_window = np.arange(self.window_shards, len(shards), self.window_shards) - 1
+        last_of_window = np.arange(self.shuffle_shards, len(shards), self.shuffle_shards) - 1
         return shards, np.concatenate([[0], ends[last_of_window]])
 
     def _draw_window(self, epoch_and_window: tuple[int, int]) -> NDArray[np.int64]:
         """The samples of one window of shards, shuffled."""
         epoch, window = epoch_and_window
         shards, _ = _recall(self._epochs, epoch, self._draw_shards)
-        chosen = shards[window * self.window_shards : (window + 1) * self.window_shards]
+        chosen = shards[window * self.shuffle_shards : (window + 1) * self.shuffle_shards]
         first, sizes = self._first_of_shard[chosen], self.shard_sizes[chosen]
         samples = np.concatenate([np.arange(a, a + n) for a, n in zip(first, sizes, strict=True)])
         return samples[draw_permutation(len(samples), *self._keys, _SAMPLES, epoch, window)]

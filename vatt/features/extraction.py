@@ -27,7 +27,7 @@ from vatt.features.media_places import describe_media
 from vatt.features.stores import FileStore, ParquetStore
 from vatt.media.clip import Clip
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
-from vatt.media.source import FileWindow
+from vatt.media.source import FileRange
 from vatt.models.checkpoint import weights_digest
 from vatt.preprocess.arrays import read_duration
 from vatt.preprocess.windows import WindowPlan, plan_windows
@@ -112,7 +112,7 @@ class Part:
 
     item: Item
     stamp: str
-    media: str | FileWindow
+    media: str | FileRange
     plan: WindowPlan
     count: int
     starts: tuple[float, ...] | None = None

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from vatt.errors import MediaError, UserError
 from vatt.media.folder import find_media
-from vatt.media.source import FileWindow
+from vatt.media.source import FileRange
 from vatt.shards.places import holds_shards_only, is_remote
 from vatt.shards.shard_set import ShardSet
 
@@ -32,7 +32,7 @@ class Item:
     shards: ShardSet | None = None
     sample: int = 0
 
-    def locate(self) -> tuple[str | FileWindow, str]:
+    def locate(self) -> tuple[str | FileRange, str]:
         """What to read, and a stamp that changes when the content does.
 
         Raises:

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vatt.errors import MediaError, ShardError
-from vatt.media.source import FileWindow
-from vatt.shards.places import find_tars, is_remote, window_of
+from vatt.media.source import FileRange
+from vatt.shards.places import find_tars, is_remote, range_of
 from vatt.shards.remote import RemoteShard
 
 MEDIA, OFFSET, SIZE = "media", "offset", "size"  # in the metadata of features
 
 
-def describe_media(media: str | FileWindow) -> dict[str, str]:
+def describe_media(media: str | FileRange) -> dict[str, str]:
     """What is to be known to find media again.
 
     Args:
@@ -20,7 +20,7 @@ def describe_media(media: str | FileWindow) -> dict[str, str]:
     Returns:
         `media`: absolute path or address; of a sample of a shard also `offset` and `size` in bytes.
     """
-    if isinstance(media, FileWindow):
+    if isinstance(media, FileRange):
         shard = media.origin
         place = str(shard) if isinstance(shard, RemoteShard) else str(Path(media.path).absolute())
         return {MEDIA: place, OFFSET: str(media.offset), SIZE: str(media.size)}
@@ -29,7 +29,7 @@ def describe_media(media: str | FileWindow) -> dict[str, str]:
 
 def find_described(
     described: Mapping[str, str], source: str, folder: Path | None = None
-) -> str | FileWindow:
+) -> str | FileRange:
     """The media that `describe_media` was told of.
 
     Args:
@@ -55,7 +55,7 @@ def find_described(
         raise MediaError(place, str(error)) from error
     if isinstance(shard, Path) and not shard.is_file():
         raise MediaError(place, "there is no such shard any more: say where the shards are")
-    return window_of(shard, int(described[OFFSET]), int(described[SIZE]))
+    return range_of(shard, int(described[OFFSET]), int(described[SIZE]))
 
 
 def _moved(place: str, source: str, folder: Path, *, in_shard: bool) -> str:

@@ -20,7 +20,7 @@ from vatt.media.opening import open_media
 from vatt.media.packets import Packets, Span, read_packets
 from vatt.media.pictures import PictureSize, SizeRule, decode_frames, display_matrix, swaps_sides
 from vatt.media.sound import decode_waveform
-from vatt.media.source import Damage, FileWindow, MediaSource
+from vatt.media.source import Damage, FileRange, MediaSource
 from vatt.media.streams import (
     MediaStream,
     audio_stream,
@@ -33,7 +33,7 @@ from vatt.media.streams import (
 
 __all__ = [
     "Clip",
-    "FileWindow",
+    "FileRange",
     "MediaInfo",
     "MediaSource",
     "probe",
@@ -183,7 +183,7 @@ def read_clip(
     """Reads picture and sound from one start.
 
     Args:
-        source: Path, http(s) URL, bytes, `FileWindow` or binary file object.
+        source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         start_seconds: From the file's start.
         video: Number of frames, frame rate and size; None reads no picture.
         audio: Number of samples and their rate; None reads no sound.

@@ -7,13 +7,13 @@ from vatt.system.workers import tell_alive
 if TYPE_CHECKING:
     from av.packet import Packet
 
-    from vatt.media.source import FileWindow
+    from vatt.media.source import FileRange
 
 
 END_TOLERANCE_SECONDS = 0.5  # containers round durations; a lost end is longer
 
 
-def decode_whole(source: "FileWindow") -> int:
+def decode_whole(source: "FileRange") -> int:
     """Decodes all pictures and all sound of a file; the number of pictures.
 
     Raises:

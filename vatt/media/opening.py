@@ -15,7 +15,7 @@ from av.container import InputContainer
 
 from vatt.errors import MediaError
 from vatt.media.png_bomb import MAX_METADATA_BYTES, has_metadata_bomb
-from vatt.media.source import Damage, FileWindow, MediaSource, source_name
+from vatt.media.source import Damage, FileRange, MediaSource, source_name
 
 # What FFmpeg may open. A file can name further files or addresses (playlists do): only a URL may
 # lead to the network, and only a local path to other local files.
@@ -28,14 +28,14 @@ MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
 URL_TIMEOUT_SECONDS = 30.0  # to connect, and for each read
 
 
-class WindowReader:
-    """A seekable reader of a `FileWindow`: a file object that FFmpeg reads through PyAV.
+class RangeReader:
+    """A seekable reader of a `FileRange`: a file object that FFmpeg reads through PyAV.
 
     Measured on clips in a shard it costs the same as FFmpeg's own `subfile` protocol and as reading
     the window into memory first; unlike these it takes any path and holds no copy.
     """
 
-    def __init__(self, window: FileWindow) -> None:
+    def __init__(self, window: FileRange) -> None:
         self.name = window.path
         self._window = window
         self._position = 0
@@ -74,10 +74,10 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
     Raises:
         MediaError: the source cannot be opened, or what ran inside failed because of it.
     """
-    window: WindowReader | None = None
+    window: RangeReader | None = None
     try:
         file, options = _ffmpeg_input(source)
-        if isinstance(file, WindowReader):
+        if isinstance(file, RangeReader):
             window = file
         _refuse_bomb(file)
         with _open_container(file, options) as container:
@@ -141,8 +141,8 @@ def _open_container(file: Any, options: dict[str, str]) -> InputContainer:
 
 def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
     """What to hand to FFmpeg for a source, and what FFmpeg may open on its own."""
-    if isinstance(source, FileWindow):
-        return WindowReader(source), _BYTES_OPTIONS
+    if isinstance(source, FileRange):
+        return RangeReader(source), _BYTES_OPTIONS
     if isinstance(source, bytes):
         return io.BytesIO(source), _BYTES_OPTIONS
     if isinstance(source, str | os.PathLike):
@@ -150,11 +150,11 @@ def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
         if _is_url(source):
             return path, _URL_OPTIONS
         if "%" in path:  # FFmpeg's image reader would take it for a pattern of file names
-            return WindowReader(FileWindow(path, 0, Path(path).stat().st_size)), _PATH_OPTIONS
+            return RangeReader(FileRange(path, 0, Path(path).stat().st_size)), _PATH_OPTIONS
         return "file:" + path, _PATH_OPTIONS  # so that `a:b.mp4` is not taken for protocol `a`
     if not hasattr(source, "read"):
         kind = type(source).__name__
-        raise TypeError(f"media are a path, URL, bytes, FileWindow or binary file, got {kind}")
+        raise TypeError(f"media are a path, URL, bytes, FileRange or binary file, got {kind}")
     if hasattr(source, "seek") and getattr(source, "seekable", lambda: True)():
         source.seek(0)  # FFmpeg counts from the beginning, wherever an earlier reader has stopped
     return source, _BYTES_OPTIONS
@@ -182,7 +182,7 @@ def _refuse_bomb(file: Any) -> None:
 
 def _human_reason(fault: Exception, source: MediaSource) -> str:
     """What an error of FFmpeg or of the system means to the owner of the file, and what to do."""
-    if isinstance(source, str | os.PathLike | FileWindow) and not _is_url(source):
+    if isinstance(source, str | os.PathLike | FileRange) and not _is_url(source):
         if isinstance(fault, FileNotFoundError):
             return "there is no such file: check the path"
         if isinstance(fault, IsADirectoryError):

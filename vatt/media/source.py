@@ -20,7 +20,7 @@ class Opener(Protocol):
 
 
 @dataclass(frozen=True)
-class FileWindow:
+class FileRange:
     """Bytes of a file, for example one member of a tar shard.
 
     Args:
@@ -45,7 +45,7 @@ class FileWindow:
         return os.open(self.path, os.O_RDONLY) if self.origin is None else self.origin.open()
 
 
-MediaSource = str | os.PathLike[str] | bytes | FileWindow | BinaryIO
+MediaSource = str | os.PathLike[str] | bytes | FileRange | BinaryIO
 
 
 def source_name(source: MediaSource) -> str:
@@ -54,7 +54,7 @@ def source_name(source: MediaSource) -> str:
         return source
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
-    if isinstance(source, FileWindow):
+    if isinstance(source, FileRange):
         return f"{source.path}[{source.offset}:{source.offset + source.size}]"
     if isinstance(source, os.PathLike):
         return os.fspath(source)

@@ -18,7 +18,7 @@ from vatt.config.geometry import VideoConfig
 from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip, probe
 from vatt.media.pictures import scaled_size
-from vatt.media.source import FileWindow, MediaSource, source_name
+from vatt.media.source import FileRange, MediaSource, source_name
 from vatt.media.streams import TIME_TOLERANCE_SECONDS
 from vatt.preprocess.view import cut_view
 
@@ -90,7 +90,7 @@ def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
             yield from sources
         else:
             yield sources
-    elif isinstance(sources, str | bytes | os.PathLike | FileWindow) or hasattr(sources, "read"):
+    elif isinstance(sources, str | bytes | os.PathLike | FileRange) or hasattr(sources, "read"):
         yield sources
     elif isinstance(sources, Iterable) and not isinstance(sources, dict):
         yield from sources

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from vatt.errors import UserError
 from vatt.features.media_places import MEDIA, OFFSET, SIZE, find_described
-from vatt.media.source import FileWindow
+from vatt.media.source import FileRange
 from vatt.search.approximate import approximate_rows, open_approximate
 from vatt.search.exact import nearest_rows, unit_rows
 from vatt.search.files import SearchFiles, Window
@@ -242,7 +242,7 @@ class Index:
         """Whether an array is searched approximately, unless `exact` is set."""
         return self._files.arrays[name]["approximate"] is not None
 
-    def media(self, hit: Hit) -> str | FileWindow:
+    def media(self, hit: Hit) -> str | FileRange:
         """Media of a hit: a path, a URL, or bytes of a tar shard.
 
         Raises:

@@ -13,7 +13,7 @@ from vatt.shards.listing import list_remote
 from vatt.shards.remote import RemoteShard
 
 if TYPE_CHECKING:
-    from vatt.media.source import FileWindow
+    from vatt.media.source import FileRange
 
 
 def holds_shards_only(source: Path, out: Path | None) -> bool:
@@ -65,13 +65,13 @@ def open_shard(shard: Shard) -> int:
     return shard.open() if isinstance(shard, RemoteShard) else os.open(shard, os.O_RDONLY)
 
 
-def window_of(shard: Shard, offset: int, size: int) -> "FileWindow":
+def range_of(shard: Shard, offset: int, size: int) -> "FileRange":
     """Some bytes of a shard; those of a remote one are downloaded when the window is opened."""
-    from vatt.media.source import FileWindow
+    from vatt.media.source import FileRange
 
     if isinstance(shard, RemoteShard):
-        return FileWindow(str(shard.path), offset, size, shard)
-    return FileWindow(str(shard), offset, size)
+        return FileRange(str(shard.path), offset, size, shard)
+    return FileRange(str(shard), offset, size)
 
 
 def read_members(shard: Shard, places: list[list[int]]) -> list[bytes]:

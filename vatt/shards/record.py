@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from vatt.errors import MediaError, UserError
 from vatt.shards.index import JSON, MEDIA, TEXT
-from vatt.shards.places import Shard, read_members, window_of
+from vatt.shards.places import Shard, read_members, range_of
 
 if TYPE_CHECKING:
-    from vatt.media.source import FileWindow
+    from vatt.media.source import FileRange
 
 
 MAX_TEXT_BYTES = 64 << 20  # of KEY.txt and KEY.json; a day of speech has 2 MB
@@ -48,7 +48,7 @@ class Record:
 
     key: str
     shard: str
-    media: "FileWindow | None"
+    media: "FileRange | None"
     segments: tuple[Segment, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ def read_record(shard: Shard, key: str, members: NDArray[np.int64]) -> Record:
     return Record(
         key=key,
         shard=str(shard),
-        media=window_of(shard, offset, size) if offset >= 0 else None,
+        media=range_of(shard, offset, size) if offset >= 0 else None,
         segments=tuple(segment for segment in segments if segment.text.strip()),
         metadata=metadata,
     )

@@ -3,7 +3,7 @@
 A shard is a plain tar in the layout that video2dataset writes: `KEY.mp4` (or `.webm`, `.m4a`, …),
 `KEY.txt` and `KEY.json`, one after the other. Its index (`shard_index.py`) says where each of them
 lies, so that a sample is read without passing over the archive: the texts by one `pread` each, the
-media as a `FileWindow` into the tar.
+media as a `FileRange` into the tar.
 """
 
 import bisect
