@@ -158,7 +158,7 @@ def test_a_killed_run_goes_on_to_the_result_of_an_uninterrupted_one(
     assert process.wait() == -signal.SIGKILL
     partial = contents(killed)
     assert 0 < len(partial) < 6
-    (killed / ".plain.mp4.npz.123.tmp").touch()  # as a process killed while it wrote would leave
+    (killed / ".plain.mp4.npz.123.partial").touch()  # of a process that was killed
     assert extract(*command(media, killed, model)[4:]) == 0
     assert contents(killed) == contents(whole)
     assert partial.items() <= contents(whole).items()

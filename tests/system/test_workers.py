@@ -52,8 +52,8 @@ def test_what_hangs_or_crashes_is_lost_and_the_rest_is_not():
         found = list(results)
     assert [result for result in found if isinstance(result, Lost)] == [
         Lost("gave no answer within 1.5 s"),
-        Lost("crashed the process that read it (SIGSEGV)"),
-        Lost("crashed the process that read it (exit code 3)"),
+        Lost("crashed its process (SIGSEGV)"),
+        Lost("crashed its process (exit code 3)"),
         Lost("gave no answer within 1.5 s"),
     ]
     assert [isinstance(result, Lost) for result in found] == [deed != "good" for deed in deeds]

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,9 @@ from vatt.demo.corpus_scenes import COLOURS, MOTIONS, SHAPES, draw_scene, render
 from vatt.demo.corpus_sounds import synthesize_sound
 from vatt.errors import UserError
 from vatt.media.write_mp4 import write_mp4
-from vatt.system.files import read_json
+from vatt.system.files import atomic_folder, read_json
+from vatt.system.machine import num_cores
+from vatt.system.workers import Lost, results_in_order
 
 VERSION = 3  # of the corpus: raise it when the same seed makes other files
 Split = Literal["train", "validation"]
@@ -181,17 +182,13 @@ def write_corpus(
     if (finished := _finished_corpus(out, parameters)) is not None:
         return finished
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = _fresh_partial_folder(out)
-    try:
+    with atomic_folder(out, replace=True) as partial:
+        for split in SPLITS:
+            (partial / split).mkdir()
         jobs = [(split, index) for split in SPLITS for index in range(sizes[split])]
         lines = _write_clips(partial, seed, jobs, num_workers, show_progress)
         description = _describe(parameters, lines)
         _write_descriptions(partial, lines, description)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return _corpus_info(out, description, reused=False)
 
 
@@ -204,13 +201,17 @@ def _write_clips(
     """Writes all files; returns their lines of `captions.jsonl`."""
     from tqdm import tqdm
 
-    from vatt.demo.corpus_workers import run_jobs
-
     write = functools.partial(_write_job, folder, seed)
     bar = tqdm(total=len(jobs), desc="corpus", unit="clip", disable=not show_progress)
+    num_workers = num_cores() if num_workers is None else num_workers
     lines = {}
-    with bar, run_jobs(write, jobs, num_workers) as results:
-        for job, line in results:
+    with bar, results_in_order(write, jobs, num_workers=num_workers) as results:
+        for job, line in zip(jobs, results, strict=True):
+            if isinstance(line, Lost):
+                raise UserError(
+                    f"clip {job[1]} of {job[0]} {line.reason}: was it killed for lack of memory? "
+                    "Fewer num_workers need less"
+                )
             lines[job] = line
             bar.update()
     return lines
@@ -246,28 +247,6 @@ def _corpus_info(out: Path, description: dict[str, Any], *, reused: bool) -> Cor
         counts=description["counts"],
         reused=reused,
     )
-
-
-def _fresh_partial_folder(out: Path) -> Path:
-    """A folder beside `out` to write into; those of processes that were killed are removed."""
-    prefix = f".{out.name}.partial-"
-    for left_over in out.parent.glob(f"{prefix}*"):
-        if not _is_running(left_over.name.removeprefix(prefix)):
-            shutil.rmtree(left_over, ignore_errors=True)
-    partial = out.with_name(f"{prefix}{os.getpid()}")
-    for split in SPLITS:
-        (partial / split).mkdir(parents=True)
-    return partial
-
-
-def _is_running(process_id: str) -> bool:
-    try:
-        os.kill(int(process_id), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, ValueError):  # of another user; not a name that we gave
-        return True
-    return int(process_id) != os.getpid()
 
 
 def _write_descriptions(

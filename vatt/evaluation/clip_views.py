@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.errors import MediaError
+from vatt.media.reader_process import LIMIT_SECONDS
 from vatt.sets.items import Item
 from vatt.system.workers import Lost, results_in_order
 
-LIMIT_SECONDS = 60.0  # that a file may take until the next of its windows is read
 AHEAD_PER_WORKER = 2  # clips read while an earlier one hangs; 4 windows of 32 × 224² are 19 MB
 
 

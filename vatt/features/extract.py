@@ -1,8 +1,6 @@
 """`vatt extract` in one process or, started by torchrun, in several: each takes its share."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,7 @@ from vatt.errors import UserError
 from vatt.features.extraction import Extraction, ExtractOptions, ExtractReport
 from vatt.features.extractor import FeatureExtractor
 from vatt.features.inputs import find_items
-from vatt.system.files import write_atomically
+from vatt.system.files import locked, write_atomically
 from vatt.system.ranks import gather_objects, process_group, rank, world_size
 
 FAILURES = "failures.jsonl"
@@ -67,28 +65,18 @@ def extract(
 def only_run_in(out: Path) -> Iterator[None]:
     """Makes a folder and holds it: no other run removes or replaces what this one is writing.
 
-    The lock is on the folder itself: no file remains, and it ends with the process, however that
-    ends.
+    The lock is on the folder itself: no file remains.
 
     Raises:
         UserError: another run holds it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            os.close(descriptor)
-            raise UserError(
-                f"another run writes into {out}: wait for it, or give each a folder of its own "
-                "(`torchrun --nproc-per-node N --no-python vatt extract …` shares one)"
-            ) from error
-        # a file system without locks: go on as if alone
-    try:
+    refusal = UserError(
+        f"another run writes into {out}: wait for it, or give each a folder of its own "
+        "(`torchrun --nproc-per-node N --no-python vatt extract …` shares one)"
+    )
+    with locked(out, refusal):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:

@@ -185,7 +185,7 @@ def load_pyarrow(part: str = "") -> ModuleType:
 
 def remove_partial(out: Path, suffix: str) -> None:
     """Removes temporary files that `write_atomically` of a killed process left in a folder."""
-    for path in out.rglob(f".*{suffix}.*.tmp"):
+    for path in out.rglob(f".*{suffix}.*.partial"):
         path.unlink(missing_ok=True)
 
 

@@ -2,7 +2,7 @@
 
 import resource
 
-LIMIT_SECONDS = 60.0  # for the next packet; a frame of 16,384 × 8,192 pixels takes a few
+LIMIT_SECONDS = 60.0  # until the next packet or window; 16,384 × 8,192 pixels take a few
 MEMORY_BYTES = 6 << 30  # that a process may use; the largest picture takes 0.2 GB decoded
 
 

@@ -40,7 +40,7 @@ from vatt.media.streams import (
     video_stream,
 )
 from vatt.media.write_mp4 import REPRODUCIBLE_X264
-from vatt.system.files import OUT_OF_SPACE
+from vatt.system.files import NO_SPACE, atomic_file
 from vatt.system.workers import tell_alive
 
 # No other key frames than those asked for. Five of six pictures that no other is made from: a
@@ -94,7 +94,7 @@ def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> b
 
     Args:
         source: The file.
-        target: The mp4 file to write. What is there if an error is raised is of no use.
+        target: The mp4 file to write; it appears when it is complete.
         how: Size, key frames, quality.
 
     Returns:
@@ -112,7 +112,8 @@ def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> b
     with open_media(source) as container:
         video = video_stream(container)
         assert video is not None
-        with _Output(target, _ticks_per_second(video, audio_stream(container))) as out:
+        ticks = _ticks_per_second(video, audio_stream(container))
+        with atomic_file(target) as file, _Output(file.name, ticks, target) as out:
             _transcode(container, video, out, first, how)
     return True
 
@@ -137,8 +138,8 @@ def _ticks_per_second(video: VideoStream, audio: AudioStream | None) -> int:
 class _Output:
     """An mp4 file to write. A full disk is no fault of the medium, and ends the whole work."""
 
-    def __init__(self, path: Path, ticks: int) -> None:
-        self._path = path
+    def __init__(self, path: str, ticks: int, target: Path) -> None:
+        self._target = target  # named in errors
         options = {
             "movflags": "+faststart",  # the index in front: one read finds it
             "movie_timescale": str(ticks),  # in which a late start of a stream is told
@@ -169,9 +170,9 @@ class _Output:
         try:
             write(*arguments)
         except OSError as error:
-            if error.errno in OUT_OF_SPACE:
+            if error.errno in NO_SPACE:
                 raise ShardError(
-                    f"no space left to write {self._path} ({error.strerror}): free some, then go "
+                    f"no space left to write {self._target} ({error.strerror}): free some, then go "
                     "on by the same command"
                 ) from error
             raise

@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from vatt.models.export_towers import Tower, parity_inputs, random_input, tower_
 from vatt.models.preprocess_json import BATCH, PREPROCESS, preprocess_constants, preprocess_json
 from vatt.models.training_facts import find_model
 from vatt.network.model import VATT
-from vatt.system.files import write_atomically
+from vatt.system.files import atomic_folder, write_atomically
 
 Format = Literal["model", "onnx", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -123,7 +122,7 @@ def export_model(
     model, tokenizer = load_model(path), tokenizer_of(path)
     towers = [Tower(model, name) for name in _chosen(modalities, model)]
     card = read_card(model, path, run=run or own_run, results=results, licence=licence)
-    with _appearing(folder) as partial:
+    with atomic_folder(folder) as partial:
         if tokenizer is not None:
             tokenizer.save(partial / "tokenizer.json")
         if "model" in formats:
@@ -184,20 +183,6 @@ def _chosen(modalities: Sequence[str] | None, model: VATT) -> tuple[str, ...]:
 def _check_free(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give another folder, or delete it")
-
-
-@contextlib.contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """A folder that is moved to its place when the block has ended well; else it goes."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _check_free(folder)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _export_tower(

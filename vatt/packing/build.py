@@ -26,10 +26,10 @@ from vatt.packing.prepare import (
     work_folder,
     work_folder_of,
 )
-from vatt.shards.index_file import find_shards
+from vatt.shards.index_file import find_shards, shard_folder
 from vatt.shards.places import holds_shards_only
 from vatt.shards.writer import ShardWriter
-from vatt.system.files import folder_written_whole, written_whole
+from vatt.system.files import write_atomically
 
 if TYPE_CHECKING:
     from vatt.media.reencode import Reencoding
@@ -149,7 +149,7 @@ def build_shards(
         _check_space(source, files, out)
     with (
         contextlib.nullcontext(Path()) if reencoding is None else work_folder(out) as work,
-        folder_written_whole(out) as partial,
+        shard_folder(out) as partial,
     ):
         bar = tqdm(files, "shards", unit="file", disable=not show_progress)
         preparation = Preparation(check=check_media, reencoding=reencoding, work=work)
@@ -260,8 +260,7 @@ def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> 
 def _note_build(out: Path, fingerprint: str, report: BuildReport) -> None:
     """Keeps beside the shards what `_built_before` asks for."""
     content = {"version": BUILD_VERSION, "fingerprint": fingerprint, "report": asdict(report)}
-    with written_whole(out / BUILD_FILE) as file:
-        file.write(json.dumps(content, indent=1).encode())
+    write_atomically(out / BUILD_FILE, json.dumps(content, indent=1).encode())
 
 
 def _built_before(out: Path, fingerprint: str) -> BuildReport | None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,11 +19,8 @@ from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
 from vatt.packing.index_tars import read_indexes
 from vatt.shards.places import Shard, find_tars, local_or_remote
 from vatt.shards.record import Segment, read_record
-from vatt.system.files import written_whole
+from vatt.system.files import write_atomically
 from vatt.system.workers import Lost, results_in_order
-
-if TYPE_CHECKING:
-    pass
 
 SHOWN_VALUES = 4  # sizes and rates, in printed reports
 
@@ -107,8 +104,7 @@ class CheckReport:
         writer = csv.DictWriter(text, [field.name for field in fields(SampleCheck)])
         writer.writeheader()
         writer.writerows(asdict(row) for row in self.rows)
-        with written_whole(Path(path)) as file:
-            file.write(text.getvalue().encode())
+        write_atomically(Path(path), text.getvalue().encode())
 
 
 def _spread(values: Sequence[float], unit: str) -> str:

@@ -15,11 +15,16 @@ from tqdm import tqdm
 
 from vatt.errors import Fault, MediaError, ShardError, fault_lines
 from vatt.shards.index import MEDIA, ShardIndex
-from vatt.shards.index_file import INDEX_SUFFIX, find_index, find_shards, write_index
+from vatt.shards.index_file import (
+    INDEX_SUFFIX,
+    find_index,
+    find_shards,
+    shard_folder,
+    write_index,
+)
 from vatt.shards.places import Shard
 from vatt.shards.record import read_record
 from vatt.shards.remote import RemoteShard
-from vatt.system.files import folder_written_whole
 from vatt.system.workers import Lost, results_in_order
 
 
@@ -116,7 +121,7 @@ def index_shards(
         if is_linked and folder.is_dir() and any(folder.iterdir()):
             _refuse_other_contents(folder, source)
         elif is_linked:
-            place = stack.enter_context(folder_written_whole(folder.resolve()))
+            place = stack.enter_context(shard_folder(folder.resolve()))
         new_links = _link(tars, place) if is_linked else []
         places = [place / tar.name for tar in tars]
         bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)

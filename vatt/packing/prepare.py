@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vatt.errors import Fault, MediaError, ShardError
-from vatt.media.reader_process import prepare_worker
+from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
 from vatt.system.workers import Lost, results_in_order
 
 if TYPE_CHECKING:
     from vatt.media.reencode import Reencoding
 
 IN_MEMORY_BYTES = 64 << 20  # larger files are copied in pieces
-LIMIT_SECONDS = 60.0  # that a file may take to open, or to give the next packet
 WORK_SUFFIX = ".reencoding"
 
 
@@ -82,16 +81,7 @@ def _encoded_file(path: Path, how: "Reencoding", work: Path) -> Path | None:
         return None  # is reported when it is read
     named = repr((str(path), status.st_size, status.st_mtime_ns, how))
     encoded = work / hashlib.sha256(named.encode()).hexdigest()  # no extension: it is no source
-    if encoded.exists():
-        return encoded
-    partial = encoded.with_name(f"{encoded.name}.{os.getpid()}.partial")
-    try:
-        if not reencode(path, partial, how):
-            return None
-        partial.replace(encoded)
-    finally:
-        partial.unlink(missing_ok=True)
-    return encoded
+    return encoded if encoded.exists() or reencode(path, encoded, how) else None
 
 
 @contextlib.contextmanager

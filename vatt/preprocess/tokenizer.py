@@ -45,7 +45,7 @@ from vatt.preprocess.vocabulary import (
     PADDING_ID,
     read_vocabulary,
 )
-from vatt.system.files import written_whole
+from vatt.system.files import write_atomically
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 UNKNOWN_ID = 1
@@ -156,8 +156,7 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, all of it or nothing."""
-        with written_whole(Path(path)) as file:
-            file.write(self._tokenizer.to_str(pretty=True).encode())
+        write_atomically(Path(path), self._tokenizer.to_str(pretty=True).encode())
 
     @property
     def vocab_size(self) -> int:

@@ -1,6 +1,5 @@
 """The checkpoint of a run: when it is written, that it is whole, and how a signal ends the run."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
 from vatt.errors import UserError
 from vatt.runs.loggers import RunWandb
+from vatt.system.files import atomic_file, remove_leftovers
 
 LAST_CHECKPOINT = "last.ckpt"
 AVERAGING_STATE = "averaging_state"  # Lightning's key in a checkpoint whose model is an average
@@ -106,22 +106,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: the file cannot be written, for example for want of space.
         """
         path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path, path.parent)
+        with atomic_file(path) as file:
+            try:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:
-            # torch's writer fails a second time while it closes, and hides the reason
-            reason = error if isinstance(error, OSError) else error.__context__
-            if not isinstance(reason, OSError):
-                raise
-            raise OSError(reason.errno, reason.strerror, str(path)) from error
-        finally:
-            partial.unlink(missing_ok=True)
+            except RuntimeError as error:
+                # torch's writer fails a second time while it closes, and hides the reason
+                reason = error.__context__
+                if not isinstance(reason, OSError):
+                    raise
+                raise OSError(reason.errno, reason.strerror) from error
 
     def load_checkpoint(
         self,

@@ -11,7 +11,6 @@ readers see the old index or all of the new one. In that folder are
 """
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vatt.errors import UserError
-from vatt.system.files import write_atomically
+from vatt.system.files import locked, write_atomically
 
 FORMAT_VERSION = 1
 INDEX_JSON = "index.json"
@@ -81,11 +80,8 @@ def data_written_whole(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process makes an index in {out}: wait for it", 2) from error
+    refusal = UserError(f"another process makes an index in {out}: wait for it", 2)
+    with locked(out / LOCK, refusal):
         numbers = [int(path.name.removeprefix("data-")) for path in _data_folders(out)]
         data = out / f"data-{max(numbers, default=0) + 1}"
         data.mkdir()

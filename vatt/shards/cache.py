@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vatt.errors import ShardError, UserError
-from vatt.system.workers import tell_alive
+from vatt.system import files
 
 CACHE_GIB = 100.0  # unless VATT_CACHE_GIB says otherwise
-LOCK_SECONDS = 5.0  # between signs of life while another process downloads
 DEAD_SECONDS = 3600.0  # a download that has written nothing for so long was killed
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
@@ -79,18 +78,6 @@ def own_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file in the cache against all other processes and threads."""
-    from filelock import FileLock, Timeout
-
-    with own_folder(path):
-        lock = FileLock(path.with_name(f".{path.name}.lock"))
-        while True:
-            try:
-                lock.acquire(timeout=LOCK_SECONDS)
-                break
-            except Timeout:
-                tell_alive()
-        try:
-            yield
-        finally:
-            lock.release()
+    """Waits for the lock of a file in the cache and holds it."""
+    with own_folder(path), files.locked(path.with_name(f".{path.name}.lock")):
+        yield

@@ -5,8 +5,9 @@ of the tar that it describes.
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import BinaryIO
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
@@ -14,10 +15,7 @@ from safetensors.numpy import save as save_arrays
 from vatt.errors import ShardError
 from vatt.shards.index import ShardIndex
 from vatt.shards.tar import scan_shard
-from vatt.system.files import written_whole
-
-if TYPE_CHECKING:
-    pass
+from vatt.system.files import NO_SPACE, atomic_file, atomic_folder
 
 INDEX_SUFFIX = ".index"  # 00000.tar → 00000.tar.index
 INDEX_VERSION = "1"
@@ -102,9 +100,42 @@ def _stamp(shard: Path) -> dict[str, str]:
     }
 
 
+@contextlib.contextmanager
+def shard_file(path: Path) -> Iterator[BinaryIO]:
+    """An `atomic_file` in a folder of shards.
+
+    Raises:
+        ShardError: no space left.
+    """
+    try:
+        with atomic_file(path) as file:
+            yield file
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise ShardError(
+                f"no space left to write {path} ({error.strerror}): free some, or choose a folder "
+                "on another disk"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def shard_folder(path: Path) -> Iterator[Path]:
+    """An `atomic_folder` for shards.
+
+    Raises:
+        ShardError: the folder cannot be written.
+    """
+    try:
+        with atomic_folder(path) as folder:
+            yield folder
+    except OSError as error:
+        raise ShardError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def write_index(shard: Path, index: ShardIndex) -> None:
     """Writes the index of a finished shard beside it."""
-    with written_whole(index_path(shard)) as file:
+    with shard_file(index_path(shard)) as file:
         file.write(save_arrays(index.arrays(), metadata=_stamp(shard)))
 
 

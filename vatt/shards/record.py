@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vatt.errors import MediaError, UserError
 from vatt.shards.index import JSON, MEDIA, TEXT
-from vatt.shards.places import Shard, read_members, range_of
+from vatt.shards.places import Shard, range_of, read_members
 
 if TYPE_CHECKING:
     from vatt.media.source import FileRange

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from vatt.errors import ShardError
 from vatt.shards.cache import cache_bytes, locked, make_room, own_folder
@@ -29,6 +29,7 @@ from vatt.shards.index_file import (
     index_path,
     load_index,
     read_index,
+    shard_file,
     write_index,
 )
 from vatt.shards.stores import (
@@ -42,10 +43,6 @@ from vatt.shards.stores import (
     without_query,
 )
 from vatt.shards.tar import scan_shard
-from vatt.system.files import written_whole
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -120,16 +117,13 @@ class RemoteShard:
         with locked(self.path):
             with contextlib.suppress(FileNotFoundError):
                 return os.open(self.path, os.O_RDONLY)
-            partial = self.path.with_name(f".{self.path.name}.partial")
-            make_room(self.size or 0, keep=partial)
-            try:
+            with shard_file(self.path) as file:
+                partial = Path(file.name)
+                make_room(self.size or 0, keep=partial)
                 persist(self.address, functools.partial(self._fetch, partial))
                 index = self._scan(partial)
                 # opened before anybody knows the name, so that nobody can remove it before that
                 descriptor = os.open(partial, os.O_RDONLY)
-                partial.replace(self.path)
-            finally:
-                partial.unlink(missing_ok=True)
             write_index(self.path, index)
             make_room(0, keep=self.path)  # for a shard of unknown size, or several at once
             return descriptor
@@ -209,7 +203,7 @@ def _fetch_index(store: Any, shard: RemoteShard) -> ShardIndex | None:
     content = read_if_there(store, with_suffix(shard.address, INDEX_SUFFIX))
     if content is None:
         return None
-    with own_folder(shard.path), written_whole(index_path(shard.path)) as file:
+    with own_folder(shard.path), shard_file(index_path(shard.path)) as file:
         file.write(content)
     return shard.stored_index()
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from vatt.errors import ShardError, UserError
 from vatt.shards.cache import cache_folder
-from vatt.system.files import OUT_OF_SPACE
+from vatt.system.files import NO_SPACE
 from vatt.system.workers import tell_alive
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def persist(address: str, action: Callable[[], T]) -> T:
         try:
             return action()
         except faults() as error:
-            if getattr(error, "errno", None) in OUT_OF_SPACE:
+            if getattr(error, "errno", None) in NO_SPACE:
                 raise ShardError(
                     f"no space left in {cache_folder()} for {name}: free some, set VATT_CACHE to a "
                     "folder on another disk, or VATT_CACHE_GIB to less"

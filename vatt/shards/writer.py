@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from vatt.errors import ShardError
 from vatt.media.folder import MEDIA_EXTENSIONS
 from vatt.shards.index import JSON, MEDIA, TEXT, ShardIndex
-from vatt.shards.index_file import index_path, write_index
+from vatt.shards.index_file import index_path, shard_file, write_index
 from vatt.shards.record import Segment, segment_to_json
 from vatt.shards.tar import TAR_BLOCK, leads_outside
-from vatt.system.files import written_whole
 
 
 class ShardWriter:
@@ -47,7 +46,7 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         """Opens a partial file beside the shard."""
-        self._file = self._open_files.enter_context(written_whole(self.path))
+        self._file = self._open_files.enter_context(shard_file(self.path))
         tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
         self._tar = self._open_files.enter_context(tar)
         return self

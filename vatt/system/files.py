@@ -1,40 +1,170 @@
-"""Files that appear whole or not at all, and JSON files of users."""
+"""Files and folders that appear whole or not at all, locks, and JSON files of users."""
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vatt.errors import ShardError, UserError
+from vatt.errors import UserError, VattError
+from vatt.system.workers import tell_alive
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full disk, quota, limit on file sizes
+LOCK_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+LOCK_SECONDS = 0.05  # from one attempt to the next
 
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name only when the block ends well.
+
+    It is then on the disk: a machine that crashes afterwards does not lose it.
+
+    Args:
+        path: Its folder must exist. Until the end the file has a temporary name beside it,
+            `.NAME.PROCESS.partial`, which is its `name`.
+
+    Raises:
+        OSError: the file cannot be written; names `path`.
+    """
+    partial = _partial(path, path.parent)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _renamed(error, partial, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file under a temporary name and renames: readers see the old one or all of the new.
+    """Writes an `atomic_file` at once."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill whose content appears in `path` only when the block ends well.
 
     Args:
-        path: Its folder must exist.
-        content: All of it.
+        path: Missing, or an empty folder.
+        replace: `path` may hold something, which is removed at the end.
 
     Raises:
-        OSError: names `path`.
+        OSError: a file or folder cannot be written; names its final place.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # An empty folder is filled: it can be a mount point or the current folder, which must stay.
+    fill = path.exists() and not replace
+    parent = path if fill else path.parent
+    remove_leftovers(path, parent)
+    partial = _partial(path, parent)
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        partial.mkdir(parents=True)
+        yield partial
+        if fill:
+            for item in sorted(partial.iterdir()):  # build.json, which makes them count, is last
+                item.rename(path / item.name)
+        else:
+            if replace and path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
+        _sync(parent)
+    except VattError as error:
+        error.args = tuple(str(one).replace(str(partial), str(path)) for one in error.args)
+        raise
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise _renamed(error, partial, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_leftovers(path: Path, parent: Path) -> None:
+    """Removes what killed processes left of an `atomic_file` or `atomic_folder` in its parent."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
+    for item in parent.iterdir() if parent.is_dir() else ():
+        match = name.fullmatch(item.name)
+        if match is None or _is_running(int(match[1])):
+            continue
+        if item.is_dir():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            item.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is another process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return process != os.getpid()
+
+
+def _partial(path: Path, parent: Path) -> Path:
+    return parent / f".{path.name}.{os.getpid()}.partial"
+
+
+def _renamed(error: OSError, partial: Path, path: Path) -> OSError:
+    """The same error under the final name; errors of other files stay as they are."""
+    filename = str(error.filename or partial)
+    if error.errno is None or not filename.startswith(str(partial)):
+        return error
+    return OSError(error.errno, error.strerror, filename.replace(str(partial), str(path)))
+
+
+def _sync(folder: Path) -> None:
+    """Writes the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: UserError | None = None) -> Iterator[None]:
+    """Holds the lock of a file or folder against all other processes and threads.
+
+    It ends with the process, however that ends. A file system without locks holds nobody up.
+
+    Args:
+        path: A folder, or a file, which is made where it is missing and stays.
+        refusal: Raised while somebody else holds the lock; None: waits for it.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        while not _take_lock(descriptor):
+            if refusal is not None:
+                raise refusal
+            time.sleep(LOCK_SECONDS)
+            tell_alive()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in LOCK_HELD  # a file system without locks: go on as if alone
+    return True
 
 
 def read_json(path: Path, **hooks: Any) -> Any:
@@ -56,64 +186,11 @@ def read_json(path: Path, **hooks: Any) -> Any:
 
 
 def no_space(error: OSError, advice: str) -> str:
-    """What to say of a full disk.
+    """A sentence about a full disk.
 
     Args:
         error: Its `filename` is named.
-        advice: What to do after freeing some.
+        advice: What to do after freeing some space.
     """
     where = f" for {error.filename}" if error.filename else ""
     return f"No space left on the disk{where}: free some, then {advice}"
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name only when the block ends well.
-
-    Raises:
-        ShardError: no space left.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-        partial.replace(path)
-    except OSError as error:
-        if error.errno in OUT_OF_SPACE:
-            raise ShardError(
-                f"no space left to write {path} ({error.strerror}): free some, or choose a folder "
-                "on another disk"
-            ) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def folder_written_whole(out: Path) -> Iterator[Path]:
-    """A folder to fill whose content appears in `out` only when the block ends well.
-
-    Args:
-        out: A folder that is not there, or an empty one.
-
-    Raises:
-        ShardError: the folder cannot be written.
-    """
-    # An empty folder is filled: it can be a mount point or the current folder, which must stay.
-    is_there = out.exists()
-    partial = (out if is_there else out.parent) / f".{out.name}.{os.getpid()}.partial"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if not is_there:
-            partial.rename(out)
-            return
-        for path in sorted(partial.iterdir()):  # build.json, which makes them count, is the last
-            path.rename(out / path.name)
-    except ShardError as error:  # the user knows the folder by the name it was to get
-        raise ShardError(str(error).replace(str(partial), str(out))) from error
-    except OSError as error:
-        raise ShardError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -204,7 +204,7 @@ class _Pool:
             cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             worker.end()
             self.busy.remove(worker)
-            yield worker.number, Lost(f"crashed the process that read it ({cause})")
+            yield worker.number, Lost(f"crashed its process ({cause})")
             return
         if kind == ERROR:
             raise value
