@@ -69,7 +69,7 @@ setup(
         "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
         "parquet": ["pyarrow>=16"],  # captions in parquet files
         # shards of web servers (aiohttp), s3://, gs://; hf:// comes with huggingface_hub
-        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "filelock", "s3fs>=2024.6", "gcsfs>=2024.6"],
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "gcsfs>=2024.6"],
         "search": [
             "faiss-cpu>=1.9",
             "pyarrow>=16",

@@ -9,7 +9,7 @@ from typing import Any
 
 import vatt
 from vatt.config.shipped import shipped_configs
-from vatt.errors import VattError
+from vatt.errors import VattError, nearest
 from vatt.system.files import NO_SPACE, no_space
 
 # name: (module, function, what it does)
@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vatt {vatt.__version__}")
         return 0
     if argv[0] not in COMMANDS:
-        return _say(f"no command {argv[0]!r}.{_nearest(argv[0])} `vatt --help` lists them.", 2)
+        hint = nearest(argv[0], COMMANDS)
+        return _say(f"no command {argv[0]!r}.{hint} `vatt --help` lists them.", 2)
     module, function, _ = COMMANDS[argv[0]]
     # the training commands share a parser that wants the name of the command
     arguments = argv if module == "vatt.runs.training_cli" else argv[1:]
@@ -99,13 +100,6 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
 def _say(message: str, code: int) -> int:
     print(f"vatt: {message}", file=sys.stderr)
     return code
-
-
-def _nearest(name: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _help() -> str:

@@ -1,10 +1,7 @@
 """Errors that a user can put right, and faults: what was left out of a result, and why."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-SHOWN_FAULTS = 20  # in printed reports; the report objects hold all
-
 
 SHOWN_FAULTS = 20  # in printed reports; the report objects hold all
 
@@ -81,3 +78,23 @@ def fault_lines(faults: Sequence[Fault], verdict: str = "") -> list[str]:
     if len(faults) > SHOWN_FAULTS:
         lines.append(f"  … and {len(faults) - SHOWN_FAULTS} more")
     return lines
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean …?' for a mistyped name; "" where nothing known is near.
+
+    Args:
+        name: The mistyped name. Of a dotted one the last part counts most.
+        known: Names that exist.
+    """
+    import difflib
+
+    names = list(known)
+    by_leaf: dict[str, str] = {}
+    for one in names:
+        by_leaf.setdefault(one.rpartition(".")[2], one)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+    if not near:
+        leaves = difflib.get_close_matches(name.rpartition(".")[2], by_leaf, n=1)
+        near = [by_leaf[leaf] for leaf in leaves] or difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {near[0]}?" if near else ""

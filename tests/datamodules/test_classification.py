@@ -194,7 +194,7 @@ def test_every_line_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         read_files(path, "csv", CLASSES)
     assert str(raised.value).splitlines() == [
         f"{path}: 6 lines cannot be used",
-        "  line 3: unknown label 'gren' (did you mean 'green'?)",
+        "  line 3: unknown label 'gren'. Did you mean green?",
         "  line 4: 'a.mp4' was in line 2 already",
         "  line 5: has 3 columns, the header 2: quote texts with commas",
         "  line 6: has no label",

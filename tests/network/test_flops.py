@@ -355,7 +355,7 @@ def test_doctor_guesses_an_unknown_model(
 ) -> None:
     assert main(["doctor", "--model", "ma-medum"]) == 1
     message = capsys.readouterr().err
-    assert "no model 'ma-medum'. Did you mean 'ma-medium'? Give a preset (ma-base, " in message
+    assert "no model 'ma-medum'. Did you mean ma-medium? Give a preset (ma-base, " in message
     assert message.count("\n") == 1
     assert main(["doctor", "--model", str(tmp_path)]) == 1
     message = capsys.readouterr().err

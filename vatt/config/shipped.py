@@ -1,13 +1,12 @@
 """Configuration files by name, and one sentence about what is wrong in one."""
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from vatt.errors import UserError
+from vatt.errors import UserError, nearest
 
 CONFIG_OPTIONS = ("-c", "--config")
 SWEEP = "sweep"  # stands beside the configurations, but is one of W&B's
@@ -32,7 +31,7 @@ def find_config(name: str) -> Path:
         return shipped[name]
     raise UserError(
         f"no configuration {name!r}: there is no such file, and shipped are "
-        f"{', '.join(shipped)}.{guess(name, shipped)}",
+        f"{', '.join(shipped)}.{nearest(name, shipped)}",
         2,
     )
 
@@ -111,16 +110,3 @@ def _nested_keys(content: Any, prefix: str = "") -> Iterator[str]:
         for key, value in content.items():
             yield f"{prefix}{key}"
             yield from _nested_keys(value, f"{prefix}{key}.")
-
-
-def guess(key: str, known: Sequence[str] | dict[str, Any]) -> str:
-    """' Did you mean …?' by the whole name, else by its last part; empty if nothing is near."""
-    leaves: dict[str, str] = {}
-    for name in known:
-        leaves.setdefault(name.rpartition(".")[2], name)
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.85)
-    if not near:
-        by_leaf = difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1, cutoff=0.6)
-        near = [leaves[leaf] for leaf in by_leaf]
-    near = near or difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""

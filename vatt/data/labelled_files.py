@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vatt.errors import Fault
+from vatt.errors import Fault, nearest
 from vatt.sets.annotations import (
     Annotation,
     AnnotationError,
@@ -19,7 +19,6 @@ from vatt.sets.annotations import (
     Layout,
     line_fault,
     media_finder,
-    nearest_label,
     read_annotations,
 )
 
@@ -156,7 +155,8 @@ def read_files(
         unknown = [label for label in one.labels if label not in numbers]
         name = find(_plain(name) for name in one.names)
         if unknown:
-            faults.append(line_fault(one.line, nearest_label(unknown[0], classes)))
+            hint = nearest(unknown[0], classes.labels)
+            faults.append(line_fault(one.line, f"unknown label {unknown[0]!r}.{hint}"))
         elif len(one.labels) != 1 and not multi_label:
             reason = f"has {len(one.labels)} labels, and classifier.multi_label is false"
             faults.append(line_fault(one.line, reason))

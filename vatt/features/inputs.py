@@ -8,12 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from vatt.errors import MediaError, UserError
 from vatt.media.folder import find_media
-from vatt.media.source import FileRange
+from vatt.media.source import FileRange, is_web
 from vatt.shards.places import holds_shards_only, is_remote
 from vatt.shards.shard_set import ShardSet
 
 LISTS = (".txt", ".list")
-WEB = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Item:
             if window is None:
                 raise MediaError(self.name, "has no media file")
             return window, f"{window.offset}+{window.size}"
-        if self.path.startswith(WEB):
+        if is_web(self.path):
             return self.path, ""
         try:
             status = Path(self.path).stat()
@@ -78,7 +77,7 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
 def _items_of(source: str) -> Iterator[Item]:
     path = Path(source)
-    if source.startswith(WEB) and not source.endswith((".tar", "/")):
+    if is_web(source) and not source.endswith((".tar", "/")):
         yield Item(_name_of(source), source)
     elif is_remote(source) or (path.is_dir() and holds_shards_only(path, None)):
         yield from _samples(ShardSet(source))
@@ -108,15 +107,13 @@ def _lines(path: Path) -> Iterator[Item]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no list of paths in UTF-8: {error}") from error
     for line in filter(None, map(str.strip, lines)):
-        file = line if line.startswith(WEB) else str(path.parent / line)
+        file = line if is_web(line) else str(path.parent / line)
         yield Item(_name_of(line), file)
 
 
 def _name_of(path: str) -> str:
     """A relative path without `..`, for the output of a file that may lie anywhere."""
-    for prefix in WEB:
-        path = path.removeprefix(prefix)
-    normal = os.path.normpath(path)
+    normal = os.path.normpath(path.partition("://")[2] if is_web(path) else path)
     if normal.startswith(".."):
         normal = str(Path(normal).absolute().resolve())
     return PurePosixPath(normal).as_posix().lstrip("/")

@@ -15,7 +15,7 @@ from av.container import InputContainer
 
 from vatt.errors import MediaError
 from vatt.media.png_bomb import MAX_METADATA_BYTES, has_metadata_bomb
-from vatt.media.source import Damage, FileRange, MediaSource, source_name
+from vatt.media.source import Damage, FileRange, MediaSource, is_web, source_name
 
 # What FFmpeg may open. A file can name further files or addresses (playlists do): only a URL may
 # lead to the network, and only a local path to other local files.
@@ -147,7 +147,7 @@ def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
         return io.BytesIO(source), _BYTES_OPTIONS
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
-        if _is_url(source):
+        if is_web(source):
             return path, _URL_OPTIONS
         if "%" in path:  # FFmpeg's image reader would take it for a pattern of file names
             return RangeReader(FileRange(path, 0, Path(path).stat().st_size)), _PATH_OPTIONS
@@ -164,7 +164,7 @@ def _refuse_bomb(file: Any) -> None:
     """Refuses a PNG whose metadata would fill the memory, wherever it can be read twice."""
     if isinstance(file, str):
         path = Path(file.removeprefix("file:"))
-        if _is_url(file) or not path.is_file():  # FFmpeg says what is wrong; a pipe has one reader
+        if is_web(file) or not path.is_file():  # FFmpeg says what is wrong; a pipe has one reader
             return
         with path.open("rb") as opened:
             is_bomb = has_metadata_bomb(opened)
@@ -182,7 +182,7 @@ def _refuse_bomb(file: Any) -> None:
 
 def _human_reason(fault: Exception, source: MediaSource) -> str:
     """What an error of FFmpeg or of the system means to the owner of the file, and what to do."""
-    if isinstance(source, str | os.PathLike | FileRange) and not _is_url(source):
+    if isinstance(source, str | os.PathLike | FileRange) and not is_web(source):
         if isinstance(fault, FileNotFoundError):
             return "there is no such file: check the path"
         if isinstance(fault, IsADirectoryError):
@@ -192,7 +192,7 @@ def _human_reason(fault: Exception, source: MediaSource) -> str:
     if isinstance(fault, TimeoutError | av.error.ExitError):
         limit = f"{URL_TIMEOUT_SECONDS:.0f} s"
         return f"gave no answer within {limit}: check the address, or download it first"
-    if isinstance(fault, av.error.HTTPError | ConnectionError) or _is_url(source):
+    if isinstance(fault, av.error.HTTPError | ConnectionError) or is_web(source):
         return f"could not be fetched ({_detail(fault)}): check the address, or download it first"
     if isinstance(fault, av.error.DecoderNotFoundError):
         return "is in a format that this build of FFmpeg does not decode: " + CONVERT
@@ -200,10 +200,6 @@ def _human_reason(fault: Exception, source: MediaSource) -> str:
         detail = _detail(fault)
         return f"is damaged, incomplete, or no media at all ({detail}): copy or encode it again"
     return f"cannot be read ({_detail(fault)})"
-
-
-def _is_url(source: MediaSource) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
 
 
 def _detail(fault: Exception) -> str:

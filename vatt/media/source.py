@@ -48,6 +48,11 @@ class FileRange:
 MediaSource = str | os.PathLike[str] | bytes | FileRange | BinaryIO
 
 
+def is_web(source: object) -> bool:
+    """Whether a source is an http(s) address."""
+    return isinstance(source, str) and source.startswith(("http://", "https://"))
+
+
 def source_name(source: MediaSource) -> str:
     """What messages call a source."""
     if isinstance(source, str):

@@ -1,12 +1,11 @@
 """What models hold and cost, as tables: inputs, parameters, FLOPs, beside the paper's figures."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from vatt.config.model import VATTConfig
 from vatt.config.presets import PRESETS
-from vatt.errors import UserError
+from vatt.errors import UserError, nearest
 from vatt.models.checkpoint import read_config
 from vatt.network.flops import count_flops, count_parameters, drop_rate, kept_tokens, published
 
@@ -40,10 +39,9 @@ def _config_of(name: str) -> VATTConfig:
     """The configuration that a model folder or checkpoint holds."""
     path = Path(name)
     if not path.exists():
-        near = difflib.get_close_matches(name, [*PRESETS, "all"], n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        hint = nearest(name, [*PRESETS, "all"])
         raise UserError(
-            f"no model {name!r}.{guess} Give a preset ({', '.join(PRESETS)}), all, "
+            f"no model {name!r}.{hint} Give a preset ({', '.join(PRESETS)}), all, "
             "or the path of a model folder or checkpoint."
         )
     return read_config(path)

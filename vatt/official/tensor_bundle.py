@@ -9,7 +9,6 @@ Source: LevelDB `doc/table_format.md`; TensorFlow `core/lib/io/format.cc`,
 `core/protobuf/tensor_bundle.proto`, `core/framework/{types,tensor_shape,versions}.proto`.
 """
 
-import difflib
 import math
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vatt.errors import CheckpointError
+from vatt.errors import CheckpointError, nearest
 from vatt.official.table import BYTES, FIXED32, VARINT, Cursor, masked_crc, read_table
 
 _MAX_AXES = 64  # NumPy's, as is the limit of 2**63 bytes
@@ -165,8 +164,8 @@ class TensorBundle:
             reason = f"{name!r} is of type {self.unread[name]}, which is not read"
             raise CheckpointError(f"{self.prefix}: {reason}")
         if (entry := self._entries.get(name)) is None:
-            close = difflib.get_close_matches(name, self._entries, n=1)
-            raise CheckpointError(f"{self.prefix}: no tensor {name!r}; the closest name is {close}")
+            hint = nearest(name, self._entries)
+            raise CheckpointError(f"{self.prefix}: no tensor {name!r}.{hint}")
         with entry.path.open("rb") as file:
             file.seek(entry.offset)
             raw = file.read(entry.size)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from importlib import import_module
 
-from vatt.config.shipped import guess
+from vatt.errors import nearest
 
 # what jsonargparse assumes where init_args come without a class_path
 BASE_CLASSES = ("lightning.LightningModule", "lightning.LightningDataModule")
@@ -60,7 +60,7 @@ def _unknown_key(key: str, message: str, known_keys: Sequence[str]) -> str:
                 "configuration before this one, as in --config demo --config overlay"
             )
         known_keys = [prefix + name for name in _class_keys(class_path[1])]
-    return f"unknown key {key}.{guess(key, known_keys)}"
+    return f"unknown key {key}.{nearest(key, known_keys)}"
 
 
 def _full_key(key: str, message: str) -> str:

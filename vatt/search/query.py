@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vatt.errors import MediaError, UserError
 from vatt.media.folder import MEDIA_EXTENSIONS
+from vatt.media.source import is_web
 
 if TYPE_CHECKING:  # torch and PyAV, which the search in an index does not need
     from torch import Tensor
@@ -17,7 +18,6 @@ if TYPE_CHECKING:  # torch and PyAV, which the search in an index does not need
 
 Modality = Literal["video", "audio", "text"]
 DRAWN_TEXT = ("ansi", "bintext", "xbin", "idf")  # FFmpeg draws text files as on a terminal
-WEB = ("http://", "https://")
 SEARCHED: tuple[Modality, ...] = ("video", "audio")  # pictures first: fewer files have sound
 
 
@@ -117,7 +117,7 @@ def read_query(
 
 def _names_file(text: str) -> bool:
     """Whether a query means a file: it exists, or looks like a mistyped name."""
-    if text.startswith(WEB):
+    if is_web(text):
         return True
     try:
         if Path(text).is_file():

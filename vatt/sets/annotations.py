@@ -17,7 +17,6 @@ Source: copies of AudioSet's eval and balanced segments and its classes, and of 
 of test videos, in public repositories; the README that comes with Moments in Time.
 """
 
-import difflib
 import math
 import re
 from collections import Counter
@@ -320,9 +319,3 @@ def media_finder(
     if not root.is_dir():
         raise UserError(f"no media folder {root}: correct data.media")
     return root, lambda names: next((name for name in names if (root / name).is_file()), None)
-
-
-def nearest_label(label: str, classes: Classes) -> str:
-    """What to say about a label that is not among the classes."""
-    near = difflib.get_close_matches(label, classes.labels, n=1)
-    return f"unknown label {label!r}" + (f" (did you mean {near[0]!r}?)" if near else "")

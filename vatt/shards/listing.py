@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vatt.errors import ShardError
+from vatt.media.source import is_web
 from vatt.shards.cache import cache_folder
 from vatt.shards.index_file import INDEX_SUFFIX
 from vatt.shards.remote import RemoteShard, in_threads
@@ -14,7 +15,6 @@ from vatt.shards.stores import (
     checksum_of,
     faults,
     forget_listing,
-    is_web,
     open_store,
     persist,
     place_of,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vatt.errors import ShardError, UserError
+from vatt.media.source import is_web
 from vatt.shards.cache import cache_folder
 from vatt.system.files import NO_SPACE
 from vatt.system.workers import tell_alive
@@ -153,11 +154,6 @@ def forget_listing(store: Any, place: str) -> None:
 def place_of(store: Any, address: str) -> str:
     """What a store calls the place of an address."""
     return str(store._strip_protocol(address))
-
-
-def is_web(address: str) -> bool:
-    """Whether a web server is asked."""
-    return address.startswith(("http://", "https://"))
 
 
 def without_query(address: str) -> str:
