@@ -1,9 +1,11 @@
-"""Every block of docs/ runs as it stands, in the order of the page."""
+"""The pages of docs/ and the README: blocks run as they stand, and what they name exists."""
 
 import re
 import shlex
 import shutil
+import tomllib
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from vatt.cli import main
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-READ_AT_ONCE = ("/config.yaml", "train.csv")  # which are not here
+NOT_HERE = ("/config.yaml", "train.csv")  # files that a command reads at once
 COMMANDS = [
     (page.name, command)
     for page in PAGES
@@ -30,7 +32,7 @@ COMMANDS = [
 
 @pytest.fixture
 def workplace(tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files and the model of which the pages speak."""
+    """A folder with the files and the model that the pages name."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["a dog barks while someone chops onions", "a red ring spins"], 20)
     save_model(VATT(preset("tiny")), tmp_path / "runs" / "demo" / "model", tokenizer)
@@ -49,7 +51,7 @@ def workplace(tmp_path: Path, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def arguments_of(command: list[str]) -> list[str] | None:
-    """What `vatt` is given by a command of a page, also where something else starts it."""
+    """Arguments of `vatt` in a command of a page, also where something else starts it."""
     if command[0] == "torchrun":
         command = command[command.index("--no-python") + 1 :]
     if command[0] == "sbatch":
@@ -85,20 +87,29 @@ def test_every_block_of_the_page_on_features_runs(workplace: Path) -> None:
     assert "license: apache-2.0" in names["card"]
 
 
-def test_every_block_on_using_a_model_in_the_readme_runs(workplace: Path) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_blocks_on_using_and_searching_in_the_readme_run(workplace: Path) -> None:
     names: dict[str, Any] = {}
-    start, end = readme.index("## Use it from Python"), readme.index("## Evaluate")
-    assert run_blocks(readme[start:end], names) >= 4
+    assert run_blocks(section("README.md", "Use it from Python"), names) == 1
     assert names["cosines"].shape == (2, 2)
     assert names["sound"].shape == (1, 24)
-    assert names["video"].shape == names["audio"].shape == (1, 32)
     assert (workplace / "kitchen.npz").is_file()
-    start, end = readme.index("## The models"), readme.index("## Official weights")
-    assert run_blocks(readme[start:end], names) == 1
+    assert run_blocks(section("README.md", "Search and export"), names) == 1
+    assert (workplace / "found.html").is_file()
+
+
+def test_the_blocks_on_the_network_run(workplace: Path) -> None:
+    names: dict[str, Any] = {}
+    assert run_blocks(section("docs/architecture.md", "The network by itself"), names) == 2
+    assert names["video"].shape == names["audio"].shape == (1, 32)
     assert names["output"].embeddings["video_vt"].shape == (2, 12)
     assert names["logits"].shape == (2, 400)
     assert names["features"].shape == (1, 32)
+
+
+def section(page: str, heading: str) -> str:
+    """Text of a page under a heading, up to the next one of its kind."""
+    text = (ROOT / page).read_text(encoding="utf-8") + "\n## "
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +118,7 @@ def test_every_block_on_using_a_model_in_the_readme_runs(workplace: Path) -> Non
         pytest.param(page, arguments, id=f"{page} {' '.join(arguments)[:40]}")
         for page, command in COMMANDS
         if (arguments := arguments_of(command)) and arguments[0] == "fit"
-        if not any(file in " ".join(arguments) for file in READ_AT_ONCE)
+        if not any(file in " ".join(arguments) for file in NOT_HERE)
     ],
 )
 def test_training_commands_are_understood(
@@ -125,7 +136,7 @@ def test_the_pages_name_commands_and_scripts_that_exist(
     asked = [arguments_of(command) for _, command in COMMANDS]
     assert {arguments[0] for arguments in asked if arguments} <= listed
     for page in PAGES:
-        for script in re.findall(r"(?:scripts|\.ci)/[\w.]+\b", page.read_text(encoding="utf-8")):
+        for script in re.findall(r"(?:scripts|\.ci)/[\w./]*\w", page.read_text(encoding="utf-8")):
             assert (ROOT / script).is_file(), f"{page.name}: {script}"
 
 
@@ -145,3 +156,44 @@ def anchors_of(page: Path) -> set[str]:
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_the_code_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    names = set(re.findall(r"(?<![\w/.-])((?:vatt|datamodules)(?:\.[A-Za-z_]\w*)+)", text))
+    assert [name for name in sorted(names) if not exists(name)] == []
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parts = name.split(".")
+    value: Any = import_module(parts[0])
+    for depth, part in enumerate(parts[1:], 2):
+        if not hasattr(value, part):
+            try:
+                import_module(".".join(parts[:depth]))
+            except ImportError:
+                return False
+        value = getattr(value, part)
+    return True
+
+
+def test_the_picture_of_the_floors_is_the_contract_of_the_imports() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(one["layers"] for one in contracts["contracts"] if one["type"] == "layers")
+    floors = [floor.replace("vatt.", "").split(" | ") for floor in layers]
+    text = section("docs/architecture.md", "The rooms on their floors")
+    assert [floor.split(" · ") for floor in re.findall(r'f\d+\["(.*?)"\]', text)] == floors
+
+
+def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for pattern in ("vatt/**/*.py", "scripts/*.sh")
+        for path in ROOT.glob(pattern)
+    )
+    messages = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(messages) >= 7
+    assert [message for message in messages if message not in code] == []

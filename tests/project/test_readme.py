@@ -1,4 +1,4 @@
-"""What the README says about the repository is so."""
+"""The README and the page of results tell what the code does."""
 
 import re
 from pathlib import Path
@@ -18,6 +18,22 @@ def test_tree_names_every_room() -> None:
     assert sorted(listed) == sorted(rooms)
 
 
-def test_table_of_models_is_what_the_doctor_prints(capsys: pytest.CaptureFixture) -> None:
+def test_tables_of_models_are_what_the_doctor_prints(capsys: pytest.CaptureFixture) -> None:
     assert main(["doctor", "--model", "all"]) == 0
-    assert capsys.readouterr().out in README
+    printed = capsys.readouterr().out
+    assert printed in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    full = [cells(line) for line in printed.splitlines()[2:]]
+    short = [cells(line) for line in re.findall(r"^\| `.* M \|.*$", README, re.MULTILINE)]
+    assert short == [[preset, parameters, gflops] for preset, parameters, _, gflops, *_ in full]
+
+
+def cells(line: str) -> list[str]:
+    """Cells of a line of a table; of the README's, without the description."""
+    found = [cell.strip(" `") for cell in line.strip("|").split("|")]
+    return [found[0], *found[2:]] if len(found) == 4 else found
+
+
+def test_it_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert max(map(len, lines)) <= 120
