@@ -25,7 +25,7 @@ from vatt import VATT, FeatureExtractor, VATTConfig, preset
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.config.model import EncoderConfig
 from vatt.features.embedder import Embedder
-from vatt.features.extraction import Extraction, ExtractOptions, Part, PartRead, read_part, unpacked
+from vatt.features.extraction import Extraction, ExtractOptions, Part, PartRead, read_part
 from vatt.features.extractor import media_modalities
 from vatt.features.inputs import find_items
 from vatt.preprocess.windows import plan_windows
@@ -109,7 +109,7 @@ def bench_speed(folder: Path, one: Path, model: VATT, batch_size: int = 8) -> di
     for part in read_all(folder, model, batch_size):
         reading += time.perf_counter() - began
         began = time.perf_counter()
-        embedder.embed_clips([unpacked(clip) for clip in part.clips], forms)
+        embedder.embed_clips(part.clips, forms)
         encoding += time.perf_counter() - began
         count += len(part.clips)
         began = time.perf_counter()

@@ -1,7 +1,6 @@
 """`vatt evaluate retrieval | linear | zero-shot | mteb`: one short function each."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -294,17 +293,11 @@ def _frame_rate(arguments: argparse.Namespace, data: "EvaluationSet") -> float |
 
 
 def _load_model(arguments: argparse.Namespace) -> "VATT":
-    import torch
-
     from vatt.models.checkpoint import load_model
+    from vatt.system.device import choose_device
 
     _refuse_numbers(arguments)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cuda" and "LOCAL_RANK" in os.environ:
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-    return load_model(arguments.model).to(device)
+    return load_model(arguments.model).to(choose_device(arguments.device))
 
 
 def _refuse_numbers(arguments: argparse.Namespace) -> None:
@@ -318,17 +311,16 @@ def _refuse_numbers(arguments: argparse.Namespace) -> None:
 
 def _load_tokenizer(arguments: argparse.Namespace, model: "VATT") -> "Tokenizer | None":
     """The one named, else that beside the model; None for a model without text."""
+    from vatt.models.checkpoint import tokenizer_of
     from vatt.preprocess.tokenizer import Tokenizer
 
     if "text" not in model.config.modalities:
         return None
     if arguments.tokenizer is not None:
         return Tokenizer.load(arguments.tokenizer)
-    # a run keeps its checkpoints in a folder of their own, the tokenizer above it
-    folders = [arguments.model, *arguments.model.absolute().parents[:2]]
-    for folder in folders:
-        if (folder / "tokenizer.json").is_file():
-            return Tokenizer.load(folder / "tokenizer.json")
+    tokenizer = tokenizer_of(arguments.model)
+    if tokenizer is not None:
+        return tokenizer
     raise UserError(
         f"{arguments.model} has no tokenizer.json, which says what its word ids stand for: give "
         "--tokenizer"

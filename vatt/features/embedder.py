@@ -1,4 +1,4 @@
-"""Raw inputs → vectors: on which device, in which precision, in which common space."""
+"""Encoding of raw inputs: device, precision and common space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vatt.config.spaces import Space as Space
-from vatt.config.spaces import spaces_of
+from vatt.config.spaces import Space, spaces_of
 from vatt.errors import UserError
 from vatt.media.clip import Clip
 from vatt.network.heads import all_spaces
@@ -19,12 +18,12 @@ from vatt.system.device import choose_device, choose_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """Which vectors are made.
+    """Kind of vectors.
 
     Args:
         space: A common space; None: features of the backbone.
-        tokens: Whether every token's features are kept instead of the pooled ones.
-        normalize: Whether vectors, not tokens, get unit length.
+        tokens: Features of every token instead of the pooled ones.
+        normalize: Scale vectors, not tokens, to unit length.
     """
 
     space: Space | None
@@ -38,8 +37,8 @@ class Embedder:
     Args:
         model: Moves to the device.
         device: "auto": CUDA, else MPS, else the CPU.
-        dtype: What the encoders multiply in; weights and heads stay float32. "auto": bfloat16 on
-            CUDA, else float32.
+        dtype: Precision of the encoders' products; weights and heads stay float32. "auto": bfloat16
+            on CUDA, else float32.
 
     Raises:
         UserError: no such device or dtype.
@@ -51,9 +50,9 @@ class Embedder:
         self.model = model.to(self.device).eval()
 
     def spaces(self, modality: str) -> tuple[Space, ...]:
-        """The common spaces that a modality can be put into; none without a head.
+        """Common spaces of a modality; empty without a head.
 
-        Sound gets into the video-text space by the video head's last step.
+        Sound enters the video-text space by the last step of the video head.
         """
         return spaces_of(self.model.config, modality)
 
@@ -63,13 +62,13 @@ class Embedder:
         Raises:
             UserError: the model lacks the modality, or that space for it.
         """
-        has = self.model.config.modalities
-        if modality not in has:
-            raise UserError(f"this model has {' and '.join(has)}, not {modality}")
+        modalities = self.model.config.modalities
+        if modality not in modalities:
+            raise UserError(f"this model has {' and '.join(modalities)}, not {modality}")
         spaces = self.spaces(modality)
         if space is not None and space not in spaces:
-            there = f"it has {' and '.join(spaces)}" if spaces else "it has none: use space=None"
-            raise UserError(f"this model has no space {space!r} for {modality}, {there}")
+            remedy = f"it has {' and '.join(spaces)}" if spaces else "it has none: use space=None"
+            raise UserError(f"this model has no space {space!r} for {modality}, {remedy}")
 
     def forms(
         self,
@@ -78,23 +77,23 @@ class Embedder:
         return_tokens: bool = False,
         normalize: bool = True,
     ) -> dict[str, tuple[str, Form]]:
-        """Names of the arrays that `extract` makes, each with its modality and form.
+        """Names of the arrays of `extract`, each with its modality and form.
 
         Raises:
             UserError: a space or modality that the model lacks.
         """
-        named: dict[str, tuple[str, Form]] = {}
+        forms: dict[str, tuple[str, Form]] = {}
         for modality in modalities:
             spaces: Sequence[Space | None] = (None,)
             if space == "all" and not return_tokens:
                 spaces = self.spaces(modality) or (None,)
             elif space is not None and space != "all":
                 spaces = (space,)
-            for one in spaces:
-                form = self.form(modality, one, return_tokens, normalize)
-                suffix = "_tokens" if return_tokens else f"_{one}" if one else ""
-                named[modality + suffix] = (modality, form)
-        return named
+            for name in spaces:
+                form = self.form(modality, name, return_tokens, normalize)
+                suffix = "_tokens" if return_tokens else f"_{name}" if name else ""
+                forms[modality + suffix] = (modality, form)
+        return forms
 
     def form(
         self,
@@ -103,13 +102,13 @@ class Embedder:
         return_tokens: bool,
         normalize: bool,
     ) -> Form:
-        """What to make of a modality.
+        """The form of the vectors of a modality.
 
         Args:
             modality: `video`, `audio` or `text`.
-            space: "auto": the modality's own, `va` for audio, `vt` for others where there is one.
+            space: "auto": `va` for audio, `vt` for others, `joint` where there is only that.
             return_tokens: Tokens of the backbone instead.
-            normalize: Whether vectors get unit length.
+            normalize: Scale vectors to unit length.
 
         Raises:
             UserError: a space or modality that the model lacks, or tokens in a space.
@@ -134,14 +133,13 @@ class Embedder:
         """
         self.check(first, None)
         self.check(second, None)
-        theirs = self.spaces(second)
-        shared = [space for space in self.spaces(first) if space in theirs]
+        shared = [space for space in self.spaces(first) if space in self.spaces(second)]
         if not shared:
             raise UserError(f"{first} and {second} share no space in this model")
         return shared[0]
 
     def shape(self, modality: str, form: Form) -> tuple[int, ...]:
-        """Of one vector `(D,)`, or of the tokens of a window of training length `(1 + L, D)`."""
+        """Shape of a vector, `(D,)`, or of the tokens of a training window, `(1 + L, D)`."""
         config = self.model.config
         if form.tokens and modality == "text":
             num_tokens = config.text.max_words + (config.text.tower != "linear")
@@ -160,7 +158,7 @@ class Embedder:
         Args:
             modality: `video`, `audio` or `text`.
             raw: As the model takes it: uint8 `[B, T, H, W, 3]`, float `[B, S]` or int64 `[B, J]`.
-            forms: Either all of tokens or none of them.
+            forms: Either all with `tokens`, or none.
 
         Returns:
             float32 `[B, D]`, or tokens `[B, 1 + L, D]`, on the CPU.
@@ -177,23 +175,18 @@ class Embedder:
             if modality == "text" and self.model.config.text.tower != "linear":
                 hidden = _without_padding(hidden, raw)
             return [hidden.cpu() for _ in forms]
-        made = self._spaces_of(modality, hidden)
-        return [
-            (F.normalize(made[form.space], dim=-1) if form.normalize else made[form.space]).cpu()
-            for form in forms
-        ]
-
-    def _spaces_of(self, modality: str, features: Tensor) -> dict[str | None, Tensor]:
-        """Features in every space of their modality, and as they are."""
-        made: dict[str | None, Tensor] = {None: features}
+        vectors: dict[str | None, Tensor] = {None: hidden}
         if self.model.head is not None:
-            made.update(all_spaces(self.model.head, modality, features).items())
-        return made
+            vectors.update(all_spaces(self.model.head, modality, hidden).items())
+        return [
+            (F.normalize(value, dim=-1) if form.normalize else value).cpu()
+            for form, value in ((form, vectors[form.space]) for form in forms)
+        ]
 
     def embed_clips(
         self, clips: Sequence[Clip], forms: dict[str, tuple[str, Form]]
     ) -> dict[str, Tensor]:
-        """Arrays of windows of one file.
+        """Vectors of windows of one file.
 
         Args:
             clips: Windows of equal length.
@@ -201,19 +194,19 @@ class Embedder:
 
         Returns:
             float32 `[N, …]` on the CPU by name; rows of windows without the modality are zeros.
-            Without the arrays of modalities that no window has.
+            Arrays of modalities that no window has are left out.
         """
         arrays: dict[str, Tensor] = {}
         for modality in dict.fromkeys(modality for modality, _ in forms.values()):
-            mask = torch.tensor([coverage_of(clip, modality) > 0 for clip in clips])
+            mask = torch.tensor([clip.coverage(modality) > 0 for clip in clips])
             if not bool(mask.any()):
                 continue
             raw = torch.stack(
-                [getattr(clip, modality) for clip, there in zip(clips, mask, strict=True) if there]
+                [getattr(clip, modality) for clip in clips if clip.coverage(modality) > 0]
             )
             names = [name for name, (of, _) in forms.items() if of == modality]
-            made = self.embed(modality, raw, [forms[name][1] for name in names])
-            arrays |= {n: place_rows(v, mask) for n, v in zip(names, made, strict=True)}
+            values = self.embed(modality, raw, [forms[name][1] for name in names])
+            arrays |= {n: place_rows(v, mask) for n, v in zip(names, values, strict=True)}
         return arrays
 
 
@@ -222,10 +215,3 @@ def _without_padding(hidden_BLD: Tensor, ids_BJ: Tensor) -> Tensor:
     missing = 1 + ids_BJ.shape[1] - hidden_BLD.shape[1]  # the model cuts to the longest caption
     words = F.pad(ids_BJ != 0, (1, 0), value=True)
     return F.pad(hidden_BLD, (0, 0, 0, missing)) * words[:, :, None]
-
-
-def coverage_of(clip: Clip, modality: str) -> float:
-    """Share of a window that the file gave of a modality; 0 where that was not asked for."""
-    if getattr(clip, modality) is None:
-        return 0.0
-    return clip.video_coverage if modality == "video" else clip.audio_coverage

@@ -2,13 +2,10 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-from vatt.errors import UserError
+from vatt.errors import Fault, UserError
 from vatt.features.extraction import Extraction, ExtractOptions, ExtractReport
 from vatt.features.extractor import FeatureExtractor
 from vatt.features.inputs import find_items
@@ -28,16 +25,16 @@ def extract(
     dtype: str = "auto",
     show_progress: bool = False,
 ) -> ExtractReport:
-    """Extracts what is missing, and writes `failures.jsonl` with what cannot be read.
+    """Extracts missing features, and writes `failures.jsonl` with the inputs that cannot be read.
 
     Args:
-        sources: As of `find_items`.
+        sources: Folders of media or shards, media files, URLs, patterns and lists of paths.
         out: Folder for the results.
-        model: As of `FeatureExtractor.from_pretrained`.
-        options: What is extracted.
-        device: As of `FeatureExtractor`; "auto" gives each process of a machine a GPU of its own.
-        dtype: As of `FeatureExtractor`.
-        show_progress: Whether the first process draws a bar, of its share.
+        model: Model folder, checkpoint, or `org/name` of the Hugging Face Hub.
+        options: Windows and vectors.
+        device: "auto": CUDA, with a GPU for each process of a machine, else MPS, else the CPU.
+        dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
+        show_progress: Draw a bar in the first process, of its share.
 
     Returns:
         The report of all processes.
@@ -47,11 +44,13 @@ def extract(
         CheckpointError: no model, or options that do not fit it.
     """
     items = find_items(sources)
-    with process_group(), contextlib.ExitStack() as until_the_end:
-        extractor = FeatureExtractor.from_pretrained(model, device=_own(device), dtype=dtype)
-        extraction = Extraction(extractor, out, options, _place_of(model))
+    # an absolute path for later readers; names of the Hub stay as they are
+    model_place = str(Path(model).absolute()) if Path(model).exists() else model
+    with process_group(), contextlib.ExitStack() as stack:
+        extractor = FeatureExtractor.from_pretrained(model, device=device, dtype=dtype)
+        extraction = Extraction(extractor, out, options, model_place)
         if rank() == 0:
-            until_the_end.enter_context(only_run_in(out))
+            stack.enter_context(only_run_in(out))
             extraction.prepare(items)
         gather_objects(None)  # nobody writes before that
         own = extraction.run(items[rank() :: world_size()], show_progress and rank() == 0)
@@ -80,35 +79,22 @@ def only_run_in(out: Path) -> Iterator[None]:
 
 
 def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:
-    """The reports of several processes as one, failures by name."""
-    failures = {name: why for one in reports for name, why in one.failures.items()}
+    """One report of several processes, failures sorted by name."""
+    failures = [fault for report in reports for fault in report.failures]
     return ExtractReport(
-        num_made=sum(one.num_made for one in reports),
-        num_there=sum(one.num_there for one in reports),
-        num_windows=sum(one.num_windows for one in reports),
-        seconds=max(one.seconds for one in reports),
-        failures=dict(sorted(failures.items())),
+        num_extracted=sum(report.num_extracted for report in reports),
+        num_present=sum(report.num_present for report in reports),
+        num_windows=sum(report.num_windows for report in reports),
+        seconds=max(report.seconds for report in reports),
+        failures=sorted(failures, key=lambda fault: fault.where),
     )
 
 
-def write_failures(out: Path, failures: dict[str, str]) -> None:
-    """Writes `failures.jsonl`, or removes that of an earlier run where nothing has failed."""
+def write_failures(out: Path, failures: Sequence[Fault]) -> None:
+    """Writes `failures.jsonl`; without failures removes that of an earlier run."""
     path = out / FAILURES
     if failures:
-        rows = [json.dumps({"source": name, "reason": why}) for name, why in failures.items()]
+        rows = [json.dumps({"source": fault.where, "reason": fault.reason}) for fault in failures]
         write_atomically(path, ("\n".join(rows) + "\n").encode())
     else:
         path.unlink(missing_ok=True)
-
-
-def _place_of(model: str) -> str:
-    """Where to find a model again, wherever one is then; names of the Hub stay as they are."""
-    path = Path(model)
-    return str(path.absolute()) if path.exists() else model
-
-
-def _own(device: str) -> str:
-    """A GPU of this machine for each of its processes."""
-    if device not in ("auto", "cuda") or not torch.cuda.is_available():
-        return device
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"

@@ -1,25 +1,23 @@
-"""Features of many inputs: read by worker processes, encoded here, kept one by one.
+"""Features of many inputs: read by worker processes, encoded here, stored one by one.
 
-What is there already is left alone, what cannot be read is noted and passed over. The windows of an
-input are encoded in batches of their own, so that nothing of the result depends on what else is
-extracted, in how many processes, or whether a run was interrupted.
+Stored features are left alone; inputs that cannot be read are reported. The windows of an input are
+encoded in batches of their own, so that the result does not depend on what else is extracted, in
+how many processes, or whether a run was interrupted.
 """
 
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from tqdm import tqdm
 
 from vatt.config.spaces import Space
-from vatt.errors import MediaError, ShardError, UserError
-from vatt.features.embedder import Form
+from vatt.errors import Fault, MediaError, ShardError, UserError, fault_lines
 from vatt.features.extractor import FeatureExtractor, media_modalities
 from vatt.features.files import WindowTable
 from vatt.features.inputs import Item
@@ -32,11 +30,10 @@ from vatt.models.checkpoint import weights_digest
 from vatt.preprocess.arrays import read_duration
 from vatt.preprocess.windows import WindowPlan, plan_windows
 from vatt.system.machine import num_cores
-from vatt.system.workers import Lost, results_in_order, tell_alive
+from vatt.system.workers import results_in_order, tell_alive
 
 LEAST_CORES = 2  # with more, a core is left to read while the model computes on the CPU
 FORMAT_VERSION = 1  # of the files; another one makes them anew
-SHOWN_FAILURES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,46 +65,47 @@ class ExtractOptions:
 
 @dataclass
 class ExtractReport:
-    """What became of the inputs.
+    """Outcome for the inputs.
 
     Args:
-        num_made: Inputs whose features were made.
-        num_there: Inputs whose features were there.
+        num_extracted: Inputs whose features were extracted now.
+        num_present: Inputs whose features were in the folder already.
         num_windows: Windows encoded.
         seconds: Time that it took.
-        failures: Name and reason of the others.
+        failures: The other inputs by name, with the reason.
     """
 
-    num_made: int = 0
-    num_there: int = 0
+    num_extracted: int = 0
+    num_present: int = 0
     num_windows: int = 0
     seconds: float = 0.0
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: list[Fault] = field(default_factory=list)
+
+    @property
+    def num_inputs(self) -> int:
+        """Inputs with an outcome so far."""
+        return self.num_extracted + self.num_present + len(self.failures)
 
     def __str__(self) -> str:
-        """A few lines."""
-        lines = [
-            f"{self.num_made} made ({self.num_windows} windows in {self.seconds:.0f} s), "
-            f"{self.num_there} were there, {len(self.failures)} failed"
-        ]
-        shown = list(self.failures.items())[:SHOWN_FAILURES]
-        lines += [f"  {name}: {reason}" for name, reason in shown]
-        if len(self.failures) > len(shown):
-            lines.append(f"  … and {len(self.failures) - len(shown)} more")
-        return "\n".join(lines)
+        """Counts on one line, then the first failures."""
+        counts = (
+            f"{self.num_extracted} made ({self.num_windows} windows in {self.seconds:.0f} s), "
+            f"{self.num_present} were there, {len(self.failures)} failed"
+        )
+        return "\n".join([counts, *fault_lines(self.failures)])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Some windows of an input, to be read at a time.
+    """Some windows of an input, read in one go.
 
     Args:
         item: The input.
         stamp: Of its content.
-        media: What to read.
-        plan: How windows lie.
+        media: The file to read.
+        plan: Positions and geometry of windows.
         count: Most windows.
-        starts: Where they start; None: the first of the file, whose length is not yet known.
+        starts: Starts of the windows; None: the first of the file, whose length is not yet known.
     """
 
     item: Item
@@ -120,14 +118,14 @@ class Part:
 
 @dataclass(frozen=True)
 class PartRead:
-    """What a part holds; pictures and sound as numpy arrays, which travel between processes."""
+    """The windows of a part; the file's length with its first part, else 0."""
 
     duration_seconds: float
-    clips: list[Any]
+    clips: list[Clip]
 
 
-def read_part(part: Part) -> PartRead | str:
-    """Reads windows, in a worker process; or says why they cannot be read."""
+def read_part(part: Part) -> PartRead | Fault:
+    """Reads windows, in a worker process."""
     try:
         duration_seconds = read_duration(part.media) if part.starts is None else 0.0
         starts = part.starts
@@ -135,39 +133,62 @@ def read_part(part: Part) -> PartRead | str:
             starts = tuple(part.plan.sliding_starts(duration_seconds)[: part.count])
         clips = []
         for start in starts:
-            clips.append(_packed(part.plan.read(part.media, start)))
+            clips.append(part.plan.read(part.media, start))
             tell_alive()
     except MediaError as error:
-        return error.reason
+        return Fault(part.item.name, error.reason)
     except MemoryError:
-        return "needs more memory to be read than there is: copy or encode it again"
+        return Fault(
+            part.item.name, "needs more memory to be read than there is: copy or encode it again"
+        )
     return PartRead(duration_seconds, clips)
 
 
-def _packed(clip: Clip) -> dict[str, Any]:
-    arrays = {name: getattr(clip, name) for name in ("video", "audio")}
-    return vars(clip) | {n: None if v is None else v.numpy() for n, v in arrays.items()}
+class PartQueue:
+    """Parts to read: the further parts of files that are begun come before new files.
 
+    The length of a file is known from its first part, so parts are added while others are read.
+    `results_in_order` asks for items again as long as results come.
 
-def unpacked(values: dict[str, Any]) -> Clip:
-    """A clip of `PartRead`, as tensors again."""
-    arrays = {name: values[name] for name in ("video", "audio")}
-    tensors = {n: None if v is None else torch.from_numpy(v) for n, v in arrays.items()}
-    return Clip(**(values | tensors))
+    Args:
+        first_parts: The first part of each file.
+    """
+
+    def __init__(self, first_parts: Iterator[Part]) -> None:
+        self._first_parts = first_parts
+        self._further: deque[Part] = deque()
+        self.in_work: deque[Part] = deque()  # in the order of their results
+
+    def __iter__(self) -> Iterator[Part]:
+        """Itself."""
+        return self
+
+    def __next__(self) -> Part:
+        """The next part, which is in work from then on."""
+        part = self._further.popleft() if self._further else next(self._first_parts)
+        self.in_work.append(part)
+        return part
+
+    def add(self, parts: Iterable[Part]) -> None:
+        """Appends further parts of a file."""
+        self._further.extend(parts)
+
+    def drop(self, name: str) -> None:
+        """Removes the further parts of a file."""
+        self._further = deque(part for part in self._further if part.item.name != name)
 
 
 class Extraction:
-    """One run over inputs.
+    """Extraction of features into a folder.
 
     Args:
-        extractor: What encodes.
+        extractor: The model.
         out: Folder for the results; made if missing.
-        options: What is extracted.
-        model: Where the model lies, which the results are to say.
+        options: Windows and vectors.
+        model: Where the model lies, recorded in the results.
 
     Raises:
-        UserError: options that do not fit the model.
-        UserError: options that do not fit each other, or the folder.
+        UserError: options that do not fit the model, each other, or the folder.
     """
 
     def __init__(
@@ -181,62 +202,77 @@ class Extraction:
         self._plan = plan_windows(
             extractor.model.config, modalities, options.window_seconds, options.hop_seconds
         )
-        self._options, self._out, self._model = options, out, model
-        self._store = self._choose_store()
-        self._parts: deque[Part] = deque()  # of files that are begun
-        self._given: deque[Part] = deque()  # those that are being read
-        self._tables: dict[str, tuple[WindowTable, int]] = {}  # windows that are missing
-        self.report = ExtractReport()
+        self._options, self._model = options, model
+        self._store = self._open_store(out)
 
-    def _choose_store(self) -> FileStore | ParquetStore:
+    def _open_store(self, out: Path) -> FileStore | ParquetStore:
         settings = self._settings()
         if self._options.file_format != "parquet":
-            return FileStore(self._out, f".{self._options.file_format}", settings)
+            return FileStore(out, f".{self._options.file_format}", settings)
         if self._options.return_tokens:
             raise UserError("a parquet data set holds no tokens: choose npz or safetensors")
         widths = {
             name: self._embedder.shape(modality, form)[0]
             for name, (modality, form) in self._forms.items()
         }
-        return ParquetStore(self._out, widths, settings)
+        return ParquetStore(out, widths, settings)
 
     def _settings(self) -> str:
-        """All that the result depends on, apart from the input."""
-        forms: dict[str, tuple[str, Form]] = self._forms
+        """Everything that the vectors depend on beside the input, as JSON."""
         values = {
             "format_version": FORMAT_VERSION,
             "model": weights_digest(self._embedder.model),
             "dtype": str(self._embedder.dtype).removeprefix("torch."),
-            "arrays": {name: asdict(form) for name, (_, form) in forms.items()},
+            "arrays": {name: asdict(form) for name, (_, form) in self._forms.items()},
             "window_seconds": self._plan.window_seconds,
             "hop_seconds": self._plan.hop_seconds,
         }
         return json.dumps(values, sort_keys=True)
 
     def prepare(self, items: Sequence[Item]) -> None:
-        """Removes what is of no use in the folder; in one process, before others."""
+        """Removes outdated and half-written results; in one process, before the others write."""
         self._store.clean(items)
 
     def run(self, items: Sequence[Item], show_progress: bool = False) -> ExtractReport:
-        """Extracts what is missing; what is made is kept, also when this is interrupted."""
+        """Extracts missing features; an interrupted run keeps those that are complete."""
         began = time.monotonic()
         self._store.open()
-        options = self._options
-        self._bar = tqdm(total=len(items), disable=not show_progress, unit="file")
-        with closing(self._store), self._bar:
-            self._waiting = self._missing(items)
-            with results_in_order(
+        report = ExtractReport()
+        queue = PartQueue(self._missing(items, report))
+        tables: dict[str, WindowTable] = {}  # of files that are begun
+        workers = self._options.num_workers
+        with (
+            closing(self._store),
+            tqdm(total=len(items), disable=not show_progress, unit="file") as bar,
+            results_in_order(
                 read_part,
-                self,
-                num_workers=options.num_workers,
+                queue,
+                num_workers=workers,
                 limit_seconds=LIMIT_SECONDS,
                 prepare=prepare_worker,
-                most_ahead=2 * options.num_workers if self._overlaps() else 1,
-            ) as results:
-                for result in results:
-                    self._take(self._given.popleft(), result)
-        self.report.seconds = time.monotonic() - began
-        return self.report
+                most_ahead=2 * workers if self._overlaps() else 1,
+            ) as results,
+        ):
+            for result in results:
+                part = queue.in_work.popleft()
+                if part.starts is None and isinstance(result, PartRead):
+                    table = tables[part.item.name] = WindowTable(
+                        self._plan, result.duration_seconds
+                    )
+                    further = table.batches(part.count)[1:]
+                    queue.add(replace(part, starts=tuple(starts)) for starts in further)
+                elif part.starts is not None and part.item.name not in tables:
+                    continue  # an earlier part of the file has failed
+                if isinstance(result, PartRead):
+                    self._encode(part, result.clips, tables, report)
+                else:
+                    report.failures.append(Fault(part.item.name, result.reason))
+                    queue.drop(part.item.name)
+                    tables.pop(part.item.name, None)
+                bar.update(report.num_inputs - bar.n)
+            bar.update(report.num_inputs - bar.n)
+        report.seconds = time.monotonic() - began
+        return report
 
     def _overlaps(self) -> bool:
         """Whether files are read while the model computes.
@@ -246,61 +282,33 @@ class Extraction:
         """
         return self._embedder.device.type != "cpu" or num_cores() > LEAST_CORES
 
-    def _missing(self, items: Sequence[Item]) -> Iterator[Part]:
-        """The first part of each input whose features are not there."""
+    def _missing(self, items: Sequence[Item], report: ExtractReport) -> Iterator[Part]:
+        """The first part of each input without stored features."""
         for item in items:
             try:
                 media, stamp = item.locate()
             except (MediaError, ShardError) as error:
-                self._fail(item, getattr(error, "reason", str(error)))
+                report.failures.append(Fault(item.name, getattr(error, "reason", str(error))))
                 continue
             if self._store.holds(item.name, stamp):
-                self.report.num_there += 1
-                self._bar.update()
+                report.num_present += 1
                 continue
             count = self._options.batch_size
             yield Part(item=item, stamp=stamp, media=media, plan=self._plan, count=count)
 
-    def __iter__(self) -> "Extraction":
-        """Parts to read; more may come after the last one, when a file turns out to be long."""
-        return self
-
-    def __next__(self) -> Part:
-        """The next part: of files that are begun first."""
-        part = self._parts.popleft() if self._parts else next(self._waiting)
-        self._given.append(part)
-        return part
-
-    def _take(self, part: Part, result: PartRead | str | Lost) -> None:
-        name = part.item.name
-        if name in self.report.failures:  # an earlier part of it
-            return
-        if not isinstance(result, PartRead):
-            self._parts = deque(one for one in self._parts if one.item.name != name)
-            self._tables.pop(name, None)
-            self._fail(part.item, result.reason if isinstance(result, Lost) else result)
-            return
-        if part.starts is None:
-            self._begin(part, result.duration_seconds)
-        table, missing = self._tables[name]
-        clips = [unpacked(values) for values in result.clips]
+    def _encode(
+        self,
+        part: Part,
+        clips: list[Clip],
+        tables: dict[str, WindowTable],
+        report: ExtractReport,
+    ) -> None:
+        """Encodes the windows of a part, and stores the features of a file that is complete."""
+        table = tables[part.item.name]
         table.add(clips, self._embedder.embed_clips(clips, self._forms))
-        self.report.num_windows += len(clips)
-        self._tables[name] = (table, missing - len(clips))
-        if missing == len(clips):
+        report.num_windows += len(clips)
+        if table.is_complete:
             origin = describe_media(part.media) | {"model": self._model}
-            self._store.write(name, part.stamp, table.features(origin))
-            del self._tables[name]
-            self.report.num_made += 1
-            self._bar.update()
-
-    def _begin(self, part: Part, duration_seconds: float) -> None:
-        starts = self._plan.sliding_starts(duration_seconds)
-        self._tables[part.item.name] = (WindowTable(self._plan, duration_seconds), len(starts))
-        for first in range(part.count, len(starts), part.count):
-            more = tuple(starts[first : first + part.count])
-            self._parts.append(replace(part, starts=more))
-
-    def _fail(self, item: Item, reason: str) -> None:
-        self.report.failures[item.name] = reason
-        self._bar.update()
+            self._store.write(part.item.name, part.stamp, table.features(origin))
+            del tables[part.item.name]
+            report.num_extracted += 1

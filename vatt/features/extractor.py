@@ -1,11 +1,12 @@
-"""Vectors of media and texts: `FeatureExtractor`, everything between a file and a vector.
+"""`FeatureExtractor`: vectors of video, audio and text, from the file to the vector.
 
-Here `N` is the number of sources, or of windows of one file; the shape legend is in `vatt.batch`.
+`N` is the number of sources, or of windows of one file; the shape legend is in `vatt.batch`.
 """
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,13 +17,12 @@ from tqdm import tqdm
 from vatt.config.spaces import Space
 from vatt.errors import UserError
 from vatt.features.embedder import Embedder
-from vatt.features.encoding import EmptyTextError, Encoding, OnError, batched, windows_of
+from vatt.features.encoding import EmptyTextError, OnError, encode_sources
 from vatt.features.files import Features, WindowTable
 from vatt.models.checkpoint import TOKENIZER, load_model, tokenizer_of
 from vatt.models.hub import model_path
 from vatt.network.model import VATT
 from vatt.preprocess.arrays import (
-    Media,
     Source,
     audio_media,
     each_source,
@@ -31,9 +31,10 @@ from vatt.preprocess.arrays import (
     video_media,
 )
 from vatt.preprocess.tokenizer import Tokenizer
-from vatt.preprocess.windows import plan_windows
+from vatt.preprocess.windows import WindowPlan, plan_windows
 
-NUM_WINDOWS = 4  # evenly spread, as official retrieval takes them
+NUM_WINDOWS = 4  # evenly spread, as the official retrieval takes them
+MOST_AXES = {"video": 4, "audio": 2}  # of one array; more are a batch
 
 
 class FeatureExtractor:
@@ -42,14 +43,19 @@ class FeatureExtractor:
     The same source gives the same vector (to 1e-5 at float32), alone or in any batch or order.
 
     Args:
-        model: Goes to the device, and into evaluation mode.
-        tokenizer: What the ids of its words stand for; None: it takes no text.
+        model: Moves to the device and into evaluation mode.
+        tokenizer: The tokenizer that the model was trained with; None: the extractor takes no text.
         device: "auto": CUDA, else MPS, else the CPU.
-        dtype: What the encoders multiply in; weights and heads stay float32. "auto": bfloat16 on
-            CUDA, else float32.
+        dtype: Precision of the encoders' products; weights and heads stay float32. "auto": bfloat16
+            on CUDA, else float32.
 
     Raises:
         UserError: no such device or dtype, or a tokenizer of another model.
+
+    Example:
+        >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo/model")
+        >>> video = fx.encode_video(["dog.mp4", "cat.mp4"])  # float32 [2, D], unit length
+        >>> cosines = fx.similarity(text="a dog barks", video=["dog.mp4", "cat.mp4"])  # [1, 2]
     """
 
     def __init__(
@@ -85,18 +91,21 @@ class FeatureExtractor:
         Args:
             source: Model folder, checkpoint of `vatt fit`, or `org/name` of the Hugging Face Hub,
                 which is downloaded once.
-            device: As of the class.
-            dtype: As of the class.
+            device: "auto": CUDA, else MPS, else the CPU.
+            dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
             CheckpointError: there is no model, or it cannot be read; says what to do.
+
+        Example:
+            >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo/checkpoints/last.ckpt")
         """
         path = model_path(source, revision)
         return cls(load_model(path), tokenizer_of(path), device=device, dtype=dtype)
 
     def spaces(self, modality: str) -> tuple[Space, ...]:
-        """The common spaces that a modality can be put into; none without a head."""
+        """Common spaces of `video`, `audio` or `text`; empty for a model without a head."""
         return self.embedder.spaces(modality)
 
     def encode_video(
@@ -112,7 +121,7 @@ class FeatureExtractor:
         on_error: OnError = "raise",
         show_progress: bool = False,
     ) -> Tensor:
-        """One vector for each video or image.
+        """Encodes videos and images, one vector each.
 
         Args:
             sources: One or several (a generator is read as it goes) of: path, http(s) URL, bytes,
@@ -120,32 +129,39 @@ class FeatureExtractor:
                 video that stands still; `[N, T, H, W, 3]` are N videos.
             space: `vt`, `va`, `joint`, or None: features of the backbone. "auto": `vt` if the model
                 has it, else `va` or `joint`, else None.
-            frame_rate: Of arrays, in frames per second.
-            num_windows: The mean of so many windows of training length, evenly spread, stands for
-                the whole; fewer see all of a short one. What is shorter than a window is padded.
-            return_tokens: Instead: what the backbone makes of each token of the middle window.
-            normalize: Whether vectors get unit length, after the mean. Tokens stay as they are.
+            frame_rate: Frames per second of arrays.
+            num_windows: Windows of training length, evenly spread, whose mean is the vector. A
+                short video takes fewer. What is shorter than a window is padded.
+            return_tokens: Return the backbone's features of each token of the middle window.
+            normalize: Scale vectors to unit length, after the mean. Tokens stay as they are.
             batch_size: Windows encoded at a time.
             on_error: "raise", or "skip": a source that cannot be read gives a row of NaN and a
                 warning.
-            show_progress: Whether to draw a bar.
+            show_progress: Draw a bar.
 
         Returns:
             float32 `[N, D]` on the CPU; tokens `[N, 1 + L, D]`, AGG first.
 
         Raises:
             MediaError: a source cannot be read.
-            UserError: no source, an array that is none, or a space that the model lacks.
+            UserError: no source, not a valid array, or a space that the model lacks.
+
+        Example:
+            >>> fx.encode_video(["dog.mp4", "cat.mp4"])  # [2, D]
+            >>> fx.encode_video(frames, frame_rate=25)  # of uint8 [T, H, W, 3]: [1, D]
         """
-        form = self.embedder.form("video", space, return_tokens, normalize)
-        encoding = Encoding(self.embedder, "video", form, batch_size, on_error, show_progress)
-        plan = plan_windows(self.model.config, ["video"])
-        count = 1 if return_tokens else num_windows
-
-        def read(source: Source) -> Iterator[Tensor]:
-            return windows_of(video_media(source, frame_rate), "video", plan, count)
-
-        return encoding.run(each_source(sources, most_axes=4), read, _length_of(sources))
+        return self._encode(
+            "video",
+            sources,
+            frame_rate,
+            space=space,
+            num_windows=num_windows,
+            return_tokens=return_tokens,
+            normalize=normalize,
+            batch_size=batch_size,
+            on_error=on_error,
+            show_progress=show_progress,
+        )
 
     def encode_audio(
         self,
@@ -160,36 +176,47 @@ class FeatureExtractor:
         on_error: OnError = "raise",
         show_progress: bool = False,
     ) -> Tensor:
-        """One vector for each sound, or sound track of a video.
+        """Encodes sounds and sound tracks of videos, one vector each.
 
         Args:
-            sources: As of `encode_video`; arrays are float `[S]` or `[channels, S]` in [-1, 1].
-            space: "auto": `va` or `joint`. `vt` compares with text: the video head's last step
-                takes the sound there.
-            sample_rate: Of arrays, in Hz.
-            num_windows: As of `encode_video`.
-            return_tokens: As of `encode_video`.
-            normalize: As of `encode_video`.
-            batch_size: As of `encode_video`.
-            on_error: As of `encode_video`.
-            show_progress: As of `encode_video`.
+            sources: One or several (a generator is read as it goes) of: path, http(s) URL, bytes,
+                binary file, float array or tensor `[S]` or `[channels, S]` in [-1, 1].
+                `[N, channels, S]` are N sounds.
+            space: `va`, `vt`, `joint`, or None: features of the backbone. "auto": `va` or `joint`.
+                `vt` compares with text: the last step of the video head takes the sound there.
+            sample_rate: Hz of arrays.
+            num_windows: Windows of training length, evenly spread, whose mean is the vector. A
+                short sound takes fewer. What is shorter than a window is padded.
+            return_tokens: Return the backbone's features of each token of the middle window.
+            normalize: Scale vectors to unit length, after the mean. Tokens stay as they are.
+            batch_size: Windows encoded at a time.
+            on_error: "raise", or "skip": a source that cannot be read gives a row of NaN and a
+                warning.
+            show_progress: Draw a bar.
 
         Returns:
             float32 `[N, D]` on the CPU; tokens `[N, 1 + L, D]`, AGG first.
 
         Raises:
             MediaError: a source cannot be read, has no sound, or holds NaN.
-            UserError: as of `encode_video`.
+            UserError: no source, not a valid array, or a space that the model lacks.
+
+        Example:
+            >>> fx.encode_audio("dog.mp4", space="vt")  # [1, D], to compare with text
+            >>> fx.encode_audio(waveform, sample_rate=16_000)  # of float [S]: [1, D]
         """
-        form = self.embedder.form("audio", space, return_tokens, normalize)
-        encoding = Encoding(self.embedder, "audio", form, batch_size, on_error, show_progress)
-        plan = plan_windows(self.model.config, ["audio"])
-        count = 1 if return_tokens else num_windows
-
-        def read(source: Source) -> Iterator[Tensor]:
-            return windows_of(audio_media(source, sample_rate), "audio", plan, count)
-
-        return encoding.run(each_source(sources, most_axes=2), read, _length_of(sources))
+        return self._encode(
+            "audio",
+            sources,
+            sample_rate,
+            space=space,
+            num_windows=num_windows,
+            return_tokens=return_tokens,
+            normalize=normalize,
+            batch_size=batch_size,
+            on_error=on_error,
+            show_progress=show_progress,
+        )
 
     def encode_text(
         self,
@@ -202,30 +229,75 @@ class FeatureExtractor:
         on_error: OnError = "raise",
         show_progress: bool = False,
     ) -> Tensor:
-        """One vector for each text; what is longer than the model reads is cut, with a warning.
+        """Encodes texts, one vector each; a text longer than the model reads is cut with a warning.
 
         Args:
-            texts: One or several.
-            space: "auto": `vt` or `joint`.
-            return_tokens: Instead: what the backbone makes of each word; padding is zeros.
-            normalize: As of `encode_video`.
+            texts: One or several (a generator is read as it goes).
+            space: `vt`, `joint`, or None: features of the backbone. "auto": `vt` or `joint`.
+            return_tokens: Return the backbone's features of each word; padding is zeros.
+            normalize: Scale vectors to unit length. Tokens stay as they are.
             batch_size: Texts encoded at a time.
             on_error: "raise", or "skip": a text without words gives a row of NaN and a warning.
-            show_progress: Whether to draw a bar.
+            show_progress: Draw a bar.
 
         Returns:
-            float32 `[N, D]` on the CPU; tokens `[N, 1 + J, D]`, AGG first (the linear tower has
-            none).
+            float32 `[N, D]` on the CPU; tokens `[N, 1 + J, D]`, AGG first (the linear tower has no
+            AGG).
 
         Raises:
             UserError: no text, one without words, no tokenizer, or a space that the model lacks.
-        """
-        form = self.embedder.form("text", space, return_tokens, normalize)
-        encoding = Encoding(self.embedder, "text", form, batch_size, on_error, show_progress)
-        each = [texts] if isinstance(texts, str) else texts
-        return encoding.run(each, self._read_text, _length_of(each))
 
-    def _read_text(self, text: str) -> Iterator[Tensor]:
+        Example:
+            >>> fx.encode_text(["a dog barks", "a cat sleeps"])  # [2, D]
+        """
+        return self._encode(
+            "text",
+            texts,
+            space=space,
+            return_tokens=return_tokens,
+            normalize=normalize,
+            batch_size=batch_size,
+            on_error=on_error,
+            show_progress=show_progress,
+        )
+
+    def _encode(
+        self,
+        modality: str,
+        sources: Any,
+        rate: float | None = None,
+        *,
+        space: Space | Literal["auto"] | None,
+        num_windows: int = NUM_WINDOWS,
+        return_tokens: bool = False,
+        normalize: bool = True,
+        batch_size: int,
+        on_error: OnError,
+        show_progress: bool,
+    ) -> Tensor:
+        """Encodes sources of one modality; see the public methods. `rate` is that of arrays."""
+        form = self.embedder.form(modality, space, return_tokens, normalize)
+        read: Callable[[Any], Iterable[Tensor]] = self._read_text
+        if modality == "text":
+            sources = [sources] if isinstance(sources, str) else sources
+        else:
+            if not isinstance(sources, list | tuple):  # whose length the bar can tell
+                sources = each_source(sources, MOST_AXES[modality])
+            count = 1 if return_tokens else num_windows
+            plan = plan_windows(self.model.config, [modality])
+            read = partial(_read_windows, modality=modality, rate=rate, plan=plan, count=count)
+        return encode_sources(
+            self.embedder,
+            modality,
+            form,
+            sources,
+            read,
+            batch_size=batch_size,
+            on_error=on_error,
+            show_progress=show_progress,
+        )
+
+    def _read_text(self, text: str) -> list[Tensor]:
         """The ids of a text, int64 `[J]`."""
         if self.tokenizer is None:
             raise UserError(
@@ -242,9 +314,9 @@ class FeatureExtractor:
             self._told_of_cut = True
             warnings.warn(
                 f"the model reads {max_words} words, longer texts are cut, first {text[:60]!r}",
-                stacklevel=5,
+                stacklevel=5,  # the caller of encode_text or similarity
             )
-        yield ids[:max_words]
+        return [ids[:max_words]]
 
     def similarity(
         self,
@@ -258,48 +330,47 @@ class FeatureExtractor:
         on_error: OnError = "raise",
         show_progress: bool = False,
     ) -> Tensor:
-        """Cosines of two modalities in the space that they share.
+        """Compares two modalities by cosine in the space that they share.
 
         Args:
-            text: As of `encode_text`.
-            audio: As of `encode_audio`.
-            video: As of `encode_video`.
-            frame_rate: Of video arrays, in frames per second.
-            sample_rate: Of audio arrays, in Hz.
+            text: One text or several.
+            audio: One sound or several: paths, URLs, bytes, files or float arrays `[S]`.
+            video: One video or several: paths, URLs, bytes, files or uint8 arrays `[T, H, W, 3]`.
+            frame_rate: Frames per second of video arrays.
+            sample_rate: Hz of audio arrays.
             batch_size: Windows or texts encoded at a time.
-            on_error: With "skip", what cannot be read is like nothing: its cosines are -inf.
-            show_progress: Whether to draw bars.
+            on_error: "raise", or "skip": the cosines of what cannot be read are -inf.
+            show_progress: Draw bars.
 
         Returns:
-            float32 `[rows, columns]` in [-1, 1]: rows are texts, or sounds where no text is given;
-            columns are videos, or sounds where no video is given.
+            float32 `[rows, columns]` in [-1, 1]. Rows are texts, or sounds if no text is given;
+            columns are videos, or sounds if no video is given.
 
         Raises:
             UserError: not two modalities, or they share no space.
             MediaError: a source cannot be read.
+
+        Example:
+            >>> fx.similarity(text=["a dog barks"], video=["dog.mp4", "cat.mp4"])  # [1, 2]
         """
-        given = {"text": text, "audio": audio, "video": video}
-        names = [name for name, value in given.items() if value is not None]
+        sources = {"text": text, "audio": audio, "video": video}
+        names = [name for name, source in sources.items() if source is not None]
         if len(names) != 2:
             raise UserError(
                 "similarity compares two of text, audio and video, got "
                 f"{' and '.join(names) or 'none'}"
             )
-        space = self.embedder.shared_space(*names)
-        rest: dict[str, Any] = {
-            "space": space,
-            "batch_size": batch_size,
-            "on_error": on_error,
-            "show_progress": show_progress,
-        }
-        rates: dict[str, dict[str, Any]] = {
-            "audio": {"sample_rate": sample_rate},
-            "video": {"frame_rate": frame_rate},
-        }
-        rows, columns = (
-            getattr(self, f"encode_{name}")(given[name], **rest, **rates.get(name, {}))
-            for name in names
+        rates = {"text": None, "audio": sample_rate, "video": frame_rate}
+        encode = partial(
+            self._encode,
+            space=self.embedder.shared_space(*names),
+            batch_size=batch_size,
+            on_error=on_error,
+            show_progress=show_progress,
         )
+        row, column = names
+        rows = encode(row, sources[row], rates[row])
+        columns = encode(column, sources[column], rates[column])
         return (rows @ columns.T).nan_to_num(nan=-torch.inf)
 
     def extract(
@@ -317,59 +388,60 @@ class FeatureExtractor:
         sample_rate: int | None = None,
         show_progress: bool = False,
     ) -> Features:
-        """Vectors of windows that slide over a file, with their times.
+        """Encodes windows that slide over a file.
 
         Args:
-            source: As of `encode_video` or, with `sample_rate`, of `encode_audio`.
-            window_seconds: None: as in training. Others are rounded to whole patches; positions are
-                then interpolated.
-            hop_seconds: From window to window; None: one follows the other.
+            source: Path, http(s) URL, bytes, binary file, pictures as uint8 `[T, H, W, 3]` or
+                `[H, W, 3]` or, with `sample_rate`, sound as float `[S]` or `[channels, S]`.
+            window_seconds: Length of a window, rounded to whole patches; positions are then
+                interpolated. None: as in training.
+            hop_seconds: From start to start of windows; None: one follows the other.
             modalities: `video`, `audio`; None: those of the model. What the file lacks is left out.
             space: A common space, None: features of the backbone, or "all": arrays `video_va`,
-                `video_vt`, `audio_va`, … for each that there is.
-            return_tokens: Instead: `video_tokens` and `audio_tokens` of the backbone.
-            normalize: Whether vectors get unit length.
+                `video_vt`, `audio_va`, … of every space.
+            return_tokens: Return `video_tokens` and `audio_tokens` of the backbone.
+            normalize: Scale vectors to unit length.
             batch_size: Windows encoded at a time.
-            frame_rate: Of an array of pictures, in frames per second.
-            sample_rate: Of an array of sound, in Hz.
-            show_progress: Whether to draw a bar.
+            frame_rate: Frames per second of an array of pictures.
+            sample_rate: Hz of an array of sound.
+            show_progress: Draw a bar.
+
+        Returns:
+            Arrays with one row for each window, their times, and how much of each window the file
+            gave.
 
         Raises:
-            MediaError: the file cannot be read, or has nothing of what was asked for.
-            UserError: times that are none, or a space or modality that the model lacks.
+            MediaError: the file cannot be read, or has none of the modalities.
+            UserError: not a valid time, or a space or modality that the model lacks.
+
+        Example:
+            >>> features = fx.extract("talk.mp4", hop_seconds=1.0)
+            >>> features["video_vt"], features.start_seconds  # [N, D], [N]
         """
-        media, of_array = _media_of(source, frame_rate, sample_rate)
-        if modalities is None:
-            modalities = of_array or media_modalities(self.model)
+        is_sound = sample_rate is not None
+        media = audio_media(source, sample_rate) if is_sound else video_media(source, frame_rate)
+        if modalities is None and isinstance(source, Tensor | np.ndarray):
+            modalities = ["audio" if is_sound else "video"]
+        elif modalities is None:
+            modalities = media_modalities(self.model)
         forms = self.embedder.forms(modalities, space, return_tokens, normalize)
         plan = plan_windows(self.model.config, modalities, window_seconds, hop_seconds)
-        duration_seconds = read_duration(media)
-        starts = plan.sliding_starts(duration_seconds)
-        table = WindowTable(plan, duration_seconds)
-        with tqdm(total=len(starts), disable=not show_progress, unit="window") as bar:
-            for part in batched(starts, batch_size):
-                clips = [plan.read(media, start) for start in part]
+        table = WindowTable(plan, read_duration(media))
+        with tqdm(total=len(table.starts), disable=not show_progress, unit="window") as bar:
+            for starts in table.batches(batch_size):
+                clips = [plan.read(media, start) for start in starts]
                 table.add(clips, self.embedder.embed_clips(clips, forms))
-                bar.update(len(part))
+                bar.update(len(clips))
         return table.features({"source": name_of(source)})
 
 
 def media_modalities(model: VATT) -> list[str]:
-    """Those of a model that media have: `video`, `audio`."""
+    """The modalities of a model that media have: `video`, `audio`."""
     return [name for name in model.config.modalities if name != "text"]
 
 
-def _media_of(
-    source: Source, frame_rate: float | None, sample_rate: int | None
-) -> tuple[Media, list[str] | None]:
-    """What to read windows from and, of an array, the modality that it is."""
-    if not isinstance(source, Tensor | np.ndarray):
-        return video_media(source, None), None
-    if sample_rate is not None:
-        return audio_media(source, sample_rate), ["audio"]
-    return video_media(source, frame_rate), ["video"]
-
-
-def _length_of(sources: Any) -> int | None:
-    """How many sources there are, where that is known before; for the bar."""
-    return len(sources) if isinstance(sources, list | tuple) else None
+def _read_windows(
+    source: Source, *, modality: str, rate: float | None, plan: WindowPlan, count: int
+) -> Iterator[Tensor]:
+    media = video_media(source, rate) if modality == "video" else audio_media(source, rate)
+    return plan.read_spread(media, modality, count)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from vatt.errors import UserError
-from vatt.features.embedder import coverage_of
 from vatt.media.clip import Clip
 from vatt.preprocess.windows import WindowPlan
 from vatt.system.files import write_atomically
@@ -26,16 +25,20 @@ _METADATA = "metadata"  # as JSON: an entry of an npz; safetensors would shuffle
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a model makes of a file, window by window; `features["video_vt"]` is an array.
+    """Vectors of the windows of one file; `features["video_vt"]` is an array.
 
     Args:
         arrays: float32 `[N, D]` on the CPU by name: `video_va`, `video_vt`, `audio_va`, … in the
             common spaces, `video` and `audio` of the backbone, `video_tokens` `[N, 1 + L, D]`.
-            A modality that the file lacks has none; rows of windows without it are zeros.
+            A modality that the file lacks has no array; rows of windows without it are zeros.
         start_seconds: float64 `[N]`, from the file's start.
         end_seconds: float64 `[N]`; not after the file's end.
         coverage: By modality, float32 `[N]`: the share of each window that the file gave.
-        metadata: What else is to be known, such as the model.
+        metadata: Further facts, such as the model.
+
+    Example:
+        >>> features = vatt.Features.load("features/talk.mp4.npz")
+        >>> features["video_vt"], features.start_seconds  # [N, D], [N]
     """
 
     arrays: Mapping[str, Tensor]
@@ -58,7 +61,7 @@ class Features:
         """An array by its name.
 
         Raises:
-            KeyError: there is none; names those that there are.
+            KeyError: no such array; names the arrays.
         """
         if name not in self.arrays:
             raise KeyError(f"no features {name!r}, there are {', '.join(self.arrays)}")
@@ -94,7 +97,7 @@ class Features:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: no such file, or no features.
+            UserError: no such file, or not a file of features.
         """
         tensors, metadata = _read(Path(path))
         missing = [name for name in _TIMES if name not in tensors]
@@ -115,10 +118,10 @@ class Features:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file of features says of itself, without its arrays.
+    """Reads the metadata of a file of features, without its arrays.
 
     Raises:
-        UserError: no such file, or no features.
+        UserError: no such file, or not a file of features.
     """
     return _read(path, only_metadata=True)[1]
 
@@ -151,33 +154,46 @@ def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], d
 
 
 class WindowTable:
-    """Vectors of windows of one file, collected.
+    """Vectors of the sliding windows of one file, collected batch by batch.
 
     Args:
-        plan: How the windows lie.
-        duration_seconds: Of the file.
+        plan: Length and hop of the windows.
+        duration_seconds: Length of the file.
     """
 
     def __init__(self, plan: WindowPlan, duration_seconds: float) -> None:
         self._plan = plan
         self._duration_seconds = duration_seconds
-        self._starts: list[float] = []
-        self._coverage: dict[str, list[float]] = {"video": [], "audio": []}
+        self.starts = plan.sliding_starts(duration_seconds)
+        self._num_windows = 0  # so far
+        self._coverage: dict[str, list[float]] = {
+            name: []
+            for name, geometry in (("video", plan.video), ("audio", plan.audio))
+            if geometry is not None
+        }
         self._rows: dict[str, list[tuple[int, Tensor]]] = {}
 
+    def batches(self, size: int) -> list[list[float]]:
+        """The starts of all windows, `size` at a time."""
+        return [self.starts[first : first + size] for first in range(0, len(self.starts), size)]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all windows were added."""
+        return self._num_windows == len(self.starts)
+
     def add(self, clips: Sequence[Clip], arrays: dict[str, Tensor]) -> None:
-        """The next windows, and what `Embedder.embed_clips` makes of them."""
+        """Appends the next windows, with their vectors from `Embedder.embed_clips`."""
         for name, values in arrays.items():
-            self._rows.setdefault(name, []).append((len(self._starts), values))
-        self._starts += [clip.start_seconds for clip in clips]
+            self._rows.setdefault(name, []).append((self._num_windows, values))
+        self._num_windows += len(clips)
         for modality, shares in self._coverage.items():
-            shares += [coverage_of(clip, modality) for clip in clips]
+            shares += [clip.coverage(modality) for clip in clips]
 
     def features(self, metadata: dict[str, str]) -> Features:
-        """All of it."""
-        start_seconds = torch.tensor(self._starts, dtype=torch.float64)
+        """The features of the complete table."""
+        start_seconds = torch.tensor(self.starts, dtype=torch.float64)
         ends = start_seconds + self._plan.window_seconds
-        asked = {"video": self._plan.video, "audio": self._plan.audio}
         return Features(
             arrays={name: self._joined(parts) for name, parts in self._rows.items()},
             start_seconds=start_seconds,
@@ -185,16 +201,13 @@ class WindowTable:
             coverage={
                 name: torch.tensor(shares, dtype=torch.float32)
                 for name, shares in self._coverage.items()
-                if asked[name] is not None
             },
             metadata=metadata,
         )
 
     def _joined(self, parts: list[tuple[int, Tensor]]) -> Tensor:
-        """Rows in their places; zeros for batches that had none."""
-        if sum(len(values) for _, values in parts) == len(self._starts):
-            return torch.cat([values for _, values in parts])
-        joined = parts[0][1].new_zeros(len(self._starts), *parts[0][1].shape[1:])
+        """All rows in their places; zeros for batches without the modality."""
+        joined = parts[0][1].new_zeros(len(self.starts), *parts[0][1].shape[1:])
         for first, values in parts:
             joined[first : first + len(values)] = values
         return joined

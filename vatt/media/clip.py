@@ -5,6 +5,7 @@ coverages say how much of the clip the file gave.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import av.error
 import numpy as np
@@ -95,6 +96,26 @@ class Clip:
     video_coverage: float
     audio_coverage: float
     start_seconds: float
+
+    def coverage(self, modality: str) -> float:
+        """Share of the clip that the file gave of `video` or `audio`; 0 where that is None."""
+        if getattr(self, modality) is None:
+            return 0.0
+        return self.video_coverage if modality == "video" else self.audio_coverage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles tensors as numpy arrays: torch would send shared memory between processes."""
+        video = None if self.video is None else self.video.numpy()
+        audio = None if self.audio is None else self.audio.numpy()
+        return _clip_of_arrays, (vars(self) | {"video": video, "audio": audio},)
+
+
+def _clip_of_arrays(values: dict[str, Any]) -> Clip:
+    video, audio = (
+        None if values[name] is None else torch.from_numpy(values[name])
+        for name in ("video", "audio")
+    )
+    return Clip(**(values | {"video": video, "audio": audio}))
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,6 @@ from vatt.preprocess.tokenizer import Tokenizer
 from vatt.system.files import write_atomically
 
 TOKENIZER = "tokenizer.json"  # of a model folder, or of a run
-
-
 CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
 NETWORK_PREFIX = "network."  # where training modules keep their VATT
 
@@ -218,12 +216,21 @@ def weights_digest(model: VATT) -> str:
     return digest.hexdigest()
 
 
-def tokenizer_of(path: Path) -> Tokenizer | None:
-    """The tokenizer in a model folder, or in that of a checkpoint or its run; None: there is none.
+def find_tokenizer(model: Path) -> Path | None:
+    """The `tokenizer.json` in a model folder, beside a checkpoint, or up to two folders above.
+
+    A run keeps its checkpoints in a folder of their own, with the tokenizer above it.
+    """
+    path = model.absolute()
+    files = (folder / TOKENIZER for folder in (path, *path.parents[:2]))
+    return next((file for file in files if file.is_file()), None)
+
+
+def tokenizer_of(model: Path) -> Tokenizer | None:
+    """Loads the tokenizer that `find_tokenizer` finds; None without one.
 
     Raises:
         UserError: it is damaged.
     """
-    folders = [path] if path.is_dir() else [path.parent, path.parent.parent]
-    found = next((folder for folder in folders if (folder / TOKENIZER).is_file()), None)
-    return None if found is None else Tokenizer.load(found / TOKENIZER)
+    file = find_tokenizer(model)
+    return None if file is None else Tokenizer.load(file)

@@ -1,4 +1,4 @@
-"""Media given as arrays: frames and waveforms beside files, URLs and bytes."""
+"""Sources that users hand in: frames and waveforms as arrays, beside files, URLs and bytes."""
 
 import math
 import os
@@ -42,11 +42,11 @@ class Frames:
 
     @property
     def duration_seconds(self) -> float:
-        """0 for a still image, as of files."""
+        """Length in seconds; 0 for a still image, as for files."""
         return 0.0 if len(self.pictures) == 1 else len(self.pictures) / self.frame_rate
 
     def read(self, start_seconds: float, video: VideoConfig) -> Clip:
-        """The window from a start: as from a file, the last frame at or before each time."""
+        """Reads the window at a start: as in a file, the last frame at or before each time."""
         order = torch.arange(video.num_frames, dtype=torch.float64)  # float32 is too coarse
         times = start_seconds + order / video.frame_rate
         places = ((times + TIME_TOLERANCE_SECONDS) * self.frame_rate).floor().long()
@@ -76,20 +76,17 @@ def read_duration(media: Media) -> float:
 
 
 def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
-    """The sources of an argument that may be one, a list, a generator or a batch of arrays.
+    """The single sources of an argument.
 
     Args:
-        sources: As users give them.
-        most_axes: An array with more axes than one source can have is a batch of them.
+        sources: One source, a list or generator of sources, or a batch of arrays.
+        most_axes: Axes of one array; an array with more axes is a batch.
 
     Raises:
         TypeError: neither a source nor several.
     """
     if isinstance(sources, Tensor | np.ndarray):
-        if sources.ndim > most_axes:
-            yield from sources
-        else:
-            yield sources
+        yield from sources if sources.ndim > most_axes else [sources]
     elif isinstance(sources, str | bytes | os.PathLike | FileRange) or hasattr(sources, "read"):
         yield sources
     elif isinstance(sources, Iterable) and not isinstance(sources, dict):
@@ -102,14 +99,14 @@ def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
 
 
 def video_media(source: Source, frame_rate: float | None) -> Media:
-    """What windows of a picture are read from.
+    """Media from which windows of a picture are read.
 
     Args:
         source: Media, or uint8 `[T, H, W, 3]`, or `[H, W, 3]` for an image.
-        frame_rate: Of an array with time, in frames per second.
+        frame_rate: Frames per second of an array `[T, H, W, 3]`.
 
     Raises:
-        UserError: an array that is no video, or whose rate is not given.
+        UserError: an array that is not a video, or is without its rate.
     """
     if not isinstance(source, Tensor | np.ndarray):
         return _rewindable(source)
@@ -132,16 +129,17 @@ def video_media(source: Source, frame_rate: float | None) -> Media:
 
 
 def audio_media(source: Source, sample_rate: float | None) -> Media:
-    """What windows of sound are read from: an array becomes a WAV file in memory.
+    """Media from which windows of sound are read; an array becomes a WAV file in memory.
 
-    It goes through the same reader and resampler as a file then, and gives the same windows.
+    The array then goes through the reader and resampler of files, and gives the same windows to the
+    digit: where a window starts decides on the phase of its resampler.
 
     Args:
-        source: Media, or float `[S]` or `[channels, S]` in [-1, 1], channels to be averaged.
+        source: Media, or float `[S]` or `[channels, S]` in [-1, 1]; channels are averaged.
         sample_rate: Of an array, in Hz.
 
     Raises:
-        UserError: an array that is no waveform, or whose rate is not given.
+        UserError: an array that is not a waveform, or is without its rate.
         MediaError: values that are not finite.
     """
     if not isinstance(source, Tensor | np.ndarray):
@@ -179,14 +177,14 @@ def _wav(waveform: Tensor, sample_rate: int) -> bytes:
 
 
 def _rewindable(source: Any) -> MediaSource:
-    """The source, or its content where it can be read only once: every window opens it anew."""
+    """The source, or the content of a stream that can be read only once: each window opens it."""
     if hasattr(source, "read") and not getattr(source, "seekable", lambda: True)():
         return source.read()
     return source
 
 
 def _scaled(frames: Tensor, image_size: int) -> Tensor:
-    """Pictures with this shorter side, scaled by FFmpeg as those of files are."""
+    """Pictures with this shorter side, scaled by FFmpeg like those of files."""
     height, width = frames.shape[1:3]
     if min(height, width) == image_size:
         return frames
@@ -209,7 +207,7 @@ def _described(array: Tensor) -> str:
 
 
 def name_of(source: Source) -> str:
-    """What messages call a source."""
+    """Name of a source in messages."""
     if isinstance(source, Tensor | np.ndarray):
         return f"<{_described(torch.as_tensor(source))}>"
     return source_name(source)

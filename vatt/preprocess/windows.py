@@ -1,34 +1,35 @@
-"""Media and arrays → windows of a model's length, without any randomness.
+"""Windows of a model's length over media and arrays, without any randomness.
 
-Two ways to lay windows over a file: a few that are evenly spread, whose mean stands for the file,
-or a row of them that slides over all of it. Past the end of what there is the last frame repeats
-and sound is zero, as in training.
+Either a few windows are evenly spread over a file, and their mean stands for it, or windows slide
+over all of it. Past the end the last frame repeats and sound is zero, as in training.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
 
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.config.model import VATTConfig
-from vatt.errors import UserError
+from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip
+from vatt.media.source import source_name
 from vatt.media.streams import TIME_TOLERANCE_SECONDS
-from vatt.preprocess.arrays import Frames, Media
+from vatt.preprocess.arrays import Frames, Media, read_duration
 from vatt.preprocess.view import read_view
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPlan:
-    """Windows of one model; plain data, so that worker processes can be told of it.
+    """Windows of one model, as plain data that can be sent to worker processes.
 
     Args:
-        video: Geometry of a window's picture; None reads none.
-        audio: Geometry of a window's sound; None reads none.
-        window_seconds: Time that a window spans.
-        hop_seconds: From the start of one window to that of the next, where they slide.
+        video: Geometry of a window's picture; None: no picture is read.
+        audio: Geometry of a window's sound; None: no sound is read.
+        window_seconds: Length of a window.
+        hop_seconds: From the start of one sliding window to the start of the next.
     """
 
     video: VideoConfig | None
@@ -37,11 +38,13 @@ class WindowPlan:
     hop_seconds: float
 
     def spread_starts(self, duration_seconds: float, count: int) -> list[float]:
-        """Starts of windows that are evenly spread, no more than it takes to see everything."""
+        """Starts of evenly spread windows, at most as many as cover the file."""
         needed = math.ceil(duration_seconds / self.window_seconds - TIME_TOLERANCE_SECONDS)
-        shape = self.video if self.video is not None else self.audio
-        assert shape is not None
-        rate = shape.frame_rate if isinstance(shape, VideoConfig) else shape.sample_rate
+        if self.video is not None:
+            rate = self.video.frame_rate
+        else:
+            assert self.audio is not None  # plan_windows refuses a plan without both
+            rate = self.audio.sample_rate
         return evaluation_starts(
             duration_seconds, self.window_seconds, max(1, min(count, needed)), rate
         )
@@ -64,6 +67,24 @@ class WindowPlan:
             return media.read(start_seconds, self.video)
         return read_view(media, start_seconds=start_seconds, video=self.video, audio=self.audio)
 
+    def read_spread(self, media: Media, modality: str, count: int) -> Iterator[Tensor]:
+        """Reads evenly spread windows of one modality; leaves out those in which it is missing.
+
+        Raises:
+            MediaError: the file cannot be read, or none of the windows has the modality.
+        """
+        is_empty = True
+        for start_seconds in self.spread_starts(read_duration(media), count):
+            clip = self.read(media, start_seconds)
+            if clip.coverage(modality) > 0:
+                is_empty = False
+                yield getattr(clip, modality)
+        if is_empty and not isinstance(media, Frames):  # Frames have a picture in every window
+            what = "picture" if modality == "video" else "sound"
+            raise MediaError(
+                source_name(media), f"has no {what} in any of its windows: raise num_windows"
+            )
+
 
 def plan_windows(
     config: VATTConfig,
@@ -76,12 +97,11 @@ def plan_windows(
     Args:
         config: Of the model.
         modalities: `video`, `audio` or both.
-        window_seconds: None: as in training. Others are rounded to whole patches.
-        hop_seconds: None: one window follows the other.
+        window_seconds: Length of a window, rounded to whole patches; None: as in training.
+        hop_seconds: From start to start; None: one window follows the other.
 
     Raises:
-        UserError: a time that is not positive, or a modality that the model lacks or that has no
-            windows.
+        UserError: a time that is not positive, a modality that the model lacks, or text.
     """
     names = tuple(modalities)
     unknown = [name for name in names if name not in {"video", "audio"} & {*config.modalities}]
@@ -96,19 +116,19 @@ def plan_windows(
     video = config.video if "video" in names else None
     audio = config.audio if "audio" in names else None
     if window_seconds is not None:
-        video = video and _lasting(video, window_seconds)
-        audio = audio and _resounding(audio, window_seconds)
+        video = video and _video_of_length(video, window_seconds)
+        audio = audio and _audio_of_length(audio, window_seconds)
     seconds = max(one.duration_seconds for one in (video, audio) if one is not None)
     hop = seconds if hop_seconds is None else hop_seconds
     return WindowPlan(video=video, audio=audio, window_seconds=seconds, hop_seconds=hop)
 
 
-def _lasting(video: VideoConfig, seconds: float) -> VideoConfig:
+def _video_of_length(video: VideoConfig, seconds: float) -> VideoConfig:
     patch = video.patch_size[0]
     return replace(video, num_frames=max(1, round(seconds * video.frame_rate / patch)) * patch)
 
 
-def _resounding(audio: AudioConfig, seconds: float) -> AudioConfig:
+def _audio_of_length(audio: AudioConfig, seconds: float) -> AudioConfig:
     patch = audio.patch_size
     if audio.spectrogram is not None:
         patch = audio.spectrogram.patch_size[0] * audio.spectrogram.hop_samples
@@ -116,12 +136,12 @@ def _resounding(audio: AudioConfig, seconds: float) -> AudioConfig:
 
 
 def evaluation_windows(num_available: int, window: int, count: int) -> list[int]:
-    """Where windows start that are evenly spread over a sequence, from its start to its end.
+    """Starts of windows that are evenly spread over a sequence, from its start to its end.
 
     Args:
         num_available: Frames or samples of the sequence.
         window: Frames or samples that a window spans, frames × stride.
-        count: Windows; one lies in the middle.
+        count: Number of windows; a single one lies in the middle.
 
     Returns:
         Indices of the first frames, rising; all 0 where the sequence is not longer than a window.
@@ -148,16 +168,16 @@ def evaluation_windows(num_available: int, window: int, count: int) -> list[int]
 def evaluation_starts(
     duration_seconds: float, window_seconds: float, count: int, rate: float
 ) -> list[float]:
-    """The same in seconds, on the grid of a rate.
+    """Starts of `evaluation_windows` in seconds, on the grid of a rate.
 
     Args:
-        duration_seconds: Of the file.
-        window_seconds: That a window spans.
-        count: Windows.
-        rate: Frames or samples per second that are counted.
+        duration_seconds: Length of the file.
+        window_seconds: Length of a window.
+        count: Number of windows.
+        rate: Frames or samples per second.
 
     Raises:
-        UserError: a window shorter than one frame or sample, or no windows.
+        ValueError: a window shorter than one frame or sample, or no windows.
     """
     num_available = max(1, round(duration_seconds * rate))
     starts = evaluation_windows(num_available, round(window_seconds * rate), count)
@@ -165,5 +185,5 @@ def evaluation_starts(
 
 
 def looped(start: int, num_available: int, count: int, stride: int = 1) -> list[int]:
-    """Indices of a window's frames; after the sequence's last frame comes its first again."""
+    """Indices of a window's frames; after the last frame of the sequence its first follows."""
     return [(start + place * stride) % num_available for place in range(count)]

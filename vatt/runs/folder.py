@@ -14,8 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from vatt.config.shipped import config_paths
 from vatt.errors import UserError
+from vatt.models.checkpoint import TOKENIZER, find_tokenizer
 from vatt.runs.checkpoint import LAST_CHECKPOINT
-from vatt.runs.data_report import TOKENIZER
 from vatt.runs.loggers import RunWandb
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
@@ -100,19 +100,19 @@ def config_path(run_dir: Path, *, resumes: bool) -> Path:
 
 
 def tokenizer_beside(model: Path) -> Path:
-    """The tokenizer of a model folder, or of the run that a checkpoint is of.
+    """The tokenizer of a model to start from.
 
     Raises:
         UserError: there is none.
     """
-    folder = model if model.is_dir() else model.parent.parent
-    if not (folder / TOKENIZER).is_file():
+    file = find_tokenizer(model)
+    if file is None:
         raise UserError(
             f"{model} has no {TOKENIZER}, which says what its word ids stand for: give "
             "--data.init_args.tokenizer FILE",
             2,
         )
-    return folder / TOKENIZER
+    return file
 
 
 def find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:

@@ -1,5 +1,7 @@
 """The device and number format of a computation."""
 
+import os
+
 import torch
 
 from vatt.errors import UserError
@@ -10,19 +12,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def choose_device(device: str | torch.device) -> torch.device:
     """The device of a name; "auto": CUDA, else MPS, else the CPU.
 
+    "auto" and "cuda" give each process that torchrun has started a GPU of its own.
+
     Raises:
         UserError: there is no such device.
     """
     if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"no device {device!r}: give auto, cpu, cuda or mps") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' is asked for, but torch sees no CUDA device: give 'auto'")
+    if chosen == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     return chosen
 
 
