@@ -20,14 +20,15 @@ of test videos, in public repositories; the README that comes with Moments in Ti
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from vatt.errors import Fault, UserError, fault_lines
 from vatt.media.folder import find_media
-from vatt.system.csv_rows import check_header, misfit, read_rows
+from vatt.sets.items import MediaFiles
+from vatt.system.csv_rows import read_rows, read_table
 
 Layout = Literal["csv", "folder", "kinetics", "moments", "audioset", "esc50"]
 KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -59,15 +60,15 @@ def line_fault(line: int, reason: str) -> Fault:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One line.
+    """One line of an annotation file.
 
     Args:
-        line: Of the file, from 1; 0 where there is none.
-        names: What the media file may be called; the first that is there counts.
-        labels: As written.
-        start_seconds: Of the part that the labels are about.
-        end_seconds: `inf`: the end of the file.
-        fold: Of ESC-50, else 0.
+        line: Number of the line, from 1; 0 for a file of a folder.
+        names: Possible names of the media file; the first that exists counts.
+        labels: Labels as written.
+        start_seconds: Start of the part that the labels describe.
+        end_seconds: End of that part; `inf`: the end of the file.
+        fold: Fold of ESC-50, 0 for other sets.
     """
 
     line: int
@@ -83,15 +84,15 @@ class Classes:
     """The classes in their order.
 
     Args:
-        labels: As annotation files have them.
-        names: For people; of AudioSet others than the labels.
+        labels: Labels in annotation files.
+        names: Names for people, which differ from the labels of AudioSet only.
     """
 
     labels: tuple[str, ...]
     names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of classes."""
         return len(self.labels)
 
 
@@ -101,7 +102,7 @@ def read_annotations(path: Path, layout: Layout, faults: list[Fault]) -> Iterato
     Args:
         path: The file, or for `folder` the folder.
         layout: Its form.
-        faults: Gets the lines that cannot be read.
+        faults: Collects the lines that cannot be read.
 
     Raises:
         UserError: there is no such file, or it has other columns.
@@ -147,7 +148,7 @@ def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classe
     repeated = [label for label, count in Counter(labels).items() if count > 1]
     if repeated:
         raise UserError(f"{source} names the class {repeated[0]!r} twice: classes must differ")
-    if len(labels) < 2 and faults:  # that is why
+    if len(labels) < 2 and faults:  # the reason for having so few
         raise AnnotationError.of(annotations, faults, "Correct these lines.")
     if len(labels) < 2:
         raise UserError(f"{source} has {len(labels)} classes: a classifier needs at least 2")
@@ -161,14 +162,11 @@ def _read_class_file(path: Path) -> list[tuple[str, str]]:
     header = rows[0][1] if rows else []
     for label, name, place in (("mid", "display_name", "index"), ("name", "name", "id")):
         if {label, name, place} <= set(header):
-            check_header(path, header, (label, name, place))
-            faults = [line_fault(line, misfit(cells, header)) for line, cells in rows[1:]]
-            if faults := [fault for fault in faults if fault.reason]:
+            faults: list[Fault] = []
+            table = [row for _, row in read_table(path, (label, name, place), faults)]
+            if faults:
                 raise AnnotationError.of(path, faults, "Correct these lines.")
-            at = {column: header.index(column) for column in (label, name, place)}
-            return _by_number(
-                path, [(row[at[label]], row[at[name]], row[at[place]]) for _, row in rows[1:]]
-            )
+            return _by_number(path, [(row[label], row[name], row[place]) for row in table])
     if all(len(row) == 2 and row[1].isdigit() for _, row in rows):
         return _by_number(path, [(row[0], row[0], row[1]) for _, row in rows])
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -194,22 +192,8 @@ def _folder_annotations(root: Path) -> Iterator[Annotation]:
         yield Annotation(0, (name,), (label,))
 
 
-def _table(
-    path: Path, wanted: Collection[str], faults: list[Fault]
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows by the names of their columns."""
-    rows = read_rows(path)
-    _, header = next(rows, (0, []))
-    check_header(path, header, wanted)
-    for line, cells in rows:
-        if reason := misfit(cells, header):
-            faults.append(line_fault(line, reason))
-        else:
-            yield line, dict(zip(header, cells, strict=True))
-
-
 def _own_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
-    for line, row in _table(path, ("file",), faults):
+    for line, row in read_table(path, ("file",), faults):
         if ("label" in row) == ("labels" in row):
             raise UserError(
                 f"{path} must have the column label, or labels for several split by ';', and has "
@@ -228,7 +212,7 @@ def _own_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
 
 
 def _kinetics_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
-    for line, row in _table(path, KINETICS_COLUMNS, faults):
+    for line, row in read_table(path, KINETICS_COLUMNS, faults):
         times = _times(row["time_start"], row["time_end"])
         if times is None or not row["label"] or not row["youtube_id"]:
             faults.append(line_fault(line, "needs a label, a youtube_id, and times in seconds"))
@@ -269,7 +253,7 @@ def _audioset_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotatio
 
 
 def _esc50_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
-    for line, row in _table(path, ESC50_COLUMNS, faults):
+    for line, row in read_table(path, ESC50_COLUMNS, faults):
         if row["fold"] not in {"1", "2", "3", "4", "5"} or not row["category"]:
             faults.append(
                 line_fault(line, f"needs a category and a fold from 1 to 5: {row['fold']!r}")
@@ -289,28 +273,25 @@ def _times(start: str, end: str) -> tuple[float, float] | None:
 def media_finder(
     path: Path, layout: Layout, media: Path | None
 ) -> tuple[Path, Callable[[Iterable[str]], str | None]]:
-    """Where media are, and how one of them is found by the names that it may have.
+    """The folder of the media, and a function that finds one of them by its possible names.
 
     Args:
         path: The annotation file, or for `folder` the folder.
         layout: Its form.
-        media: Folder of the media; None: where they usually are.
+        media: Folder of the media; None: the usual one.
 
     Returns:
         The folder, and a function from names to the path in it, None where there is no such file.
+        The function raises UserError if several files have the name.
 
     Raises:
-        UserError: no such folder; or two files that cannot be told apart.
+        UserError: no such folder.
     """
     if layout in ("kinetics", "audioset"):
         if media is None:
             raise UserError(f"data.media must name the folder of {path}'s clips")
-        by_stem: dict[str, str] = {}
-        for name in find_media(media):
-            other = by_stem.setdefault(PurePosixPath(name).stem, name)
-            if other != name:
-                raise UserError(f"{media / name} and {media / other} are named alike: remove one")
-        return media, lambda names: next((by_stem[n] for n in names if n in by_stem), None)
+        files = MediaFiles(media)
+        return media, lambda names: next(filter(None, map(files.find_id, names)), None)
     root = media
     if root is None:
         root = path if layout == "folder" else path.parent

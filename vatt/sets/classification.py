@@ -19,16 +19,9 @@ from pathlib import Path
 from typing import Literal
 
 from vatt.errors import Fault, UserError
-from vatt.sets.items import (
-    EvaluationSet,
-    Item,
-    MediaFiles,
-    find_repeated,
-    read_csv,
-    refuse,
-    with_media,
-)
-from vatt.system.csv_rows import read_rows
+from vatt.sets.annotations import ESC50_COLUMNS
+from vatt.sets.items import EvaluationSet, Item, find_repeated, refuse, with_media
+from vatt.system.csv_rows import read_rows, read_table
 
 TRAIN, TEST = "train", "test"
 UCF101, HMDB51, ESC50 = "ucf101", "hmdb51", "esc50"
@@ -45,7 +38,7 @@ _HMDB_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
 def read_classification_set(
     data: str | os.PathLike[str], media: str | os.PathLike[str]
 ) -> EvaluationSet:
-    """A set from whatever describes it.
+    """A set from its lists or csv file.
 
     Args:
         data: Folder of UCF101's or HMDB51's lists, ESC-50's csv or one's own.
@@ -67,9 +60,6 @@ def read_classification_set(
         )
     if not path.is_file():
         raise UserError(f"no annotations at {path}: correct the path")
-    header = {*next(read_rows(path), (0, []))[1]}
-    if {"filename", "fold", "category"} <= header:
-        return read_esc50(path, media)
     return read_label_csv(path, media)
 
 
@@ -106,8 +96,7 @@ def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
                 entries.append((words[0], parts[0], folds.index(fold), split, place))
     items = _with_folds(entries, len(folds), faults)
     refuse(folder, faults)
-    names = [item.key for item in items]
-    return with_media(UCF101, items, MediaFiles(media), names, annotations=str(folder))
+    return with_media(UCF101, items, media, folder)
 
 
 def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
@@ -122,9 +111,9 @@ def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
         if (match := _HMDB_LIST.fullmatch(inner.name))
     ]
     folds = sorted({int(match[2]) for match, _ in lists})
-    there = {inner.name for _, inner in lists}
+    present = {inner.name for _, inner in lists}
     names = sorted({f"{match[1]}_test_split{fold}.txt" for match, _ in lists for fold in folds})
-    if absent := [name for name in names if name not in there]:
+    if absent := [name for name in names if name not in present]:
         raise UserError(f"{folder} lacks {', '.join(absent)}")
     faults: list[Fault] = []
     entries = []
@@ -138,44 +127,47 @@ def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
             entries.append((key, match[1], fold, HMDB_SPLITS[words[1]], place))
     items = _with_folds(entries, len(folds), faults)
     refuse(folder, faults)
-    names = [item.key for item in items]
-    return with_media(HMDB51, items, MediaFiles(media), names, annotations=str(folder))
-
-
-def read_esc50(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """ESC-50, or a set in its form.
-
-    Raises:
-        UserError: other columns, or files that stand twice; named by line.
-    """
-    rows = list(read_csv(path, ("filename", "fold", "category")))
-    entries = [(line, row["filename"], row["category"], row["fold"]) for line, row in rows]
-    items, faults = _cross_validated(path, entries)
-    refuse(path, [*faults, *find_repeated(items)])
-    names = [item.key for item in items]
-    return with_media(ESC50, items, MediaFiles(media), names, annotations=str(path))
+    return with_media(HMDB51, items, media, folder)
 
 
 def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """One's own clips.
+    """ESC-50 or a set in its form, or one's own clips.
 
     Raises:
         UserError: other columns, both split and fold, another split, a label that no training clip
             has, or files that stand twice; named by line.
     """
-    rows = list(read_csv(path, ("file", "label")))
-    header = rows[0][1].keys() if rows else ()
-    if {"split", "fold"} <= set(header):
+    header = {*next(read_rows(path), (0, []))[1]}
+    esc50 = set(ESC50_COLUMNS) <= header
+    file_column, label_column = ("filename", "category") if esc50 else ("file", "label")
+    if not esc50 and {"split", "fold"} <= header:
         raise UserError(f"{path}, line 1: has both split and fold; leave one of them out")
-    column = "fold" if "fold" in header else "split"
-    entries = [(line, r["file"], r["label"], r.get(column, TEST).strip()) for line, r in rows]
-    if column == "fold":
-        items, faults = _cross_validated(path, entries)
-    else:
-        items, faults = _split_once(path, entries)
+    part_column = "fold" if "fold" in header else "split"
+    faults: list[Fault] = []
+    entries = []  # place, file, label, and split or fold
+    for line, row in read_table(path, (file_column, label_column)):
+        entry = row[file_column], row[label_column], row.get(part_column, TEST)
+        place = f"{path.name}, line {line}"
+        entries.append((place, *entry))
+        if not all(entry):
+            faults.append(Fault(place, "needs a file, a label and a split or fold"))
+    splits: dict[str, tuple[str, ...]] = {TRAIN: (TRAIN,), TEST: (TEST,)}
+    if part_column == "fold":  # each is the test set once
+        folds = sorted({fold for *_, fold in entries}, key=lambda fold: (len(fold), fold))
+        if len(folds) < 2 and entries:
+            faults.append(Fault(path.name, f"needs at least two folds, has {', '.join(folds)}"))
+        splits = {test: tuple(TEST if fold == test else TRAIN for fold in folds) for test in folds}
+    known = {label for *_, label, split in entries if split == TRAIN}
+    items = []
+    for place, file, label, part in entries:
+        if part not in splits:
+            faults.append(Fault(place, f"split must be {TRAIN} or {TEST}, got {part!r}"))
+        elif part_column == "split" and known and label not in known:
+            faults.append(Fault(place, f"no training clip has the label {label!r}"))
+        in_folds = splits.get(part, ())
+        items.append(Item(key=file, source=None, place=place, label=label, splits=in_folds))
     refuse(path, [*faults, *find_repeated(items)])
-    names = [item.key for item in items]
-    return with_media("own", items, MediaFiles(media), names, annotations=str(path))
+    return with_media(ESC50 if esc50 else "own", items, media, path)
 
 
 def _read_classes(path: Path) -> dict[str, str]:
@@ -233,50 +225,4 @@ def _with_folds(
             splits=tuple(splits[key]),
         )
         for key, label in labels.items()
-    ]
-
-
-def _cross_validated(
-    path: Path, entries: Sequence[tuple[int, str, str, str]]
-) -> tuple[list[Item], list[Fault]]:
-    """Clips of which each fold is the test set once: line, file, label, fold."""
-    faults = _empty_cells(path, entries)
-    folds = sorted({fold for *_, fold in entries}, key=lambda fold: (len(fold), fold))
-    if len(folds) < 2 and entries:
-        faults.append(Fault(path.name, f"needs at least two folds, has {', '.join(folds)}"))
-    items = [
-        Item(
-            key=file,
-            source=None,
-            place=f"{path.name}, line {line}",
-            label=label,
-            splits=tuple(TEST if own == fold else TRAIN for fold in folds),
-        )
-        for line, file, label, own in entries
-    ]
-    return items, faults
-
-
-def _split_once(
-    path: Path, entries: Sequence[tuple[int, str, str, str]]
-) -> tuple[list[Item], list[Fault]]:
-    """Clips of one fold: line, file, label, split."""
-    faults = _empty_cells(path, entries)
-    known = {label for *_, label, split in entries if split == TRAIN}
-    items = []
-    for line, file, label, split in entries:
-        place = f"{path.name}, line {line}"
-        if split not in (TRAIN, TEST):
-            faults.append(Fault(place, f"split must be {TRAIN} or {TEST}, got {split!r}"))
-        elif known and label not in known:
-            faults.append(Fault(place, f"no training clip has the label {label!r}"))
-        items.append(Item(key=file, source=None, place=place, label=label, splits=(split,)))
-    return items, faults
-
-
-def _empty_cells(path: Path, entries: Sequence[tuple[int, str, str, str]]) -> list[Fault]:
-    return [
-        Fault(f"{path.name}, line {line}", "needs a file, a label and a split or fold")
-        for line, *cells in entries
-        if not all(cell.strip() for cell in cells)
     ]

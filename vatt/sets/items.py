@@ -1,14 +1,13 @@
-"""What an evaluation is made on: clips of media files with captions or a label, and their views."""
+"""Evaluation sets: clips of media files with captions or a label."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
 from vatt.errors import Fault, UserError, fault_lines
 from vatt.media.folder import find_media
-from vatt.system.csv_rows import check_header, misfit, read_rows
 
 if TYPE_CHECKING:
     from vatt.media.source import MediaSource
@@ -64,7 +63,7 @@ class EvaluationSet:
 
     @property
     def missing(self) -> tuple[Fault, ...]:
-        """Where the absent clips are described, and why they are absent."""
+        """The absent clips as faults: where they are described, and why they are absent."""
         return tuple(Fault(item.place, item.absence) for item in self.absent)
 
     @property
@@ -103,58 +102,76 @@ class MediaFiles:
         Raises:
             UserError: there are several.
         """
-        if (self.folder / name).is_file():
-            return self.folder / name
+        path: str | None = name
+        if not (self.folder / name).is_file():
+            path = self.find_id(name)
+        return None if path is None else self.folder / path
+
+    def find_id(self, name: str) -> str | None:
+        """The path in the folder of the file of an id; None: there is none.
+
+        Raises:
+            UserError: there are several.
+        """
         wanted = PurePosixPath(name)
-        known = self._paths.get(wanted.stem) or self._paths.get(wanted.name) or []
-        if len(known) > 1:  # as of the same name in the folders of two classes
-            parts = wanted.with_suffix("").parts
-            own = [
-                k for k in known if PurePosixPath(k).with_suffix("").parts[-len(parts) :] == parts
+        found = self._paths.get(wanted.stem) or self._paths.get(wanted.name) or []
+        parts = wanted.with_suffix("").parts
+        if len(found) > 1 and len(parts) > 1:  # such as one name in the folders of two classes
+            found = [
+                path
+                for path in found
+                if PurePosixPath(path).with_suffix("").parts[-len(parts) :] == parts
             ]
-            known = own if len(parts) > 1 else known
-        if len(known) > 1:
+        if len(found) > 1:
             raise UserError(
-                f"{self.folder} has several files for {name}: {', '.join(known)}; leave one of them"
+                f"{self.folder} has several files for {name}: {', '.join(found)}; leave one of them"
             )
-        return self.folder / known[0] if known else None
+        return found[0] if found else None
 
 
 def with_media(
-    name: str, items: Sequence[Item], files: MediaFiles, names: Sequence[str], **description: Any
+    name: str,
+    items: Sequence[Item],
+    media: str | os.PathLike[str],
+    annotations: Path,
+    *,
+    file_names: Sequence[str] | None = None,
+    **description: Any,
 ) -> EvaluationSet:
-    """A set of which each clip has its file, or is listed as missing.
+    """A set in which each clip has its file, or is listed as missing.
 
     Args:
         name: Of the set.
         items: Without media.
-        files: Where these are.
-        names: Id or path of each clip's file.
+        media: Folder of the media.
+        annotations: Where the clips are described.
+        file_names: Id or path of each clip's file; None: its key.
         description: Further lines of the set's description.
 
     Raises:
         UserError: an id that several files have, two clips that are the same whole file, no clip,
             or no file for any clip.
+        ShardError: no media in the folder.
     """
+    files = MediaFiles(media)
     if not items:
-        raise UserError(f"{description.get('annotations', name)} describes no clip to evaluate on")
+        raise UserError(f"{annotations} describes no clip to evaluate on")
     found: list[Item] = []
     absent: list[Item] = []
-    for item, file in zip(items, names, strict=True):
+    for item, file in zip(items, file_names or [item.key for item in items], strict=True):
         path = files.find(file)
         if path is None:
             absent.append(replace(item, absence=f"{file} has no file in {files.folder}"))
         else:
             found.append(replace(item, source=str(path)))
-    refuse(Path(description.get("annotations", name)), _same_files(found))
-    description = {"media": str(files.folder), **description}
-    made = EvaluationSet(
+    refuse(annotations, _same_files(found))
+    if not found:
+        lines = "\n".join(fault_lines([Fault(i.place, i.absence) for i in absent], "missing"))
+        raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
+    description = {"media": str(files.folder), "annotations": str(annotations), **description}
+    return EvaluationSet(
         name=name, items=tuple(found), absent=tuple(absent), description=description
     )
-    if not found:
-        lines = "\n".join(fault_lines(made.missing, "missing"))
-        raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
-    return made
 
 
 def _same_files(items: Sequence[Item]) -> list[Fault]:
@@ -184,22 +201,3 @@ def find_repeated(items: Sequence[Item]) -> list[Fault]:
             faults.append(Fault(item.place, f"{item.key!r} is in {first[item.key]} already"))
         first.setdefault(item.key, item.place)
     return faults
-
-
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and cells of each line of a csv file under a header.
-
-    Args:
-        path: UTF-8.
-        columns: Those that it must have.
-
-    Raises:
-        UserError: it cannot be read, lacks a column, or a line has more or fewer cells.
-    """
-    rows = read_rows(path)
-    _, header = next(rows, (0, []))
-    check_header(path, header, columns)
-    for line, cells in rows:
-        if reason := misfit(cells, header):
-            raise UserError(f"{path}, line {line}: {reason}")
-        yield line, dict(zip(header, cells, strict=True))

@@ -20,12 +20,11 @@ from vatt.errors import Fault, MediaError, UserError
 from vatt.sets.items import (
     EvaluationSet,
     Item,
-    MediaFiles,
     find_repeated,
-    read_csv,
     refuse,
     with_media,
 )
+from vatt.system.csv_rows import read_table
 from vatt.system.files import read_json
 
 MSRVTT_COLUMNS = ("video_id", "sentence")
@@ -41,13 +40,13 @@ def read_retrieval_set(
     split: str | None = None,
     clips: Clips = "records",
 ) -> EvaluationSet:
-    """A set from whatever describes it.
+    """A set from shards or an annotation file.
 
     Args:
         data: Folder or address of tar shards, or an annotation file.
         videos: Folder of the files that an annotation file names by their ids.
-        split: Of an annotation file with several; None: the one that results are published on.
-        clips: Of shards: `records`: each record is a clip with all its captions; `segments`: each
+        split: Split of an annotation file that has several; None: the split of published results.
+        clips: For shards: `records`: each record is a clip with all its captions; `segments`: each
             timed caption is a clip, from its start to its end.
 
     Raises:
@@ -136,7 +135,7 @@ def read_msrvtt_csv(path: str | os.PathLike[str], videos: str | os.PathLike[str]
     """
     path = Path(path)
     items, faults = [], []
-    for line, row in read_csv(path, MSRVTT_COLUMNS):
+    for line, row in read_table(path, MSRVTT_COLUMNS):
         place = f"{path.name}, line {line}"
         empty = [column for column in MSRVTT_COLUMNS if not row[column]]
         if empty:
@@ -211,8 +210,7 @@ def read_msrvtt_json(
     _expect_split(path, split, set(splits.values()))
     chosen = [video for video, of in splits.items() if of == split]
     items = [Item(key=v, source=None, place=places[v], captions=tuple(captions[v])) for v in chosen]
-    files = MediaFiles(videos)
-    return with_media(MSRVTT_FULL, items, files, chosen, annotations=str(path), split=split)
+    return with_media(MSRVTT_FULL, items, videos, path, split=split)
 
 
 def read_youcook2(
@@ -248,16 +246,13 @@ def read_youcook2(
                 faults.append(Fault(place, str(error)))
     refuse(path, [*faults, *find_repeated(items)])
     _expect_split(path, split, splits)
-    files = MediaFiles(videos)
-    return with_media(YOUCOOK2, items, files, names, annotations=str(path), split=split)
+    return with_media(YOUCOOK2, items, videos, path, file_names=names, split=split)
 
 
 def _msrvtt_1k(path: Path, items: Sequence[Item], videos: str | os.PathLike[str]) -> EvaluationSet:
     """The paper's numbers stand beside a result only if these are the 1,000 videos of MSR-VTT."""
-    own = len(items) != 1000 or not all(item.key.startswith("video") for item in items)
-    names = [item.key for item in items]
-    name = "own" if own else MSRVTT_1K
-    return with_media(name, items, MediaFiles(videos), names, annotations=str(path))
+    published = len(items) == 1000 and all(item.key.startswith("video") for item in items)
+    return with_media(MSRVTT_1K if published else "own", items, videos, path)
 
 
 def _list_entry(entry: Any) -> tuple[str, tuple[str, ...]]:
@@ -303,12 +298,12 @@ def _expect_split(path: Path, split: str, splits: set[str]) -> None:
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object; json itself would keep the last of several entries with one key."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twin = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"an object has the key {twin!r} twice")
-    return made
+    return content
 
 
 def _refuse_constant(name: str) -> Any:

@@ -1,16 +1,16 @@
-"""Rows of csv files, with their lines: what is wrong in one is told by file and line."""
+"""Rows of csv files with their line numbers, so that errors name file and line."""
 
 import csv
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from vatt.errors import UserError
+from vatt.errors import Fault, UserError
 
 Row = tuple[int, list[str]]  # its first line in the file, from 1, and its cells
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows with something in them; blanks at the ends of cells mean nothing.
+    """Rows that are not empty; blanks at the ends of cells are removed.
 
     Args:
         path: UTF-8, with or without a byte order mark, any ends of lines.
@@ -38,17 +38,33 @@ def read_rows(path: Path) -> Iterator[Row]:
         ) from error
 
 
-def check_header(path: Path, header: Sequence[str], wanted: Collection[str]) -> None:
-    """Refuses a header that lacks a column or has one twice.
+def read_table(
+    path: Path, columns: Collection[str], faults: list[Fault] | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number, and cells by column, of each row under a header.
 
     Args:
-        path: The file.
-        header: Its first row.
-        wanted: Columns that there must be.
+        path: UTF-8.
+        columns: Those that there must be.
+        faults: Collects rows with more or fewer cells than the header. None: the first is an error.
 
     Raises:
-        UserError: says what there is and what there must be.
+        UserError: the file cannot be read, lacks a column, or has such a row.
     """
+    rows = read_rows(path)
+    _, header = next(rows, (0, []))
+    _check_header(path, header, columns)
+    for line, cells in rows:
+        if not (reason := _misfit(cells, header)):
+            yield line, dict(zip(header, cells, strict=True))
+        elif faults is None:
+            raise UserError(f"{path}, line {line}: {reason}")
+        else:
+            faults.append(Fault(f"line {line}", reason))
+
+
+def _check_header(path: Path, header: Sequence[str], wanted: Collection[str]) -> None:
+    """Refuses a header that lacks a column or has one twice."""
     absent = [name for name in wanted if name not in header]
     if absent:
         raise UserError(
@@ -60,8 +76,8 @@ def check_header(path: Path, header: Sequence[str], wanted: Collection[str]) -> 
         raise UserError(f"{path}, line 1: has the column {twice[0]!r} twice: rename one of them")
 
 
-def misfit(cells: Sequence[str], header: Sequence[str]) -> str:
-    """What is wrong with a row of another length than the header; "" if it is not."""
+def _misfit(cells: Sequence[str], header: Sequence[str]) -> str:
+    """The fault of a row of another length than the header; "" for the right length."""
     if len(cells) == len(header):
         return ""
     return f"has {len(cells)} columns, the header {len(header)}: quote texts with commas"
