@@ -1,1 +1,1 @@
-"""LightningDataModules, the streaming order of samples and the synthetic demo corpus."""
+"""LightningDataModules of pre-training and fine-tuning, which users replace."""

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,13 @@ from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
 from vatt.data.cache import GIB, ClipCache, warm_up
 from vatt.data.clips import Geometry
-from vatt.data.loader import PositionedLoader, RetrievalLoader, StartMethod, share_of_batch
+from vatt.data.loader import EvaluationLoader, PositionedLoader, StartMethod, share_of_batch
 from vatt.data.order import GlobalOrder
 from vatt.data.prefetch import ShardPrefetch
 from vatt.data.retrieval import RetrievalSamples, count_captions
 from vatt.data.run_tokenizer import trained_tokenizer, vocabulary_hash
 from vatt.data.samples import ClipSamples
 from vatt.errors import UserError
-from vatt.network.log_mel import log_mel_of
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.places import find_tars, is_remote, local_or_remote
 from vatt.shards.shard_set import ShardSet
@@ -30,12 +30,13 @@ logger = logging.getLogger(__name__)
 RECIPE = AugmentConfig()
 
 
+@dataclass(eq=False, repr=False)
 class PretrainData(StreamedData):
     """Clips with captions from tar shards.
 
     Args:
-        train: Shard folders, or addresses (`vatt/remote.py`); as a mapping folder → weight they are
-            mixed in that proportion, else every clip comes equally often.
+        train: Shard folders or addresses; as a mapping folder → weight they are mixed in that
+            proportion, else every clip comes equally often.
         validation: Shard folder of the retrieval set; None: no validation.
         video: Geometry of the picture, linked from the model.
         audio: Geometry of the sound, linked from the model.
@@ -64,87 +65,70 @@ class PretrainData(StreamedData):
         UserError: what cannot be used, and what to do.
     """
 
-    def __init__(
-        self,
-        train: list[str] | dict[str, float],
-        validation: str | None = None,
-        *,
-        video: VideoConfig,
-        audio: AudioConfig,
-        text: TextConfig,
-        batch_size: int = 64,
-        micro_batch_size: int | None = None,
-        num_workers: int = 2,
-        start_method: StartMethod = "forkserver",
-        tokenizer: str | None = None,
-        num_candidates: int = 5,
-        captions_per_step: int | None = None,
-        batches_per_epoch: int | None = None,
-        seed: int = 0,
-        augment: AugmentConfig = RECIPE,
-        max_failure_rate: float = 0.05,
-        cache_gib: float = 0.0,
-        cache_views: int = 1,
-        validation_batch_size: int | None = None,
-        max_validation_captions: int = 20,
-        max_validation_clips: int | None = None,
-    ) -> None:
+    OTHER_VOCABULARY = (
+        "the checkpoint was trained with another tokenizer: give data.tokenizer the "
+        "tokenizer.json of its run"
+    )
+
+    train: list[str] | dict[str, float]
+    validation: str | None = None
+    _: KW_ONLY
+    video: VideoConfig
+    audio: AudioConfig
+    text: TextConfig
+    batch_size: int = 64
+    micro_batch_size: int | None = None
+    num_workers: int = 2
+    start_method: StartMethod = "forkserver"
+    tokenizer: str | None = None
+    num_candidates: int = 5
+    captions_per_step: int | None = None
+    batches_per_epoch: int | None = None
+    seed: int = 0
+    augment: AugmentConfig = RECIPE
+    max_failure_rate: float = 0.05
+    cache_gib: float = 0.0
+    cache_views: int = 1
+    validation_batch_size: int | None = None
+    max_validation_captions: int = 20
+    max_validation_clips: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be used before any file is opened."""
         super().__init__()
-        self.train_folders = [local_or_remote(folder) for folder in train]
-        self.weights = [*train.values()] if isinstance(train, Mapping) else None
-        self.validation_folder = None if validation is None else local_or_remote(validation)
-        self.geometry = Geometry(video=video, audio=audio, text=text, num_candidates=num_candidates)
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.num_workers = num_workers
-        self.start_method = start_method
-        self.tokenizer_path = None if tokenizer is None else Path(tokenizer)
-        self.captions_per_step = captions_per_step
-        self.batches_per_epoch = batches_per_epoch
-        self.seed = seed
-        self.augment = augment
-        self._log_mel = log_mel_of(audio) if augment.masks_spectrogram else None
-        self.max_failure_rate = max_failure_rate
-        self.cache_bytes = int(cache_gib * GIB)
-        self.cache_views = cache_views
-        self.validation_batch_size = validation_batch_size or batch_size
-        self.max_validation_captions = max_validation_captions
-        self.max_validation_clips = max_validation_clips
-        self.tokenizer: Tokenizer | None = None
+        self.train_folders = [local_or_remote(folder) for folder in self.train]
+        self.validation_folder = self.validation and local_or_remote(self.validation)
+        self.geometry = Geometry(
+            video=self.video,
+            audio=self.audio,
+            text=self.text,
+            num_candidates=self.num_candidates,
+        )
+        self.cache_bytes = int(self.cache_gib * GIB)
+        self.run_tokenizer: Tokenizer | None = None
         self.train_samples: ClipSamples | None = None
         self.validation_samples: RetrievalSamples | None = None
         self._train_sets: list[ShardSet] | None = None
         self._order: GlobalOrder | None = None
         self._check_settings()
+        self._log_mel = self.masked_log_mel(self.audio)
 
     def _check_settings(self) -> None:
-        """Refuses what cannot be used before any file is opened."""
-        bag, drawn = self.geometry.num_candidates, self.captions_per_step
-        views, clips = self.cache_views, self.max_validation_clips
+        drawn, clips = self.captions_per_step, self.max_validation_clips
         if not self.train_folders:
             raise UserError("data.train names no shard folder: give at least one")
-        if drawn is not None and not 1 <= drawn <= bag:
+        if drawn is not None and not 1 <= drawn <= self.num_candidates:
             raise UserError(
                 f"data.captions_per_step ({drawn}) must be between 1 and "
-                f"data.num_candidates ({bag})"
+                f"data.num_candidates ({self.num_candidates})"
             )
         if clips is not None and clips < 1:
             raise UserError(f"data.max_validation_clips must be at least 1, got {clips}")
-        if self.augment.masks_spectrogram and self.geometry.audio.spectrogram is None:
-            raise UserError(
-                "data.augment has num_time_masks or num_mel_masks, but the model sees waveforms: "
-                "set both to 0, or give model.audio a spectrogram"
-            )
-        if views < 1 or self.cache_bytes < 0:
+        if self.cache_views < 1 or self.cache_bytes < 0:
             raise UserError(
                 "data.cache_views must be at least 1 and data.cache_gib at least 0, got "
-                f"{views} and {self.cache_bytes / GIB:g}"
+                f"{self.cache_views} and {self.cache_gib:g}"
             )
-
-    @property
-    def decode_failures(self) -> int:
-        """Training clips that this process and its workers could not read as planned."""
-        return 0 if self.train_samples is None else self.train_samples.counts.failures
 
     def prepare_data(self) -> None:
         """Trains the tokenizer where none is given; Lightning runs this on one rank.
@@ -158,17 +142,19 @@ class PretrainData(StreamedData):
         validation = [] if self.validation_folder is None else [self.validation_folder]
         for folder in [*self.train_folders, *validation] if fits else validation:
             find_tars(folder)
-        if self.tokenizer is None:
-            self.tokenizer = self._load_tokenizer()
+        if self.run_tokenizer is None:
+            self.run_tokenizer = self._load_tokenizer()
 
     def open(self, stage: str | None) -> None:
         """Opens what a stage needs, once."""
-        if self.tokenizer is None:
-            self.tokenizer = self._load_tokenizer()
+        if self.run_tokenizer is None:
+            self.run_tokenizer = self._load_tokenizer()
         if stage in (None, "fit") and self.train_samples is None:
-            self.train_samples = self._open_train(self.tokenizer)
+            self.train_samples = self._open_train(self.run_tokenizer)
         if self.validation_folder is not None and self.validation_samples is None:
-            self.validation_samples = self._open_validation(self.validation_folder, self.tokenizer)
+            self.validation_samples = self._open_validation(
+                self.validation_folder, self.run_tokenizer
+            )
 
     def warm_up_cache(self, num_workers: int = 2, show_progress: bool = True) -> None:
         """Decodes into the cache all that it will hold, so that training does not wait for it.
@@ -198,20 +184,18 @@ class PretrainData(StreamedData):
         assert self.train_samples is not None
         if self._order is None:  # one for all loaders: its fingerprint takes time
             sizes = [one.shard_sizes for one in self.train_samples.sets]
-            self._order = GlobalOrder(sizes, self.weights, self.seed)
+            weights = [*self.train.values()] if isinstance(self.train, Mapping) else None
+            self._order = GlobalOrder(sizes, weights, self.seed)
         return self.stream(
             self.train_samples,
             self._order,
-            batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
-            batches_per_epoch=self.batches_per_epoch,
             num_workers=self._workers_for(self.train_samples.cache),
-            start_method=self.start_method,
             announce=self._prefetch(self.train_samples, self._order),
         )
 
     def _prefetch(self, samples: ClipSamples, order: GlobalOrder) -> Callable[[int], None] | None:
-        """What downloads remote shards ahead; one process of a machine does, for all."""
+        """Downloads remote shards ahead, in one process of a machine for all; None elsewhere."""
         is_first = self.trainer is None or self.trainer.local_rank == 0
         read = samples.cache is None or not samples.cache.complete
         safe = self.start_method != "fork"  # threads and locks do not survive it
@@ -219,27 +203,16 @@ class PretrainData(StreamedData):
             return ShardPrefetch(samples.sets, order).reach
         return None
 
-    def val_dataloader(self) -> RetrievalLoader | list[Any]:
+    def val_dataloader(self) -> EvaluationLoader | list[Any]:
         """The retrieval set, every record once."""
         self.open("validate")
         if self.validation_samples is None:
             return []
-        return RetrievalLoader(
+        return self.evaluation_loader(
             self.validation_samples,
-            batch_size=self.validation_batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
+            batch_size=self.validation_batch_size or self.batch_size,
             num_workers=self._workers_for(self.validation_samples.cache),
-            start_method=self.start_method,
         )
-
-    def test_dataloader(self) -> RetrievalLoader | list[Any]:
-        """The same as for validation."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> RetrievalLoader | list[Any]:
-        """The same as for validation."""
-        return self.val_dataloader()
 
     def on_after_batch_transfer(
         self, batch: Batch | MicroBatches, dataloader_idx: int
@@ -254,29 +227,12 @@ class PretrainData(StreamedData):
     def _changed(self, batch: Batch) -> Batch:
         return augment_batch(batch, self.augment, self._log_mel)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The position of the training stream, and which tokenizer made its ids."""
-        position = self.position
-        if position is None or self.tokenizer is None:
-            return {}
-        return {**position, "tokenizer": vocabulary_hash(self.tokenizer)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes there, now or when the loader is made.
-
-        Raises:
-            UserError: the state is that of a run with another tokenizer.
-        """
-        theirs = state_dict.get("tokenizer")
-        if theirs and self.tokenizer is not None and theirs != vocabulary_hash(self.tokenizer):
-            raise UserError(
-                "the checkpoint was trained with another tokenizer: give data.tokenizer the "
-                "tokenizer.json of its run"
-            )
-        self.go_to(state_dict)
+    def vocabulary(self) -> dict[str, Any]:
+        """The hash of the tokenizer that makes the ids."""
+        return {"tokenizer": vocabulary_hash(self.run_tokenizer)} if self.run_tokenizer else {}
 
     def _workers_for(self, cache: ClipCache | None) -> int:
-        """None where nothing is left to decode: a copy within this process is cheapest."""
+        """No worker where all clips are cached: a copy within this process is cheapest."""
         return 0 if cache is not None and cache.complete else self.num_workers
 
     def _open_sets(self) -> list[ShardSet]:
@@ -331,14 +287,13 @@ class PretrainData(StreamedData):
 
     def _load_tokenizer(self) -> Tokenizer:
         """The given one, or the one trained from the captions, which is made if it is not there."""
-        path = self.tokenizer_path
-        if path is None:
-            path = trained_tokenizer(self._open_sets(), self.geometry.text.vocab_size)
+        most = self.text.vocab_size
+        path = self.tokenizer or trained_tokenizer(self._open_sets(), most)
         tokenizer = Tokenizer.load(path)
-        if tokenizer.vocab_size > self.geometry.text.vocab_size:
+        if tokenizer.vocab_size > most:
             raise UserError(
                 f"the tokenizer {path} has {tokenizer.vocab_size} ids, but the model's "
-                f"text.vocab_size is {self.geometry.text.vocab_size}: set text.vocab_size to at "
-                f"least {tokenizer.vocab_size}, or give another data.tokenizer"
+                f"text.vocab_size is {most}: set text.vocab_size to at least "
+                f"{tokenizer.vocab_size}, or give another data.tokenizer"
             )
         return tokenizer

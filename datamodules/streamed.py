@@ -1,29 +1,47 @@
-"""What data modules with a training stream have in common: its position, and who shares it."""
+"""The common part of the data modules: a training stream with a position, shared by ranks."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
-from vatt.data.loader import PositionedLoader
+from vatt.config.augment import AugmentConfig
+from vatt.config.geometry import AudioConfig
+from vatt.data.labelled import LabelledClips
+from vatt.data.loader import EvaluationLoader, PositionedLoader, StartMethod
 from vatt.data.order import GlobalOrder
+from vatt.data.samples import ClipSamples
+from vatt.errors import UserError
+from vatt.network.log_mel import LogMel, log_mel_of
 
 
 class StreamedData(LightningDataModule):
     """Carries the position of a training stream; subclasses say what is in it.
 
     Lightning forgets the state of a loader that it has asked for before it reads the checkpoint,
-    so the module keeps it.
+    so the module keeps it. Subclasses are dataclasses with at least the settings below.
     """
+
+    OTHER_VOCABULARY: ClassVar[str]  # the error for a checkpoint with another `vocabulary`
+
+    batch_size: int
+    batches_per_epoch: int | None
+    start_method: StartMethod
+    augment: AugmentConfig
 
     def __init__(self) -> None:
         super().__init__()
+        self.train_samples: ClipSamples | LabelledClips | None = None
         self._loader: PositionedLoader | None = None
         self._state: dict[str, Any] | None = None
 
     def open(self, stage: str | None) -> None:
         """Opens what a stage needs, once."""
+        raise NotImplementedError
+
+    def vocabulary(self) -> dict[str, Any]:
+        """The meaning of the stream's ids or labels, by name; empty before it is known."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
@@ -42,15 +60,18 @@ class StreamedData(LightningDataModule):
         """This rank's share of a stream, where the loaded state or the last such loader stands.
 
         Args:
-            samples: As of `PositionedLoader`.
+            samples: Makes the batch of a list of references.
             order: The global order.
-            options: Further ones of `PositionedLoader`.
+            options: Further options of `PositionedLoader`.
         """
         self._close()
         state = self._state if self._loader is None else self._loader.state_dict()
         self._loader = PositionedLoader(
             samples,
             order,
+            batch_size=self.batch_size,
+            batches_per_epoch=self.batches_per_epoch,
+            start_method=self.start_method,
             rank=self.rank,
             world_size=self.world_size,
             pin_memory=torch.cuda.is_available(),
@@ -60,16 +81,69 @@ class StreamedData(LightningDataModule):
             self._loader.load_state_dict(state)
         return self._loader
 
-    @property
-    def position(self) -> dict[str, Any] | None:
-        """State of the stream; None: there is none yet."""
-        return None if self._loader is None else self._loader.state_dict()
+    def evaluation_loader(
+        self, samples: Dataset[Any], *, batch_size: int, num_workers: int
+    ) -> EvaluationLoader:
+        """This rank's share of a set, every item once."""
+        return EvaluationLoader(
+            samples,
+            batch_size=batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            num_workers=num_workers,
+            start_method=self.start_method,
+        )
 
-    def go_to(self, position: dict[str, Any]) -> None:
-        """Takes the stream there, now or when it is made; nothing is the start."""
-        self._state = position or None
+    def test_dataloader(self) -> EvaluationLoader | list[Any]:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> EvaluationLoader | list[Any]:
+        """The same as for validation."""
+        return self.val_dataloader()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the stream and its vocabulary; empty before there is a stream."""
+        vocabulary = self.vocabulary()
+        if self._loader is None or not vocabulary:
+            return {}
+        return {**self._loader.state_dict(), **vocabulary}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes to a position, now or when the stream is made; an empty state is the start.
+
+        Raises:
+            UserError: the state is that of a run with another vocabulary.
+        """
+        for name, value in self.vocabulary().items():
+            if state_dict.get(name) not in (None, value):
+                raise UserError(self.OTHER_VOCABULARY)
+        self._state = state_dict or None
         if self._loader is not None and self._state is not None:
             self._loader.load_state_dict(self._state)
+
+    @property
+    def decode_failures(self) -> int:
+        """Training clips that this process and its workers could not read as planned."""
+        return 0 if self.train_samples is None else self.train_samples.counts.failures
+
+    def masked_log_mel(self, audio: AudioConfig | None) -> LogMel | None:
+        """The spectrogram that `augment` masks; None where it masks none.
+
+        Args:
+            audio: Geometry of the sound that the model sees; None: it sees none.
+
+        Raises:
+            UserError: there is no spectrogram to mask.
+        """
+        if not self.augment.masks_spectrogram:
+            return None
+        if audio is None or audio.spectrogram is None:
+            raise UserError(
+                "data.augment has num_time_masks or num_mel_masks, but the model sees no "
+                "spectrogram: set both to 0, or for sound give model.audio a spectrogram"
+            )
+        return log_mel_of(audio)
 
     @property
     def rank(self) -> int:

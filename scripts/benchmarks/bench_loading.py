@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.data.clips import Geometry
-from vatt.data.loader import PositionedLoader, open_loader, unpack
+from vatt.data.loader import PositionedLoader, open_loader, raise_if_error
 from vatt.data.order import GlobalOrder
 from vatt.data.samples import ClipSamples
 from vatt.shards.shard_set import ShardSet
@@ -153,7 +153,7 @@ def _private_megabytes(shards: ShardSet) -> list[float]:
     loader = open_loader(
         _Touched(shards), batches, num_workers=NUM_WORKERS, start_method="forkserver"
     )
-    return list(map(unpack, loader))
+    return list(map(raise_if_error, loader))
 
 
 def measure_memory(folder: Path, *, num_clips: int, num_warm_up: int) -> list[Row]:

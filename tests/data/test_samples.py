@@ -338,7 +338,7 @@ def test_worker_processes_fill_the_cache_of_this_process(shards, start_method):
     cached = open_cache(shards, num_views=2)
     warm_up(cached, num_workers=2, start_method=start_method, show_progress=False, title="")
     assert cached.cache.complete
-    assert cached.cache.missing() == []
+    assert cached.cache.empty_slots() == []
     refs = [ref(index, epoch) for epoch in range(2) for index in range(6)]
     assert_same(cached.__getitems__(refs), make(shards).__getitems__(refs))
     failures = cached.counts.failures, cached.counts.successes

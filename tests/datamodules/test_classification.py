@@ -16,7 +16,7 @@ from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.config.model import ClassifierConfig
 from vatt.data.draws import SampleRef
-from vatt.data.labelled import LabelledClips, LabelledViews, Sight
+from vatt.data.labelled import ClassifierInput, LabelledClips, LabelledViews
 from vatt.data.labelled_files import LabelledFiles, read_files
 from vatt.errors import UserError
 from vatt.media.write_mp4 import write_mp4
@@ -31,8 +31,8 @@ from vatt.sets.annotations import (
 VIDEO = VideoConfig(num_frames=4, frame_rate=5.0, image_size=32, patch_size=(2, 8, 8))
 AUDIO = AudioConfig(sample_rate=8_000, num_samples=6_400, patch_size=128)
 CLASSES = Classes(("blue", "green", "red"), ("blue", "green", "red"))
-SEES = Sight(video=VIDEO, audio=None, num_classes=3)
-HEARS = Sight(video=None, audio=AUDIO, num_classes=3)
+SEES = ClassifierInput(video=VIDEO, audio=None, num_classes=3)
+HEARS = ClassifierInput(video=None, audio=AUDIO, num_classes=3)
 PLAIN = AugmentConfig(scale_range=(1.0, 1.0), flip_rate=0.0)
 
 
@@ -58,10 +58,12 @@ def found(files: LabelledFiles) -> list[tuple[str, tuple[int, ...]]]:
     return [(file.key, file.labels) for file in files]
 
 
-def clips(folder: Path, name: str = "videos.csv", sight: Sight = SEES, **more) -> LabelledClips:
+def clips(
+    folder: Path, name: str = "videos.csv", classifier_input: ClassifierInput = SEES, **more
+) -> LabelledClips:
     files = read_files(folder / name, "csv", CLASSES)
     options = {"seed": 0, "augment": PLAIN, "max_failure_rate": 0.5} | more
-    return LabelledClips(files, sight, **options)
+    return LabelledClips(files, classifier_input, **options)
 
 
 def test_own_csv_names_files_labels_and_times(tmp_path: Path) -> None:
@@ -109,7 +111,9 @@ def test_kinetics_clips_are_found_in_their_class_folders(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"data\.media must name the folder"):
         read_files(path, "kinetics", CLASSES)
     make_files(tmp_path / "clips", "blue/plain.mp4")
-    with pytest.raises(UserError, match=r"plain\.\w+ are named alike"):
+    with pytest.raises(
+        UserError, match=r"has several files for plain: blue/plain.mp4, x y/plain.webm"
+    ):
         read_files(path, "kinetics", CLASSES, media=tmp_path / "clips")
 
 
@@ -160,7 +164,7 @@ def test_a_fold_of_esc50_is_left_out_of_training(tmp_path: Path) -> None:
     make_files(tmp_path / "audio", *(row[0] for row in rows))
     data = module(path, classifier="audio", layout="esc50", fold=2, num_classes=2)
     data.setup("fit")
-    assert [file.key for file in data.train_clips.files] == [
+    assert [file.key for file in data.train_samples.files] == [
         f"{n}.wav" for n in range(10) if n % 5 != 1
     ]
     assert found(data.validation_files) == [("1.wav", (1,)), ("6.wav", (0,))]
@@ -414,7 +418,7 @@ def test_classes_are_kept_in_a_form_that_is_read_again(media: Path, tmp_path: Pa
     only = write_csv(media / "only.csv", ("file", "label"), [("red-1.mp4", "red")])
     again = module(only, classes=str(tmp_path / "classes.csv"))
     again.setup("fit")
-    assert found(again.train_clips.files) == [("red-1.mp4", (2,))]
+    assert found(again.train_samples.files) == [("red-1.mp4", (2,))]
 
 
 def test_settings_that_cannot_be_used_are_refused(media: Path) -> None:

@@ -14,7 +14,7 @@ from datamodules.augment import augment_batch
 from datamodules.pretrain import PretrainData
 from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig, SpectrogramConfig, TextConfig, VideoConfig
-from vatt.data.loader import PositionedLoader, RetrievalLoader
+from vatt.data.loader import EvaluationLoader, PositionedLoader
 from vatt.data.order import GlobalOrder
 from vatt.errors import ShardError, UserError
 from vatt.media.write_mp4 import write_mp4
@@ -257,7 +257,7 @@ def test_a_spectrogram_model_gets_masked_spectrograms_in_training_only(make):
     assert torch.equal(masked[masked != 0], log_mel[masked != 0])
     assert (masked == 0).float().mean() > (log_mel == 0).float().mean() + 0.1
     assert next(iter(make(audio=audio, augment=masks).val_dataloader())).audio.ndim == 2
-    with pytest.raises(UserError, match="the model sees waveforms"):
+    with pytest.raises(UserError, match="the model sees no spectrogram"):
         make(augment=masks)
 
 
@@ -316,7 +316,7 @@ def test_the_retrieval_set_has_all_captions_and_is_the_same_every_time(make):
     assert masks.sum(dim=1).tolist() == [len(record.segments) for record in shards]
     texts = [segment.text for segment in shards[2].segments]
     assert len(texts) == most  # in the order of the record
-    assert torch.equal(first[0].text[2], data.tokenizer.encode(texts, TEXT.max_words))
+    assert torch.equal(first[0].text[2], data.run_tokenizer.encode(texts, TEXT.max_words))
     for one, two in zip(first, second, strict=True):
         assert torch.equal(one.video, two.video)
         assert torch.equal(one.audio, two.audio)
@@ -329,7 +329,7 @@ def test_ranks_share_the_retrieval_set_in_equal_steps(make, world_size):
     samples = data.validation_samples
     size = len(samples)
     loaders = [
-        RetrievalLoader(samples, batch_size=2, rank=rank, world_size=world_size)
+        EvaluationLoader(samples, batch_size=2, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     keys = [[key for batch in loader for key in batch.keys] for loader in loaders]
@@ -379,8 +379,8 @@ def test_the_tokenizer_is_trained_once_and_kept_beside_the_shards(make, train):
     data.setup("fit")
     make().setup("validate")
     assert sorted(train.glob("tokenizer-*.json")) == files
-    assert data.tokenizer.vocab_size <= TEXT.vocab_size
-    assert any(Tokenizer.load(path).vocab_size == data.tokenizer.vocab_size for path in files)
+    assert data.run_tokenizer.vocab_size <= TEXT.vocab_size
+    assert any(Tokenizer.load(path).vocab_size == data.run_tokenizer.vocab_size for path in files)
 
 
 def test_training_shards_are_opened_and_their_order_is_named_once(make, monkeypatch):

@@ -9,19 +9,17 @@ content of a slot depends on nothing but its number, it does not matter who fill
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from vatt.batch import Batch
 from vatt.data.clips import ClipSample, Geometry, collate
-from vatt.data.loader import StartMethod, open_loader, unpack
+from vatt.data.loader import StartMethod, open_loader, raise_if_error
 
 logger = logging.getLogger(__name__)
 
@@ -72,50 +70,57 @@ class ClipCache:
         """Whether every entry is there, so that nothing is left to decode."""
         return self.num_filled == self.num_entries
 
-    def missing(self) -> list[int]:
-        """Entries that will be kept but are not there yet."""
+    def empty_slots(self) -> list[int]:
+        """Entries that the cache will keep but does not hold yet."""
         return (self._slots["state"] == 0).nonzero()[:, 0].tolist()
 
-    def read_batch(
-        self,
-        entries: Sequence[int],
-        read: Callable[[int], ClipSample],
-        key: Callable[[int, int], str],
-    ) -> Batch:
-        """The batch of some entries; with all of them there, one copy per modality.
+    def keeps(self, entry: int) -> bool:
+        """Whether there is a slot for an entry."""
+        return entry < self.capacity
+
+    def missing(self, entries: Sequence[int]) -> list[int]:
+        """Rows of a batch whose clips are not here and must be read."""
+        slots = torch.tensor(entries)
+        filled = self._slots["state"][slots.clamp(max=self.capacity - 1)] != 0
+        return ((slots >= self.capacity) | ~filled).nonzero()[:, 0].tolist()
+
+    def batch(
+        self, entries: Sequence[int], clips: Mapping[int, ClipSample]
+    ) -> tuple[Batch, list[int]]:
+        """The batch of some entries; with all of them here, one copy per modality.
 
         Args:
             entries: One per row.
-            read: Row → its clip; called for the rows that are not in the cache.
-            key: Row and index of a record in its set → the record's name.
+            clips: The clips of the `missing` rows, by row; those that have a slot are put into it.
 
         Returns:
-            As of `collate`: video uint8 `[B, T, H, W, C]`, audio float32 `[B, S]` in [-1, 1], text
-            int64 `[B, K, J]`, masks bool `[B]`, and the keys.
+            The batch, see `collate`, but without keys; and each row's `sample_index`.
         """
-        numbers = torch.tensor(entries)
-        kept = numbers < self.capacity
-        self.fill(entries, read)
-        if kept.all():
-            batch, index = self._gather(numbers)
-        else:
-            rows = (~kept).nonzero()[:, 0]
-            loose = [read(row) for row in rows.tolist()]
-            parts = [(collate(loose, self.geometry), [sample.sample_index for sample in loose])]
-            if kept.any():
-                parts.append(self._gather(numbers[kept]))
-            batch, index = _interleave(parts, torch.cat([rows, kept.nonzero()[:, 0]]).argsort())
-        return replace(batch, keys=tuple(key(row, number) for row, number in enumerate(index)))
+        for row, clip in clips.items():
+            self.put(entries[row], clip)
+        slots = torch.tensor(entries).clamp(max=self.capacity - 1)
+        video, audio_int16, text_int32, index, state = (
+            self._slots[name].index_select(0, slots)
+            for name in ("video", "audio", "text", "sample_index", "state")
+        )
+        audio, text = audio_int16.to(torch.float32).mul_(1 / _INT16_MAX), text_int32.to(torch.int64)
+        video_mask, audio_mask = (state & _VIDEO) > 0, (state & _AUDIO) > 0
+        loose = {row: clip for row, clip in clips.items() if not self.keeps(entries[row])}
+        if loose:
+            rows = torch.tensor(list(loose))
+            other = collate(list(loose.values()), self.geometry)
+            video[rows], audio[rows], text[rows] = other.video, other.audio, other.text
+            video_mask[rows], audio_mask[rows] = other.video_mask, other.audio_mask
+            index[rows] = torch.tensor([clip.sample_index for clip in loose.values()])
+        batch = Batch(
+            video=video, audio=audio, text=text, video_mask=video_mask, audio_mask=audio_mask
+        )
+        return batch, index.tolist()
 
-    def fill(self, entries: Sequence[int], read: Callable[[int], ClipSample]) -> None:
-        """Reads those entries that will be kept and are not there yet."""
-        numbers = torch.tensor(entries)
-        state = self._slots["state"][numbers.clamp(max=self.capacity - 1)]
-        for row in ((numbers < self.capacity) & (state == 0)).nonzero()[:, 0].tolist():
-            self._put(entries[row], read(row))
-
-    def _put(self, entry: int, sample: ClipSample) -> None:
-        """Fills a slot; its state is written last, so that nobody reads half a clip."""
+    def put(self, entry: int, sample: ClipSample) -> None:
+        """Fills the slot of an entry, if it has one; its state last: nobody reads half a clip."""
+        if not self.keeps(entry):
+            return
         state = _FILLED
         if sample.video is not None:
             self._slots["video"][entry] = sample.video
@@ -127,20 +132,6 @@ class ClipCache:
         self._slots["text"][entry] = sample.text.to(torch.int32)
         self._slots["sample_index"][entry] = sample.sample_index
         self._slots["state"][entry] = state
-
-    def _gather(self, entries: Tensor) -> tuple[Batch, list[int]]:
-        names = ("video", "audio", "text", "sample_index", "state")
-        video, audio, text, index, state = (
-            self._slots[name].index_select(0, entries) for name in names
-        )
-        batch = Batch(
-            video=video,
-            audio=audio.to(torch.float32).mul_(1 / _INT16_MAX),
-            text=text.to(torch.int64),
-            video_mask=(state & _VIDEO) > 0,
-            audio_mask=(state & _AUDIO) > 0,
-        )
-        return batch, index.tolist()
 
 
 class CachedSamples(Protocol):
@@ -177,7 +168,7 @@ def warm_up(
     """
     if samples.cache is None:
         return
-    missing = samples.cache.missing()
+    missing = samples.cache.empty_slots()
     chunks = [missing[start : start + 16] for start in range(0, len(missing), 16)]
     loader = open_loader(
         _Filling(samples),
@@ -186,7 +177,7 @@ def warm_up(
         start_method=start_method,
     )
     with tqdm(total=len(missing), desc=title, unit="clip", disable=not show_progress) as bar:
-        for number in map(unpack, loader):
+        for number in map(raise_if_error, loader):
             bar.update(number)
 
 
@@ -199,16 +190,6 @@ class _Filling(Dataset[int]):
     def __getitems__(self, entries: list[int]) -> int:
         self._samples.fill_cache(entries)
         return len(entries)
-
-
-def _interleave(parts: Sequence[tuple[Batch, list[int]]], order: Tensor) -> tuple[Batch, list[int]]:
-    """Batches below each other, then their rows in an order."""
-    names = ("video", "audio", "text", "video_mask", "audio_mask")
-    joined: dict[str, Any] = {
-        name: torch.cat([getattr(batch, name) for batch, _ in parts])[order] for name in names
-    }
-    index = [number for _, numbers in parts for number in numbers]
-    return Batch(**joined), [index[row] for row in order.tolist()]
 
 
 def _fitting_bytes(wanted_bytes: int) -> int:

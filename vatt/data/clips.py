@@ -106,7 +106,7 @@ def read_sample(
     Raises:
         MediaError: the clip cannot be read, or the record has no media.
     """
-    with named_errors(record) as media:
+    with media_of(record) as media:
         clip = read_view(
             media,
             start_seconds=start_seconds,
@@ -185,12 +185,12 @@ def read_duration(record: Record) -> float:
     Raises:
         MediaError: it cannot be read, or there is none.
     """
-    with named_errors(record) as media:
+    with media_of(record) as media:
         return probe(media).duration_seconds
 
 
 @contextmanager
-def named_errors(record: Record) -> Iterator[FileRange]:
+def media_of(record: Record) -> Iterator[FileRange]:
     """The media of a record; errors name the record and not a range of bytes.
 
     Raises:
@@ -199,7 +199,18 @@ def named_errors(record: Record) -> Iterator[FileRange]:
     name = f"{record.shard}:{record.key}"
     if record.media is None:
         raise MediaError(name, "has no media file")
-    try:
+    with named_errors(name):
         yield record.media
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Gives the media errors of a block a name.
+
+    Raises:
+        MediaError: reading failed.
+    """
+    try:
+        yield
     except MediaError as error:
         raise MediaError(name, error.reason) from error

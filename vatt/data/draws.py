@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -10,6 +11,19 @@ from torch import Tensor
 
 from vatt.config.augment import AugmentConfig
 from vatt.preprocess.view import Piece, View
+
+
+class Purpose(IntEnum):
+    """Purpose of a draw, one of the integers that name it. Another value would be another run."""
+
+    SHARDS = 1
+    SAMPLES = 2
+    TURNS = 3
+    CLIP = 11
+    TIES = 12
+    CAPTIONS = 13
+    CHANGES = 14
+    LABELLED_CLIP = 21
 
 
 def draw_bits(*keys: ArrayLike) -> NDArray[np.uint64]:
@@ -49,16 +63,14 @@ class SampleRef:
         set_index: Which of the mixed sets.
         sample_index: Index within the set.
         epoch: How often the set has been gone through before.
-        position: Global samples handed out before this one since the start of the run.
+        position: Global samples handed out before this one since the start of the run; None where
+            the sample is read for the cache and not handed out.
     """
 
     set_index: int
     sample_index: int
     epoch: int
-    position: int
-
-
-CLIP, TIES, KEPT_CAPTIONS, CHANGES = 11, 12, 13, 14  # what a number is drawn for; order.py uses 1…3
+    position: int | None = None
 
 
 def draw_view(augment: AugmentConfig, draws: Sequence[float]) -> View:
@@ -101,14 +113,15 @@ def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: 
     Returns:
         int64 `[B, count, J]`.
     """
-    chances = draw_uniforms(seed, *_names(refs)[..., None], KEPT_CAPTIONS, np.arange(text.shape[1]))
+    rows = (column[:, None] for column in _names(refs))
+    chances = draw_uniforms(seed, *rows, Purpose.CAPTIONS, np.arange(text.shape[1]))
     blank = (text == 0).all(dim=-1)
     order = (torch.from_numpy(chances) + blank).argsort(dim=1)[:, :count]
     return text.gather(1, order[..., None].expand(-1, -1, text.shape[2]))
 
 
 def name_seeds(refs: Sequence[SampleRef], *, seed: int) -> Tensor:
-    """What the random changes of each clip are drawn from: by sample and epoch, no place or rank.
+    """Seeds of the random changes of each clip; they depend on sample and epoch, not on the rank.
 
     Args:
         refs: The rows' samples.
@@ -117,7 +130,7 @@ def name_seeds(refs: Sequence[SampleRef], *, seed: int) -> Tensor:
     Returns:
         int64 `[B]`, at least 0.
     """
-    bits = draw_bits(seed, *_names(refs), CHANGES)
+    bits = draw_bits(seed, *_names(refs), Purpose.CHANGES)
     return torch.from_numpy((bits >> np.uint64(1)).astype(np.int64))
 
 

@@ -13,8 +13,6 @@ from vatt.errors import MediaError, UserError
 T = TypeVar("T")
 STARTS_PER_FILE = 2  # the planned start and one other, before the next sample is taken
 FILES_PER_SAMPLE = 10  # so many unreadable files in a row are no accident
-
-
 MIN_FAILURES = 10  # a few bad clips at the start of a run are no rate
 MAX_PROCESSES = 1024
 NUM_NAMED = 5
@@ -86,7 +84,7 @@ def _row() -> int:
 def read_or_replace(
     ref: SampleRef, size: int, read: Callable[[SampleRef, int], T], counts: ReadCounts
 ) -> T:
-    """What a reference names or, where that cannot be read, another sample of its set.
+    """The sample of a reference or, if that cannot be read, another sample of its set.
 
     Args:
         ref: The sample.

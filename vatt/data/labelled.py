@@ -1,9 +1,8 @@
 """Labelled clips: random ones of each file for training, all fixed views for evaluation."""
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,8 @@ from torch.utils.data import Dataset
 from vatt.batch import LabelledBatch
 from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig, VideoConfig
-from vatt.data.clips import Durations, place_window
-from vatt.data.draws import SampleRef, draw_uniforms, draw_view, name_seeds
+from vatt.data.clips import Durations, named_errors, place_window
+from vatt.data.draws import Purpose, SampleRef, draw_uniforms, draw_view, name_seeds
 from vatt.data.failures import ReadCounts, read_or_replace
 from vatt.data.labelled_files import LabelledFile, LabelledFiles
 from vatt.errors import MediaError
@@ -28,16 +27,14 @@ from vatt.shards.record import Segment
 
 logger = logging.getLogger(__name__)
 
-_DRAW = 21  # what a number is drawn for; samples.py uses 11…14
-
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """What a classifier reads of a file: picture or sound.
+class ClassifierInput:
+    """The part of a file that a classifier reads: picture or sound.
 
     Args:
-        video: Geometry of the picture; None: it reads sound.
-        audio: Geometry of the sound; None: it reads pictures.
+        video: Geometry of the picture; None: the classifier reads sound.
+        audio: Geometry of the sound; None: the classifier reads pictures.
         num_classes: Width of the labels.
     """
 
@@ -55,7 +52,11 @@ class Sight:
     def batch(
         self, rows: Sequence[tuple[LabelledFile, Tensor | None]], num_views: int
     ) -> LabelledBatch:
-        """Files and what was read of them, `[num_views, …]`; None: nothing could be.
+        """The batch of some files.
+
+        Args:
+            rows: Each file with its views `[num_views, …]`, or None where it cannot be read.
+            num_views: Views per file, `V`.
 
         Returns:
             uint8 video `[B · V, T, H, W, C]` or float32 audio `[B · V, S]`, its mask, labels, keys.
@@ -86,11 +87,11 @@ class Sight:
 class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
     """Training clips: a random window of each file, a random view of its picture.
 
-    What is shorter than a window is looped from its start, as in evaluation.
+    A file shorter than a window is looped from its start, as in evaluation.
 
     Args:
         files: The files.
-        sight: What is read of them.
+        classifier_input: The part of each file that is read.
         seed: Names the draws.
         augment: Random views; colours and noise are changed later, on the device.
         max_failure_rate: Share of unreadable files above which reading stops.
@@ -99,21 +100,21 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
     def __init__(
         self,
         files: LabelledFiles,
-        sight: Sight,
+        classifier_input: ClassifierInput,
         *,
         seed: int,
         augment: AugmentConfig,
         max_failure_rate: float,
     ) -> None:
         self.files = files
-        self.sight = sight
+        self.classifier_input = classifier_input
         self.seed = seed
         self.augment = augment
         self.counts = ReadCounts(max_failure_rate)
         self._durations = Durations(len(files))
 
     def __len__(self) -> int:
-        """Files."""
+        """Number of files."""
         return len(self.files)
 
     def __getitem__(self, ref: SampleRef) -> tuple[LabelledFile, Tensor]:
@@ -126,43 +127,43 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
 
     def __getitems__(self, refs: list[SampleRef]) -> LabelledBatch:
         """The batch of some references."""
-        batch = self.sight.batch([self[ref] for ref in refs], num_views=1)
+        batch = self.classifier_input.batch([self[ref] for ref in refs], num_views=1)
         return dataclasses.replace(batch, seeds=name_seeds(refs, seed=self.seed))
 
     def _read(self, ref: SampleRef, attempt: int) -> tuple[LabelledFile, Tensor]:
         file = self.files[ref.sample_index]
         names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
-        draws = draw_uniforms(*names, _DRAW, np.arange(6)).tolist()
-        with named_errors(file):
+        draws = draw_uniforms(*names, Purpose.LABELLED_CLIP, np.arange(6)).tolist()
+        with named_errors(str(file.path)):
             duration = self._durations.seconds(
                 ref.sample_index, lambda: probe(file.path).duration_seconds
             )
             end = min(file.end_seconds, duration)
             part = Segment(file.start_seconds, end, "")
             start = file.start_seconds
-            if end - start > self.sight.window_seconds:
-                start = place_window(part, duration, self.sight.window_seconds, draws[0])
+            if end - start > self.classifier_input.window_seconds:
+                start = place_window(part, duration, self.classifier_input.window_seconds, draws[0])
             clip = read_view(
                 file.path,
                 start_seconds=start,
-                video=self.sight.video,
-                audio=self.sight.audio,
+                video=self.classifier_input.video,
+                audio=self.classifier_input.audio,
                 view=draw_view(self.augment, draws[1:]),
             )
             return file, self._looped(clip, end - start)[None]
 
     def _looped(self, clip: Clip, available_seconds: float) -> Tensor:
         """Picture or sound as far as there is something, and then again from its start."""
-        found, kind, coverage = clip.video, "picture", clip.video_coverage
-        if self.sight.video is None:
-            found, kind, coverage = clip.audio, "sound", clip.audio_coverage
-        if found is None or coverage == 0:
+        window, kind, coverage = clip.video, "picture", clip.video_coverage
+        if self.classifier_input.video is None:
+            window, kind, coverage = clip.audio, "sound", clip.audio_coverage
+        if window is None or coverage == 0:
             raise MediaError("", f"has no {kind} at {clip.start_seconds:g} s")
-        share = available_seconds / self.sight.window_seconds
-        num_available = max(1, round(share * len(found)))
-        if num_available >= len(found):
-            return found
-        return found[torch.tensor(looped(0, num_available, len(found)))]
+        share = available_seconds / self.classifier_input.window_seconds
+        num_available = max(1, round(share * len(window)))
+        if num_available >= len(window):
+            return window
+        return window[torch.tensor(looped(0, num_available, len(window)))]
 
 
 class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
@@ -172,28 +173,33 @@ class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
 
     Args:
         files: The files.
-        sight: What is read of them.
+        classifier_input: The part of each file that is read.
         num_windows: Windows, evenly spread in time.
         num_crops: Of each window's pictures, 1 or 3.
     """
 
     def __init__(
-        self, files: LabelledFiles, sight: Sight, *, num_windows: int, num_crops: int
+        self,
+        files: LabelledFiles,
+        classifier_input: ClassifierInput,
+        *,
+        num_windows: int,
+        num_crops: int,
     ) -> None:
         self.files = files
-        self.sight = sight
+        self.classifier_input = classifier_input
         self.num_windows = num_windows
         self.num_crops = num_crops
 
     def __len__(self) -> int:
-        """Files."""
+        """Number of files."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[LabelledFile, Tensor | None]:
         """A file and its views `[V, …]`, or None where it cannot be read."""
         file = self.files[index]
         try:
-            with named_errors(file):
+            with named_errors(str(file.path)):
                 return file, self._read(file)
         except MediaError as error:
             logger.warning("left out of the evaluation: %s", error)
@@ -201,38 +207,27 @@ class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
 
     def __getitems__(self, indices: list[int]) -> LabelledBatch:
         """The batch of some files."""
-        num_views = self.num_windows * (1 if self.sight.video is None else self.num_crops)
-        return self.sight.batch([self[index] for index in indices], num_views)
+        num_views = self.num_windows * (
+            1 if self.classifier_input.video is None else self.num_crops
+        )
+        return self.classifier_input.batch([self[index] for index in indices], num_views)
 
     def _read(self, file: LabelledFile) -> Tensor:
         start, end = file.start_seconds, file.end_seconds
-        if self.sight.video is not None:
+        if self.classifier_input.video is not None:
             return read_video_views(
                 file.path,
-                self.sight.video,
+                self.classifier_input.video,
                 num_windows=self.num_windows,
                 num_crops=self.num_crops,
                 start_seconds=start,
                 end_seconds=end,
             )
-        assert self.sight.audio is not None
+        assert self.classifier_input.audio is not None
         return read_audio_views(
             file.path,
-            self.sight.audio,
+            self.classifier_input.audio,
             num_windows=self.num_windows,
             start_seconds=start,
             end_seconds=end,
         )
-
-
-@contextlib.contextmanager
-def named_errors(file: LabelledFile) -> Iterator[None]:
-    """Errors name the file itself.
-
-    Raises:
-        MediaError: reading failed.
-    """
-    try:
-        yield
-    except MediaError as error:
-        raise MediaError(str(file.path), error.reason) from error

@@ -70,7 +70,7 @@ class LabelledFiles(Sequence[LabelledFile]):
         self._spans = _shared(np.array(spans, dtype=np.float64).reshape(-1, 2))
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of files."""
         return len(self._spans)
 
     def __getitem__(self, index: int) -> LabelledFile:  # type: ignore[override]  # no slices
@@ -131,12 +131,12 @@ def read_files(
     Args:
         path: The file, or a folder with one for each class.
         layout: Its form.
-        classes: Those that there are.
+        classes: All classes.
         multi_label: Whether a file may have several labels, or none.
         media: Folder of the media; None: where they usually are.
         allow_missing: Whether files that are not there are left out, with a warning that counts
             them, instead of refused.
-        takes: Which lines are wanted.
+        takes: Says of a line whether it is wanted.
 
     Raises:
         AnnotationError: lines with unknown labels, absent files, or files that come twice; all are

@@ -109,7 +109,7 @@ class PositionedLoader:
             self._stream = iter(self._loader)
         last = False
         while not last:
-            batch = self._take_share()
+            batch = self._next_share()
             last = self._batches_in_pass + 1 >= len(self)
             self._batches_in_pass = 0 if last else self._batches_in_pass + 1
             self.position += self.batch_size
@@ -141,16 +141,16 @@ class PositionedLoader:
         """Ends the workers; a later pass starts new ones at the same position."""
         self._stream = None
 
-    def _take_share(self) -> Any:
+    def _next_share(self) -> Any:
         if self._num_parts is None:
-            return self._take()
-        parts = tuple(self._take() for _ in range(self._num_parts))
+            return self._next_batch()
+        parts = tuple(self._next_batch() for _ in range(self._num_parts))
         return MicroBatches(parts=parts, device=parts[0].device)
 
-    def _take(self) -> Any:
+    def _next_batch(self) -> Any:
         assert self._stream is not None, "the loader was closed during a pass"
         try:
-            return unpack(next(self._stream))
+            return raise_if_error(next(self._stream))
         except BaseException:
             self.close()
             raise
@@ -223,15 +223,15 @@ def open_loader(
         options: Further ones of `DataLoader`.
 
     Returns:
-        What it gives goes through `unpack`.
+        The loader; pass its batches through `raise_if_error`.
 
     Raises:
         UserError: a negative number of workers.
     """
     return DataLoader(
-        _Messenger(samples),
+        _ErrorsAsValues(samples),
         batch_sampler=batches,
-        collate_fn=_take_batch,
+        collate_fn=_identity,
         num_workers=num_workers,
         multiprocessing_context=_worker_context(start_method, num_workers),
         worker_init_fn=_ignore_interrupt,
@@ -240,15 +240,15 @@ def open_loader(
     )
 
 
-def unpack(batch: Any) -> Any:
-    """A batch as it is; an error for users that came in its place is raised."""
+def raise_if_error(batch: Any) -> Any:
+    """The batch; raises the error that a worker returned in its place."""
     if isinstance(batch, VattError):
         raise batch
     return batch
 
 
-class _Messenger(Dataset[Any]):
-    """Hands errors for users over as values: raised in a worker they arrive inside a traceback."""
+class _ErrorsAsValues(Dataset[Any]):
+    """Returns errors as values: one raised in a worker would arrive inside a traceback."""
 
     def __init__(self, samples: Dataset[Any]) -> None:
         self._samples = samples
@@ -277,12 +277,12 @@ def _ignore_interrupt(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _take_batch(batch: Any) -> Any:
-    """In the place of collating, which `__getitems__` has done."""
+def _identity(batch: Any) -> Any:
+    """Instead of collating, which `__getitems__` has done."""
     return batch
 
 
-class RetrievalLoader:
+class EvaluationLoader:
     """Batches of a set for evaluation. Rank `r` of `W` takes the records `r::W`.
 
     So that all ranks make the same number of steps, the first records come again at the end of some
@@ -329,4 +329,4 @@ class RetrievalLoader:
         Raises:
             ShardError: a shard has changed since it was opened.
         """
-        return map(unpack, self._loader)
+        return map(raise_if_error, self._loader)

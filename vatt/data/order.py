@@ -11,19 +11,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vatt.data.draws import SampleRef, draw_bits, draw_permutation
+from vatt.data.draws import Purpose, SampleRef, draw_bits, draw_permutation
 from vatt.errors import UserError
 
-MIX_BLOCK = (
-    10_000  # positions over which the weights of the sets hold exactly: shares are met to 1/10,000
-)
-_SHARDS, _SAMPLES, _TURNS = 1, 2, 3  # what a number is drawn for
+MIX_BLOCK = 10_000  # positions over which the sets' shares are exact, to 1/10,000
 
 T = TypeVar("T")
 
 
 class GlobalOrder:
-    """Which sample stands at which position of an endless stream.
+    """The samples of an endless stream by position.
 
     An epoch shuffles the shards, then the samples inside each window of shards, so that reading
     stays local. With weights, each set has its own epochs, and every `MIX_BLOCK` positions hold the
@@ -100,7 +97,7 @@ class GlobalOrder:
         return now, after
 
     def _counts_before(self, position: int) -> list[int]:
-        """How many samples each stream has given before a position."""
+        """Number of samples that each stream has given before a position."""
         if self._counts is None:
             return [position]
         block, offset = divmod(position, MIX_BLOCK)
@@ -134,7 +131,7 @@ class GlobalOrder:
         """For each position of a block: its set, and how many positions of that set came before."""
         assert self._counts is not None
         sets = np.repeat(np.arange(len(self._counts)), self._counts)
-        sets = sets[draw_permutation(MIX_BLOCK, self.seed, _TURNS, block)]
+        sets = sets[draw_permutation(MIX_BLOCK, self.seed, Purpose.TURNS, block)]
         turns = np.empty(MIX_BLOCK, dtype=np.int64)
         for set_index, count in enumerate(self._counts):
             turns[sets == set_index] = np.arange(count)
@@ -176,7 +173,7 @@ class _Stream:
 
     def _draw_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The shards in the order of an epoch, and where each window of them begins."""
-        shards = draw_permutation(len(self.shard_sizes), *self._keys, _SHARDS, epoch)
+        shards = draw_permutation(len(self.shard_sizes), *self._keys, Purpose.SHARDS, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
         last_of_window = np.arange(self.shuffle_shards, len(shards), self.shuffle_shards) - 1
         return shards, np.concatenate([[0], ends[last_of_window]])
@@ -188,7 +185,7 @@ class _Stream:
         chosen = shards[window * self.shuffle_shards : (window + 1) * self.shuffle_shards]
         first, sizes = self._first_of_shard[chosen], self.shard_sizes[chosen]
         samples = np.concatenate([np.arange(a, a + n) for a, n in zip(first, sizes, strict=True)])
-        return samples[draw_permutation(len(samples), *self._keys, _SAMPLES, epoch, window)]
+        return samples[draw_permutation(len(samples), *self._keys, Purpose.SAMPLES, epoch, window)]
 
 
 def _shares(weights: Sequence[float], num_sets: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -88,14 +89,15 @@ class RetrievalSamples(Dataset[ClipSample]):
         """A batch of records."""
         if self.cache is None:
             return collate([self[index] for index in indices], self.geometry)
-        return self.cache.read_batch(
-            indices, lambda row: self[indices[row]], lambda _, index: self.shards.key(index)
-        )
+        clips = {row: self[indices[row]] for row in self.cache.missing(indices)}
+        batch, index = self.cache.batch(indices, clips)
+        return replace(batch, keys=tuple(map(self.shards.key, index)))
 
     def fill_cache(self, entries: Sequence[int]) -> None:
         """Reads some records into the cache."""
         assert self.cache is not None
-        self.cache.fill(entries, lambda row: self[entries[row]])
+        for row in self.cache.missing(entries):
+            self.cache.put(entries[row], self[entries[row]])
 
     def _read(self, sample_index: int) -> ClipSample:
         record = self.shards[sample_index]

@@ -27,8 +27,7 @@ from vatt.data.clips import (
     read_sample,
 )
 from vatt.data.draws import (
-    CLIP,
-    TIES,
+    Purpose,
     SampleRef,
     draw_bits,
     draw_captions,
@@ -110,8 +109,8 @@ class ClipSamples(Dataset[ClipSample]):
     def fill_cache(self, entries: Sequence[int]) -> None:
         """Reads some entries into the cache."""
         assert self.cache is not None
-        refs = [self._ref_of(entry) for entry in entries]
-        self.cache.fill(entries, lambda row: self[refs[row]])
+        for row in self.cache.missing(entries):
+            self.cache.put(entries[row], self[self._ref_of(entries[row])])
 
     def _read_cached(self, cache: ClipCache, refs: Sequence[SampleRef]) -> Batch:
         entries = [
@@ -119,40 +118,42 @@ class ClipSamples(Dataset[ClipSample]):
             + ref.epoch % self.num_views
             for ref in refs
         ]
-
-        def read(row: int) -> ClipSample:
-            kept = entries[row] < cache.capacity
-            return self[self._ref_of(entries[row]) if kept else refs[row]]
-
-        return cache.read_batch(
-            entries, read, lambda row, index: self.sets[refs[row].set_index].key(index)
-        )
+        clips = {
+            row: self[self._ref_of(entries[row]) if cache.keeps(entries[row]) else refs[row]]
+            for row in cache.missing(entries)
+        }
+        batch, index = cache.batch(entries, clips)
+        keys = (self.sets[ref.set_index].key(i) for ref, i in zip(refs, index, strict=True))
+        return dataclasses.replace(batch, keys=tuple(keys))
 
     def _ref_of(self, entry: int) -> SampleRef:
-        """What a slot of the cache holds: the sample as epoch `view` would draw it."""
+        """The sample in a slot of the cache, as epoch `view` would draw it."""
         number, view = divmod(entry, self.num_views)
         set_index = bisect.bisect_right(self._first_of_set, number) - 1
-        return SampleRef(set_index, number - self._first_of_set[set_index], epoch=view, position=-1)
+        return SampleRef(set_index, number - self._first_of_set[set_index], epoch=view)
 
     def _read(self, ref: SampleRef, attempt: int) -> ClipSample:
         """Draws time, captions and view, and reads."""
         record = self.sets[ref.set_index][ref.sample_index]
         names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
-        choice, *draws = draw_uniforms(*names, CLIP, np.arange(7)).tolist()
+        choice, *draws = draw_uniforms(*names, Purpose.CLIP, np.arange(7)).tolist()
         segments = record.segments
         durations = self._durations[ref.set_index]
         duration_seconds = durations.seconds(ref.sample_index, lambda: read_duration(record))
         # The second attempt goes anywhere: a file with one caption would give the damaged place
         # again.
-        own = int(choice * len(segments)) if segments and attempt == 0 else None
+        planned = int(choice * len(segments)) if segments and attempt == 0 else None
         window_seconds = self.geometry.window_seconds
         start_seconds = place_window(
-            None if own is None else segments[own], duration_seconds, window_seconds, draws[0]
+            None if planned is None else segments[planned],
+            duration_seconds,
+            window_seconds,
+            draws[0],
         )
-        ties = draw_bits(*names, TIES, np.arange(len(segments)))
+        ties = draw_bits(*names, Purpose.TIES, np.arange(len(segments)))
         bag = nearest_segments(segments, start_seconds, start_seconds + window_seconds, ties)
-        if own is not None:
-            bag = [own, *(index for index in bag if index != own)]
+        if planned is not None:
+            bag = [planned, *(index for index in bag if index != planned)]
         return read_sample(
             record,
             self.geometry,

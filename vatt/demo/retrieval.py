@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vatt.evaluation.embedding_table import EmbeddingTable
-from vatt.evaluation.retrieval import Search, metrics_of, searches_of, top_candidates
+from vatt.evaluation.retrieval import Search, metrics_by_direction, searches, top_candidates
 from vatt.pages.report_data import AttributeConfusion
 
 ATTRIBUTES = ("shape", "colour", "motion")  # of the demo corpus, in the order of a combination
@@ -36,13 +36,13 @@ def demo_retrieval(
         audible: Those of them that sound can tell.
 
     Returns:
-        As `retrieval`; the directions from and to sound also have `ceiling`, the R@1 in percent of
-        an oracle that knows the audible attributes exactly and guesses among what fits.
+        Metrics by direction; the directions from and to sound also have `ceiling`, the R@1 in
+        percent of an oracle that knows the audible attributes exactly and guesses the others.
 
     Raises:
         ValueError: a rendering that lacks a combination or has one twice.
     """
-    metrics = metrics_of(_demo_searches(table, combinations, renderings))
+    metrics = metrics_by_direction(_demo_searches(table, combinations, renderings))
     ceiling = attribute_oracle(combinations, [list(attributes).index(name) for name in audible])
     for direction in metrics.keys() & {"audio_to_video", "video_to_audio"}:
         metrics[direction]["ceiling"] = ceiling
@@ -76,7 +76,7 @@ def demo_confusions(
     renderings: Sequence[int],
     attributes: Sequence[str] = ATTRIBUTES,
 ) -> dict[str, dict[str, AttributeConfusion]]:
-    """What the best candidate has right and wrong: `{direction: {attribute: confusion}}`.
+    """Attributes of the queries and of their best candidates.
 
     Args:
         table: Embeddings of the validation set.
@@ -125,4 +125,4 @@ def _demo_searches(
                 f"it has {len(rows)} clips of {len(labels[rows].unique())} combinations"
             )
         galleries.append(rows)
-    yield from searches_of(table, labels, galleries)
+    yield from searches(table, labels, galleries)

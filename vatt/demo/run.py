@@ -20,7 +20,7 @@ import yaml
 
 from vatt.config.model import VATTConfig
 from vatt.data.clips import Geometry
-from vatt.data.loader import RetrievalLoader
+from vatt.data.loader import EvaluationLoader
 from vatt.data.retrieval import RetrievalSamples, count_captions
 from vatt.demo.corpus import CorpusInfo, write_corpus
 from vatt.demo.linear import evaluate_linearly
@@ -254,7 +254,7 @@ def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> Vali
         seen[combination] += 1
     return ValidationSet(
         shards=shards,
-        batches=list(RetrievalLoader(samples, batch_size=EVALUATION_BATCH)),
+        batches=list(EvaluationLoader(samples, batch_size=EVALUATION_BATCH)),
         combinations=combinations,
         renderings=renderings,
     )
@@ -318,7 +318,7 @@ def train(
     if checkpoint.exists():
         arguments.append("--ckpt_path=last")
     cli = training_main(arguments)
-    return checkpoint, cli.datamodule.tokenizer, cli.training_seconds
+    return checkpoint, cli.datamodule.run_tokenizer, cli.training_seconds
 
 
 def measure_linearly(
@@ -334,7 +334,7 @@ def measure_linearly(
     geometry = clip_geometry(model, num_candidates=1)
     samples = RetrievalSamples(shards, tokenizer, geometry, num_clips=num_clips)
     # read in this process: beside one that computes on all cores, others would only hinder it
-    batches = RetrievalLoader(samples, batch_size=EVALUATION_BATCH)
+    batches = EvaluationLoader(samples, batch_size=EVALUATION_BATCH)
     return evaluate_linearly(
         model.eval(),
         (batches, read_combinations(shards, num_clips)),

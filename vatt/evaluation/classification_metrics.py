@@ -4,6 +4,7 @@ Equal to scikit-learn's on the same scores, ties included. Shapes: `N` clips, `C
 """
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -68,12 +69,19 @@ def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
     return {f"top-{k}": x for k, x in top_k_percentages(ranks, scores_NC.shape[1]).items()}
 
 
+def fold_rows(name: str, folds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Rows of a table: the accuracies in each fold, and their means over the folds."""
+    rows = {f"{name}, fold {number}": fold for number, fold in enumerate(folds, start=1)}
+    means = {column: sum(fold[column] for fold in folds) / len(folds) for column in folds[0]}
+    return {**rows, f"{name}, mean of folds": means}
+
+
 def average_precision(scores: Scores, truths: Truths) -> float:
     """Area under the steps of precision over recall of one class.
 
     Args:
-        scores: Of each clip, `[N]`.
-        truths: Whether each has the class, `[N]`.
+        scores: Score of each clip, `[N]`.
+        truths: Whether each clip has the class, `[N]`.
 
     Returns:
         In [0, 1]; NaN where no clip has the class.
@@ -89,8 +97,8 @@ def roc_auc(scores: Scores, truths: Truths) -> float:
     """Chance that a clip with the class has a higher score than one without; a tie is a half.
 
     Args:
-        scores: Of each clip, `[N]`.
-        truths: Whether each has the class, `[N]`.
+        scores: Score of each clip, `[N]`.
+        truths: Whether each clip has the class, `[N]`.
 
     Returns:
         In [0, 1]; NaN where all clips have the class, or none.

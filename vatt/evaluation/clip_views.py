@@ -18,13 +18,13 @@ AHEAD_PER_WORKER = 2  # clips read while an earlier one hangs; 4 windows of 32 Ã
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """Which views are read of each clip.
+    """The views that are read of each clip.
 
     Args:
-        video: Geometry of the picture, with the rate at which frames are shown; None reads none.
-        audio: Geometry of the sound; None reads none.
-        num_windows: Evenly spread over the clip.
-        num_crops: 1 or 3 of each window of the picture.
+        video: Geometry of the picture, with the rate at which frames are shown; None: no picture.
+        audio: Geometry of the sound; None: no sound.
+        num_windows: Windows, evenly spread over the clip.
+        num_crops: Crops of each window of the picture, 1 or 3.
         stride: Frames of the base rate from one shown to the next; only the grid of the windows'
             starts depends on it.
     """
@@ -36,7 +36,7 @@ class ViewPlan:
     stride: int = 2
 
     def describe(self) -> dict[str, Any]:
-        """As plain values, for a result file."""
+        """The plan as plain values, for a result file."""
         plan: dict[str, Any] = {"num_windows": self.num_windows}
         if self.video is not None:
             plan |= {
@@ -101,11 +101,11 @@ def read_item(job: tuple[Item, ViewPlan]) -> ItemViews:
 
 
 def read_items(items: Sequence[Item], plan: ViewPlan, *, num_workers: int) -> Iterator[ItemViews]:
-    """The views of each clip, in order; what hangs or crashes a process is a fault of its clip.
+    """The views of each clip, in order; a clip that hangs or crashes its process has a fault.
 
     Args:
-        items: With media.
-        plan: Which views.
+        items: Clips with media.
+        plan: The views of each clip.
         num_workers: Processes that read; 0 reads in this one, where nothing is limited.
     """
     with results_in_order(
@@ -115,8 +115,8 @@ def read_items(items: Sequence[Item], plan: ViewPlan, *, num_workers: int) -> It
         limit_seconds=LIMIT_SECONDS,
         prepare=_import_media,
         most_ahead=AHEAD_PER_WORKER * num_workers,
-    ) as found:
-        for views in found:
+    ) as results:
+        for views in results:
             yield ItemViews(fault=views.reason) if isinstance(views, Lost) else views
 
 

@@ -109,16 +109,16 @@ def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
         name: functional.normalize(value.float(), dim=-1).cpu()
         for name, value in embeddings.items()
     }
-    none = torch.zeros(len(batch), dtype=torch.bool)
+    absent = torch.zeros(len(batch), dtype=torch.bool)
     return EmbeddingTable(
         keys=batch.keys or ("",) * len(batch),
         video_va=unit.get("video_va", unit.get("video_joint")),
         audio_va=unit.get("audio_va", unit.get("audio_joint")),
         video_vt=unit.get("video_vt", unit.get("video_joint")),
         text_vt=unit.get("text_vt", unit.get("text_joint")),
-        video_mask=none if batch.video_mask is None else batch.video_mask.cpu(),
-        audio_mask=none if batch.audio_mask is None else batch.audio_mask.cpu(),
-        text_mask=none[:, None] if batch.text_mask is None else batch.text_mask.cpu(),
+        video_mask=absent if batch.video_mask is None else batch.video_mask.cpu(),
+        audio_mask=absent if batch.audio_mask is None else batch.audio_mask.cpu(),
+        text_mask=absent[:, None] if batch.text_mask is None else batch.text_mask.cpu(),
     )
 
 

@@ -53,11 +53,11 @@ def extract_features(
 
     Args:
         model: In evaluation mode.
-        items: With media.
-        plan: Which views.
-        modality: Of which the features are.
-        digest: Of the weights, as of `vatt.models.checkpoint.weights_digest`.
-        cache: Folder; None keeps nothing.
+        items: Clips with media.
+        plan: The views of each clip.
+        modality: The modality that is encoded.
+        digest: Digest of the weights, see `vatt.models.checkpoint.weights_digest`.
+        cache: Folder that keeps the features; None: they are not kept.
         batch_size: Clips that are encoded at once.
         num_workers: Processes that read.
 
@@ -69,23 +69,23 @@ def extract_features(
     chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
-    found: list[Tensor] = []
+    values: list[Tensor] = []
     reasons: dict[str, str] = {}
     for chunk in chunks:
         path = None if cache is None else cache / f"{_name(chunk, plan, modality, digest)}.features"
-        kept = None if path is None else _load(path)
-        if kept is None:
-            kept = _encode_chunk(model, chunk, plan, modality, batch_size, num_workers)
+        features = None if path is None else _load(path)
+        if features is None:
+            features = _encode_chunk(model, chunk, plan, modality, batch_size, num_workers)
             if path is not None:
-                _save(path, *kept)
-        found.append(kept[0])
-        reasons |= kept[1]
+                _save(path, *features)
+        values.append(features[0])
+        reasons |= features[1]
     readable = tuple(item for item in items if item.key not in reasons)
     faults = tuple(Fault(key, reason) for key, reason in reasons.items())
     if not readable:
         raise UserError(f"none of {len(items)} clips can be read; the first: {faults[:1]}")
     return FrozenFeatures(
-        items=readable, values=torch.cat([v for v in found if len(v)]), faults=faults
+        items=readable, values=torch.cat([v for v in values if len(v)]), faults=faults
     )
 
 
@@ -131,7 +131,7 @@ def _name(items: Sequence[Item], plan: ViewPlan, modality: str, digest: str) -> 
 
 
 def _state(source: Any) -> Any:
-    """What changes when a media file does."""
+    """The name of a media file, with its size and its time of change."""
     if not isinstance(source, str):
         return repr(source)
     try:
@@ -149,7 +149,7 @@ def _save(path: Path, values: Tensor, reasons: dict[str, str]) -> None:
 
 
 def _load(path: Path) -> tuple[Tensor, dict[str, str]] | None:
-    """What was kept; None if nothing was."""
+    """The features of a file and the reasons of its faults; None: there is no such file."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vatt.errors import UserError
-from vatt.evaluation.classification_metrics import accuracies
+from vatt.evaluation.classification_metrics import accuracies, fold_rows
 from vatt.evaluation.frozen_features import FrozenFeatures
 from vatt.network.layers import TRUNCATED_STD, truncated_normal
 from vatt.sets.classification import TEST, TRAIN
@@ -60,8 +60,8 @@ def evaluate_folds(
     Args:
         features: Of all clips, with their labels and splits.
         classes: All labels.
-        classifiers: Which.
-        low_rank: Settings of the paper's; None: its own.
+        classifiers: Names of the classifiers.
+        low_rank: Settings of the paper's classifier; None: its own.
         regularisation: `C` of scikit-learn's logistic regression, on standardised features.
         seed: Of weights, batches and dropout.
 
@@ -87,10 +87,7 @@ def evaluate_folds(
                 predict = train_logistic(samples, answers, len(classes), regularisation, seed=seed)
             scores = predict_views(predict, features.values[test])
             folds.append(accuracies(scores, labels[test]))
-            rows[f"{name}, fold {fold + 1}"] = folds[-1]
-        rows[f"{name}, mean of folds"] = {
-            column: sum(fold[column] for fold in folds) / num_folds for column in folds[0]
-        }
+        rows |= fold_rows(name, folds)
     return rows
 
 

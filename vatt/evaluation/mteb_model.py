@@ -53,7 +53,7 @@ class MtebModel:
         name: `organisation/model`, under which mteb keeps results.
         space: `vt`, `va`, `joint`, or None: features of the backbone, for tasks of one modality.
             "auto": as said above; for a single modality as `FeatureExtractor`.
-        num_windows: Of each video and sound, as of `FeatureExtractor`.
+        num_windows: Windows of each video and sound.
         on_error: "raise", or "skip": a file that cannot be read gets zeros and a warning.
 
     Raises:
@@ -95,13 +95,13 @@ class MtebModel:
         """Loads a model with its tokenizer.
 
         Args:
-            source: As of `FeatureExtractor.from_pretrained`.
+            source: Model folder, `.ckpt` of a run, or name on the Hub.
             name: None: `vatt/` and the last two parts of the path, or the name on the Hub.
-            space: As of the class.
-            num_windows: As of the class.
-            on_error: As of the class.
-            device: As of `FeatureExtractor`.
-            dtype: As of `FeatureExtractor`.
+            space: `vt`, `va`, `joint`, None for features of the backbone, or "auto".
+            num_windows: Windows of each video and sound.
+            on_error: "raise", or "skip" for zeros and a warning.
+            device: Where to compute; "auto": a GPU if there is one.
+            dtype: Type of the weights; "auto": by device.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
@@ -120,7 +120,7 @@ class MtebModel:
 
     @cached_property
     def mteb_model_meta(self) -> "ModelMeta":
-        """What mteb writes down of the model; the revision is the fingerprint of its weights."""
+        """The description that mteb keeps; the revision is the digest of the weights."""
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
         model, modalities = self.extractor.model, self.modalities
@@ -149,7 +149,7 @@ class MtebModel:
 
     @property
     def modalities(self) -> list[str]:
-        """What mteb may give the model, in its names; `image` where there is `video`."""
+        """The model's modalities in mteb's names; `image` where there is `video`."""
         has = self.extractor.model.config.modalities
         return [column for column, modality in MODALITY_OF.items() if modality in has]
 
@@ -170,7 +170,7 @@ class MtebModel:
             task_metadata: Its modalities decide on the space.
             hf_split: Not used.
             hf_subset: Not used.
-            prompt_type: Not used: queries and documents share the space.
+            prompt_type: Not used, since queries and documents share the space.
             kwargs: `batch_size`, of windows or texts, and `show_progress_bar`; mteb's others are
                 for other models.
 
@@ -305,7 +305,7 @@ def _undecoded(rows: Any) -> Any:
 
 
 def _source(value: Any, column: str) -> Any:
-    """What `FeatureExtractor` takes for a value of a column.
+    """A value of a column in a form that `FeatureExtractor` takes.
 
     Raises:
         TypeError: a value of another kind than mteb documents.

@@ -1,4 +1,4 @@
-"""`vatt evaluate mteb`: tasks of the `mteb` library; results are written as of other protocols."""
+"""`vatt evaluate mteb`: tasks of the `mteb` library, with results like the other protocols."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: `results.json`, and a table with the paper's numbers beside."""
+"""Results of an evaluation: `results.json`, and a table beside the paper's numbers."""
 
 import json
 import math

@@ -152,7 +152,16 @@ def _check_range(target: Tensor, num_candidates: int) -> None:
 
 @dataclass(frozen=True)
 class Search:
-    """Queries of one direction against one gallery; `*_rows` are rows of the table."""
+    """The queries of one direction and the candidates of one gallery.
+
+    Args:
+        direction: From the queries' modality to the candidates'.
+        queries: float `[Q, D]`.
+        candidates: float `[C, D]`.
+        target: int64 `[Q]`, index of each query's wanted candidate.
+        query_rows: int64 `[Q]`, the table's row of each query.
+        candidate_rows: int64 `[C]`, the table's row of each candidate.
+    """
 
     direction: Direction
     queries: Tensor
@@ -173,15 +182,15 @@ def retrieval(table: EmbeddingTable) -> dict[str, dict[str, float]]:
         `{direction: {"R@1": percent, …}}`, without the directions that have no query.
     """
     rows = torch.arange(len(table))
-    return metrics_of(searches_of(table, labels=rows, galleries=[rows]))
+    return metrics_by_direction(searches(table, labels=rows, galleries=[rows]))
 
 
-def metrics_of(searches: Iterable[Search]) -> dict[str, dict[str, float]]:
-    """R@k and MedR by direction, over all searches of that direction."""
+def metrics_by_direction(all_searches: Iterable[Search]) -> dict[str, dict[str, float]]:
+    """R@k and MedR of each direction, over all its searches."""
     ranks: dict[str, list[Tensor]] = {}
-    for search in searches:
-        found = embedding_ranks(search.queries, search.candidates, search.target)
-        ranks.setdefault(search.direction, []).append(found)
+    for search in all_searches:
+        places = embedding_ranks(search.queries, search.candidates, search.target)
+        ranks.setdefault(search.direction, []).append(places)
     return {
         direction: retrieval_metrics(torch.cat(ranks[direction]))
         for direction in DIRECTIONS
@@ -189,10 +198,16 @@ def metrics_of(searches: Iterable[Search]) -> dict[str, dict[str, float]]:
     }
 
 
-def searches_of(
+def searches(
     table: EmbeddingTable, labels: Tensor, galleries: Sequence[Tensor]
 ) -> Iterator[Search]:
-    """Every search of every direction; `labels` `[N]` say which rows answer each other."""
+    """Every search of every direction.
+
+    Args:
+        table: Embeddings of `N` clips.
+        labels: int64 `[N]`; a query's answer is the candidate with the same label.
+        galleries: Rows of the table that are searched together.
+    """
     if table.video_vt is not None and table.text_vt is not None:
         videos = table.video_mask.nonzero()[:, 0]
         captions, slots = table.text_mask.nonzero(as_tuple=True)

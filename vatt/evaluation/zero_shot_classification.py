@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vatt.errors import Fault, UserError
-from vatt.evaluation.classification_metrics import accuracies
+from vatt.evaluation.classification_metrics import accuracies, fold_rows
 from vatt.evaluation.clip_views import ViewPlan, read_items
 from vatt.evaluation.retrieval import on_grid
 from vatt.evaluation.zero_shot_retrieval import AVERAGINGS, average_windows
@@ -30,7 +30,7 @@ PROMPTS = ("{}",)
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """How near clips are to classes.
+    """Similarities of clips and classes.
 
     Args:
         items: Clips that can be read.
@@ -56,15 +56,12 @@ class ClassScores:
                 if not test:
                     raise UserError(f"fold {fold + 1} has no test clip that can be read")
                 folds.append(accuracies(getattr(self, name)[test], labels[test]))
-                if num_folds > 1:
-                    rows[f"{name}, fold {fold + 1}"] = folds[-1]
-            mean = {column: sum(f[column] for f in folds) / num_folds for column in folds[0]}
-            rows[f"{name}, mean of folds" if num_folds > 1 else name] = mean
+            rows |= fold_rows(name, folds) if num_folds > 1 else {name: folds[0]}
         return rows
 
 
 def class_words(label: str) -> str:
-    """A label as it is said: `ApplyEyeMakeup` and `apply_eye_makeup` → `apply eye makeup`."""
+    """The words of a label: `ApplyEyeMakeup` and `apply_eye_makeup` → `apply eye makeup`."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", label)
     return " ".join(re.split(r"[\s_]+", spaced)).strip().lower()
 
@@ -80,9 +77,9 @@ def embed_classes(
 
     Args:
         model: With text and common spaces, in evaluation mode.
-        tokenizer: Of the model.
-        classes: Labels, said as `class_words`.
-        prompts: Each with `{}` where the class goes.
+        tokenizer: The model's own.
+        classes: Labels; the prompts take their `class_words`.
+        prompts: Texts with `{}` where the class goes.
 
     Returns:
         float64 `[C, D]`, on the grid of exact products.
@@ -147,9 +144,9 @@ def score_classes(
     Args:
         model: In evaluation mode.
         items: With media.
-        classes_CD: As of `embed_classes`.
-        plan: Which views.
-        modality: Which is compared with text.
+        classes_CD: Unit vectors of the classes, float64 `[C, D]`, see `embed_classes`.
+        plan: The views of each clip.
+        modality: The modality that is compared with text.
         num_workers: Processes that read.
 
     Raises:

@@ -62,8 +62,8 @@ def embed_items(
     Args:
         model: With common spaces, in evaluation mode.
         tokenizer: Captions → ids; None: captions are left out.
-        items: With media, their keys distinct.
-        plan: Which views.
+        items: Clips with media and distinct keys.
+        plan: The views of each clip.
         batch_size: Clips that are embedded at once.
         num_workers: Processes that read.
 
@@ -72,18 +72,18 @@ def embed_items(
     """
     if model.config.head is None:
         raise UserError("this model has no common spaces (its head is null): retrieval needs them")
-    own = items[rank() :: world_size()]
-    views = read_items(own, plan, num_workers=num_workers)
+    share = items[rank() :: world_size()]
+    views = read_items(share, plan, num_workers=num_workers)
     tables: list[tuple[EmbeddingTable, EmbeddingTable]] = []
     faults: list[Fault] = []
-    for batch in _batched(zip(own, views, strict=True), batch_size):
+    for batch in _batched(zip(share, views, strict=True), batch_size):
         faults += [Fault(item.key, read.fault) for item, read in batch if read.fault]
         readable = [(item, read) for item, read in batch if not read.fault]
         if readable:
             tables.append(_embed_batch(model, tokenizer, readable))
     shares = gather_objects((tables, faults))
-    together = [pair for share, _ in shares for pair in share]
-    faults = [fault for _, share in shares for fault in share]
+    together = [pair for pairs, _ in shares for pair in pairs]
+    faults = [fault for _, of_rank in shares for fault in of_rank]
     if not together:
         raise UserError(f"none of {len(items)} clips can be read; the first: {faults[:1]}")
     order = {item.key: number for number, item in enumerate(items)}
@@ -211,13 +211,13 @@ def evaluation_plan(
     """The views that a model takes.
 
     Args:
-        model: Its geometry of clips counts.
-        num_windows: Of each clip.
-        num_crops: 1 or 3.
+        model: Gives the geometry of clips.
+        num_windows: Windows of each clip.
+        num_crops: Crops of each window, 1 or 3.
         frame_rate: At which frames are shown; None: the model's own. The paper trains at 10 and
             evaluates at 12.5, every second frame of 25 [P, C].
         stride: Frames of the base rate from one shown to the next.
-        modalities: What is read; those that the model lacks are not.
+        modalities: Modalities to read; those that the model lacks are left out.
     """
     config, wanted = model.config, set(modalities) & set(model.config.modalities)
     video = config.video if "video" in wanted else None
