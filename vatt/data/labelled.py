@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class ClassifierInput:
         return torch.zeros(num_views, self.audio.num_samples)
 
 
+@dataclass(eq=False, repr=False)
 class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
     """Training clips: a random window of each file, a random view of its picture.
 
@@ -97,21 +98,17 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
         max_failure_rate: Share of unreadable files above which reading stops.
     """
 
-    def __init__(
-        self,
-        files: LabelledFiles,
-        classifier_input: ClassifierInput,
-        *,
-        seed: int,
-        augment: AugmentConfig,
-        max_failure_rate: float,
-    ) -> None:
-        self.files = files
-        self.classifier_input = classifier_input
-        self.seed = seed
-        self.augment = augment
-        self.counts = ReadCounts(max_failure_rate)
-        self._durations = Durations(len(files))
+    files: LabelledFiles
+    classifier_input: ClassifierInput
+    _: KW_ONLY
+    seed: int
+    augment: AugmentConfig
+    max_failure_rate: float
+
+    def __post_init__(self) -> None:
+        """Makes room for what processes share."""
+        self.counts = ReadCounts(self.max_failure_rate)
+        self._durations = Durations(len(self.files))
 
     def __len__(self) -> int:
         """Number of files."""
@@ -166,6 +163,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
         return window[torch.tensor(looped(0, num_available, len(window)))]
 
 
+@dataclass(eq=False, repr=False)
 class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
     """Evaluation: all fixed views of every file.
 
@@ -178,18 +176,11 @@ class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
         num_crops: Of each window's pictures, 1 or 3.
     """
 
-    def __init__(
-        self,
-        files: LabelledFiles,
-        classifier_input: ClassifierInput,
-        *,
-        num_windows: int,
-        num_crops: int,
-    ) -> None:
-        self.files = files
-        self.classifier_input = classifier_input
-        self.num_windows = num_windows
-        self.num_crops = num_crops
+    files: LabelledFiles
+    classifier_input: ClassifierInput
+    _: KW_ONLY
+    num_windows: int
+    num_crops: int
 
     def __len__(self) -> int:
         """Number of files."""
@@ -213,21 +204,13 @@ class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
         return self.classifier_input.batch([self[index] for index in indices], num_views)
 
     def _read(self, file: LabelledFile) -> Tensor:
-        start, end = file.start_seconds, file.end_seconds
-        if self.classifier_input.video is not None:
-            return read_video_views(
-                file.path,
-                self.classifier_input.video,
-                num_windows=self.num_windows,
-                num_crops=self.num_crops,
-                start_seconds=start,
-                end_seconds=end,
-            )
-        assert self.classifier_input.audio is not None
-        return read_audio_views(
-            file.path,
-            self.classifier_input.audio,
-            num_windows=self.num_windows,
-            start_seconds=start,
-            end_seconds=end,
-        )
+        video, audio = self.classifier_input.video, self.classifier_input.audio
+        windows: dict[str, Any] = {
+            "num_windows": self.num_windows,
+            "start_seconds": file.start_seconds,
+            "end_seconds": file.end_seconds,
+        }
+        if video is not None:
+            return read_video_views(file.path, video, num_crops=self.num_crops, **windows)
+        assert audio is not None
+        return read_audio_views(file.path, audio, **windows)

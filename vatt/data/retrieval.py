@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ def count_captions(shards: ShardSet) -> int:
     return max(counts)
 
 
+@dataclass(eq=False, repr=False)
 class RetrievalSamples(Dataset[ClipSample]):
     """Every record of a shard set, always the same way.
 
@@ -52,23 +53,15 @@ class RetrievalSamples(Dataset[ClipSample]):
         num_clips: The first so many records; None: all.
     """
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        tokenizer: Tokenizer,
-        geometry: Geometry,
-        cache: ClipCache | None = None,
-        num_clips: int | None = None,
-    ) -> None:
-        self.shards = shards
-        self.num_clips = len(shards) if num_clips is None else num_clips
-        self.tokenizer = tokenizer
-        self.geometry = geometry
-        self.cache = cache
+    shards: ShardSet
+    tokenizer: Tokenizer
+    geometry: Geometry
+    cache: ClipCache | None = None
+    num_clips: int | None = None
 
     def __len__(self) -> int:
-        """Records."""
-        return self.num_clips
+        """Number of records."""
+        return len(self.shards) if self.num_clips is None else self.num_clips
 
     def __getitem__(self, sample_index: int) -> ClipSample:
         """One record."""

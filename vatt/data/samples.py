@@ -9,6 +9,7 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -40,6 +41,7 @@ from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.shard_set import ShardSet
 
 
+@dataclass(eq=False, repr=False)
 class ClipSamples(Dataset[ClipSample]):
     """Training samples of one or more shard sets.
 
@@ -57,28 +59,20 @@ class ClipSamples(Dataset[ClipSample]):
             drawn anew every epoch.
     """
 
-    def __init__(
-        self,
-        sets: Sequence[ShardSet],
-        tokenizer: Tokenizer,
-        geometry: Geometry,
-        *,
-        seed: int,
-        augment: AugmentConfig,
-        captions_per_step: int | None = None,
-        max_failure_rate: float = 0.05,
-        cache: ClipCache | None = None,
-        num_views: int = 1,
-    ) -> None:
-        self.sets = list(sets)
-        self.tokenizer = tokenizer
-        self.geometry = geometry
-        self.seed = seed
-        self.augment = augment
-        self.captions_per_step = captions_per_step
-        self.counts = ReadCounts(max_failure_rate)
-        self.cache = cache
-        self.num_views = num_views
+    sets: Sequence[ShardSet]
+    tokenizer: Tokenizer
+    geometry: Geometry
+    _: KW_ONLY
+    seed: int
+    augment: AugmentConfig
+    captions_per_step: int | None = None
+    max_failure_rate: float = 0.05
+    cache: ClipCache | None = None
+    num_views: int = 1
+
+    def __post_init__(self) -> None:
+        """Counts samples and makes room for what processes share."""
+        self.counts = ReadCounts(self.max_failure_rate)
         self._first_of_set = [0, *itertools.accumulate(len(one) for one in self.sets)]
         self._durations = [Durations(len(one)) for one in self.sets]
 

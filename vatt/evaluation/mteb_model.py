@@ -5,6 +5,7 @@ Here `N` is the number of rows of a task's data set, `D` the width of the space 
 
 import os
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -35,6 +36,7 @@ MODALITY_OF = {"video": "video", "image": "video", "audio": "audio", "text": "te
 Matrix = NDArray[np.float32] | Tensor
 
 
+@dataclass(eq=False, repr=False)
 class MtebModel:
     """Fulfils mteb's `EncoderProtocol`, so that `mteb.evaluate(model, tasks=…)` runs.
 
@@ -61,23 +63,18 @@ class MtebModel:
         UserError: a name without `/`.
     """
 
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        name: str,
-        *,
-        space: Space | Literal["auto"] | None = "auto",
-        num_windows: int = NUM_WINDOWS,
-        on_error: OnError = "raise",
-    ) -> None:
-        if "/" not in name:
-            raise UserError(f"mteb names models organisation/model, got {name!r}")
+    extractor: FeatureExtractor
+    name: str
+    _: KW_ONLY
+    space: Space | Literal["auto"] | None = "auto"
+    num_windows: int = NUM_WINDOWS
+    on_error: OnError = "raise"
+
+    def __post_init__(self) -> None:
+        """Refuses a name that mteb would."""
+        if "/" not in self.name:
+            raise UserError(f"mteb names models organisation/model, got {self.name!r}")
         load_mteb()
-        self.extractor = extractor
-        self.name = name
-        self.space = space
-        self.num_windows = num_windows
-        self.on_error = on_error
 
     @classmethod
     def from_pretrained(

@@ -171,7 +171,7 @@ def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
 
 
 def _read_classes(path: Path) -> dict[str, str]:
-    """The number of each class; none where there is no such file."""
+    """The number of each class; empty without such a file."""
     classes: dict[str, str] = {}
     for place, words in _read_words(path) if path.is_file() else ():
         if len(words) != 2:
@@ -183,7 +183,7 @@ def _read_classes(path: Path) -> dict[str, str]:
 
 
 def _read_list(path: Path, faults: list[Fault]) -> Iterator[tuple[str, list[str]]]:
-    """Place and words of each line; that there is none is a fault."""
+    """Place and words of each line; an empty list is a fault."""
     empty = True
     for place, words in _read_words(path):
         empty = False
