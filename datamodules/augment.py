@@ -14,7 +14,7 @@ def augment_batch(batch: Batch, augment: AugmentConfig, log_mel: LogMel | None =
 
     Args:
         batch: uint8 video and float waveforms, on any device; without seeds nothing is changed.
-        augment: What is changed, and how much. What it leaves out stays as it is, to the bit.
+        augment: The changes and their ranges. Everything else stays the same, to the bit.
         log_mel: Makes the spectrogram that the model sees; needed where that is masked.
 
     Returns:

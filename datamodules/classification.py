@@ -42,18 +42,18 @@ class ClassificationData(StreamedData):
         validation_media: The same for `validation`; None: as `media`.
         classes: File of the classes in their order; None: all of `train`, sorted.
         allow_missing: Whether files that are not there are left out and counted, not refused.
-        fold: Of ESC-50 (1 to 5): what is left out of training, for validation.
+        fold: Fold of ESC-50 (1 to 5) that is left out of training, for validation.
         predict: Folder of media without labels, for `vatt predict`; None: as for validation.
         video: Geometry of the picture, linked from the model.
         audio: Geometry of the sound, linked from the model.
-        classifier: What is classified, linked from the model.
+        classifier: Classes and modality, linked from the model.
         batch_size: Clips of a step over all ranks.
         num_workers: Processes per rank that read.
-        start_method: How they start.
+        start_method: How the processes start.
         batches_per_epoch: Length of the nominal epoch; None: as many batches as the files give.
         seed: Names the order and all draws.
         augment: Random changes of training clips.
-        mixup_alpha: Mix each clip with another by a share of Beta(alpha, alpha); None: none is.
+        mixup_alpha: Mixes each clip with another by a share of Beta(alpha, alpha); None: no mixing.
         max_failure_rate: Share of unreadable files above which training stops.
         num_windows: Windows of each file in `validate`, `test` and `predict`.
         num_crops: Crops of each window, 1 or 3.
@@ -253,7 +253,7 @@ def mix(batch: LabelledBatch, alpha: float) -> LabelledBatch:
     """Mixes each clip with another of the batch, and its labels in the same proportion.
 
     Args:
-        batch: With seeds, and float sound or pictures.
+        batch: A batch with seeds.
         alpha: A clip's share of itself is of Beta(alpha, alpha).
 
     Returns:

@@ -42,14 +42,14 @@ class PretrainData(StreamedData):
         audio: Geometry of the sound, linked from the model.
         text: Geometry of the captions, linked from the model.
         batch_size: Clips of a step over all ranks; a rank takes batch_size / world size of them.
-        micro_batch_size: Hand these out in parts of so many clips, linked from the model.
+        micro_batch_size: Clips of a part of a rank's batch, linked from the model; None: no parts.
         num_workers: Processes per rank that read. None is started where the cache holds everything.
         start_method: How they start; `forkserver` is safe beside threads and CUDA, `fork` is
             quicker.
         tokenizer: `tokenizer.json`; None: a word-level one is trained from the training captions,
             with at most `text.vocab_size` ids, and kept beside the first folder's shards.
         num_candidates: Captions nearest in time that make the bag of multi-instance NCE.
-        captions_per_step: So many of a bag, drawn anew every epoch; None: all.
+        captions_per_step: Captions drawn from a bag every epoch; None: all.
         batches_per_epoch: Length of the nominal epoch; None: as many batches as all sets give.
         seed: Names the order and all draws.
         augment: Random changes of training clips; the default is the published recipe.

@@ -3,7 +3,7 @@
 Decoding is most of the cost of a small data set. With the cache a clip is decoded once per view,
 `epoch % num_views`, and everything that is drawn for it (time, bag of captions, square, mirroring)
 is drawn for the view instead of the epoch. The sequence of samples does not change, and since the
-content of a slot depends on nothing but its number, it does not matter who fills it or when.
+content of a slot depends only on its number, any process may fill it at any time.
 """
 
 import logging
@@ -36,9 +36,9 @@ class ClipCache:
     Slot `n` is for entry `n`; entries beyond the capacity are not kept.
 
     Args:
-        num_entries: Clips that could be kept.
+        num_entries: Number of clips to keep.
         geometry: Shapes of a clip.
-        max_bytes: Bound of the memory. What this machine can share is another, with a warning.
+        max_bytes: Most memory. This machine may share less, with a warning.
     """
 
     def __init__(self, num_entries: int, geometry: Geometry, max_bytes: int) -> None:
@@ -158,9 +158,9 @@ def warm_up(
     Args:
         samples: The data set.
         num_workers: Processes that read; 0 reads in this one.
-        start_method: How they start.
+        start_method: How the processes start.
         show_progress: Whether to show a bar, in clips.
-        title: What the bar says.
+        title: Title of the bar.
 
     Raises:
         UserError: too many clips are unreadable.

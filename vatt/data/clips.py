@@ -26,7 +26,7 @@ class ClipSample:
 
     Args:
         key: Name of the record.
-        sample_index: Of the record in its set.
+        sample_index: Index of the record in its set.
         video: uint8 `[T, H, W, C]`; None where the file has no picture at that time.
         audio: float32 `[S]`; None where the file has no sound at that time.
         text: int64 `[K, J]`, zero rows where there are fewer captions.
@@ -101,7 +101,7 @@ def read_sample(
     captions: Sequence[str],
     view: View = CENTER,
 ) -> ClipSample:
-    """Reads what a record has at a time.
+    """Reads the clip of a record at a time.
 
     Raises:
         MediaError: the clip cannot be read, or the record has no media.
@@ -146,10 +146,10 @@ def place_window(
     """Start of a window by a segment: around it, inside it if it is longer, always inside the file.
 
     Args:
-        segment: None: anywhere in the file.
-        duration_seconds: Of the file.
-        window_seconds: Of the clip.
-        share: 0…1, where between the earliest and the latest such start.
+        segment: The segment; None: anywhere in the file.
+        duration_seconds: Length of the file.
+        window_seconds: Length of the window.
+        share: Place between the earliest (0) and the latest (1) such start.
     """
     first, last = 0.0, duration_seconds - window_seconds
     if segment is not None:
@@ -160,10 +160,10 @@ def place_window(
 
 
 class Durations:
-    """Lengths of files, each asked once for all epochs and processes.
+    """Lengths of files, each read once for all epochs and processes.
 
     Args:
-        size: How many files.
+        size: Number of files.
     """
 
     def __init__(self, size: int) -> None:
@@ -171,7 +171,7 @@ class Durations:
         self._known = torch.full((size,), torch.nan, dtype=torch.float64).share_memory_()
 
     def seconds(self, index: int, read: Callable[[], float]) -> float:
-        """Length of a file; `read` asks the file itself."""
+        """Length of a file; `read` reads it from the file."""
         known = float(self._known[index])
         if math.isnan(known):
             known = read()

@@ -60,9 +60,9 @@ class SampleRef:
     """One sample of the stream.
 
     Args:
-        set_index: Which of the mixed sets.
+        set_index: Number of the set among the mixed sets.
         sample_index: Index within the set.
-        epoch: How often the set has been gone through before.
+        epoch: Number of earlier passes through the set.
         position: Global samples handed out before this one since the start of the run; None where
             the sample is read for the cache and not handed out.
     """
@@ -77,7 +77,7 @@ def draw_view(augment: AugmentConfig, draws: Sequence[float]) -> View:
     """A random view.
 
     Args:
-        augment: What is changed, and how much.
+        augment: Ranges of the changes.
         draws: Five uniform numbers.
     """
     extent, vertical, horizontal, flip, aspect = draws
@@ -102,7 +102,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
 
 
 def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: int) -> Tensor:
-    """Some captions of each bag, those that say something first.
+    """Some captions of each bag; blank ones come last.
 
     Args:
         text: int64 `[B, K, J]`.

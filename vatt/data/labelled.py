@@ -173,7 +173,7 @@ class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
         files: The files.
         classifier_input: The part of each file that is read.
         num_windows: Windows, evenly spread in time.
-        num_crops: Of each window's pictures, 1 or 3.
+        num_crops: Crops of each window's pictures, 1 or 3.
     """
 
     files: LabelledFiles

@@ -31,10 +31,10 @@ class LabelledFile:
 
     Args:
         key: Its path in the media folder, with the times of the part; unique.
-        path: Of the file.
+        path: Path of the file.
         labels: Numbers of its classes.
-        start_seconds: Where the part starts.
-        end_seconds: Where it ends; `inf`: with the file.
+        start_seconds: Start of the part.
+        end_seconds: End of the part; `inf`: the end of the file.
     """
 
     key: str

@@ -219,7 +219,7 @@ def open_loader(
         samples: Its `__getitems__` makes the batch of a list of indices.
         batches: The indices of each batch.
         num_workers: Processes that read; 0 reads in this one.
-        start_method: How they start.
+        start_method: How the processes start.
         options: Further ones of `DataLoader`.
 
     Returns:
@@ -296,7 +296,7 @@ class EvaluationLoader:
         world_size: Number of processes.
         num_workers: Processes that read, started for each pass. With everything cached none is
             needed.
-        start_method: How they start.
+        start_method: How the processes start.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class ShardPrefetch:
 
     Args:
         sets: The sets of the stream.
-        order: Of their samples.
+        order: Order of their samples.
     """
 
     def __init__(self, sets: Sequence["ShardSet"], order: GlobalOrder) -> None:

@@ -52,11 +52,11 @@ class ClipSamples(Dataset[ClipSample]):
         seed: Names the draws.
         augment: Random views; colours and noise are changed later, on the device, as the batch's
             seeds say.
-        captions_per_step: So many captions of a bag, drawn anew every epoch. None: the whole bag.
+        captions_per_step: Number of captions drawn from a bag every epoch. None: the whole bag.
         max_failure_rate: Share of unreadable clips above which reading stops.
         cache: Keeps decoded clips, one for each of `num_views` views of a sample.
-        num_views: The epochs share so many views of a sample that the cache can keep; others are
-            drawn anew every epoch.
+        num_views: Views of a cached sample, which the epochs share; the views of other samples
+            are drawn anew every epoch.
     """
 
     sets: Sequence[ShardSet]

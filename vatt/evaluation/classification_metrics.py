@@ -48,7 +48,7 @@ def top_k_percentages(ranks: Tensor, num_classes: int) -> dict[int, float]:
     """Percent of clips whose class is the best or, of more than five, among the five best.
 
     Args:
-        ranks: Of each clip's class, 0 = best, `[N]`.
+        ranks: Rank of each clip's class, 0 = best, `[N]`.
         num_classes: `C`.
 
     Returns:

@@ -52,7 +52,7 @@ def extract_features(
     """Features of every view of each clip, from the cache where it has them.
 
     Args:
-        model: In evaluation mode.
+        model: The model, in evaluation mode.
         items: Clips with media.
         plan: The views of each clip.
         modality: The modality that is encoded.

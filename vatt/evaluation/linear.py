@@ -30,7 +30,7 @@ class LowRankConfig:
         rank: Width between its two linear layers [P, C].
         dropout: Between them [P: a sampling of 10 %; C].
         weight_decay: Times the sum of squares of the second layer's weights, added to the loss [C].
-        learning_rate: Of Adam [P, C].
+        learning_rate: Learning rate of Adam [P, C].
         batch_size: Features a step [P, C].
         num_steps: 50,000 [P]; [C] 1,000 epochs.
     """
@@ -58,12 +58,12 @@ def evaluate_folds(
     averaged.
 
     Args:
-        features: Of all clips, with their labels and splits.
+        features: Features of all clips, with their labels and splits.
         classes: All labels.
         classifiers: Names of the classifiers.
         low_rank: Settings of the paper's classifier; None: its own.
         regularisation: `C` of scikit-learn's logistic regression, on standardised features.
-        seed: Of weights, batches and dropout.
+        seed: Seed of weights, batches and dropout.
 
     Returns:
         Percent by row (`low-rank, fold 1`, …, `low-rank, mean of folds`) and column (`top-1`, and
@@ -101,7 +101,7 @@ def train_low_rank(
         labels_N: int64 `[N]`.
         num_classes: `C`.
         config: Its settings.
-        seed: Of weights, batches and dropout.
+        seed: Seed of weights, batches and dropout.
 
     Returns:
         Features → probabilities.
@@ -149,7 +149,7 @@ def train_logistic(
         labels_N: int64 `[N]`; classes that are not among them get probability 0.
         num_classes: `C`.
         regularisation: scikit-learn's `C`.
-        seed: Of its solver.
+        seed: Seed of the solver.
 
     Raises:
         UserError: scikit-learn is not installed, or all have one label.

@@ -93,7 +93,7 @@ class MtebModel:
 
         Args:
             source: Model folder, `.ckpt` of a run, or name on the Hub.
-            name: None: `vatt/` and the last two parts of the path, or the name on the Hub.
+            name: Name in mteb; None: `vatt/` and the last two parts of the path, or the Hub's name.
             space: `vt`, `va`, `joint`, None for features of the backbone, or "auto".
             num_windows: Windows of each video and sound.
             on_error: "raise", or "skip" for zeros and a warning.

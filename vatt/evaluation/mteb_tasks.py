@@ -20,9 +20,9 @@ def run_tasks(
     """Runs tasks; what is done lies in `folder/mteb` in mteb's own form, and is not done again.
 
     Args:
-        model: What is evaluated.
-        tasks: Of mteb.
-        folder: For the results.
+        model: The model to evaluate.
+        tasks: Tasks of mteb.
+        folder: Folder of the results.
         batch_size: Windows or texts encoded at a time.
 
     Returns:

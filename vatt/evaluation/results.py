@@ -48,15 +48,15 @@ class Results:
     Args:
         task: `retrieval`, `linear`, `zero-shot` or `mteb`.
         data_set: Name of the published set, or `own`.
-        protocol: How it was done, as plain values.
-        data: What it was done on: paths and choices.
+        protocol: Settings of the evaluation, as plain values.
+        data: Paths and choices of the data.
         num_items: Clips (or of mteb: tasks) that were evaluated.
-        num_listed: Those that the annotations (or the user) list.
-        missing: Those without media.
-        unreadable: Those whose media cannot be read.
-        metrics: By row of the table, then by column.
-        seed: Of what is drawn.
-        unit: What is counted.
+        num_listed: Clips or tasks that the annotations or the user list.
+        missing: Clips without media.
+        unreadable: Clips whose media cannot be read.
+        metrics: Metrics by row of the table, then by column.
+        seed: Seed of the draws.
+        unit: Name of an item, in the plural.
     """
 
     task: str
@@ -83,11 +83,11 @@ def write_results(
     """Writes `results.json`; numbers that are not finite become null.
 
     Args:
-        results: What to write.
-        model: That was evaluated.
-        source: Where the model is from.
-        folder: Made if missing.
-        args: Of the `vatt` command.
+        results: The results.
+        model: The model that was evaluated.
+        source: Path or name of the model.
+        folder: Folder of the file; made if missing.
+        args: Arguments of the `vatt` command.
 
     Returns:
         The file.
@@ -125,8 +125,8 @@ def results_table(results: Results, arrangement: str) -> str:
     """The metrics as text, each published number in brackets behind ours.
 
     Args:
-        results: What to show.
-        arrangement: Of the model, `agnostic` or `specific`.
+        results: The results.
+        arrangement: Arrangement of the model, `agnostic` or `specific`.
     """
     published = published_numbers(results, arrangement)
     columns = list(dict.fromkeys(c for row in results.metrics.values() for c in row))

@@ -109,7 +109,7 @@ def top_candidates(
     Args:
         queries: float `[Q, D]`.
         candidates: float `[C, D]`.
-        k: How many; all candidates where there are fewer.
+        k: Number of candidates; with fewer than that all are given.
         queries_per_chunk: Rows of scores that are held at once.
 
     Returns:

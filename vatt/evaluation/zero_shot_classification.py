@@ -76,7 +76,7 @@ def embed_classes(
     """A vector for each class: the mean of its prompts' unit vectors, of unit length.
 
     Args:
-        model: With text and common spaces, in evaluation mode.
+        model: A model with text and common spaces, in evaluation mode.
         tokenizer: The model's own.
         classes: Labels; the prompts take their `class_words`.
         prompts: Texts with `{}` where the class goes.
@@ -110,8 +110,8 @@ def embed_beside_text(model: VATT, modality: Modality, views: Tensor) -> Tensor:
     """Embeddings in the space in which text is.
 
     Args:
-        model: With common spaces.
-        modality: Of the views.
+        model: A model with common spaces.
+        modality: Modality of the views.
         views: uint8 `[n, T, H, W, C]`, or float `[n, S]`.
 
     Returns:
@@ -142,8 +142,8 @@ def score_classes(
     """Both averages of the cosines of each clip's windows with each class.
 
     Args:
-        model: In evaluation mode.
-        items: With media.
+        model: The model, in evaluation mode.
+        items: Clips with media.
         classes_CD: Unit vectors of the classes, float64 `[C, D]`, see `embed_classes`.
         plan: The views of each clip.
         modality: The modality that is compared with text.

@@ -30,8 +30,8 @@ class WindowedTables:
     """Clips of a set by both averages; rows are clips, float64 on the grid of exact products.
 
     Args:
-        embeddings: Of each clip the mean of its windows' embeddings, then of unit length.
-        similarities: Of each clip the mean of its windows' unit vectors, of which a dot product is
+        embeddings: For each clip the mean of its windows' embeddings, scaled to unit length.
+        similarities: For each clip the mean of its windows' unit vectors, of which a dot product is
             the mean of the windows' cosines; of picture and sound, over all pairs of windows.
         faults: Clips that could not be read, which have no row.
     """
@@ -60,7 +60,7 @@ def embed_items(
     table of all clips, in their order.
 
     Args:
-        model: With common spaces, in evaluation mode.
+        model: A model with common spaces, in evaluation mode.
         tokenizer: Captions → ids; None: captions are left out.
         items: Clips with media and distinct keys.
         plan: The views of each clip.

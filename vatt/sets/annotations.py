@@ -46,8 +46,8 @@ class AnnotationError(UserError):
 
         Args:
             path: The file.
-            faults: What is wrong with which lines.
-            remedy: What to do.
+            faults: The faults of the lines.
+            remedy: A sentence that says what to do.
         """
         head = f"{path}: {len(faults)} lines cannot be used"
         return cls("\n".join([head, *fault_lines(faults), remedy]))

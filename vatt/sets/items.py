@@ -18,15 +18,15 @@ class Item:
     """One clip of a set.
 
     Args:
-        key: Its name, unique in the set.
-        source: Its media; None: they are not there.
-        place: Where it is described, for messages: file and line.
-        start_seconds: Of the clip, from the start of its file.
-        end_seconds: None: the end of the file.
-        captions: What is said about it; for retrieval.
-        label: Its class; for classification.
+        key: Name of the clip, unique in the set.
+        source: Media of the clip; None: there are none.
+        place: File and line that describe the clip, for messages.
+        start_seconds: Start of the clip in its file.
+        end_seconds: End of the clip; None: the end of the file.
+        captions: Captions of the clip, for retrieval.
+        label: Class of the clip, for classification.
         splits: `train` or `test` in each fold of the set, "" where it is in neither.
-        absence: Why it has no media; "" if it has.
+        absence: Why the clip has no media; "" if it has.
     """
 
     key: str
@@ -45,7 +45,7 @@ class EvaluationSet:
     """Clips that are there, and those that are described but absent.
 
     Args:
-        name: Of the published set, such as `msrvtt-1k`; `own` for any other.
+        name: Name of the published set, such as `msrvtt-1k`; `own` for any other.
         items: The clips that have media.
         absent: The others.
         description: Paths and choices, for the result file.
@@ -141,10 +141,10 @@ def with_media(
     """A set in which each clip has its file, or is listed as missing.
 
     Args:
-        name: Of the set.
-        items: Without media.
+        name: Name of the set.
+        items: Clips without media.
         media: Folder of the media.
-        annotations: Where the clips are described.
+        annotations: File or folder that describes the clips.
         file_names: Id or path of each clip's file; None: its key.
         description: Further lines of the set's description.
 
