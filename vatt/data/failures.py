@@ -1,4 +1,4 @@
-"""Counts of clips that could not be read, over all worker processes."""
+"""Unreadable clips: counted over all worker processes, and replaced by other samples."""
 
 import dataclasses
 from collections.abc import Callable

@@ -5,15 +5,12 @@ import os
 import queue
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from vatt.data.order import GlobalOrder
 from vatt.errors import ShardError
 from vatt.shards.cache import cache_bytes
 from vatt.shards.remote import RemoteShard
-
-if TYPE_CHECKING:
-    from vatt.shards.shard_set import ShardSet
+from vatt.shards.shard_set import ShardSet
 
 NUM_THREADS = 4  # downloads at a time; one process of a machine makes them for all
 
@@ -21,16 +18,15 @@ NUM_THREADS = 4  # downloads at a time; one process of a machine makes them for 
 class ShardPrefetch:
     """Downloads the shards of the windows that a stream is in, and of those that come next.
 
-    Samples of all shards of a window are mixed: when it begins, all of them are needed at once. A
-    fault is nobody's error here: who reads the shard tries again, and says what is wrong. The
-    threads end with the process, whatever they are doing.
+    Samples of shards that are shuffled together are needed at once. A failed download is no error
+    here: reading the shard tries again, and names the fault. The threads end with the process.
 
     Args:
         sets: The sets of the stream.
         order: Order of their samples.
     """
 
-    def __init__(self, sets: Sequence["ShardSet"], order: GlobalOrder) -> None:
+    def __init__(self, sets: Sequence[ShardSet], order: GlobalOrder) -> None:
         self._sets = sets
         self._order = order
         self._asked: set[RemoteShard] = set()

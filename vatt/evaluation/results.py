@@ -6,15 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vatt.errors import Fault, fault_lines
 from vatt.models.checkpoint import weights_digest
+from vatt.network.model import VATT
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
-
-if TYPE_CHECKING:
-    from vatt.network.model import VATT
 
 FILE_NAME = "results.json"
 Rows = Mapping[str, Mapping[str, float]]
@@ -74,7 +72,7 @@ class Results:
 
 def write_results(
     results: Results,
-    model: "VATT",
+    model: VATT,
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,

@@ -4,13 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from vatt.errors import Fault, UserError, fault_lines
 from vatt.media.folder import find_media
-
-if TYPE_CHECKING:
-    from vatt.media.source import MediaSource
+from vatt.media.source import MediaSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class Item:
     """
 
     key: str
-    source: "MediaSource | None"
+    source: MediaSource | None
     place: str
     start_seconds: float = 0.0
     end_seconds: float | None = None
