@@ -1,7 +1,5 @@
 """The random changes of a whole batch, on the device: colours, noise, masks."""
 
-import dataclasses
-
 from vatt.batch import Batch
 from vatt.config.augment import AugmentConfig
 from vatt.network.log_mel import LogMel
@@ -30,4 +28,4 @@ def augment_batch(batch: Batch, augment: AugmentConfig, log_mel: LogMel | None =
         audio = add_audio_noise(audio, augment.audio_noise, batch.seeds)
     if audio is not None and log_mel is not None and augment.masks_spectrogram:
         audio = mask_spectrogram(log_mel(audio), augment, batch.seeds)
-    return dataclasses.replace(batch, video=video, audio=audio)
+    return batch.with_inputs(video=video, audio=audio)

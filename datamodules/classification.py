@@ -1,7 +1,6 @@
 """The data of fine-tuning: labelled media files as a stream, and fixed views of others."""
 
 import csv
-import dataclasses
 import io
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -266,4 +265,4 @@ def mix(batch: LabelledBatch, alpha: float) -> LabelledBatch:
         inputs = normalize_video(inputs)
     mixed, labels = mixup(inputs, batch.labels, batch.seeds, alpha=alpha)
     changed: dict[str, Any] = {name: mixed, "labels": labels}
-    return dataclasses.replace(batch, **changed)
+    return batch.with_inputs(**changed)

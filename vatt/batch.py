@@ -7,12 +7,57 @@ values in a patch.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Facts(NamedTuple):
+    """Facts about a batch in plain numbers, one per clip: the host knows them without waiting.
+
+    Args:
+        video: 1 where the clip has a picture, else 0.
+        audio: 1 where it has sound, else 0.
+        text: Number of its captions.
+        longest: Words of its longest caption, with padding between them.
+        fewest: Words of the caption that has the fewest.
+        lowest_id: Smallest token id of its captions, at most 0.
+        highest_id: Largest token id of its captions.
+    """
+
+    video: tuple[int, ...]
+    audio: tuple[int, ...]
+    text: tuple[int, ...]
+    longest: tuple[int, ...]
+    fewest: tuple[int, ...]
+    lowest_id: tuple[int, ...]
+    highest_id: tuple[int, ...]
+
+    def num_rows(self, modality: str) -> int:
+        """Number of clips that have a picture or sound, or of captions."""
+        return sum(getattr(self, modality))
+
+    def coverage(self, modality: str) -> float:
+        """Share of the clips that have a modality, in [0, 1]."""
+        return sum(count > 0 for count in getattr(self, modality)) / len(self.video)
+
+    @property
+    def longest_caption(self) -> int:
+        """Words of the longest caption, at least 1."""
+        return max((1, *self.longest))
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether a caption has fewer words than the longest one."""
+        return min(self.fewest, default=0) < self.longest_caption
+
+    def select(self, rows: slice) -> "Facts":
+        """Facts about some of the clips."""
+        return Facts(*(column[rows] for column in self))
 
 
 @dataclass(kw_only=True)
@@ -20,7 +65,7 @@ class Batch:
     """Clips with whichever modalities each of them has.
 
     Rows of the three modalities belong together; where a mask is False the values of that row are
-    zeros and mean nothing. A modality that the whole batch lacks may be left out (None).
+    zeros without meaning. A modality that the whole batch lacks may be left out (None).
 
     Args:
         video: uint8 `[B, T, H, W, C]` in 0…255, or float in [-1, 1].
@@ -28,8 +73,7 @@ class Batch:
         text: int64 `[B, K, J]` token ids, 0 = padding.
         video_mask: bool `[B]`, True where the clip has a picture. None: every row has.
         audio_mask: bool `[B]`, True where the clip has sound. None: every row has.
-        text_mask: bool `[B, K]`, True for captions that say something. None: derived, ids not all
-            zero.
+        text_mask: bool `[B, K]`, True for captions with words. None: derived, ids not all zero.
         seeds: int64 `[B]`, names the random changes of each clip (colours, noise, masks): the same
             clip in another batch, worker or rank is changed alike. None: nothing is drawn, as in
             evaluation.
@@ -47,26 +91,21 @@ class Batch:
     text_mask: Tensor | None = None
     seeds: Tensor | None = None
     keys: tuple[str, ...] = ()
+    _facts: Facts | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Checks ranks, dtypes and rows, and fills the masks."""
-        for name, ranks in (("video", (5,)), ("audio", (2, 3)), ("text", (3,))):
+        """Checks ranks, dtypes and rows, fills the masks, and notes the facts of a host's batch."""
+        for name, ranks, wanted, is_wanted in (
+            ("video", (5,), "uint8 or floating point", _is_picture),
+            ("audio", (2, 3), "floating point in [-1, 1]", Tensor.is_floating_point),
+            ("text", (3,), "int64 token ids", lambda text: text.dtype == torch.int64),
+        ):
             value = getattr(self, name)
             if value is not None and value.ndim not in ranks:
-                wanted = " or ".join(map(str, ranks))
-                raise ValueError(f"batch.{name} must have {wanted} axes, got {tuple(value.shape)}")
-        if self.text is not None and self.text.dtype != torch.int64:
-            raise ValueError(f"batch.text must be int64 token ids, got {self.text.dtype}")
-        if self.audio is not None and not self.audio.is_floating_point():
-            raise ValueError(
-                f"batch.audio must be floating point in [-1, 1], got {self.audio.dtype}"
-            )
-        if (
-            self.video is not None
-            and self.video.dtype != torch.uint8
-            and not self.video.is_floating_point()
-        ):
-            raise ValueError(f"batch.video must be uint8 or floating point, got {self.video.dtype}")
+                axes = " or ".join(map(str, ranks))
+                raise ValueError(f"batch.{name} must have {axes} axes, got {tuple(value.shape)}")
+            if value is not None and not is_wanted(value):
+                raise ValueError(f"batch.{name} must be {wanted}, got {value.dtype}")
         if self.seeds is not None and (self.seeds.dtype != torch.int64 or self.seeds.ndim != 1):
             raise ValueError(
                 f"batch.seeds must be int64 [B], got {self.seeds.dtype} {list(self.seeds.shape)}"
@@ -74,12 +113,11 @@ class Batch:
         self._check_rows()
         self._fill_masks()
         self._check_masks()
+        if self.device.type == "cpu":
+            self._facts = self._read_facts()
 
     def _check_rows(self) -> None:
-        tensors = {
-            f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)
-        }
-        rows = {name: value.shape[0] for name, value in tensors.items()}
+        rows = {name: value.shape[0] for name, value in self._tensors().items()}
         if not rows.keys() & {"video", "audio", "text"}:
             raise ValueError("a batch needs at least one modality")
         if len(set(rows.values())) > 1:
@@ -88,10 +126,10 @@ class Batch:
             raise ValueError(f"a batch of {len(self)} rows has {len(self.keys)} keys")
 
     def _fill_masks(self) -> None:
-        if self.video is not None and self.video_mask is None:
-            self.video_mask = torch.ones(len(self), dtype=torch.bool, device=self.video.device)
-        if self.audio is not None and self.audio_mask is None:
-            self.audio_mask = torch.ones(len(self), dtype=torch.bool, device=self.audio.device)
+        for name, value in (("video", self.video), ("audio", self.audio)):
+            if value is not None and getattr(self, f"{name}_mask") is None:
+                present = torch.ones(len(self), dtype=torch.bool, device=value.device)
+                setattr(self, f"{name}_mask", present)
         if self.text is not None and self.text_mask is None:
             self.text_mask = (self.text != 0).any(dim=-1)
 
@@ -121,31 +159,67 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """Device of its tensors."""
         return next(v for v in (self.video, self.audio, self.text) if v is not None).device
+
+    @property
+    def facts(self) -> Facts:
+        """Facts about the clips; a batch that was made on a device is asked once, at first use."""
+        if self._facts is None:
+            self._facts = self._read_facts()
+        return self._facts
+
+    def _read_facts(self) -> Facts:
+        text, text_mask = self.text, self.text_mask
+        absent = torch.zeros(len(self), dtype=torch.bool, device=self.device)
+        if text is None or text_mask is None:
+            text = torch.zeros(len(self), 0, 0, dtype=torch.int64, device=self.device)
+            text_mask = absent[:, None][:, :0]
+        # one more caption, absent, and one more word, padding: there is something to reduce
+        present_BK = F.pad(text_mask, (0, 1))
+        ids_BKJ = F.pad(text, (0, 1, 0, 1)).masked_fill(~present_BK[..., None], 0)
+        places_J = torch.arange(1, ids_BKJ.shape[2] + 1, device=self.device)
+        num_words_BK = (ids_BKJ != 0).sum(dim=2).masked_fill(~present_BK, len(places_J))
+        columns = (
+            absent if self.video is None or self.video_mask is None else self.video_mask,
+            absent if self.audio is None or self.audio_mask is None else self.audio_mask,
+            present_BK.sum(dim=1),
+            ((ids_BKJ != 0) * places_J).amax(dim=(1, 2)),
+            num_words_BK.amin(dim=1),
+            ids_BKJ.amin(dim=(1, 2)),
+            ids_BKJ.amax(dim=(1, 2)),
+        )
+        return Facts(*map(tuple, torch.stack([column.long() for column in columns]).tolist()))
+
+    def with_inputs(self, **changes: Tensor | None) -> Self:
+        """The same clips with other tensors: moved, other pictures, sound or labels.
+
+        `dataclasses.replace` reads the facts anew and so waits for a device; this keeps them.
+
+        Args:
+            changes: Fields by name. Rows, masks and captions must say the same as before.
+        """
+        changed = replace(self, **changes)  # type: ignore[arg-type]
+        changed._facts = self._facts
+        return changed
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
+        moved = {n: v.to(device, non_blocking=non_blocking) for n, v in self._tensors().items()}
+        return self.with_inputs(**moved)
 
     def pin_memory(self) -> Self:
         """The same batch in page-locked memory; a DataLoader calls this."""
-        pinned: dict[str, Any] = {
-            f.name: value.pin_memory()
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self.with_inputs(**{n: v.pin_memory() for n, v in self._tensors().items()})
 
 
 @dataclass(kw_only=True)
 class LabelledBatch(Batch):
-    """Clips with what they show.
+    """Clips with their labels.
 
     In evaluation the rows are views, those of a clip one after another, each with its clip's labels
     and key.
@@ -181,7 +255,7 @@ class MicroBatches:
     Args:
         parts: Batches of any size.
         device: Where each part goes when its turn comes.
-        change: What is done to each part there, every time anew.
+        change: Function of each part that is applied there, every time anew.
     """
 
     parts: tuple[Batch, ...]
@@ -191,12 +265,12 @@ class MicroBatches:
     @classmethod
     def split(cls, batch: Batch, size: int) -> Self:
         """A batch in parts of `size` clips; the last may be smaller."""
-        columns = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        given = {name: value for name, value in columns.items() if value is not None and len(value)}
-        starts = range(0, len(batch), size)
-        parts = [
-            Batch(**{n: v[start : start + size] for n, v in given.items()}) for start in starts
-        ]
+        parts = []
+        for start in range(0, len(batch), size):
+            rows = slice(start, start + size)
+            part = Batch(**{n: v[rows] for n, v in batch._tensors().items()}, keys=batch.keys[rows])
+            part._facts = batch.facts.select(rows)
+            parts.append(part)
         return cls(parts=tuple(parts), device=batch.device)
 
     def __len__(self) -> int:
@@ -219,6 +293,12 @@ class MicroBatches:
         return tuple(key for part in self.parts for key in part.keys)
 
     @property
+    def facts(self) -> Facts:
+        """Facts about the clips of all parts."""
+        columns = zip(*(part.facts for part in self.parts), strict=True)
+        return Facts(*(tuple(chain(*column)) for column in columns))
+
+    @property
     def masks(self) -> dict[str, Tensor]:
         """On the device, by modality: bool `[B]`, or `[B, K]` with `K` of the largest part."""
         masks, parts = {}, [part.masks for part in self.parts]
@@ -237,3 +317,7 @@ def _padded(mask: Tensor | None, num_clips: int, rest: tuple[int, ...]) -> Tenso
     if mask is None:
         return torch.zeros(num_clips, *rest, dtype=torch.bool)
     return F.pad(mask, (0, rest[0] - mask.shape[1])) if rest else mask
+
+
+def _is_picture(video: Tensor) -> bool:
+    return video.dtype == torch.uint8 or video.is_floating_point()

@@ -137,7 +137,7 @@ def test_a_clip_of_another_geometry_has_the_tokens_of_its_own_grid(
     audio: AudioConfig, modality: str, raw: Tensor, grid: tuple[int, ...]
 ) -> None:
     model = model_of(audio).eval()
-    tokens = getattr(model, f"{modality}_tokens")
+    tokens = model.tokens_of(modality)
     assert tokens.grid_of(raw) == grid
     assert model.encode_tokens(modality, raw).shape == (1, 1 + np.prod(grid), 28)
     assert tuple(len(table) for table in tokens.positions.tables) == tokens.geometry.grid

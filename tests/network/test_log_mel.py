@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vatt.network.log_mel import LogMel, mel_filter_bank, num_spectrogram_frames, resample
+from vatt.network.log_mel import LogMel, mel_filter_bank, num_spectrogram_frames
 from vatt.network.torchaudio_loading import load_torchaudio
 
 REFERENCE = Path(__file__).parents[1] / "packs/mel/mel.npz"  # of the release's preprocessing
@@ -173,9 +173,8 @@ def test_module_made_and_used_in_inference_mode_can_train() -> None:
     with torch.inference_mode():
         module = LogMel(sample_rate=47_000, hop_samples=900)
         module(WAVEFORM)
-        resample(WAVEFORM, 3001, 1000)
     waveform_BS = noise(1, 3000).requires_grad_()
-    (module(waveform_BS).sum() + resample(waveform_BS, 3001, 1000).sum()).backward()
+    module(waveform_BS).sum().backward()
     assert waveform_BS.grad is not None
 
 
@@ -247,64 +246,6 @@ def test_default_bins_hold_frequencies_at_the_usual_rates(sample_rate: int) -> N
     assert LogMel(sample_rate=sample_rate)(WAVEFORM).shape == (1, 3, 80)
 
 
-# resampling
-
-
-@pytest.mark.parametrize(
-    ("source_rate", "target_rate"), [(44_100, 48_000), (48_000, 16_000), (16_000, 48_000)]
-)
-def test_resampling_keeps_a_tone_and_its_loudness(source_rate: int, target_rate: int) -> None:
-    out = resample(tone(1000, source_rate, source_rate), source_rate, target_rate)
-    assert out.shape == (target_rate,)
-    assert torch.fft.rfft(out).abs().argmax() == 1000  # one second: a bin is a hertz
-    expected = tone(1000, target_rate, target_rate)
-    inner = slice(target_rate // 10, -target_rate // 10)
-    assert (out - expected)[inner].abs().max() < 5e-3
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "source_rate", "target_rate"),
-    [
-        *((num_samples, 44_100, 48_000) for num_samples in (1, 441, 44_101, 3_000_034)),
-        # 153,637 + 1/147 and 80,039 + 1/441 samples: torchaudio by itself ends one early
-        (141_154, 44_100, 48_000),
-        (441_215, 44_100, 8_000),
-    ],
-)
-def test_resampled_length_is_rounded_up(
-    num_samples: int, source_rate: int, target_rate: int
-) -> None:
-    out = resample(torch.zeros(2, 1, num_samples), source_rate, target_rate)
-    assert out.shape == (2, 1, -(-num_samples * target_rate // source_rate))
-
-
-def test_resampling_to_the_same_rate_is_the_tensor_itself() -> None:
-    assert resample(WAVEFORM, 48_000, 48_000) is WAVEFORM
-
-
-def test_resampling_takes_slices_and_ignores_autocast() -> None:
-    waveform = noise(400, 6).to(torch.float64).T  # not contiguous
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = resample(waveform, 48_000, 16_000)
-    assert out.dtype == torch.float32
-    assert torch.equal(out, resample(waveform.contiguous().float(), 48_000, 16_000))
-
-
-@pytest.mark.parametrize(
-    ("waveform", "source_rate", "message"),
-    [
-        (torch.zeros(2, 0), 44_100, "at least one sample, got torch.float32 \\[2, 0\\]"),
-        (torch.tensor(0.0), 44_100, "at least one sample, got torch.float32 \\[\\]"),
-        (torch.zeros(9, dtype=torch.int16), 44_100, "needs float .* got torch.int16 \\[9\\]"),
-        (torch.zeros(9, dtype=torch.int16), 48_000, "needs float .* got torch.int16 \\[9\\]"),
-        (torch.zeros(9), 0, "at least 1 Hz, got 0 and 48000"),
-    ],
-)
-def test_resampling_refuses(waveform: Tensor, source_rate: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        resample(waveform, source_rate, 48_000)
-
-
 # torchaudio with and without its compiled part
 
 
@@ -335,8 +276,8 @@ LOADED = "sorted(name for name in sys.modules if name.split('.')[0] == 'torchaud
 
 def test_module_is_built_without_torchaudio() -> None:
     done = in_python(
-        "import sys, torch; from vatt.network.log_mel import LogMel, resample\n"
-        "LogMel(sample_rate=48_000); resample(torch.zeros(1, 9), 8000, 8000)\n"
+        "import sys, torch; from vatt.network.log_mel import LogMel\n"
+        "LogMel(sample_rate=48_000)\n"
         f"print({LOADED})"
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
@@ -344,13 +285,12 @@ def test_module_is_built_without_torchaudio() -> None:
 
 def test_installed_torchaudio_computes_without_a_warning() -> None:
     done = in_python(
-        "import torch; from vatt.network.log_mel import LogMel, load_torchaudio, resample\n"
+        "import torch; from vatt.network.log_mel import LogMel, load_torchaudio\n"
         "print(LogMel(sample_rate=48_000)(torch.ones(1, 3000)).shape)\n"
-        "print(resample(torch.ones(1, 3000), 8000, 4000).shape)\n"
         "import torchaudio; assert load_torchaudio() is torchaudio"
     )
     assert done.stderr == ""
-    assert done.stdout == "torch.Size([1, 3, 80])\ntorch.Size([1, 1500])\n"
+    assert done.stdout == "torch.Size([1, 3, 80])\n"
 
 
 def test_torchaudio_that_loads_keeps_its_compiled_part(tmp_path: Path) -> None:

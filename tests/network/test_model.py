@@ -1,17 +1,18 @@
 """The network: what it computes, what it leaves out, and what it refuses."""
 
 import dataclasses
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from vatt.batch import Batch
+from vatt.batch import Batch, MicroBatches
 from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
 from vatt.config.model import HeadConfig, VATTConfig
 from vatt.config.presets import TINY, preset
 from vatt.network.model import VATT
-from vatt.network.tokens import patch_video, sample_kept_tokens
+from vatt.network.tokens import draw_kept_tokens, patch_video
 
 ARRANGEMENTS = ("agnostic", "specific")
 ROWS, CANDIDATES = 4, 3
@@ -96,8 +97,11 @@ def test_dropped_patches_are_never_projected() -> None:
 def test_audio_can_drop_another_share_of_its_tokens_than_video() -> None:
     model = make_model(drop_token=0.75, audio_drop_token=0.5)
     config = model.config
-    assert model.video_tokens(make_batch(config).video).shape[1] == 1 + config.video.num_tokens // 4
-    assert model.audio_tokens(make_batch(config).audio).shape[1] == 1 + config.audio.num_tokens // 2
+    video, audio = (
+        model.encode_tokens(name, getattr(make_batch(config), name)) for name in ("video", "audio")
+    )
+    assert video.shape[1] == 1 + config.video.num_tokens // 4
+    assert audio.shape[1] == 1 + config.audio.num_tokens // 2
 
 
 def test_t5_drops_out_its_whole_input_and_the_others_their_positions() -> None:
@@ -119,7 +123,7 @@ def test_droptoken_is_off_in_evaluation() -> None:
 
 
 def test_droptoken_keeps_each_rows_own_tokens_in_order() -> None:
-    kept = sample_kept_tokens(8, 100, 0.5, torch.device("cpu"))
+    kept = draw_kept_tokens(8, 100, 0.5, torch.device("cpu"))
     assert kept.shape == (8, 50)
     assert bool((kept.diff(dim=1) > 0).all())
     assert len({tuple(row.tolist()) for row in kept}) == 8
@@ -232,6 +236,29 @@ def test_batch_refuses_parts_with_different_rows() -> None:
         Batch(audio=torch.zeros(2, 8), text=torch.ones(3, 1, 4, dtype=torch.int64))
     with pytest.raises(ValueError, match="same number of rows"):
         Batch(audio=torch.zeros(2, 8), seeds=torch.arange(3))
+
+
+def test_facts_of_a_batch_are_those_of_its_masks_and_captions_wherever_it_goes() -> None:
+    batch = make_batch(preset("tiny"))
+    text, audio_mask = batch.text.clone(), torch.tensor([True, False, True, True])
+    text[..., 12:], text[1], text[3, 2] = 0, 0, 0
+    text[2, 0, 3] = 0  # padding between words
+    batch = dataclasses.replace(batch, text=text, text_mask=None, audio_mask=audio_mask)
+    facts = batch.facts
+    assert [facts.num_rows(name) for name in ("video", "audio", "text")] == [4, 3, 8]
+    assert (facts.coverage("audio"), facts.coverage("text")) == (0.75, 0.75)
+    assert (facts.longest_caption, facts.has_padding) == (12, True)
+    assert (min(facts.lowest_id), max(facts.highest_id)) == (0, int(text.max()))
+    on_device = batch.to("meta")  # where there is nothing to read
+    assert on_device.facts == on_device.with_inputs(video=None).facts == facts
+    assert pickle.loads(pickle.dumps(batch)).facts == facts
+    parts = MicroBatches.split(on_device, 3)
+    assert parts.facts == facts
+    assert [part.facts.num_rows("audio") for part in parts.parts] == [2, 1]
+    alike = Batch(text=text[:1, :1, :5])
+    assert (alike.facts.longest_caption, alike.facts.has_padding) == (5, False)
+    nothing = Batch(text=torch.zeros(2, 0, 4, dtype=torch.int64)).facts
+    assert (nothing.num_rows("text"), nothing.longest_caption) == (0, 1)
 
 
 def test_batch_moves_its_seeds_and_refuses_seeds_that_are_no_number_per_clip() -> None:

@@ -208,7 +208,7 @@ def test_patch_projections_start_as_the_convolution_they_stand_for(
 ) -> None:
     audio = AudioConfig(num_samples=25_600, spectrogram=spectrogram)
     model = drawn(audio=audio, modalities=("video", "audio"))
-    projection = getattr(model, f"{modality}_tokens").patch_projection
+    projection = model.tokens_of(modality).patch_projection
     positions, channels = (2 * 8 * 8, 3) if modality == "video" else (128, 1)
     if modality == "audio" and spectrogram is not None:
         positions = 16 * 5
@@ -283,4 +283,4 @@ def test_all_weights_can_be_drawn_anew() -> None:
 def test_a_fine_tuned_audio_model_drops_no_tokens_even_where_audio_has_its_own_share() -> None:
     config = as_classifier(replace(preset("tiny"), audio_drop_token=0.5), "audio", CLASSES)
     model = VATT(config).train()
-    assert model.audio_tokens(torch.rand(1, 6_400)).shape[1] == 1 + config.audio.num_tokens
+    assert model.audio_tokens(torch.rand(1, 6_400))[0].shape[1] == 1 + config.audio.num_tokens

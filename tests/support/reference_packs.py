@@ -109,7 +109,7 @@ class Pack:
         return {
             name: (part, place)
             for part in parts_of(self.model.config)
-            for place, name in enumerate(part.theirs)
+            for place, name in enumerate(part.official)
         }
 
     @property
@@ -124,7 +124,7 @@ class Pack:
         """Our tensor, or its gradient, in the form of one official variable that is in it."""
         part, place = self.parts[name]
         shape = self.bundle.shapes[f"{name}/.ATTRIBUTES/VARIABLE_VALUE"]
-        piece = ours.chunk(len(part.theirs))[place]
+        piece = ours.chunk(len(part.official))[place]
         return (piece.T if part.is_kernel else piece).reshape(shape)
 
     def batch(self, values: dict[str, np.ndarray], **masks: Tensor) -> Batch:

@@ -285,7 +285,7 @@ def on_another_grid(pack: Pack, kind: str, values: dict[str, np.ndarray]) -> Dif
         if name in values:
             check_spline(differences, name, tokens.positions.tables[number], values[name])
             tokens.positions.tables[number] = nn.Parameter(torch.from_numpy(values[name]))
-    with_positions = tokens(inputs)[:, 1:]
+    with_positions = tokens(inputs)[0][:, 1:]
     differences.add("tokens_plus_pos", with_positions, values[f"{kind}/tokens_plus_pos"])
     pooled = getattr(model, f"encode_{modality}")(inputs)
     differences.add("features_pooled", pooled, values[f"{kind}/features_pooled"])

@@ -16,6 +16,7 @@ from vatt.batch import Batch
 from vatt.config.model import HeadConfig, VATTConfig
 from vatt.network.model import VATT, VATTOutput
 from vatt.system.ranks import rank, world_size
+from vatt.training.rank_forward import forward_on_rank
 
 pytestmark = pytest.mark.ddp
 
@@ -120,7 +121,7 @@ class Training(nn.Module):
         self.network, self.loss = VATT(config), ContrastiveLoss(loss)
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.loss(self.network(batch), batch).total
+        return self.loss(forward_on_rank(self.network, batch), batch).total
 
 
 def network_config(specific: bool, head: str) -> VATTConfig:
@@ -146,8 +147,9 @@ def network_case(name: str, masks: str, split: tuple[int, ...]) -> dict[str, Ten
     parts = share_of(split, video, audio, text, *masks_of(masks))
     names = ("video", "audio", "text", "video_mask", "audio_mask", "text_mask")
     batch = Batch(**dict(zip(names, parts, strict=True)))
-    if masks == "first rank wordless" and not bool(batch.text_mask.any()):
-        batch.text = batch.text_mask = None  # as a data module without captions gives it
+    if masks == "first rank wordless" and not batch.facts.num_rows("text") and rank() == 0:
+        # as a data module without captions gives it; the other wordless ranks have empty captions
+        batch = dataclasses.replace(batch, text=None, text_mask=None)
     module = DistributedDataParallel(training) if world_size() > 1 else training
     total = module(batch)
     total.backward()

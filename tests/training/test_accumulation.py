@@ -21,6 +21,7 @@ from vatt.config.model import HeadConfig
 from vatt.network.model import VATT, VATTOutput
 from vatt.system.ranks import rank, world_size
 from vatt.training.accumulation import forward_cached
+from vatt.training.rank_forward import forward_on_rank
 
 ROWS, CANDIDATES = 12, 3
 Forward = Callable[[VATT, MicroBatches], VATTOutput]
@@ -194,7 +195,8 @@ def ddp_step(forward: Forward, masks: str, *, draws: bool) -> dict[str, Tensor]:
 def forward_joined(network: VATT, batches: MicroBatches) -> VATTOutput:
     """This rank's clips in one batch."""
     columns = ("video", "audio", "text", "video_mask", "audio_mask", "text_mask")
-    return network(Batch(**{n: torch.cat([getattr(part, n) for part in batches]) for n in columns}))
+    parts = {n: torch.cat([getattr(part, n) for part in batches]) for n in columns}
+    return forward_on_rank(network, Batch(**parts))
 
 
 def ddp_steps(masks: str, draws: bool) -> list[dict[str, Tensor]]:

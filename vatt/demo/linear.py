@@ -113,15 +113,15 @@ def read_rows(
         here = combinations[start : start + len(batch)]
         start += len(batch)
         for modality in ("video", "audio"):
-            raw, mask = present_rows(batch, modality)
-            if raw is None or mask is None:
+            raw = present_rows(batch, modality)
+            if raw is None:
                 continue
-            kept = [here[i] for i in mask.nonzero()[:, 0].tolist()]
+            present = zip(here, getattr(batch.facts, modality), strict=True)
+            kept = [combination for combination, is_present in present if is_present]
             shown.setdefault(modality, []).extend(kept)
             made = {"raw": raw_values(raw, sample_rate=_sample_rate(networks))}
             for name, network in networks.items():
-                encode = network.encode_video if modality == "video" else network.encode_audio
-                made[name] = encode(raw)
+                made[name] = network.encode(modality, raw)
             for name, rows in made.items():
                 values.setdefault((modality, name), []).append(rows)
     return {

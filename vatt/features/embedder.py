@@ -169,7 +169,7 @@ class Embedder:
             if forms[0].tokens:
                 hidden = self.model.encode_tokens(modality, raw)
             else:
-                hidden = getattr(self.model, f"encode_{modality}")(raw)
+                hidden = self.model.encode(modality, raw)
         hidden = hidden.float()
         if forms[0].tokens:
             if modality == "text" and self.model.config.text.tower != "linear":

@@ -204,7 +204,9 @@ def _export_tower(
     inputs = parity_inputs(config, name)
     with torch.inference_mode():
         # first of all: what is computed once and kept must not be made of a tracer's tensors
-        expected = [tower_outputs(model, model.head, name, raw) for raw in inputs]
+        expected = [
+            tower_outputs(model, model.head, name, model.encode(name, raw)) for raw in inputs
+        ]
     parity = []
     with _quiet():
         program = _traced(tower, random_input(config, name, 2))  # 1 would become a fixed length

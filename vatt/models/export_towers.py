@@ -51,21 +51,21 @@ class Tower(nn.Module):
             float32 `[B, width]`: `features` of the backbone, then `va`, `vt` or `joint` where the
             model has them, and `logits` of a classifier.
         """
-        return tower_outputs(self.backbone, self.head, self.modality, raw)
+        features = self.backbone.encode(self.modality, raw, has_padding=True)
+        return tower_outputs(self.backbone, self.head, self.modality, features)
 
 
 def tower_outputs(
-    backbone: VATT, head: FACHead | JointHead | None, modality: str, raw: Tensor
+    backbone: VATT, head: FACHead | JointHead | None, modality: str, features: Tensor
 ) -> dict[str, Tensor]:
-    """All that a model makes of one modality, as `Tower.forward` gives it.
+    """Outputs of `Tower.forward` from the features of one modality.
 
     Args:
         backbone: A model that has the modality; its own head is passed over.
         head: That of the model, or the part of it that the modality goes through.
         modality: `video`, `audio` or `text`.
-        raw: As of `Tower.forward`.
+        features: float `[B, D]`.
     """
-    features: Tensor = getattr(backbone, f"encode_{modality}")(raw)
     outputs = {"features": features}
     if head is not None:
         outputs |= all_spaces(head, modality, features)

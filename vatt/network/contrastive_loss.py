@@ -42,7 +42,7 @@ PAIRS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Which contrastive loss.
+    """Choice of the contrastive loss.
 
     Args:
         form: `asymmetric`: both directions share one denominator [C, default]; `symmetric`: a ratio
@@ -151,7 +151,7 @@ class ContrastiveLoss(nn.Module):
             self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
 
     def forward(self, output: VATTOutput, batch: Batch | MicroBatches) -> LossOutput:
-        """Contrasts what the model made of `batch`; see `LossOutput`.
+        """Losses of the model's output for `batch`.
 
         Raises:
             UserError: a pair has a weight, but the model's head has no space for it.
@@ -252,7 +252,7 @@ def _loss_of_sides(
 
 
 def official_count(local: Sides, layout: RowLayout) -> Tensor:
-    """What the official symmetric form divides by: rows that have each modality, over all rows."""
+    """Divisor of the official symmetric form: product of rows with each modality, over all rows."""
     first = sum_over_ranks(local.first_mask_B.sum().float())
     second = sum_over_ranks(local.second_mask_BK.any(dim=1).sum().float())
     return first * second / layout.total

@@ -1,4 +1,4 @@
-"""What a model costs, from its configuration alone: FLOPs of a forward pass, and parameters.
+"""Cost of a model from its configuration alone: FLOPs of a forward pass, and parameters.
 
 Utilisation of a device (model FLOP/s over what the device can do) takes 3 forward passes for a step
 of training: the backward pass multiplies once for the inputs and once for the weights. Shape legend
@@ -97,7 +97,7 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What was reported of a model.
+    """Published figures of a model.
 
     Args:
         parameters: The paper's number of them, rounded to millions; None: not reported.
@@ -169,7 +169,7 @@ def count_parameters(config: VATTConfig) -> Parameters:
 
 
 def published(config: VATTConfig) -> Published:
-    """What the paper and the official code report of a model.
+    """Figures of the paper and the official code for a model.
 
     Rates of DropToken, and whether word vectors learn, may be others than in the preset.
     """
@@ -197,7 +197,7 @@ def drop_rate(config: VATTConfig, modality: str) -> float:
 
 
 def kept_tokens(geometry: VideoConfig | AudioConfig, rate: float) -> int:
-    """Tokens that DropToken leaves (`tokens.sample_kept_tokens`), AGG not among them."""
+    """Tokens that DropToken leaves (`tokens.draw_kept_tokens`), AGG not among them."""
     return max(1, geometry.num_tokens - int(rate * geometry.num_tokens))
 
 
@@ -290,7 +290,9 @@ def _dense(rows: int, d_in: int, d_out: int) -> int:
 
 
 def _tower_size(model: VATT, modality: str) -> int:
-    parts = [getattr(model, f"{modality}_tokens")]
+    parts: list[nn.Module] = (
+        [model.tokens_of(modality)] if modality in model.config.modalities else []
+    )
     for group in (model.encoders, model.post_projections):
         parts += [group[modality]] if modality in group else []
     return sum(map(_size, parts))

@@ -1,4 +1,4 @@
-"""What stands on the pooled features: common spaces of the modalities, or a classifier.
+"""Heads on the pooled features: common spaces of the modalities, or a classifier.
 
 Source: paper section 3.4, google-research/vatt `modeling/heads`. Shape legend in `vatt.batch`.
 """
@@ -176,10 +176,10 @@ def all_spaces(head: FACHead | JointHead, modality: str, features: Tensor) -> di
     Returns:
         float32 `[rows, d_space]` by space, not normalised.
     """
-    made = head(modality, features)
+    embeddings = head(modality, features)
     if modality == "audio" and isinstance(head, FACHead) and head.va_vt is not None:
-        made["vt"] = head.va_to_vt(made["va"])
-    return {space: at_least_float32(value) for space, value in made.items()}
+        embeddings["vt"] = head.va_to_vt(embeddings["va"])
+    return {space: at_least_float32(value) for space, value in embeddings.items()}
 
 
 class Classifier(nn.Module):

@@ -5,6 +5,8 @@ code.
 """
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -12,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vatt.config.geometry import TextConfig
 from vatt.config.model import EncoderConfig
-from vatt.errors import UserError
 
 NORM_EPS = 1e-6  # every LayerNorm and RMS norm of the official encoders
 RELATIVE_BIAS_RANGE = 0.05  # Keras' default for embeddings, which [C] leaves as it is
 # Standard deviation of a unit normal cut at two of them; Keras' Glorot normal divides by it.
 TRUNCATED_STD = 0.87962566103423978
-AttentionLayer = int | Literal["rollout"]  # whose attention is asked for; -1: the last block
+AttentionLayer = int | Literal["rollout"]  # block whose attention is wanted; -1: the last one
 
 
 class Attention(nn.Module):
@@ -46,30 +48,37 @@ class Attention(nn.Module):
         for part in self.query_key_value.weight.chunk(3):
             nn.init.xavier_uniform_(part.data)
 
-    def forward(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
-        """`[B, L, D]` → `[B, L, D]`; `score_bias`, added to the scores, is `[B, N, L, L]`-like."""
-        query, key, value = self._project(x_BLD)
-        y_BNLE = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=score_bias,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-        )
-        return self.output(y_BNLE.transpose(1, 2).flatten(2))
+    def forward(
+        self, x_BLD: Tensor, score_bias: Tensor | None, seen: list[Tensor] | None = None
+    ) -> Tensor:
+        """Mixes the values of all tokens.
 
-    def forward_with_weights(
-        self, x_BLD: Tensor, score_bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """As `forward`, without dropout, and the attention weights `[B, N, L, L]`."""
+        Args:
+            x_BLD: float `[B, L, D]`.
+            score_bias: Added to the scores, float, broadcast to `[B, N, L, L]`. None: nothing.
+            seen: Takes the attention weights, float `[B, N, L, L]`; slow, and without dropout.
+                None: they are not wanted, which allows the fast kernels.
+
+        Returns:
+            float `[B, L, D]`.
+        """
         query, key, value = self._project(x_BLD)
-        scores_BNLL = query @ key.transpose(-1, -2) * self.scale
-        if score_bias is not None:
-            scores_BNLL = scores_BNLL + score_bias
-        weights_BNLL = scores_BNLL.softmax(dim=-1)
-        y_BNLE = weights_BNLL @ value
-        return self.output(y_BNLE.transpose(1, 2).flatten(2)), weights_BNLL
+        if seen is None:
+            y_BNLE = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=score_bias,
+                dropout_p=self.dropout if self.training else 0.0,
+                scale=self.scale,
+            )
+        else:
+            scores_BNLL = query @ key.transpose(-1, -2) * self.scale
+            if score_bias is not None:
+                scores_BNLL = scores_BNLL + score_bias
+            seen.append(scores_BNLL.softmax(dim=-1))
+            y_BNLE = seen[-1] @ value
+        return self.output(y_BNLE.transpose(1, 2).flatten(2))
 
     def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BL3NE = self.query_key_value(x_BLD).unflatten(-1, (3, self.num_heads, -1))
@@ -112,20 +121,39 @@ class Block(nn.Module):
         self.mlp = MLP(config, bias=bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
-        """`[B, L, D]` → `[B, L, D]`."""
-        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), score_bias))
+    def forward(
+        self, x_BLD: Tensor, score_bias: Tensor | None, seen: list[Tensor] | None = None
+    ) -> Tensor:
+        """`[B, L, D]` → `[B, L, D]`; arguments of `Attention.forward`."""
+        attended_BLD = self.attention(self.attention_norm(x_BLD), score_bias, seen)
+        x_BLD = x_BLD + self.dropout(attended_BLD)
         return x_BLD + self.dropout(self.mlp(self.mlp_norm(x_BLD)))
 
-    def forward_with_weights(
-        self, x_BLD: Tensor, score_bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the attention weights `[B, N, L, L]`."""
-        y_BLD, weights_BNLL = self.attention.forward_with_weights(
-            self.attention_norm(x_BLD), score_bias
+
+class RelativeBias(nn.Embedding):
+    """T5's bias of attention scores by the distance between two words.
+
+    Args:
+        num_buckets: Distances that are told apart.
+        num_heads: Each has its own biases.
+        max_distance: Distance from which all words share the last bucket.
+    """
+
+    def __init__(self, num_buckets: int, num_heads: int, max_distance: int) -> None:
+        super().__init__(num_buckets, num_heads)
+        self.max_distance = max_distance
+
+    def reset_parameters(self) -> None:
+        """Small and uniform."""
+        super().reset_parameters()  # drawn in vain, so that a seed's other weights stay the same
+        nn.init.uniform_(self.weight, -RELATIVE_BIAS_RANGE, RELATIVE_BIAS_RANGE)
+
+    def forward(self, length: int) -> Tensor:  # type: ignore[override]
+        """Bias of a caption's scores, float `[1, N, L, L]`."""
+        buckets_LL = relative_position_buckets(
+            length, self.num_embeddings, self.max_distance, self.weight.device
         )
-        x_BLD = x_BLD + self.dropout(y_BLD)
-        return x_BLD + self.dropout(self.mlp(self.mlp_norm(x_BLD))), weights_BNLL
+        return super().forward(buckets_LL).permute(2, 0, 1)[None]
 
 
 class Encoder(nn.Module):
@@ -133,125 +161,88 @@ class Encoder(nn.Module):
 
     Args:
         config: Sizes.
-        t5: T5's variant of the blocks, with a relative attention bias that all layers share.
-        relative_buckets: Buckets of that bias.
-        relative_max_distance: Distance from which all words share the last bucket.
+        t5: T5's variant of the blocks, with the relative bias of this text, which all blocks
+            share. None: the plain variant, without a relative bias.
     """
 
-    def __init__(
-        self,
-        config: EncoderConfig,
-        *,
-        t5: bool = False,
-        relative_buckets: int = 32,
-        relative_max_distance: int = 64,
-    ) -> None:
+    def __init__(self, config: EncoderConfig, *, t5: TextConfig | None = None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, t5=t5) for _ in range(config.num_layers))
-        norm = nn.RMSNorm if t5 else nn.LayerNorm
+        self.blocks = nn.ModuleList(
+            Block(config, t5=t5 is not None) for _ in range(config.num_layers)
+        )
+        norm = nn.LayerNorm if t5 is None else nn.RMSNorm
         self.final_norm = norm(config.d_model, eps=NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
         self.checkpoint_activations = False  # set by `training.compute`
-        self.relative_max_distance = relative_max_distance
-        self.relative_bias = nn.Embedding(relative_buckets, config.num_heads) if t5 else None
-        self.reset_parameters()
+        self.relative_bias: RelativeBias | None = None
+        if t5 is not None:
+            self.relative_bias = RelativeBias(
+                t5.relative_buckets, config.num_heads, t5.relative_max_distance
+            )
 
-    def reset_parameters(self) -> None:
-        """Small relative biases."""
-        if self.relative_bias is not None:
-            limit = RELATIVE_BIAS_RANGE
-            nn.init.uniform_(self.relative_bias.weight, -limit, limit)
-
-    def forward(self, x_BLD: Tensor, token_mask_BL: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        token_mask_BL: Tensor | None = None,
+        seen: list[Tensor] | None = None,
+        layer: AttentionLayer = "rollout",
+    ) -> Tensor:
         """Encodes tokens.
 
         Args:
             x_BLD: float `[B, L, D]`.
-            token_mask_BL: bool `[B, L]`, False for padding, which nobody attends to. None: no
+            token_mask_BL: bool `[B, L]`, False for padding, to which no token attends. None: no
                 padding.
+            seen: Takes the attention weights, float `[B, N, L, L]`, of block `layer`; of all blocks
+                for `rollout`, their means over heads `[B, 1, L, L]`. None: they are not wanted.
+            layer: Index of a block, negative from the end; or `rollout`.
 
         Returns:
             float `[B, L, D]`.
         """
         score_bias = self._score_bias(x_BLD, token_mask_BL)
-        recompute = self.checkpoint_activations and torch.is_grad_enabled()
-        for block in self.blocks:
+        recompute = self.checkpoint_activations and torch.is_grad_enabled() and seen is None
+        for number, block in enumerate(self.blocks):
             if recompute:
                 x_BLD = checkpoint(block, x_BLD, score_bias, use_reentrant=False)
+            elif layer == "rollout" and seen is not None:
+                x_BLD = block(x_BLD, score_bias, seen)
+                seen[-1] = seen[-1].mean(dim=1, keepdim=True)
             else:
-                x_BLD = block(x_BLD, score_bias)
+                wanted = layer != "rollout" and number == layer % len(self.blocks)
+                x_BLD = block(x_BLD, score_bias, seen if wanted else None)
         return self.dropout(self.final_norm(x_BLD))
 
-    def forward_with_attention(
-        self, x_BLD: Tensor, token_mask_BL: Tensor | None, layer: AttentionLayer
-    ) -> tuple[Tensor, Tensor]:
-        """As `forward`, and where tokens look.
-
-        Args:
-            x_BLD: float `[B, L, D]`.
-            token_mask_BL: bool `[B, L]` or None.
-            layer: Index of a block, negative from the end; or `rollout`.
-
-        Returns:
-            Encoded tokens float `[B, L, D]`, and attention whose rows sum to 1: of a block
-            `[B, N, L, L]`, of rollout `[B, 1, L, L]`: the product over all blocks of the mean
-            over heads, half of it replaced by the identity for the residual branch.
-
-        Raises:
-            UserError: there is no such block.
-
-        Source: Abnar & Zuidema, "Quantifying attention flow in transformers", ACL 2020.
-        """
-        wanted = self.block_index(layer)
-        score_bias = self._score_bias(x_BLD, token_mask_BL)
-        attention: Tensor | None = None
-        for number, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            if wanted is not None and number != wanted:
-                x_BLD = block(x_BLD, score_bias)
-                continue
-            x_BLD, weights_BNLL = block.forward_with_weights(x_BLD, score_bias)
-            attention = weights_BNLL if wanted is not None else _roll_out(attention, weights_BNLL)
-        assert attention is not None
-        return self.dropout(self.final_norm(x_BLD)), attention
-
-    def block_index(self, layer: AttentionLayer) -> int | None:
-        """Index from the front; None for rollout, which needs all blocks."""
-        if layer == "rollout":
-            return None
-        count = len(self.blocks)
-        if isinstance(layer, bool) or not isinstance(layer, int) or not -count <= layer < count:
-            raise UserError(
-                f"attention_layer must be in [-{count}, {count}) or 'rollout', got {layer!r}"
-            )
-        return layer % count
-
     def _score_bias(self, x_BLD: Tensor, token_mask_BL: Tensor | None) -> Tensor | None:
-        """What is added to the attention scores; None where nothing is: the fast kernels."""
+        """Bias of the attention scores, `[B or 1, N or 1, L, L]`; None allows the fast kernels."""
         bias = None
+        length = x_BLD.shape[1]
         if token_mask_BL is not None:
             blocked = torch.zeros_like(token_mask_BL, dtype=x_BLD.dtype)
             bias = blocked.masked_fill(~token_mask_BL, -torch.inf)[:, None, None, :]
-            if torch.compiler.is_exporting():  # onnxruntime's Attention wants a row a query
-                bias = bias.expand(-1, -1, x_BLD.shape[1], -1)
+            bias = bias.expand(-1, -1, length, -1)  # onnxruntime wants a row for each query
         if self.relative_bias is not None:
-            buckets_LL = relative_position_buckets(
-                x_BLD.shape[1],
-                self.relative_bias.num_embeddings,
-                self.relative_max_distance,
-                x_BLD.device,
-            )
-            relative = self.relative_bias(buckets_LL).permute(2, 0, 1)[None].to(x_BLD.dtype)
+            relative = self.relative_bias(length).to(x_BLD.dtype)
             bias = relative if bias is None else bias + relative
         return bias
 
 
-def _roll_out(before: Tensor | None, weights_BNLL: Tensor) -> Tensor:
-    """One more block of attention rollout: `[B, 1, L, L]`."""
-    mean = weights_BNLL.mean(dim=1, keepdim=True)
-    identity = torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-    step = (mean + identity) / 2
-    return step if before is None else step @ before
+def roll_out(means: Sequence[Tensor]) -> Tensor:
+    """Attention rollout: product over all blocks of their attention.
+
+    Half of each block's attention is replaced by the identity, for the residual branch.
+
+    Args:
+        means: Attention of each block, first block first, mean over heads: float `[B, 1, L, L]`.
+
+    Returns:
+        float `[B, 1, L, L]`, rows sum to 1.
+
+    Source: Abnar & Zuidema, "Quantifying attention flow in transformers", ACL 2020.
+    """
+    identity = torch.eye(means[0].shape[-1], dtype=means[0].dtype, device=means[0].device)
+    steps = [(mean + identity) / 2 for mean in means]
+    return reduce(lambda before, step: step @ before, steps)
 
 
 def relative_position_buckets(

@@ -1,9 +1,9 @@
-"""Log-mel spectrograms and resampling, on torchaudio.
+"""Log-mel spectrograms, on torchaudio.
 
 Shape legend in `vatt.batch`; here also `M` frames of a spectrogram, and `Q` frequencies of its
-Fourier transform. No table of this file lives in a module: windows, filter banks and resampling
-kernels are made when first used and kept for each device, so that nothing of them is in a state
-dict, is cast with the model's weights or is lost where a model is built on the meta device.
+Fourier transform. No table of this file lives in a module: windows and filter banks are made when
+first used and kept for each device, so that nothing of them is in a state dict, is cast with the
+model's weights or is lost where a model is built on the meta device.
 """
 
 import math
@@ -22,7 +22,7 @@ LOG_FACTOR = 1e4  # log(1 + 1e4 * mel), official preprocessing
 
 
 class LogMel(nn.Module):
-    """Waveform → log-mel spectrogram in [0, 1]: what the spectrogram models see.
+    """Waveform → log-mel spectrogram in [0, 1], the input of the spectrogram models.
 
     Without parameters and buffers. 153,600 samples → 150 frames × 80 bins with the defaults, which
     are those of the release for 48 kHz.
@@ -69,7 +69,7 @@ class LogMel(nn.Module):
         self._filter_bank(torch.device("cpu"))  # refuses impossible bins now, not at the first clip
 
     def extra_repr(self) -> str:
-        """What `print(module)` shows."""
+        """Sizes, for `print(module)`."""
         return (
             f"{self.sample_rate} Hz, window {self.window_samples}, hop {self.hop_samples}, "
             f"{self.num_mels} mels in [{self.min_hertz}, {self.max_hertz}] Hz"
@@ -83,7 +83,7 @@ class LogMel(nn.Module):
 
         Returns:
             float32 `[B, M, F]` with M = ceil(S / hop_samples): the smallest value of each clip is
-            0, the largest 1; a spectrogram with one value everywhere, as of silence, is all 0.
+            0, the largest 1; a spectrogram with one value everywhere, such as silence, is all 0.
 
         Raises:
             ValueError: the waveform has another rank or dtype, or is empty.
@@ -141,7 +141,7 @@ class LogMel(nn.Module):
 
 
 def log_mel_of(audio: AudioConfig) -> LogMel | None:
-    """What makes the spectrogram that a model of this geometry sees; None: it sees waveforms."""
+    """Spectrogram of a model of this geometry; None: it sees waveforms."""
     mel = audio.spectrogram
     if mel is None:
         return None
@@ -214,40 +214,6 @@ def mel_filter_bank(
     return bank_QF.float()
 
 
-def resample(waveform: Tensor, source_rate: int, target_rate: int) -> Tensor:
-    """A waveform at another sample rate, by torchaudio's windowed sinc.
-
-    Args:
-        waveform: float `[..., S]`, on any device.
-        source_rate: Its samples per second.
-        target_rate: Samples per second wanted.
-
-    Returns:
-        float32 `[..., ceil(S * target_rate / source_rate)]`; the waveform itself if the rates are
-        equal.
-
-    Raises:
-        ValueError: a rate is below 1, or the waveform is not of floating point or is empty.
-    """
-    if min(source_rate, target_rate) < 1:
-        raise UserError(f"sample rates must be at least 1 Hz, got {source_rate} and {target_rate}")
-    if not waveform.is_floating_point() or not waveform.ndim or not waveform.numel():
-        raise ValueError(
-            "resampling needs float [..., S] with at least one sample, got "
-            f"{waveform.dtype} {list(waveform.shape)}"
-        )
-    if source_rate == target_rate:
-        return waveform
-    num_samples = waveform.shape[-1]
-    # torchaudio counts its output in float32 and can end a sample early; beyond the end it takes
-    # zeros anyway, so that more of them change no sample. Enough up to 2**26 samples of output.
-    spare = 4 * -(-source_rate // target_rate)
-    with torch.autocast(waveform.device.type, enabled=False):
-        resampler = _resampler(source_rate, target_rate, waveform.device)
-        longer = resampler(F.pad(waveform.float(), (0, spare)))
-    return longer[..., : -(-num_samples * target_rate // source_rate)]
-
-
 # The first call may come from inside inference_mode or a `with torch.device("meta")`; what is kept
 # must serve training on a real device afterwards.
 
@@ -276,13 +242,5 @@ def _spectrogram(
 
 
 def _periodic_hann(num_samples: int) -> Tensor:
-    """As torch makes it, without the further sample of memory in which it does that."""
+    """Window of torch, without the further sample of memory that torch keeps with it."""
     return torch.hann_window(num_samples).clone()
-
-
-@cache
-def _resampler(source_rate: int, target_rate: int, device: torch.device) -> nn.Module:
-    transforms = load_torchaudio().transforms
-    with torch.inference_mode(mode=False), torch.device("cpu"):
-        resampler: nn.Module = transforms.Resample(source_rate, target_rate)
-        return resampler.to(device)

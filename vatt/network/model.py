@@ -10,21 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vatt.batch import Batch
+from vatt.batch import Batch, Facts
 from vatt.config.model import VATTConfig
 from vatt.errors import UserError
 from vatt.network.heads import Classifier, FACHead, JointHead, at_least_float32
-from vatt.network.input_checks import expect_image
-from vatt.network.layers import AttentionLayer, Encoder, init_weights
+from vatt.network.input_checks import expect_ids, expect_image, expect_text
+from vatt.network.layers import AttentionLayer, Encoder, init_weights, roll_out
 from vatt.network.tokens import LinearText, PatchTokens, WordTokens
-from vatt.system.ranks import world_size
 
 HEAD_PREFIXES = ("head.", "classifier.")  # of parameters in a network; the rest is its backbone
 
 
 @dataclass(kw_only=True)
 class VATTOutput:
-    """What the model makes of a batch.
+    """Output of the model for a batch.
 
     Modalities that the batch lacks have no entry; rows that a mask excludes are zeros.
 
@@ -33,7 +32,7 @@ class VATTOutput:
         embeddings: In the common spaces, not normalised, float32. FAC head: `video_va`, `audio_va`
             `[B, d_va]`, `video_vt` `[B, d_vt]`, `text_vt` `[B, K, d_vt]`; joint head:
             `video_joint`, `audio_joint` `[B, d_joint]`, `text_joint` `[B, K, d_joint]`.
-        logits: Of the classifier, float32 `[B, num_classes]`; None: there is none.
+        logits: Of the classifier, float32 `[B, num_classes]`. None: no classifier.
         attention: Where asked for, by modality: float `[B, N, 1 + L, 1 + L]`, text
             `[B, K, N, 1 + L, 1 + L]` with `L` of the longest caption, AGG first; `N` is 1 for
             rollout.
@@ -56,10 +55,10 @@ class VATT(nn.Module):
         super().__init__()
         self.config = config
         self.agnostic = config.arrangement == "agnostic"
-        has = config.modalities.__contains__
-        self.video_tokens = self._patch_tokens("video") if has("video") else None
-        self.audio_tokens = self._patch_tokens("audio") if has("audio") else None
-        self.text_tokens = self._text_tokens() if has("text") else None
+        modalities = config.modalities
+        self.video_tokens = self._patch_tokens("video") if "video" in modalities else None
+        self.audio_tokens = self._patch_tokens("audio") if "audio" in modalities else None
+        self.text_tokens = self._text_tokens() if "text" in modalities else None
         self.encoders = nn.ModuleDict(self._encoders())
         d_model = config.encoder.d_model
         self.post_projections = nn.ModuleDict(
@@ -110,17 +109,26 @@ class VATT(nn.Module):
             name: Encoder(config.tower(name)) for name in config.modalities if name != "text"
         }
         if isinstance(self.text_tokens, WordTokens):
-            encoders["text"] = Encoder(
-                config.tower("text"),
-                t5=True,
-                relative_buckets=config.text.relative_buckets,
-                relative_max_distance=config.text.relative_max_distance,
-            )
+            encoders["text"] = Encoder(config.tower("text"), t5=config.text)
         return encoders
+
+    def tokens_of(self, modality: str) -> PatchTokens | WordTokens | LinearText:
+        """Module that makes the tokens of a modality.
+
+        Raises:
+            UserError: the model lacks the modality.
+        """
+        video, audio, text = self.video_tokens, self.audio_tokens, self.text_tokens
+        tokens = {"video": video, "audio": audio, "text": text}.get(modality)
+        if tokens is None:
+            raise UserError(
+                f"this model has {' and '.join(self.config.modalities)}, not {modality!r}"
+            )
+        return tokens
 
     def encode_video(self, video: Tensor) -> Tensor:
         """Clips uint8 or float in [-1, 1], `[B, T, H, W, C]` → features float `[B, D]`."""
-        return self._encode("video", video)[0]
+        return self.encode("video", video)
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Images uint8 or float in [-1, 1], `[B, H, W, C]` → features float `[B, D]`.
@@ -136,28 +144,51 @@ class VATT(nn.Module):
 
         A spectrogram model takes its log-mel, float in [0, 1], `[B, M, F]`, too.
         """
-        return self._encode("audio", audio)[0]
+        return self.encode("audio", audio)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Captions int64 `[B, J]`, 0 = padding → pooled features float `[B, D]`.
 
         Captions are cut to the longest of them; where none is padded no mask is made.
         """
-        return self._encode("text", text)[0]
+        return self.encode("text", text)
 
-    def encode_tokens(self, modality: str, raw: Tensor) -> Tensor:
-        """What the encoder makes of every token; in training, of those that DropToken keeps.
+    def encode(
+        self,
+        modality: str,
+        raw: Tensor,
+        has_padding: bool | None = None,
+        seen: list[Tensor] | None = None,
+        layer: AttentionLayer = -1,
+    ) -> Tensor:
+        """Pooled features of one modality.
 
         Args:
             modality: `video`, `audio` or `text`.
-            raw: As for `encode_video`, `encode_audio` or `encode_text`.
+            raw: Input of `encode_video`, `encode_audio` or `encode_text`.
+            has_padding: Whether a text holds padding, which needs a mask. None: its values are
+                looked at, and padding that all captions share is cut off.
+            seen: Takes attention weights, see `Encoder.forward`; the linear text tower has none.
+            layer: The block, see `Encoder.forward`.
+
+        Returns:
+            float `[B, D]`.
+        """
+        hidden = self._hidden(modality, raw, has_padding, seen, layer)
+        is_linear = isinstance(self.tokens_of(modality), LinearText)
+        return self._project(modality, hidden.amax(dim=1) if is_linear else hidden[:, 0])
+
+    def encode_tokens(self, modality: str, raw: Tensor) -> Tensor:
+        """Encoder output for every token; in training, for those that DropToken keeps.
+
+        Args:
+            modality: `video`, `audio` or `text`.
+            raw: Input of `encode_video`, `encode_audio` or `encode_text`.
 
         Returns:
             float `[B, 1 + L, D]`, AGG first; of the linear text tower `[B, L, D]`, it has no AGG.
         """
-        if isinstance(self._tokens(modality), LinearText):
-            return self._tokens(modality)(raw)
-        return self._project(modality, self._hidden(modality, raw, None)[0])
+        return self._project(modality, self._hidden(modality, raw))
 
     def embed_video(self, video: Tensor) -> dict[str, Tensor]:
         """Clips → `va` float32 `[B, d_va]` and `vt` float32 `[B, d_vt]`, or `joint`."""
@@ -178,10 +209,7 @@ class VATT(nn.Module):
         return_attention: bool = False,
         attention_layer: AttentionLayer = -1,
     ) -> VATTOutput:
-        """Encodes what the batch holds; absent rows and empty captions cost nothing.
-
-        In distributed training all ranks must call every module, so that a rank without any row of
-        a modality encodes one blank row, which counts nowhere.
+        """Encodes the rows that are present; absent rows and empty captions cost nothing.
 
         Args:
             batch: Clips; modalities that the model does not have are passed over.
@@ -189,116 +217,110 @@ class VATT(nn.Module):
                 attention has no dropout; in training DropToken leaves out tokens. The linear text
                 tower has none.
             attention_layer: The block whose attention to return, which all encoders must have, or
-                `rollout` (`Encoder.forward_with_attention`).
+                `rollout` (`vatt.network.layers.roll_out`).
 
         Raises:
-            ValueError: inputs that `vatt.network.input_checks` refuses, or no such block.
+            ValueError: inputs that `vatt.network.input_checks` refuses.
+            UserError: no such block.
         """
         if not isinstance(batch, Batch):
             raise TypeError(f"the model takes a vatt.Batch, got {type(batch).__name__}")
-        output = VATTOutput()
-        layer = attention_layer if return_attention else None
-        self._check_layer(layer)
-        for modality in self.config.modalities:
-            raw, mask = present_rows(batch, modality)
-            if raw is not None and mask is not None:
-                features, attention = self._encode(modality, raw, layer)
-                self._fill(output, modality, features, mask)
-                if attention is not None:
-                    output.attention[modality] = place_rows(attention, mask)
-            elif self.training and world_size() > 1:
-                features = self._encode(modality, self._blank_row(modality))[0][:0]
-                self._fill(
-                    output, modality, features, no_row(len(batch), modality, features.device)
-                )
+        attention: dict[str, Tensor] | None = {} if return_attention else None
+        features = self.encode_batch(batch, attention, attention_layer)
+        output = self.embed_rows(features, batch.masks)
+        for modality, rows in (attention or {}).items():
+            output.attention[modality] = place_rows(rows, batch.masks[modality])
         return output
 
-    def encode_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """The first half of `forward`: by modality, features of the rows that are there.
+    def encode_batch(
+        self,
+        batch: Batch,
+        attention: dict[str, Tensor] | None = None,
+        attention_layer: AttentionLayer = -1,
+    ) -> dict[str, Tensor]:
+        """The first half of `forward`: by modality, features of the rows that are present.
+
+        Args:
+            batch: Clips; modalities that the model does not have are passed over.
+            attention: Takes the attention of these rows, by modality. None: it is not wanted.
+            attention_layer: The block, or `rollout`.
 
         Returns:
             float `[rows, D]` each, captions as rows of their own; nothing for a modality that the
             batch or the model lacks.
         """
+        if attention is not None:
+            self._check_layer(attention_layer)
         features = {}
         for modality in self.config.modalities:
-            raw, mask = present_rows(batch, modality)
-            if raw is not None and mask is not None:
-                features[modality] = self._encode(modality, raw)[0]
+            raw = present_rows(batch, modality)
+            if raw is None:
+                continue
+            has_padding = False
+            if modality == "text":
+                raw, has_padding = self._cut(raw, batch.facts)
+            seen: list[Tensor] | None = None if attention is None else []
+            features[modality] = self.encode(modality, raw, has_padding, seen, attention_layer)
+            if attention is not None and seen:
+                attention[modality] = _attention_of(seen, attention_layer)
         return features
 
     def embed_rows(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> VATTOutput:
         """The second half of `forward`: heads, and rows put in their places.
 
         Args:
-            features: As `encode_batch` gives them, or those of several batches behind each other.
+            features: Those of `encode_batch`, or of several batches behind each other.
             masks: By modality, bool `[B]` or, of text, `[B, K]`: the places of these rows.
         """
         output = VATTOutput()
         for modality in self.config.modalities:  # in the same order on all ranks
-            if modality in features:
-                self._fill(output, modality, features[modality], masks[modality])
+            if modality not in features:
+                continue
+            rows, mask = features[modality], masks[modality]
+            output.features[modality] = place_rows(rows, mask)
+            if self.head is not None:
+                for space, embedding in self._embed(modality, rows).items():
+                    output.embeddings[f"{modality}_{space}"] = place_rows(embedding, mask)
+            if self.classifier is not None and self.classifier.config.modality == modality:
+                output.logits = place_rows(self.classifier(rows), mask)
         return output
 
-    def _check_layer(self, layer: AttentionLayer | None) -> None:
+    def _check_layer(self, layer: AttentionLayer) -> None:
         """Refuses a block that one of the encoders does not have, before any is run."""
-        for name, encoder in self.encoders.items():
-            assert isinstance(encoder, Encoder)
-            try:
-                encoder.block_index("rollout" if layer is None else layer)
-            except UserError as error:
-                raise UserError(f"the {name} encoder: {error}") from error
+        for name in self.encoders:
+            count = self.config.tower("video" if name == "shared" else name).num_layers
+            if layer != "rollout" and layer not in range(-count, count):
+                raise UserError(
+                    f"the {name} encoder: attention_layer must be in [-{count}, {count}) or "
+                    f"'rollout', got {layer!r}"
+                )
 
-    def _fill(self, output: VATTOutput, modality: str, features: Tensor, mask: Tensor) -> None:
-        """Takes the rows of one modality through the heads and puts them in their places."""
-        output.features[modality] = place_rows(features, mask)
-        if self.head is not None:
-            for space, embedding in self._embed(modality, features).items():
-                output.embeddings[f"{modality}_{space}"] = place_rows(embedding, mask)
-        if self.classifier is not None and self.classifier.config.modality == modality:
-            output.logits = place_rows(self.classifier(features), mask)
-
-    def _blank_row(self, modality: str) -> Tensor:
-        """Silence, darkness or one word, `[1, …]`."""
-        device = next(self.parameters()).device
-        if modality == "text":
-            return torch.ones(1, 1, dtype=torch.int64, device=device)
-        if modality == "audio":
-            return torch.zeros(1, self.config.audio.num_samples, device=device)
-        video = self.config.video
-        size = (video.num_frames, video.image_size, video.image_size, 3)
-        return torch.zeros(1, *size, device=device)
-
-    def _tokens(self, modality: str) -> nn.Module:
-        tokens = getattr(self, f"{modality}_tokens", None)
-        if tokens is None:
-            raise UserError(
-                f"this model has {' and '.join(self.config.modalities)}, not {modality!r}"
-            )
-        assert isinstance(tokens, nn.Module)
-        return tokens
-
-    def _encode(
-        self, modality: str, raw: Tensor, layer: AttentionLayer | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Pooled features `[rows, D]` and, where asked for, attention."""
-        tokens = self._tokens(modality)
-        if isinstance(tokens, LinearText):
-            return tokens(raw).amax(dim=1), None
-        hidden, attention = self._hidden(modality, raw, layer)
-        return self._project(modality, hidden[:, 0]), attention
+    def _cut(self, ids_BJ: Tensor, facts: Facts) -> tuple[Tensor, bool]:
+        """Captions without the padding that all share, and whether they have some left."""
+        expect_text(ids_BJ, self.config.text.max_words)
+        lowest, highest = min(facts.lowest_id, default=0), max(facts.highest_id, default=0)
+        expect_ids(lowest, highest, self.config.text.vocab_size)
+        return ids_BJ[:, : facts.longest_caption], facts.has_padding
 
     def _hidden(
-        self, modality: str, raw: Tensor, layer: AttentionLayer | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens after the encoder `[rows, 1 + L, D]`, and attention."""
-        made = self._tokens(modality)(raw)
-        tokens, mask = made if isinstance(made, tuple) else (made, None)
-        encoder = self.encoders["shared" if self.agnostic else modality]
-        assert isinstance(encoder, Encoder)
-        if layer is None:
-            return encoder(tokens, mask), None
-        return encoder.forward_with_attention(tokens, mask, layer)
+        self,
+        modality: str,
+        raw: Tensor,
+        has_padding: bool | None = None,
+        seen: list[Tensor] | None = None,
+        layer: AttentionLayer = -1,
+    ) -> Tensor:
+        """Tokens after the encoder, float `[rows, 1 + L, D]`."""
+        to_tokens = self.tokens_of(modality)
+        if has_padding is None and modality == "text":
+            expect_text(raw, self.config.text.max_words)
+            present = torch.ones(len(raw), 1, dtype=torch.bool, device=raw.device)
+            raw, has_padding = self._cut(raw, Batch(text=raw[:, None], text_mask=present).facts)
+        tokens, mask = to_tokens(raw)
+        name = "shared" if self.agnostic else modality
+        if name not in self.encoders:  # the linear text tower
+            return tokens
+        return self.encoders[name](tokens, mask if has_padding else None, seen, layer)
 
     def _project(self, modality: str, hidden: Tensor) -> Tensor:
         if modality not in self.post_projections:
@@ -313,11 +335,11 @@ class VATT(nn.Module):
 
     @torch.no_grad()
     def agg_attention(self, video: Tensor, layer: AttentionLayer = -1) -> Tensor:
-        """Where the AGG token looks in a clip, mean over heads.
+        """Attention of the AGG token to each part of a clip, mean over heads.
 
         Args:
-            video: As in `encode_video`.
-            layer: The block, or `rollout`.
+            video: uint8 or float in [-1, 1], `[B, T, H, W, C]`.
+            layer: The block, negative from the end, or `rollout`.
 
         Returns:
             float `[B, T', H', W']` on the token grid; a row's sum is 1 minus what AGG gives to
@@ -330,24 +352,34 @@ class VATT(nn.Module):
             raise RuntimeError(
                 "agg_attention needs the whole grid of tokens: call model.eval() first"
             )
-        attention_BNLL = self._hidden("video", video, layer)[1]
-        assert attention_BNLL is not None
+        self._check_layer(layer)
+        seen: list[Tensor] = []
+        self._hidden("video", video, seen=seen, layer=layer)
         assert self.video_tokens is not None
-        return (
-            attention_BNLL[:, :, 0, 1:].mean(dim=1).unflatten(1, self.video_tokens.grid_of(video))
-        )
+        agg_BL = _attention_of(seen, layer)[:, :, 0, 1:].mean(dim=1)
+        return agg_BL.unflatten(1, self.video_tokens.grid_of(video))
 
 
-def present_rows(batch: Batch, modality: str) -> tuple[Tensor | None, Tensor | None]:
-    """Rows of one modality that are there, captions each a row, and the mask that says where.
+def _attention_of(seen: list[Tensor], layer: AttentionLayer) -> Tensor:
+    """Attention from the weights that `Encoder.forward` gave."""
+    return roll_out(seen) if layer == "rollout" else seen[0]
 
-    Returns:
-        Raw input `[rows, …]` and bool `[B]` or, of text, `[B, K]`; None and None for no row at all.
+
+def present_rows(batch: Batch, modality: str) -> Tensor | None:
+    """Raw input of the rows that have a modality, `[rows, …]`, captions each a row.
+
+    None: no row has it. The rows stand where the mask of the batch is True.
     """
     raw, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
-    if raw is None or mask is None or not bool(mask.any()):
-        return None, None
-    return raw.flatten(0, mask.ndim - 1) if bool(mask.all()) else raw[mask], mask
+    num_rows = batch.facts.num_rows(modality)
+    if raw is None or mask is None or num_rows == 0:
+        return None
+    rows = raw.flatten(0, mask.ndim - 1)
+    if num_rows == len(rows):
+        return rows
+    # as rows[mask], which would wait for the device to count them
+    order = mask.flatten().to(torch.uint8).argsort(descending=True, stable=True)
+    return rows[order[:num_rows]]
 
 
 def no_row(num_clips: int, modality: str, device: torch.device) -> Tensor:
@@ -365,7 +397,7 @@ def place_rows(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def backbone_and_head(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters of a network in its two parts: what makes the features, and what uses them."""
+    """Parameters of a network in its two parts: the tower, and the heads on its features."""
     named = list(network.named_parameters())
     backbone = [parameter for name, parameter in named if not name.startswith(HEAD_PREFIXES)]
     head = [parameter for name, parameter in named if name.startswith(HEAD_PREFIXES)]

@@ -27,11 +27,6 @@ def patch_video(video_BTHWC: Tensor, patch_size: tuple[int, int, int]) -> Tensor
     return rearrange(video_BTHWC, pattern, pt=frames, ph=height, pw=width)
 
 
-def patch_waveform(waveform_BS: Tensor, patch_size: int) -> Tensor:
-    """`[B, S]` → patches `[B, L, P]`."""
-    return rearrange(waveform_BS, "b (l p) -> b l p", p=patch_size)
-
-
 def patch_spectrogram(mel_BMF: Tensor, patch_size: tuple[int, int]) -> Tensor:
     """`[B, M, F]` → patches `[B, L, P]`, time-major; what fills no patch is left out [C]."""
     time, mel = patch_size
@@ -40,7 +35,7 @@ def patch_spectrogram(mel_BMF: Tensor, patch_size: tuple[int, int]) -> Tensor:
     return rearrange(whole, "b (t pt) (f pf) -> b (t f) (pt pf)", pt=time, pf=mel)
 
 
-def sample_kept_tokens(num_rows: int, num_tokens: int, drop: float, device: torch.device) -> Tensor:
+def draw_kept_tokens(num_rows: int, num_tokens: int, drop: float, device: torch.device) -> Tensor:
     """Draws the tokens that DropToken keeps, for each row its own, in their original order.
 
     Args:
@@ -187,8 +182,8 @@ class PatchTokens(nn.Module):
         bound = math.sqrt(6 / (num_values + math.prod(self.kernel) * d_model))
         nn.init.uniform_(self.patch_projection.weight, -bound, bound)
 
-    def forward(self, raw: Tensor) -> Tensor:
-        """Raw input → tokens float `[B, 1 + L, D]`.
+    def forward(self, raw: Tensor) -> tuple[Tensor, None]:
+        """Raw input → tokens float `[B, 1 + L, D]`, and no mask: none of them is padding.
 
         Args:
             raw: Video uint8 or float in [-1, 1] `[B, T, H, W, C]`; waveform float in [-1, 1]
@@ -202,7 +197,7 @@ class PatchTokens(nn.Module):
         positions_LD = self.positions(grid)
         if self.training and self.drop_token > 0:
             num_rows, num_tokens, _ = patches_BLP.shape
-            kept_BL = sample_kept_tokens(num_rows, num_tokens, self.drop_token, raw.device)
+            kept_BL = draw_kept_tokens(num_rows, num_tokens, self.drop_token, raw.device)
             patches_BLP, positions = select_tokens(patches_BLP, kept_BL), positions_LD[kept_BL]
         else:
             positions = positions_LD
@@ -213,7 +208,7 @@ class PatchTokens(nn.Module):
         x_BLD = self.patch_projection(patches_BLP.to(self.patch_projection.weight.dtype))
         if self.pre_projection is not None:
             x_BLD = F.gelu(self.pre_projection(x_BLD))
-        return prepend_agg(self.agg, self.position_dropout(x_BLD + positions))
+        return prepend_agg(self.agg, self.position_dropout(x_BLD + positions)), None
 
     def grid_of(self, raw: Tensor) -> tuple[int, ...]:
         """Tokens along each axis that an input is cut into.
@@ -239,7 +234,7 @@ class PatchTokens(nn.Module):
         if isinstance(self.geometry, VideoConfig):
             return patch_video(raw, self.geometry.patch_size), grid
         if self.geometry.spectrogram is None:
-            return patch_waveform(raw, self.geometry.patch_size), grid
+            return raw.unflatten(1, (-1, self.geometry.patch_size)), grid
         if raw.ndim == 2:
             assert self.log_mel is not None
             raw = self.log_mel(raw)
@@ -282,29 +277,22 @@ class WordTokens(nn.Module):
         """The word vectors are the embedding's own N(0, 1): [C] has them from word2vec."""
         init_agg(self.agg)
 
-    def forward(self, ids_BJ: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, ids_BJ: Tensor) -> tuple[Tensor, Tensor]:
         """Ids int64 `[B, J]` → tokens float `[B, 1 + J, D]` and their mask.
 
-        Captions are cut to the longest of them, so `J` may shrink. The mask, bool `[B, 1 + J]`, is
-        None where nothing is padded. (In an exported graph nothing is cut and all is masked.)
+        The mask, bool `[B, 1 + J]`, is False for padding.
 
         Raises:
-            ValueError: wrong rank or dtype, more words than the model has positions, or an id
-                outside the vocabulary.
+            ValueError: wrong rank or dtype, or more words than the model has positions.
         """
-        expect_text(ids_BJ, self.max_words, self.embedding.num_embeddings)
-        exports = torch.compiler.is_exporting()  # a graph cannot look at values: it always masks
-        if not exports:
-            used = (ids_BJ != 0).any(dim=0).nonzero()
-            ids_BJ = ids_BJ[:, : int(used[-1]) + 1 if len(used) else 1]
+        expect_text(ids_BJ, self.max_words)
         words = self.embedding(ids_BJ)
         if self.positions is None:
             tokens = self.input_dropout(F.gelu(self.pre_projection(prepend_agg(self.agg, words))))
         else:
             words = F.gelu(self.pre_projection(words)) + self.positions()[: ids_BJ.shape[1]]
             tokens = prepend_agg(self.agg, self.input_dropout(words))
-        mask = F.pad(ids_BJ != 0, (1, 0), value=True)
-        return tokens, None if not exports and bool(mask.all()) else mask
+        return tokens, F.pad(ids_BJ != 0, (1, 0), value=True)
 
 
 class LinearText(nn.Module):
@@ -319,15 +307,15 @@ class LinearText(nn.Module):
         self.max_words = config.max_words
         self.projection = nn.Linear(config.d_embedding, config.d_linear)
 
-    def forward(self, ids_BJ: Tensor) -> Tensor:
-        """Ids int64 `[B, J]` → float `[B, max_words, D]`, padding included.
+    def forward(self, ids_BJ: Tensor) -> tuple[Tensor, None]:
+        """Ids int64 `[B, J]` → float `[B, max_words, D]`, padding included, and no mask.
 
         Raises:
-            ValueError: as `WordTokens`.
+            ValueError: wrong rank or dtype, or more words than `max_words`.
         """
-        expect_text(ids_BJ, self.max_words, self.embedding.num_embeddings)
+        expect_text(ids_BJ, self.max_words)
         ids_BJ = F.pad(ids_BJ, (0, self.max_words - ids_BJ.shape[1]))
-        return F.relu(self.projection(self.embedding(ids_BJ)))
+        return F.relu(self.projection(self.embedding(ids_BJ))), None
 
 
 def word_vectors(config: TextConfig) -> nn.Embedding:

@@ -10,7 +10,7 @@ def load_torchaudio() -> ModuleType:
     """torchaudio, without its compiled part where that does not load.
 
     That part is built for one version of torch and CUDA, and is missing its libraries beside a
-    torch for CPU; spectrograms and resampling are written in Python and do without.
+    torch for CPU; spectrograms are written in Python and do without.
 
     Raises:
         UserError: torchaudio is not installed, or does not load in any way.
@@ -34,7 +34,7 @@ def load_torchaudio() -> ModuleType:
 
 
 def _absent_extension() -> ModuleType:
-    """What torchaudio's other modules ask of `torchaudio._extension` when they are imported."""
+    """Stand-in with what torchaudio's other modules import from `torchaudio._extension`."""
     extension = ModuleType("torchaudio._extension", "Stands in for a part that does not load.")
     extension.__dict__.update(
         _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=lambda function: function

@@ -26,7 +26,7 @@ from vatt.system.files import write_atomically
 
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 SLOTS = {"m": "exp_avg", "v": "exp_avg_sq", "momentum": "velocity"}  # Keras' names → torch's
-NOT_WEIGHTS = {  # what lies in a checkpoint beside the model, and why it is left out
+NOT_WEIGHTS = {  # variables beside the model's, and why they are left out
     rf"{SLOT}": "optimiser state",
     r"^optimizer/": "optimiser setting",
     r"^save_counter$": "how often it was saved",
@@ -36,7 +36,7 @@ NOT_WEIGHTS = {  # what lies in a checkpoint beside the model, and why it is lef
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What became of every variable of a checkpoint.
+    """Use of every variable of a checkpoint.
 
     Args:
         used: Official variable → our tensor that it is a part of.
@@ -53,7 +53,7 @@ class Conversion:
     misshapen: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """How many variables were used, and how many were left out for which reasons."""
+        """Counts of the variables that were used, and of those left out by reason."""
         reasons = Counter(self.ignored.values())
         left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         tensors = len(set(self.used.values()))
@@ -96,7 +96,7 @@ def convert(
     Raises:
         CheckpointError: the checkpoint cannot be read.
         ConversionError: it does not fit the model, or its model cannot be told.
-        UserError: the vocabulary is none.
+        UserError: the vocabulary is not a list of words.
     """
     tokenizer = None if vocabulary is None else Tokenizer.from_vocabulary(vocabulary)
     bundle = TensorBundle.open(checkpoint)
@@ -145,7 +145,7 @@ def compare(
     wanted: Mapping[str, tuple[int, ...]],
     unread: Iterable[str] = (),
 ) -> Conversion:
-    """Finds what becomes of every variable, without reading any.
+    """Finds the use of every variable, without reading any.
 
     Args:
         parts: Our tensors as official variables.
@@ -156,8 +156,8 @@ def compare(
     used: dict[str, str] = {}
     missing, misshapen = [], {}
     for part in parts:
-        used |= dict.fromkeys(part.theirs, part.ours)
-        absent = [name for name in part.theirs if name not in shapes]
+        used |= dict.fromkeys(part.official, part.ours)
+        absent = [name for name in part.official if name not in shapes]
         missing += [f"{name} (for {part.ours})" for name in absent]
         if not absent and (actual := part_shape(part, shapes)) != wanted[part.ours]:
             misshapen[part.ours] = f"expected {wanted[part.ours]}, the checkpoint has {actual}"
@@ -182,7 +182,7 @@ def compare(
 def part_shape(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Shape of our tensor as its variables make it."""
     rows = []
-    for name in part.theirs:
+    for name in part.official:
         shape = shapes[name]
         if part.is_kernel:
             shape = (shape[-1], int(np.prod(shape[:-1]))) if shape else ()
@@ -194,7 +194,7 @@ def part_shape(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, 
 def read_part(bundle: TensorBundle, part: Part, slot: str = "") -> Tensor:
     """Our tensor from its variables; or from one of their optimiser slots, such as `m`."""
     suffix = f"{SLOT}{slot}{SUFFIX}" if slot else SUFFIX
-    values = [torch.from_numpy(bundle.read(name + suffix)) for name in part.theirs]
+    values = [torch.from_numpy(bundle.read(name + suffix)) for name in part.official]
     if part.is_kernel:
         values = [value.flatten(0, -2).T for value in values]
     return torch.cat(values).contiguous() if len(values) > 1 else values[0].contiguous()
@@ -206,7 +206,7 @@ def read_optimizer_state(bundle: TensorBundle, config: VATTConfig) -> dict[str, 
     Raises:
         ConversionError: the checkpoint has none, or not of all that is trained.
     """
-    names = [name for part in parts_of(config) for name in part.theirs]
+    names = [name for part in parts_of(config) for name in part.official]
     slots = [s for s in SLOTS if any(f"{n}{SLOT}{s}{SUFFIX}" in bundle.shapes for n in names)]
     if not slots:
         raise ConversionError(f"{bundle.prefix} has no optimiser state: convert it without")
@@ -217,7 +217,7 @@ def read_optimizer_state(bundle: TensorBundle, config: VATTConfig) -> dict[str, 
         ):
             continue  # what is not trained has no state
         for slot in slots:
-            absent = [n for n in part.theirs if f"{n}{SLOT}{slot}{SUFFIX}" not in bundle.shapes]
+            absent = [n for n in part.official if f"{n}{SLOT}{slot}{SUFFIX}" not in bundle.shapes]
             if absent:
                 raise ConversionError(f"{bundle.prefix} has no optimiser state of {absent[0]}")
             state[f"{SLOTS[slot]}.{part.ours}"] = read_part(bundle, part, slot)

@@ -1,4 +1,4 @@
-"""Which official variables each of our tensors is made of.
+"""Official variables of each of our tensors.
 
 Names are those of TensorFlow's object graph without their suffix, such as
 `model/layer_with_weights-0/_base_layer/vid_backbone/_base/agg_embedding`.
@@ -15,7 +15,7 @@ PRETRAINED, FINE_TUNED = f"{ROOT}/_base_layer", f"{ROOT}/_base"
 UNIFIED = f"{PRETRAINED}/unified_backbone/unified_transformer"
 HEAD = f"{ROOT}/_head_layer/_bridge_heads/0"
 CLASSIFIER = f"{ROOT}/_ops/cls"
-SLOT = "/.OPTIMIZER_SLOT/optimizer/"  # between a variable and the optimiser's state of it
+SLOT = "/.OPTIMIZER_SLOT/optimizer/"  # between a variable and its optimiser state
 VIDEO_AXES = ("temporal", "vertical", "horizontal")
 SPECTROGRAM_AXES = ("temporal", "spectoral")  # its spelling
 PATCHING = {
@@ -26,16 +26,16 @@ PATCHING = {
 
 
 class Part(NamedTuple):
-    """One of our tensors as official variables.
+    """One of our tensors, and the official variables that make it.
 
     Args:
         ours: Name in our state dict.
-        theirs: Variables that are stacked along our first axis, mostly one.
+        official: Variables that are stacked along our first axis, mostly one.
         is_kernel: Whether they are kernels, `[…, in, out]`, which we keep as `[out, in]`.
     """
 
     ours: str
-    theirs: tuple[str, ...]
+    official: tuple[str, ...]
     is_kernel: bool
 
 
@@ -50,29 +50,29 @@ def parts_of(config: VATTConfig) -> list[Part]:
     ]
 
 
-def _copy(ours: str, theirs: str) -> Part:
-    return Part(ours, (theirs,), is_kernel=False)
+def _copy(ours: str, official: str) -> Part:
+    return Part(ours, (official,), is_kernel=False)
 
 
-def _dense(ours: str, theirs: str, *, bias: bool = True) -> Iterator[Part]:
-    yield Part(f"{ours}.weight", (f"{theirs}/kernel",), is_kernel=True)
+def _dense(ours: str, official: str, *, bias: bool = True) -> Iterator[Part]:
+    yield Part(f"{ours}.weight", (f"{official}/kernel",), is_kernel=True)
     if bias:
-        yield _copy(f"{ours}.bias", f"{theirs}/bias")
+        yield _copy(f"{ours}.bias", f"{official}/bias")
 
 
-def _layer_norm(ours: str, theirs: str) -> Iterator[Part]:
-    yield _copy(f"{ours}.weight", f"{theirs}/gamma")
-    yield _copy(f"{ours}.bias", f"{theirs}/beta")
+def _layer_norm(ours: str, official: str) -> Iterator[Part]:
+    yield _copy(f"{ours}.weight", f"{official}/gamma")
+    yield _copy(f"{ours}.bias", f"{official}/beta")
 
 
-def _batch_norm(ours: str, theirs: str) -> Iterator[Part]:
-    yield from _layer_norm(ours, theirs)
-    yield _copy(f"{ours}.running_mean", f"{theirs}/moving_mean")
-    yield _copy(f"{ours}.running_variance", f"{theirs}/moving_variance")
+def _batch_norm(ours: str, official: str) -> Iterator[Part]:
+    yield from _layer_norm(ours, official)
+    yield _copy(f"{ours}.running_mean", f"{official}/moving_mean")
+    yield _copy(f"{ours}.running_variance", f"{official}/moving_variance")
 
 
 def _tower(config: VATTConfig, modality: str) -> str:
-    """Where a modality's own variables lie."""
+    """Prefix of a modality's own variables."""
     if config.head is None:
         return FINE_TUNED
     if config.arrangement == "agnostic":
@@ -81,38 +81,38 @@ def _tower(config: VATTConfig, modality: str) -> str:
 
 
 def _tokens(config: VATTConfig, modality: str) -> Iterator[Part]:
-    ours, theirs = f"{modality}_tokens", _tower(config, modality)
-    unified = theirs == UNIFIED
+    ours, official = f"{modality}_tokens", _tower(config, modality)
+    unified = official == UNIFIED
     if modality == "text" and config.text.tower == "linear":
-        yield _copy(f"{ours}.embedding.weight", f"{theirs}/embedding/embeddings")
-        yield from _dense(f"{ours}.projection", f"{theirs}/base_lm/conv1d")
+        yield _copy(f"{ours}.embedding.weight", f"{official}/embedding/embeddings")
+        yield from _dense(f"{ours}.projection", f"{official}/base_lm/conv1d")
         return
     agg = f"{NAMES[modality]}_agg_embedding" if unified else "agg_embedding"
-    yield _copy(f"{ours}.agg", f"{theirs}/{agg}")
+    yield _copy(f"{ours}.agg", f"{official}/{agg}")
     if modality == "text":
         words = "raw_to_embeddings/text" if unified else "embedding"
-        yield _copy(f"{ours}.embedding.weight", f"{theirs}/{words}/embeddings")
+        yield _copy(f"{ours}.embedding.weight", f"{official}/{words}/embeddings")
         pre = "pre_proj/text" if unified else "pre_proj"
-        yield from _dense(f"{ours}.pre_projection", f"{theirs}/{pre}", bias=unified)
+        yield from _dense(f"{ours}.pre_projection", f"{official}/{pre}", bias=unified)
         if unified:
-            yield from _positions(ours, f"{theirs}/pos_embedding_lookup/text", ("temporal",))
+            yield from _positions(ours, f"{official}/pos_embedding_lookup/text", ("temporal",))
         return
     spectrogram = modality == "audio" and config.audio.spectrogram is not None
     kind = "spectrogram" if spectrogram else "video" if modality == "video" else "waveform"
     patching = f"raw_to_embeddings/{modality}" if unified else PATCHING[kind]
-    yield from _dense(f"{ours}.patch_projection", f"{theirs}/{patching}")
+    yield from _dense(f"{ours}.patch_projection", f"{official}/{patching}")
     suffix = f"/{modality}" if unified else ""
     if config.arrangement == "agnostic":
-        yield from _dense(f"{ours}.pre_projection", f"{theirs}/pre_proj{suffix}")
+        yield from _dense(f"{ours}.pre_projection", f"{official}/pre_proj{suffix}")
     axes = {"video": VIDEO_AXES, "waveform": ("temporal",), "spectrogram": SPECTROGRAM_AXES}[kind]
-    yield from _positions(ours, f"{theirs}/pos_embedding_lookup{suffix}", axes)
+    yield from _positions(ours, f"{official}/pos_embedding_lookup{suffix}", axes)
 
 
-def _positions(ours: str, theirs: str, axes: tuple[str, ...]) -> Iterator[Part]:
+def _positions(ours: str, official: str, axes: tuple[str, ...]) -> Iterator[Part]:
     for number, axis in enumerate(axes):
-        table = f"{theirs}/{axis}_position_embeddings/embeddings"
+        table = f"{official}/{axis}_position_embeddings/embeddings"
         yield _copy(f"{ours}.positions.tables.{number}", table)
-    yield from _layer_norm(f"{ours}.positions.norm", f"{theirs}/layernorm")
+    yield from _layer_norm(f"{ours}.positions.norm", f"{official}/layernorm")
 
 
 def _encoders(config: VATTConfig) -> Iterator[Part]:
@@ -137,40 +137,40 @@ def _encoders(config: VATTConfig) -> Iterator[Part]:
             yield from _t5_encoder(ours, f"{tower}/base_lm", encoder.num_layers)
 
 
-def _encoder(ours: str, theirs: str, num_layers: int, bias: bool) -> Iterator[Part]:
+def _encoder(ours: str, official: str, num_layers: int, bias: bool) -> Iterator[Part]:
     for number in range(num_layers):
-        block, layer = f"{ours}.blocks.{number}", f"{theirs}/layers/{number}"
+        block, layer = f"{ours}.blocks.{number}", f"{official}/layers/{number}"
         yield from _layer_norm(f"{block}.attention_norm", f"{layer}/layer_norm")
         yield from _attention(block, f"{layer}/mha", bias)
         yield from _mlp(block, f"{layer}/feed_forward", bias)
-    yield from _layer_norm(f"{ours}.final_norm", f"{theirs}/final_layer_norm")
+    yield from _layer_norm(f"{ours}.final_norm", f"{official}/final_layer_norm")
 
 
-def _t5_encoder(ours: str, theirs: str, num_layers: int) -> Iterator[Part]:
-    first = f"{theirs}/layers/0/self_attention/attention/relative_attention_bias"
+def _t5_encoder(ours: str, official: str, num_layers: int) -> Iterator[Part]:
+    first = f"{official}/layers/0/self_attention/attention/relative_attention_bias"
     yield _copy(f"{ours}.relative_bias.weight", f"{first}/embeddings")
     for number in range(num_layers):
-        block, layer = f"{ours}.blocks.{number}", f"{theirs}/layers/{number}"
+        block, layer = f"{ours}.blocks.{number}", f"{official}/layers/{number}"
         yield _copy(f"{block}.attention_norm.weight", f"{layer}/self_attention/layer_norm/weight")
         yield from _attention(block, f"{layer}/self_attention/attention", bias=False)
         yield from _mlp(block, f"{layer}/feed_forward", bias=False)
-    yield _copy(f"{ours}.final_norm.weight", f"{theirs}/final_layer_norm/weight")
+    yield _copy(f"{ours}.final_norm.weight", f"{official}/final_layer_norm/weight")
 
 
-def _attention(block: str, theirs: str, bias: bool) -> Iterator[Part]:
+def _attention(block: str, official: str, bias: bool) -> Iterator[Part]:
     ours = f"{block}.attention"
-    kernels = tuple(f"{theirs}/{name}/kernel" for name in "qkv")
+    kernels = tuple(f"{official}/{name}/kernel" for name in "qkv")
     yield Part(f"{ours}.query_key_value.weight", kernels, is_kernel=True)
     if bias:
-        biases = tuple(f"{theirs}/{name}/bias" for name in "qkv")
+        biases = tuple(f"{official}/{name}/bias" for name in "qkv")
         yield Part(f"{ours}.query_key_value.bias", biases, is_kernel=False)
-    yield from _dense(f"{ours}.output", f"{theirs}/o", bias=bias)
+    yield from _dense(f"{ours}.output", f"{official}/o", bias=bias)
 
 
-def _mlp(block: str, theirs: str, bias: bool) -> Iterator[Part]:
-    yield from _layer_norm(f"{block}.mlp_norm", f"{theirs}/layer_norm")
-    yield from _dense(f"{block}.mlp.inner", f"{theirs}/mlp/wi", bias=bias)
-    yield from _dense(f"{block}.mlp.outer", f"{theirs}/mlp/wo", bias=bias)
+def _mlp(block: str, official: str, bias: bool) -> Iterator[Part]:
+    yield from _layer_norm(f"{block}.mlp_norm", f"{official}/layer_norm")
+    yield from _dense(f"{block}.mlp.inner", f"{official}/mlp/wi", bias=bias)
+    yield from _dense(f"{block}.mlp.outer", f"{official}/mlp/wo", bias=bias)
 
 
 def _fac_head(config: VATTConfig) -> Iterator[Part]:
@@ -187,6 +187,6 @@ def _joint_head(config: VATTConfig) -> Iterator[Part]:
         yield from _normed(f"head.joint.{modality}", f"{HEAD}/{NAMES[modality]}_to_vat")
 
 
-def _normed(ours: str, theirs: str) -> Iterator[Part]:
-    yield from _dense(f"{ours}.linear", f"{theirs}/dense", bias=False)
-    yield from _batch_norm(f"{ours}.batch_norm", f"{theirs}/bn")
+def _normed(ours: str, official: str) -> Iterator[Part]:
+    yield from _dense(f"{ours}.linear", f"{official}/dense", bias=False)
+    yield from _batch_norm(f"{ours}.batch_norm", f"{official}/bn")

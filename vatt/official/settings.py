@@ -87,7 +87,7 @@ TOWERS: dict[str, Settings] = {
         "cls_dropout_rate": 0.2,
     },
 }
-# What the official code could also do, which no published model does and we do not.
+# Values of settings that no published model changes; ours has these values only.
 ONLY: Settings = {
     "pre_norm": True,
     "activation": "gelu",
@@ -107,7 +107,7 @@ def config_of_settings(settings: Settings) -> VATTConfig:
             `backbone_config`) or one tower, of which `num_classes` makes a classifier.
 
     Raises:
-        ConversionError: a model that is not of the VATT family, or with parts that ours has not.
+        ConversionError: a model that is not of the VATT family, or has parts that ours lacks.
     """
     inner = settings.get("model_config") if isinstance(settings, Mapping) else None
     model = inner or settings
@@ -141,7 +141,7 @@ def config_of_settings(settings: Settings) -> VATTConfig:
 
 
 def complete(name: object, kwargs: Settings) -> dict[str, Any]:
-    """All settings of a tower such as `vit_base`: its defaults, and what is given.
+    """All settings of a tower such as `vit_base`: its defaults, changed by `kwargs`.
 
     Raises:
         ConversionError: no such tower, or a setting that ours cannot follow.

@@ -1,4 +1,4 @@
-"""What the shapes of official variables say of their model: all but the number of heads.
+"""Settings of a model from the shapes of its official variables: all but the number of heads.
 
 Where no tower has T5's bias, which has one column for each head, heads are taken to be 64 wide.
 """

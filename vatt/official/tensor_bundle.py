@@ -115,7 +115,7 @@ class TensorBundle:
         """Reads the index, and checks that the data files hold what it lists.
 
         Args:
-            path: As of `find_checkpoint`.
+            path: The prefix of its files, one of them, or their folder (`find_checkpoint`).
 
         Raises:
             CheckpointError: there is no checkpoint, or it is damaged or of a kind that is not read.

@@ -21,7 +21,7 @@ from vatt.system.ranks import world_size
 
 
 def forward_cached(network: VATT, batches: MicroBatches) -> VATTOutput:
-    """What the network makes of all clips, with the activations of one micro-batch at a time.
+    """Output of the network for all clips, with the activations of one micro-batch at a time.
 
     All random numbers of the encoders are drawn from seeds, one for each micro-batch, and drawn
     again for the gradient. The gradients of all weights arrive at once, so that DDP exchanges them
@@ -31,9 +31,8 @@ def forward_cached(network: VATT, batches: MicroBatches) -> VATTOutput:
         network: In training mode.
         batches: They are read twice and stay where they are.
     """
-    masks = batches.masks
-    present = {name for name, mask in masks.items() if bool(mask.any())}
-    modalities = tuple(name for name in network.config.modalities if name in present)
+    masks, facts = batches.masks, batches.facts
+    modalities = tuple(name for name in network.config.modalities if facts.num_rows(name))
     replay = Replay(network, batches, modalities)
     features = dict(zip(modalities, _Cached.apply(replay, *replay.weights), strict=True))
     if world_size() > 1:  # all ranks call all heads

@@ -1,4 +1,4 @@
-"""How the network is computed, not what: compiled towers, activations that are not kept."""
+"""Ways to compute the same network: compiled towers, activations that are not kept."""
 
 import torch
 

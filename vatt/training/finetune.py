@@ -21,9 +21,10 @@ from vatt.models.start_weights import load_backbone
 from vatt.network.classification_loss import average_views, classification_loss, probabilities
 from vatt.network.layers import Encoder
 from vatt.system.files import write_atomically
-from vatt.system.ranks import gather_objects, places_in_set, rank, world_size
+from vatt.system.ranks import gather_objects, places_in_set, rank
 from vatt.training.module import TrainingModule
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
+from vatt.training.rank_forward import forward_on_rank
 
 SHOWN_CLASSES = 5  # of each file, in predictions
 
@@ -41,8 +42,8 @@ class FinetuneModule(TrainingModule):
             when a run is resumed. None: random weights.
         label_smoothing: Share of the truth that is spread over all classes; 0.1 for video [P, C].
             Not for classifiers with several labels.
-        frozen: What keeps its weights and has no dropout: 0: nothing; n: the patching and the first
-            n transformer blocks; `backbone`: all but the classifier.
+        frozen: Part that keeps its weights and has no dropout. 0: none; n: the patching and the
+            first n transformer blocks; `backbone`: all but the classifier.
         compile_towers: Whether training runs through `torch.compile`.
         checkpoint_activations: Whether training keeps only what enters each transformer block and
             computes the rest again.
@@ -77,16 +78,15 @@ class FinetuneModule(TrainingModule):
         self.frozen = frozen
         for part in self._frozen_parts():
             part.requires_grad_(False)
-        self._tables: list[ScoreTable] = []
 
     def load_start(self, source: str) -> None:
         """Takes the tower, not the classifier."""
         load_backbone(self.network, source)
 
     def _frozen_parts(self) -> list[nn.Module]:
-        """What does not learn."""
+        """Modules that do not learn."""
         network = self.network
-        tokens = getattr(network, f"{self.classifier.modality}_tokens")
+        tokens = network.tokens_of(self.classifier.modality)
         if self.frozen == "backbone":
             return [tokens, network.encoders, network.post_projections]
         (encoder,) = network.encoders.values()
@@ -99,7 +99,7 @@ class FinetuneModule(TrainingModule):
         return [tokens, *encoder.blocks[: self.frozen]] if self.frozen else []
 
     def on_train_start(self) -> None:
-        """Switches off the dropout of what does not learn; Lightning keeps it off."""
+        """Switches off the dropout of frozen modules; Lightning keeps it off."""
         for part in self._frozen_parts():
             part.eval()
 
@@ -121,42 +121,14 @@ class FinetuneModule(TrainingModule):
         self.log_dict(measured, batch_size=len(batch))
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Starts with no scores."""
-        self._tables = []
-
-    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
-        """Scores a batch: the logits of a clip's views are averaged, before any softmax."""
-        self._tables.append(self._scores(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        """Logs the metrics over the whole set."""
-        self._log_metrics("val")
-
-    def on_test_epoch_start(self) -> None:
-        """As in validation."""
-        self._tables = []
-
-    def test_step(self, batch: LabelledBatch, batch_idx: int) -> None:
-        """As in validation."""
-        self._tables.append(self._scores(batch))
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._log_metrics("test")
-
-    def predict_step(self, batch: LabelledBatch, batch_idx: int) -> dict[str, Any]:
-        """Fields of the `ScoreTable` of one batch; Lightning refuses frozen dataclasses."""
-        return vars(self._scores(batch))
-
     def save_predictions(self, parts: Sequence[dict[str, Any]], folder: Path) -> str:
-        """Writes what `predict_step` gave for a set as `predictions.csv`.
+        """Writes the results of `predict_step` for a set as `predictions.csv`.
 
         Each file with its best classes and their probabilities; a file that could not be read has
         none.
 
         Returns:
-            What was written, for the user.
+            A line for the user that says what was written.
         """
         table = join_ranks(gather_objects(join_scores([ScoreTable(**part) for part in parts])))
         classes = getattr(cast(Any, self.trainer).datamodule, "classes", None)
@@ -177,12 +149,13 @@ class FinetuneModule(TrainingModule):
         return f"predictions for {int(table.present.sum())} files: {out}"
 
     def _logits(self, batch: LabelledBatch) -> Tensor:
-        logits = self.network(batch).logits
+        logits = forward_on_rank(self.network, batch).logits
         if logits is None:  # nothing of the batch could be read
             logits = batch.labels.new_zeros(len(batch), self.classifier.num_classes)
         return logits
 
-    def _scores(self, batch: LabelledBatch) -> "ScoreTable":
+    def score_batch(self, batch: LabelledBatch) -> "ScoreTable":
+        """Scores of one batch: the logits of a clip's views are averaged, before any softmax."""
         views = batch.num_views
         return ScoreTable(
             logits=average_views(self._logits(batch), views).float().cpu(),
@@ -191,18 +164,12 @@ class FinetuneModule(TrainingModule):
             keys=batch.keys[::views],
         )
 
-    def _log_metrics(self, prefix: str) -> None:
-        tables, self._tables = self._tables, []
-        ranks = [join_scores(share) for share in gather_objects(tables) if share]
-        if not ranks:
-            return
-        table = join_ranks(ranks)
+    def measure(self, shares: Sequence[Sequence["ScoreTable"]]) -> dict[str, float]:
+        """Metrics over the clips of the whole set that could be read, and how many could not."""
+        table = join_ranks([join_scores(share) for share in shares])
         seen = table.select(table.present.nonzero()[:, 0].tolist())
-        named = {"num_clips": float(len(seen)), "num_unread": float(len(table) - len(seen))}
-        if len(seen):
-            named |= self._metrics(seen)
-        values = {f"{prefix}/{name}": value for name, value in named.items()}
-        self.log_dict(values, sync_dist=world_size() > 1)  # the same on every rank
+        counts = {"num_clips": float(len(seen)), "num_unread": float(len(table) - len(seen))}
+        return {**counts, **self._metrics(seen)} if len(seen) else counts
 
     def _metrics(self, table: "ScoreTable") -> dict[str, float]:
         if self.classifier.multi_label:
@@ -213,7 +180,7 @@ class FinetuneModule(TrainingModule):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """What the classifier says of some clips.
+    """Scores of some clips.
 
     Args:
         logits: float32 `[B, C]`, the mean over each clip's views.
@@ -258,7 +225,7 @@ def join_ranks(ranks: Sequence[ScoreTable]) -> ScoreTable:
 
 
 def _check_model(model: VATTConfig, label_smoothing: float) -> None:
-    """Refuses what is no classifier, before anything is built."""
+    """Refuses a model that is no classifier, before anything is built."""
     if model.classifier is None or model.head is not None:
         raise UserError(
             "fine-tuning needs model.classifier, and model.head null: start from a recipe such as "

@@ -1,10 +1,10 @@
-"""What pre-training and fine-tuning have in common: start weights, schedule, clipping, checkpoints.
+"""The part that pre-training and fine-tuning share: start, schedule, clipping, scores, checkpoints.
 
 The one place where the two need the same order of Lightning's hooks; functions alone would leave a
 copy of every hook in each of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import CONFIG_KEY
 from vatt.models.start_weights import check_same
 from vatt.network.model import VATT, backbone_and_head
+from vatt.system.ranks import gather_objects, world_size
 from vatt.training.compute import checkpoint_activations, compile_towers
 from vatt.training.optim import (
     OptimizerConfig,
@@ -64,9 +65,9 @@ class TrainingModule(LightningModule):
         self.init_from = init_from
         self.compile_towers = compile_towers
         self.checkpoint_activations = checkpoint_activations
-        self.time_share = (
-            0.0  # share of a time budget that is spent; `callbacks.TimeBudget` sets it
-        )
+        # share of a time budget that is spent; `vatt.runs.steps.TimeBudget` sets it
+        self.time_share = 0.0
+        self._tables: list[Any] = []
 
     def load_start(self, source: str) -> None:
         """Takes the weights of `init_from`.
@@ -156,11 +157,55 @@ class TrainingModule(LightningModule):
             "the learning rate, clip gradients (--trainer.gradient_clip_val 1), or look at these."
         )
 
+    def score_batch(self, batch: Any) -> Any:
+        """Table of the clips of one batch, a dataclass; the tables of a set are measured together.
+
+        Args:
+            batch: Clips of the set, and what their table needs to know of them.
+        """
+        raise NotImplementedError
+
+    def measure(self, shares: Sequence[Sequence[Any]]) -> dict[str, float]:
+        """Metrics of a set by name.
+
+        Args:
+            shares: Tables of each rank that has some, in the order of the ranks.
+        """
+        raise NotImplementedError
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
+        """Keeps the table of one batch."""
+        self._tables.append(self.score_batch(batch))
+        return None
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Keeps the table of one batch."""
+        self._tables.append(self.score_batch(batch))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Fields of the table of one batch; Lightning refuses frozen dataclasses."""
+        return vars(self.score_batch(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the metrics of the whole set."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the metrics of the whole set."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, prefix: str) -> None:
+        tables, self._tables = self._tables, []
+        shares = [share for share in gather_objects(tables) if share]  # each rank has its share
+        if shares:
+            values = {f"{prefix}/{name}": value for name, value in self.measure(shares).items()}
+            self.log_dict(values, sync_dist=world_size() > 1)  # the same on every rank
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Logs the norm of all gradients, before clipping.
 
-        What a batch says nothing about has gradient 0, not none: its moments decay, as officially
-        and as with several ranks.
+        A weight that the batch does not reach has gradient 0, not None: its moments decay, which
+        the official code does, and DDP.
         """
         trainable = [p for p in self.parameters() if p.requires_grad]
         for parameter in trainable:
@@ -199,7 +244,7 @@ class TrainingModule(LightningModule):
         return build_optimizer(self, self.optimizer_config, fused=fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the checkpoint describe its model, in plain containers."""
+        """Puts the configuration of the model into the checkpoint, in plain containers."""
         checkpoint[CONFIG_KEY] = self.network.config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -214,8 +259,8 @@ class TrainingModule(LightningModule):
                 "give --ckpt_path one that `vatt fit` wrote"
             )
         try:
-            theirs = VATTConfig.from_dict(checkpoint[CONFIG_KEY])
-            check_same(theirs, self.network.config, "the checkpoint")
+            saved = VATTConfig.from_dict(checkpoint[CONFIG_KEY])
+            check_same(saved, self.network.config, "the checkpoint")
         except (UserError, CheckpointError) as error:
             raise UserError(f"{error}: use its run's config.yaml") from error
         names = checkpoint.get("state_dict", {})  # FSDP2 keeps it apart

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from vatt.config.checks import check_choices
 from vatt.errors import CheckpointError, UserError
+from vatt.network.layers import RelativeBias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class OptimizerConfig:
     clip_head: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses an optimiser that there is not, and values that cannot train."""
+        """Refuses an unknown optimiser, and values that cannot train."""
         check_choices(self, "optimizer")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise UserError(
@@ -139,8 +140,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """
     decayed = {
         id(module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and not name.endswith("relative_bias")
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, RelativeBias)
     }
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -176,7 +177,7 @@ class KerasAdam(torch.optim.Adam):
         self._step_supports_amp_scaling = False
 
     def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
-        """What torch's `step` calls before it reads the state and eps of a group."""
+        """Sets the step count and eps of a group; torch's `step` calls it before it reads them."""
         is_complex = super()._init_group(group, *lists)
         step_counts = lists[-1]
         if "num_steps" not in group:  # the first step, or the first after a state of torch's Adam

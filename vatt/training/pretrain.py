@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from vatt.batch import Batch, MicroBatches
+from vatt.batch import Batch, Facts, MicroBatches
 from vatt.config.model import VATTConfig
 from vatt.errors import UserError
 from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, embed_batch
@@ -16,10 +16,11 @@ from vatt.evaluation.retrieval import retrieval
 from vatt.models.start_weights import load_optimizer_state, load_weights
 from vatt.network.contrastive_loss import PAIRS, ContrastiveLoss, LossConfig, LossOutput
 from vatt.system.files import write_atomically
-from vatt.system.ranks import gather_objects, places_in_set, rank, world_size
+from vatt.system.ranks import gather_objects, places_in_set, rank
 from vatt.training.accumulation import forward_cached
 from vatt.training.module import TrainingModule
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
+from vatt.training.rank_forward import forward_on_rank
 
 
 class PretrainModule(TrainingModule):
@@ -72,7 +73,6 @@ class PretrainModule(TrainingModule):
         self.loss = ContrastiveLoss(loss)
         self.init_optimizer = init_optimizer
         self.micro_batch_size = micro_batch_size
-        self._tables: list[EmbeddingTable] = []
 
     def load_start(self, source: str) -> None:
         """Takes the weights and, where asked for, the state of the optimiser."""
@@ -100,51 +100,40 @@ class PretrainModule(TrainingModule):
         if isinstance(batch, MicroBatches):
             output = forward_cached(self.network, batch)
         else:
-            output = self.network(batch)
+            output = forward_on_rank(self.network, batch)
         loss: LossOutput = self.loss(output, batch)
         parts = {pair.replace("_", "-"): value for pair, value in loss.losses.items()}
         self.refuse_non_finite(loss.total, parts, batch)
         self.log("train/loss", loss.total.detach(), batch_size=len(batch))
-        self.log_dict(self._measurements(loss, batch.masks), batch_size=len(batch))
+        self.log_dict(self._measurements(loss, batch.facts), batch_size=len(batch))
         return loss.total
 
-    def on_validation_epoch_start(self) -> None:
-        """Starts with an empty gallery."""
-        self._tables = []
+    def score_batch(self, batch: Batch) -> EmbeddingTable:
+        """Embeddings of one batch, with all captions."""
+        return embed_batch(self.network, batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Embeds a batch with all captions; returns the fields of its `EmbeddingTable`."""
-        self._tables.append(embed_batch(self.network, batch))
+        """Embeds a batch; returns the fields of its `EmbeddingTable`."""
+        super().validation_step(batch, batch_idx)
         return vars(self._tables[-1])
 
-    def on_validation_epoch_end(self) -> None:
-        """Logs the retrieval metrics of all directions over the whole set."""
-        self._log_retrieval("val")
-
-    def on_test_epoch_start(self) -> None:
-        """As in validation."""
-        self._tables = []
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
-        self._tables.append(embed_batch(self.network, batch))
-
-    def on_test_epoch_end(self) -> None:
-        """As in validation."""
-        self._log_retrieval("test")
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Fields of the `EmbeddingTable` of one batch; Lightning refuses frozen dataclasses."""
-        return vars(embed_batch(self.network, batch))
+    def measure(self, shares: Sequence[Sequence[EmbeddingTable]]) -> dict[str, float]:
+        """Retrieval metrics of all directions over the whole set."""
+        metrics = retrieval(join_ranks([concatenate(share) for share in shares]))
+        return {
+            f"{direction}/{name}": value
+            for direction, values in metrics.items()
+            for name, value in values.items()
+        }
 
     @staticmethod
     def save_predictions(parts: Sequence[dict[str, Any]], folder: Path) -> str:
-        """Writes what `predict_step` gave for a set as `embeddings.safetensors`.
+        """Writes the results of `predict_step` for a set as `embeddings.safetensors`.
 
         Embeddings and masks are tensors; the keys of the clips are JSON in the file's metadata.
 
         Returns:
-            What was written, for the user.
+            A line for the user that says what was written.
         """
         own = concatenate([EmbeddingTable(**part) for part in parts])
         table, out = join_ranks(gather_objects(own)), folder / "embeddings.safetensors"
@@ -153,9 +142,7 @@ class PretrainModule(TrainingModule):
             write_atomically(out, save(tensors, metadata={"keys": json.dumps(table.keys)}))
         return f"embeddings of {len(table)} clips: {out}"
 
-    def _measurements(
-        self, loss: LossOutput, masks: dict[str, Tensor]
-    ) -> dict[str, Tensor | float]:
+    def _measurements(self, loss: LossOutput, facts: Facts) -> dict[str, Tensor | float]:
         parts = {
             "loss": loss.losses,
             "accuracy": loss.accuracies,
@@ -165,23 +152,9 @@ class PretrainModule(TrainingModule):
         return {
             **{f"train/{kind}_{pair}": v for kind, of in parts.items() for pair, v in of.items()},
             "train/learning_rate": self._optimizer().param_groups[0]["lr"],
-            "data/audio_coverage": _share_present(masks.get("audio")),
-            "data/text_coverage": _share_present(masks.get("text")),
+            "data/audio_coverage": facts.coverage("audio"),
+            "data/text_coverage": facts.coverage("text"),
         }
-
-    def _log_retrieval(self, prefix: str) -> None:
-        tables, self._tables = self._tables, []
-        ranks = gather_objects(tables)  # each embedded its share of the set
-        parts = [concatenate(share) for share in ranks if share]
-        if not parts:
-            return
-        metrics = retrieval(join_ranks(parts))
-        named = {
-            f"{prefix}/{direction}/{name}": value
-            for direction, values in metrics.items()
-            for name, value in values.items()
-        }
-        self.log_dict(named, sync_dist=world_size() > 1)  # the same on every rank
 
 
 def join_ranks(parts: Sequence[EmbeddingTable]) -> EmbeddingTable:
@@ -212,8 +185,3 @@ def _check_spaces(model: VATTConfig, loss: LossConfig) -> None:
                 f"loss.{name}_weight is {weight}, but the fac head has no space for that pair: "
                 "set it to 0, or head.kind to joint"
             )
-
-
-def _share_present(mask: Tensor | None) -> Tensor | float:
-    """Share of the clips that have a modality, from a mask `[B]` or `[B, K]`."""
-    return 0.0 if mask is None else mask.reshape(len(mask), -1).any(dim=1).float().mean()

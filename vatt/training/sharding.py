@@ -42,7 +42,7 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """As every strategy; weights that were gathered in inference mode could not be trained."""
+        """Sets up without inference mode: weights that are gathered in it could not be trained."""
         loops = (trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
         for loop in (trainer.fit_loop.epoch_loop.val_loop, *loops):
             loop.inference_mode = False
@@ -51,7 +51,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """As every strategy; the module looks at the checkpoint before its weights are touched."""
+        """Loads a checkpoint after the module has looked at it, before any weight is touched."""
         assert self.lightning_module is not None
         checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
         self.lightning_module.on_load_checkpoint(checkpoint)
@@ -81,5 +81,5 @@ def is_sharded(module: LightningModule) -> bool:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor of which each rank has a share, as one; a collective. Others as they are."""
+    """The whole of a tensor of which each rank has a share, a collective; others unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,13 +1,14 @@
-"""Model FLOP/s utilisation: what a step computes for the model over what the device could do.
+"""Model FLOP/s utilisation: the model's share of the FLOP/s that the device could do.
 
 Work done twice to save memory (activation checkpointing) does not count: the measure is of
 training, not of the hardware.
 """
 
 from collections.abc import Mapping
+from operator import mul
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vatt.batch import Batch, MicroBatches
 from vatt.config.geometry import MODALITIES
@@ -37,10 +38,10 @@ def peak_flops(
     """FLOP/s that a device reaches at most; None where that is not known.
 
     Args:
-        device_name: As `torch.cuda.get_device_name` says it.
-        precision: As Lightning's trainer has it. Float32 runs in TF32 where torch's
-            `float32_matmul_precision` allows it.
-        peaks: As `PEAKS`.
+        device_name: Name by `torch.cuda.get_device_name`.
+        precision: Precision of Lightning's trainer, such as `bf16-mixed`. Float32 runs in TF32
+            where torch's `float32_matmul_precision` allows it.
+        peaks: FLOP/s by the beginning of a name: in 16 bit, in TF32, in float32.
     """
     known = next((peak for name, peak in peaks.items() if device_name.startswith(name)), None)
     if known is None or "MIG" in device_name:  # a share of a device
@@ -53,7 +54,7 @@ def peak_flops(
 
 
 class FlopMeter:
-    """Adds up what training steps compute for the clips, sounds and captions that are there.
+    """Adds up the FLOPs of training steps for the pictures, sounds and captions that are present.
 
     Captions count with `max_words` words, as in `vatt.network.flops`.
 
@@ -66,18 +67,16 @@ class FlopMeter:
         flops = count_flops(config, num_captions=1)
         self._each = (flops.video, flops.audio, flops.text, flops.heads)
         self._peak = peak
-        self._counts: list[Tensor | int] = [0, 0, 0, 0]  # on the device: no step waits for them
+        self._flops = 0
 
     def add(self, batch: Batch | MicroBatches) -> None:
         """One batch of this process."""
-        masks = [batch.masks.get(name) for name in MODALITIES]
-        new = (*(0 if mask is None else mask.sum() for mask in masks), len(batch))
-        self._counts = [old + more for old, more in zip(self._counts, new, strict=True)]
+        counts = (*map(batch.facts.num_rows, MODALITIES), len(batch))
+        self._flops += sum(map(mul, counts, self._each))
 
     def utilisation(self, seconds: float) -> float:
         """Share of the peak that was used over the seconds in which all that was added ran."""
-        flops = sum(int(n) * each for n, each in zip(self._counts, self._each, strict=True))
-        self._counts = [0, 0, 0, 0]
+        flops, self._flops = self._flops, 0
         return TRAINING_PASSES * flops / (seconds * self._peak)
 
 
@@ -92,8 +91,8 @@ def flop_meter(
     Args:
         network: A `vatt.VATT`.
         device: Where it trains.
-        precision: As in `peak_flops`.
-        peaks: As `PEAKS`.
+        precision: Precision of Lightning's trainer, such as `bf16-mixed`.
+        peaks: FLOP/s by the beginning of a name: in 16 bit, in TF32, in float32.
     """
     config = getattr(network, "config", None)
     if not isinstance(config, VATTConfig):
