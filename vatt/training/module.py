@@ -173,6 +173,14 @@ class TrainingModule(LightningModule):
         """
         raise NotImplementedError
 
+    def on_validation_epoch_start(self) -> None:
+        """Starts with no tables, also after a pass that was interrupted."""
+        self._tables = []
+
+    def on_test_epoch_start(self) -> None:
+        """Starts with no tables, also after a pass that was interrupted."""
+        self._tables = []
+
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """Keeps the table of one batch."""
         self._tables.append(self.score_batch(batch))
