@@ -112,7 +112,6 @@ class Batch:
             )
         self._check_rows()
         self._fill_masks()
-        self._check_masks()
         if self.device.type == "cpu":
             self._facts = self._read_facts()
 
@@ -126,24 +125,19 @@ class Batch:
             raise ValueError(f"a batch of {len(self)} rows has {len(self.keys)} keys")
 
     def _fill_masks(self) -> None:
-        for name, value in (("video", self.video), ("audio", self.audio)):
-            if value is not None and getattr(self, f"{name}_mask") is None:
-                present = torch.ones(len(self), dtype=torch.bool, device=value.device)
-                setattr(self, f"{name}_mask", present)
-        if self.text is not None and self.text_mask is None:
-            self.text_mask = (self.text != 0).any(dim=-1)
-
-    def _check_masks(self) -> None:
-        """One bool for each clip, or for each caption."""
+        """Makes the masks that are not given; they have one bool for each clip or caption."""
         for name in ("video", "audio", "text"):
             value, mask = getattr(self, name), getattr(self, f"{name}_mask")
-            if value is None or mask is None:
+            if value is None:
                 continue
-            wanted = value.shape[:2] if name == "text" else value.shape[:1]
-            if mask.dtype != torch.bool or tuple(mask.shape) != tuple(wanted):
+            wanted = list(value.shape[: 2 if name == "text" else 1])
+            if mask is None:
+                everywhere = torch.ones(wanted, dtype=torch.bool, device=value.device)
+                mask = (value != 0).any(dim=-1) if name == "text" else everywhere
+                setattr(self, f"{name}_mask", mask)
+            if mask.dtype != torch.bool or list(mask.shape) != wanted:
                 raise ValueError(
-                    f"batch.{name}_mask must be bool {list(wanted)}, "
-                    f"got {mask.dtype} {list(mask.shape)}"
+                    f"batch.{name}_mask must be bool {wanted}, got {mask.dtype} {list(mask.shape)}"
                 )
 
     def __len__(self) -> int:

@@ -382,12 +382,6 @@ def present_rows(batch: Batch, modality: str) -> Tensor | None:
     return rows[order[:num_rows]]
 
 
-def no_row(num_clips: int, modality: str, device: torch.device) -> Tensor:
-    """The mask of a modality that no clip has: bool `[B]` or, of text, `[B, 1]`."""
-    shape = (num_clips, 1) if modality == "text" else (num_clips,)
-    return torch.zeros(shape, dtype=torch.bool, device=device)
-
-
 def place_rows(values: Tensor, mask: Tensor) -> Tensor:
     """Puts computed rows where the mask is True: `[rows, …]` → `[*mask.shape, …]`, else zeros."""
     if len(values) == mask.numel():

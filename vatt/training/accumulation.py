@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vatt.batch import MicroBatches
-from vatt.network.model import VATT, VATTOutput, backbone_and_head, no_row
+from vatt.network.model import VATT, VATTOutput, backbone_and_head
 from vatt.system.ranks import world_size
+from vatt.training.rank_forward import no_row
 
 
 def forward_cached(network: VATT, batches: MicroBatches) -> VATTOutput:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vatt.batch import Batch
 from vatt.config.model import VATTConfig
-from vatt.network.model import VATT, VATTOutput, no_row
+from vatt.network.model import VATT, VATTOutput
 from vatt.system.ranks import world_size
 
 
@@ -36,6 +36,12 @@ def forward_on_rank(network: VATT, batch: Batch) -> VATTOutput:
         features[name] = features[name][:0]
         masks.setdefault(name, no_row(len(batch), name, batch.device))
     return network.embed_rows(features, masks)
+
+
+def no_row(num_clips: int, modality: str, device: torch.device) -> Tensor:
+    """The mask of a modality that no clip has: bool `[B]` or, of text, `[B, 1]`."""
+    shape = (num_clips, 1) if modality == "text" else (num_clips,)
+    return torch.zeros(shape, dtype=torch.bool, device=device)
 
 
 def _blank_rows(config: VATTConfig, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
