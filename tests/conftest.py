@@ -11,8 +11,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from corpus import made_once
+from training_runs import fit_arguments
 
 from vatt import VATT, ShardSet, Tokenizer, preset, save_model
+from vatt.cli import main
 from vatt.demo.corpus import write_corpus
 from vatt.packing.build import build_shards
 
@@ -52,6 +54,16 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> 
             )
 
     return made_once(tmp_path_factory, "shards", make)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
+    """Folder of a finished run of ten steps; a test that writes into it copies it first."""
+
+    def make(out: Path) -> None:
+        assert main(fit_arguments(tiny_shards, out)) == 0
+
+    return made_once(tmp_path_factory, "run", make)
 
 
 @pytest.fixture(scope="module")

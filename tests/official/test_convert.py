@@ -297,14 +297,13 @@ def test_weights_for_another_grid_get_interpolated_positions(tmp_path: Path) -> 
 
 
 def test_training_starts_from_given_weights_and_resumes_without_them(
-    tiny_shards: Path, tmp_path: Path
+    tiny_shards: Path, trained_run: Path, tmp_path: Path
 ) -> None:
-    first, second, model = tmp_path / "first", tmp_path / "second", tmp_path / "model"
-    assert main(fit_arguments(tiny_shards, first, "--trainer.max_steps=3")) == 0
-    save_model(load_model(first / "checkpoints" / "last.ckpt"), model)
+    second, model = tmp_path / "second", tmp_path / "model"
+    save_model(load_model(trained_run / "checkpoints" / "last.ckpt"), model)
     start = f"--model.init_args.init_from={model}"
     rate = "--model.init_args.optimizer.learning_rate=1e-30"  # what it learns does not show
-    shutil.copy(first / "tokenizer.json", model)
+    shutil.copy(trained_run / "tokenizer.json", model)
     arguments = fit_arguments(tiny_shards, second, start, rate, "--trainer.max_steps=4")
     assert main(arguments) == 0
     ours = load_model(second / "checkpoints" / "last.ckpt").state_dict()

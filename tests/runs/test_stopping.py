@@ -15,12 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
 
-@pytest.fixture(scope="module")
-def whole_losses(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """Of a run that nobody stops."""
-    run = tmp_path_factory.mktemp("stopping") / "run"
-    assert main(fit_arguments(tiny_shards, run)) == 0
-    return read_losses(run)
+@pytest.fixture
+def whole_losses(trained_run: Path) -> dict[int, str]:
+    """Losses of a run that nobody stops."""
+    return read_losses(trained_run)
 
 
 def resume(run: Path) -> int:
@@ -114,13 +112,10 @@ def test_second_ctrl_c_before_anything_is_saved_says_so(
 
 
 def test_ctrl_c_in_an_evaluation_is_one_sentence(
-    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
-    short = ["--trainer.max_steps=3", "--trainer.limit_val_batches=1"]
-    assert main(fit_arguments(tiny_shards, run, *short)) == 0
     before = handlers()
-    validate = ["validate", f"--config={run / 'config.yaml'}", "--ckpt_path=last"]
+    validate = ["validate", f"--config={trained_run / 'config.yaml'}", "--ckpt_path=last"]
     assert main([*validate, *signal_options("validation", signal.SIGINT)]) == 130
     assert capsys.readouterr().err.endswith("vatt: Stopped.\n")
     assert handlers() == before

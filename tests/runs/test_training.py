@@ -31,22 +31,14 @@ from vatt.training.pretrain import PretrainModule, join_ranks
 TINY = preset("tiny").encoder
 
 
-@pytest.fixture(scope="module")
-def finished_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("training") / "run"
-    budget = "--run.time_budget_seconds=600"  # generous: the steps alone make the schedule
-    assert main(fit_arguments(tiny_shards, run, budget)) == 0
-    return run
-
-
-def test_run_directory_holds_everything_of_the_run(finished_run: Path) -> None:
-    names = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*")}
+def test_run_directory_holds_everything_of_the_run(trained_run: Path) -> None:
+    names = {str(path.relative_to(trained_run)) for path in trained_run.rglob("*")}
     files = {"config.yaml", "environment.json", "metrics.csv", "tokenizer.json"}
     assert names == {*files, "checkpoints", "checkpoints/last.ckpt"}
 
 
-def test_metrics_have_their_names_and_a_row_for_each_step(finished_run: Path) -> None:
-    rows = read_rows(finished_run)
+def test_metrics_have_their_names_and_a_row_for_each_step(trained_run: Path) -> None:
+    rows = read_rows(trained_run)
     assert [int(row["step"]) for row in rows] == list(range(STEPS))
     assert {
         *("train/loss", "train/loss_video_audio", "train/loss_video_text", "train/grad_norm"),
@@ -60,17 +52,17 @@ def test_metrics_have_their_names_and_a_row_for_each_step(finished_run: Path) ->
     assert all(0 <= float(row["perf/data_wait_share"]) <= 1 for row in rows)
 
 
-def test_learning_rate_follows_the_schedule_of_the_config(finished_run: Path) -> None:
+def test_learning_rate_follows_the_schedule_of_the_config(trained_run: Path) -> None:
     schedule = ScheduleConfig(
         kind="constant_then_linear", max_steps=STEPS, warmup_steps=2, final_factor=0.0
     )
     expected = [1e-3 * learning_rate_factor(schedule, step / STEPS) for step in range(STEPS)]
-    logged = [float(row["train/learning_rate"]) for row in read_rows(finished_run)]
+    logged = [float(row["train/learning_rate"]) for row in read_rows(trained_run)]
     assert logged == pytest.approx(expected, rel=1e-6)
 
 
-def test_checkpoint_describes_its_model_and_holds_no_objects(finished_run: Path) -> None:
-    path = finished_run / "checkpoints" / "last.ckpt"
+def test_checkpoint_describes_its_model_and_holds_no_objects(trained_run: Path) -> None:
+    path = trained_run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
     assert checkpoint["global_step"] == STEPS
     assert "hyper_parameters" not in checkpoint
@@ -118,57 +110,56 @@ def test_last_step_has_a_row_unless_nothing_is_logged(
 
 
 def test_resumed_run_that_has_nothing_left_says_so(
-    tiny_shards: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+    tiny_shards: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(fit_arguments(tiny_shards, finished_run, "--ckpt_path=last")) == 0
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    assert main(fit_arguments(tiny_shards, run, "--ckpt_path=last")) == 0
     assert "is trained: step 10" in capsys.readouterr().out
-    (finished_run / "config.resume-1.yaml").unlink()
 
 
 def test_validate_repeats_the_metrics_of_the_last_validation(
-    finished_run: Path, capsys: pytest.CaptureFixture[str]
+    trained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = finished_run / "config.yaml"
+    config = trained_run / "config.yaml"
     assert main(["validate", f"--config={config}", "--ckpt_path=last"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    last = read_rows(finished_run)[-1]
+    last = read_rows(trained_run)[-1]
     for direction in ("text_to_video", "video_to_audio"):
         title = direction.replace("_to_", " → ")
         line = next(line for line in printed if line.strip().startswith(title))
         assert f"MedR {float(last[f'val/{direction}/MedR']):5.1f}" in line
 
 
-def test_predict_writes_the_embeddings_of_the_set(finished_run: Path) -> None:
+def test_predict_writes_the_embeddings_of_the_set(trained_run: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    config = finished_run / "config.yaml"
-    limit = "--trainer.limit_predict_batches=2"
-    assert main(["predict", f"--config={config}", "--ckpt_path=last", limit]) == 0
-    out = finished_run / "checkpoints" / "embeddings.safetensors"
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    more = [f"--run.dir={run}", "--trainer.limit_predict_batches=2"]
+    assert main(["predict", f"--config={run / 'config.yaml'}", "--ckpt_path=last", *more]) == 0
+    out = run / "checkpoints" / "embeddings.safetensors"
     with safe_open(out, "pt") as file:
         assert file.get_tensor("video_va").shape == (16, 24)
         assert len(file.metadata()["keys"].split(",")) == 16
-    out.unlink()
 
 
 def test_fresh_run_never_overwrites_another(
-    tiny_shards: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+    tiny_shards: Path, trained_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = (finished_run / "metrics.csv").read_text()
-    assert main(fit_arguments(tiny_shards, finished_run)) == 1
+    before = (trained_run / "metrics.csv").read_text()
+    assert main(fit_arguments(tiny_shards, trained_run)) == 1
     assert "already holds a run" in capsys.readouterr().err
-    assert (finished_run / "metrics.csv").read_text() == before
+    assert (trained_run / "metrics.csv").read_text() == before
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "foreign"])
 def test_file_that_is_no_checkpoint_is_named_with_the_remedy(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
-    path, whole = tmp_path / "x.ckpt", (finished_run / "checkpoints" / "last.ckpt").read_bytes()
+    path, whole = tmp_path / "x.ckpt", (trained_run / "checkpoints" / "last.ckpt").read_bytes()
     torch.save({"weight": torch.zeros(2)}, path)
     others = {"truncated": whole[: len(whole) // 2], "text": b"no checkpoint", "empty": b""}
     path.write_bytes(others.get(damage, path.read_bytes()))
-    config = finished_run / "config.yaml"
+    config = trained_run / "config.yaml"
     assert main(["validate", f"--config={config}", f"--ckpt_path={path}"]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert f"vatt: {path} is not a checkpoint" in message
@@ -193,20 +184,20 @@ def test_run_goes_on_with_its_own_tokenizer_and_refuses_another(
 
 
 def test_checkpoint_of_another_geometry_is_refused_by_name(
-    tiny_shards: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_shards: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = finished_run / "checkpoints" / "last.ckpt"
+    checkpoint = trained_run / "checkpoints" / "last.ckpt"
     more = [f"--ckpt_path={checkpoint}", "--model.init_args.model.d_post=48"]
     assert main(fit_arguments(tiny_shards, tmp_path / "run", *more)) == 1
     assert "d_post is 32 there and 48 here" in capsys.readouterr().err
 
 
 def test_run_goes_on_from_a_model_whose_parts_stood_in_another_order(
-    tiny_shards: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_shards: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = finished_run / "checkpoints" / "last.ckpt"
+    path = trained_run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(path, weights_only=True)
-    last = path.with_name("reversed.ckpt")
+    last = tmp_path / "reversed.ckpt"
     checkpoint["state_dict"] = dict(reversed(checkpoint["state_dict"].items()))
     optimizer = checkpoint["optimizer_states"][0]
     turned = [

@@ -164,7 +164,7 @@ def test_tests_add_their_tools_to_the_environment_of_the_demo(machine: Machine) 
     *_, package, pytest_call = machine.calls()
     assert code == 0
     assert package.endswith(f"-e {machine.checkout}[dev]")
-    assert pytest_call == "-m pytest -n 3 --dist worksteal -k one or two"
+    assert pytest_call == "-m pytest -n 3 --dist worksteal --durations=25 -k one or two"
     machine.run("demo.sh")
     assert machine.pip_calls() == []
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: what a classifier starts from, what it learns, and what its metrics are."""
+"""Fine-tuning: the module, and training by the command line."""
 
 import csv
 import json
@@ -23,18 +23,8 @@ from vatt.cli import main
 from vatt.config.model import VATTConfig
 from vatt.config.presets import as_classifier, preset
 from vatt.errors import UserError
-from vatt.evaluation.classification_metrics import (
-    average_precision,
-    class_ranks,
-    d_prime,
-    multi_label_metrics,
-    roc_auc,
-    single_label_metrics,
-)
 from vatt.models.checkpoint import load_model, save_model
-from vatt.models.start_weights import load_backbone
 from vatt.network.model import VATT
-from vatt.network.tokens import interpolation_matrix
 from vatt.runs.classifier_defaults import with_classifier
 from vatt.training.finetune import FinetuneModule, ScoreTable
 from vatt.training.module import NonFiniteLossError
@@ -42,161 +32,6 @@ from vatt.training.optim import OptimizerConfig, ScheduleConfig
 
 TINY = preset("tiny")
 STEPS = 12
-
-
-# --- metrics ---------------------------------------------------------------------------------
-
-
-def tied_scores(rows: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of which many are the same, and labels."""
-    draw = np.random.default_rng(seed)
-    return draw.integers(0, 6, (rows, classes)) / 5.0, draw.random((rows, classes)) < 0.3
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_metrics_are_those_of_scikit_learn_with_ties(seed: int) -> None:
-    from sklearn import metrics
-
-    scores, truths = tied_scores(60, 7, seed)
-    for column in range(7):
-        one, truth = scores[:, column], truths[:, column]
-        ours = average_precision(one, truth), roc_auc(one, truth)
-        theirs = metrics.average_precision_score(truth, one), metrics.roc_auc_score(truth, one)
-        assert ours == pytest.approx(theirs, abs=1e-12)
-    values = multi_label_metrics(torch.from_numpy(scores), torch.from_numpy(truths))
-    mean = metrics.average_precision_score(truths, scores, average="macro")
-    assert values["mAP"] == pytest.approx(100 * mean, abs=1e-9)
-    area = metrics.roc_auc_score(truths, scores, average="macro")
-    assert values["AUC"] == pytest.approx(100 * area, abs=1e-9)
-    target = truths.argmax(axis=1)
-    ranks = class_ranks(torch.from_numpy(scores), torch.from_numpy(target))
-    for k in (1, 2, 5):
-        theirs = metrics.top_k_accuracy_score(target, scores, k=k, labels=range(7))
-        assert (ranks < k).double().mean() == pytest.approx(theirs, abs=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_metrics_are_those_of_loops(seed: int) -> None:
-    scores, truths = tied_scores(40, 1, seed)
-    one, truth = scores[:, 0], truths[:, 0]
-    wins = [float(a > b) + 0.5 * float(a == b) for a in one[truth] for b in one[~truth]]
-    assert roc_auc(one, truth) == pytest.approx(sum(wins) / len(wins), abs=1e-12)
-    area, before = 0.0, 0.0
-    for threshold in sorted(set(one.tolist()), reverse=True):
-        chosen = one >= threshold
-        recall = (chosen & truth).sum() / truth.sum()
-        area += (recall - before) * (chosen & truth).sum() / chosen.sum()
-        before = recall
-    assert average_precision(one, truth) == pytest.approx(area, abs=1e-12)
-
-
-def test_perfect_and_useless_scores_have_known_values() -> None:
-    truth = np.array([True, False, True, False])
-    assert average_precision(np.array([4.0, 1.0, 3.0, 2.0]), truth) == 1.0
-    assert roc_auc(np.array([4.0, 1.0, 3.0, 2.0]), truth) == 1.0
-    assert roc_auc(np.zeros(4), truth) == 0.5
-    assert average_precision(np.zeros(4), truth) == 0.5
-    assert d_prime(0.5) == pytest.approx(0.0)
-    assert d_prime(0.971) == pytest.approx(2.681, abs=1e-3)
-    assert (d_prime(1.0), d_prime(0.0)) == (math.inf, -math.inf)
-    assert math.isnan(d_prime(math.nan))
-
-
-def test_classes_that_no_clip_or_every_clip_has_are_left_out_and_counted() -> None:
-    scores, truths = tied_scores(30, 4, 0)
-    whole = multi_label_metrics(torch.from_numpy(scores[:, :2]), torch.from_numpy(truths[:, :2]))
-    truths[:, 2], truths[:, 3] = False, True
-    assert multi_label_metrics(torch.from_numpy(scores), torch.from_numpy(truths)) == whole
-    assert whole["num_classes"] == 2
-    areas = [roc_auc(scores[:, c], truths[:, c]) for c in range(2)]
-    assert whole["d_prime"] == pytest.approx((d_prime(areas[0]) + d_prime(areas[1])) / 2)
-    assert multi_label_metrics(torch.zeros(3, 2), torch.zeros(3, 2)) == {"num_classes": 0.0}
-
-
-def test_what_has_no_metrics_is_refused() -> None:
-    labels = torch.eye(3)
-    assert single_label_metrics(labels, labels) == {"top1": 100.0}  # three classes: no top-5
-    with pytest.raises(ValueError, match="must have one class"):
-        single_label_metrics(labels, torch.ones(3, 3))
-    with pytest.raises(ValueError, match="scores are NaN"):
-        single_label_metrics(labels * math.nan, labels)
-    with pytest.raises(ValueError, match="no clip"):
-        multi_label_metrics(torch.zeros(0, 3), torch.zeros(0, 3))
-    with pytest.raises(ValueError, match=r"got \[3, 3\] and \[3, 2\]"):
-        multi_label_metrics(labels, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match=r"target \[N\]"):
-        class_ranks(labels, torch.zeros(2, dtype=torch.int64))
-
-
-# --- start weights ---------------------------------------------------------------------------
-
-
-def drawn(config: VATTConfig, seed: int = 0) -> VATT:
-    torch.manual_seed(seed)
-    return VATT(config)
-
-
-@pytest.mark.parametrize("arrangement", ["agnostic", "specific"])
-@pytest.mark.parametrize("modality", ["video", "audio"])
-def test_a_classifier_starts_from_the_tower_of_a_pretrained_model(
-    tmp_path: Path, arrangement: str, modality: str
-) -> None:
-    pretrained = drawn(replace(TINY, arrangement=arrangement))
-    save_model(pretrained, tmp_path)
-    config = as_classifier(pretrained.config, modality, 5)
-    model = drawn(config, seed=1)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    load_backbone(model, tmp_path)
-    theirs = pretrained.state_dict()
-    for name, value in model.state_dict().items():
-        expected = before[name] if name.startswith("classifier.") else theirs[name]
-        assert torch.equal(value, expected), name
-    assert any(not torch.equal(theirs[n], before[n]) for n in before if n in theirs)
-
-
-def test_positions_are_interpolated_where_clips_are_larger(tmp_path: Path) -> None:
-    pretrained = drawn(TINY)
-    save_model(pretrained, tmp_path)
-    larger = replace(TINY.video, image_size=48)
-    model = drawn(as_classifier(TINY, "video", 5, video=larger), seed=1)
-    load_backbone(model, tmp_path)
-    name = "video_tokens.positions.tables.1"
-    theirs, ours = pretrained.state_dict()[name], model.state_dict()[name]
-    assert len(ours) == 6
-    assert torch.allclose(ours, interpolation_matrix(4, 6) @ theirs, atol=1e-6)
-    kept = replace(larger, position_grid=TINY.video.grid)  # interpolated at every step instead
-    same = drawn(as_classifier(TINY, "video", 5, video=kept), seed=1).eval()
-    load_backbone(same, tmp_path)
-    assert torch.equal(same.state_dict()[name], theirs)
-    clips = torch.randint(0, 256, (2, 4, 48, 48, 3), dtype=torch.uint8)
-    assert torch.allclose(same.encode_video(clips), model.eval().encode_video(clips), atol=1e-5)
-
-
-def test_another_tower_is_refused_and_named(tmp_path: Path) -> None:
-    save_model(drawn(TINY), tmp_path / "whole")
-    save_model(drawn(as_classifier(TINY, "video", 5)), tmp_path / "video")
-    wider = replace(TINY, encoder=replace(TINY.encoder, d_ff=32))
-    specific = replace(TINY, arrangement="specific")
-    for source, config, modality, message in (
-        ("whole", wider, "video", "encoder.d_ff is 64 there and 32 here"),
-        ("whole", specific, "video", "arrangement is agnostic there and specific here"),
-        ("video", TINY, "audio", "has video: there is no audio"),
-        ("none", TINY, "video", "no model at"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load_backbone(drawn(as_classifier(config, modality, 5)), tmp_path / source)
-    load_backbone(drawn(as_classifier(TINY, "video", 9)), tmp_path / "video")  # other classes
-
-
-def test_towers_that_are_left_behind_may_differ(tmp_path: Path) -> None:
-    other = replace(TINY.text, vocab_size=99)
-    saved = drawn(replace(TINY, text=other, head=None))
-    save_model(saved, tmp_path)
-    loaded = drawn(as_classifier(TINY, "video", 5))
-    with torch.no_grad():
-        loaded.video_tokens.agg.zero_()
-    load_backbone(loaded, tmp_path)
-    assert torch.equal(loaded.video_tokens.agg, saved.video_tokens.agg)
 
 
 # --- the module ------------------------------------------------------------------------------
@@ -354,7 +189,8 @@ def test_what_is_no_classifier_is_refused() -> None:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clips and sounds of three classes, a pre-trained model, and annotations."""
     folder = tmp_path_factory.mktemp("finetune")
-    save_model(drawn(TINY), folder / "model")
+    torch.manual_seed(0)
+    save_model(VATT(TINY), folder / "model")
     for name, rows in (
         ("videos", write_videos(folder, 5)),
         ("sounds", write_sounds(folder, 5)),
