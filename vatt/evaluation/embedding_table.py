@@ -44,16 +44,7 @@ class EmbeddingTable:
 
     def __post_init__(self) -> None:
         """Refuses parts of different lengths."""
-        columns = {
-            "video_va": self.video_va,
-            "audio_va": self.audio_va,
-            "video_vt": self.video_vt,
-            "text_vt": self.text_vt,
-            "video_mask": self.video_mask,
-            "audio_mask": self.audio_mask,
-            "text_mask": self.text_mask,
-        }
-        rows = {name: len(column) for name, column in columns.items() if column is not None}
+        rows = {name: len(column) for name, column in vars(self).items() if column is not None}
         wrong = {name: count for name, count in rows.items() if count != len(self)}
         if wrong:
             raise ValueError(f"the table has {len(self)} keys, but other numbers of rows: {wrong}")

@@ -3,7 +3,7 @@
 Source: paper section 4.4; google-research/vatt `utils/eval`, which reports both averages.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
@@ -74,25 +74,25 @@ def embed_items(
         raise UserError("this model has no common spaces (its head is null): retrieval needs them")
     share = items[rank() :: world_size()]
     views = read_items(share, plan, num_workers=num_workers)
-    tables: list[tuple[EmbeddingTable, EmbeddingTable]] = []
+    pairs: list[tuple[EmbeddingTable, EmbeddingTable]] = []
     faults: list[Fault] = []
-    for batch in _batched(zip(share, views, strict=True), batch_size):
+    clips = zip(share, views, strict=True)
+    while batch := list(islice(clips, batch_size)):
         faults += [Fault(item.key, read.fault) for item, read in batch if read.fault]
         readable = [(item, read) for item, read in batch if not read.fault]
         if readable:
-            tables.append(_embed_batch(model, tokenizer, readable))
-    shares = gather_objects((tables, faults))
-    together = [pair for pairs, _ in shares for pair in pairs]
+            pairs.append(_embed_batch(model, tokenizer, readable))
+    shares = gather_objects((pairs, faults))
+    together = [pair for of_rank, _ in shares for pair in of_rank]
     faults = [fault for _, of_rank in shares for fault in of_rank]
     if not together:
         raise UserError(f"none of {len(items)} clips can be read; the first: {faults[:1]}")
     order = {item.key: number for number, item in enumerate(items)}
-    joined = {
-        name: _in_order(concatenate([pair[number] for pair in together]), order)
-        for number, name in enumerate(AVERAGINGS)
-    }
+    tables = [concatenate([pair[number] for pair in together]) for number in range(len(AVERAGINGS))]
+    in_order = torch.tensor([order[key] for key in tables[0].keys]).argsort()
+    embeddings, similarities = (table.select(in_order) for table in tables)
     faults.sort(key=lambda fault: order[fault.where])
-    return WindowedTables(**joined, faults=tuple(faults))
+    return WindowedTables(embeddings=embeddings, similarities=similarities, faults=tuple(faults))
 
 
 def average_windows(embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,17 +186,6 @@ def _placed(rows: Tensor, mask: Tensor) -> Tensor:
     placed = rows.new_zeros(len(mask), rows.shape[1])
     placed[mask] = rows
     return placed
-
-
-def _in_order(table: EmbeddingTable, order: dict[str, int]) -> EmbeddingTable:
-    places = torch.tensor([order[key] for key in table.keys]).argsort()
-    return table.select(places)
-
-
-def _batched(pairs: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    rest = iter(pairs)
-    while batch := list(islice(rest, size)):
-        yield batch
 
 
 def evaluation_plan(
