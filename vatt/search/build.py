@@ -4,7 +4,8 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class IndexSummary:
         arrays: Description of each array in `index.json`.
         not_finite: Number of rows left out by array, since they hold NaN or infinity.
         padding: Number of rows left out by array, since their windows are mostly padding.
-        notes: Further hints to the user.
+        note: A further hint to the user.
     """
 
     num_sources: int
@@ -68,7 +69,7 @@ class IndexSummary:
     arrays: dict[str, dict[str, Any]]
     not_finite: Counter[str]
     padding: Counter[str]
-    notes: list[str] = field(default_factory=list)
+    note: str = ""
 
     def __str__(self) -> str:
         """A few lines."""
@@ -85,7 +86,7 @@ class IndexSummary:
             lines.append(f"  {name}: {count} rows hold NaN or infinity and are left out")
         for name, count in self.padding.items():
             lines.append(f"  {name}: {count} rows are of ends of files, mostly padding: left out")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
 
 def build_index(
@@ -129,20 +130,11 @@ def _add_approximate(data: Path, options: IndexOptions, summary: IndexSummary) -
     for name, array in summary.arrays.items():
         wanted = options.approximate
         if wanted is None and array["rows"] > MOST_EXACT_ROWS:
-            wanted = _has_faiss()
-            if not wanted and NO_FAISS not in summary.notes:
-                summary.notes.append(NO_FAISS)
+            wanted = find_spec("faiss") is not None
+            summary.note = "" if wanted else NO_FAISS
         if wanted:
             matrix = np.load(data / f"{name}.npy", mmap_mode="r")
             array["approximate"] = build_approximate(matrix, data / f"{name}.faiss")
-
-
-def _has_faiss() -> bool:
-    try:
-        load_faiss()
-    except UserError:
-        return False
-    return True
 
 
 class _IndexWriter:

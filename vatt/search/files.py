@@ -106,9 +106,9 @@ def _refuse_foreign(out: Path) -> None:
     """Refuses a place that holds anything but an index."""
     if out.is_file():
         raise UserError(f"{out} is a file: name a folder for the index", 2)
-    ours = {INDEX_JSON, LOCK, *(path.name for path in _data_folders(out))}
+    known = {INDEX_JSON, LOCK, *(path.name for path in _data_folders(out))}
     for name in (path.name for path in out.glob("*")):
-        if name not in ours and not name.startswith(f".{INDEX_JSON}."):
+        if name not in known and not name.startswith(f".{INDEX_JSON}."):
             raise UserError(f"{out} holds other things ({name}): name a folder for the index", 2)
 
 

@@ -1,5 +1,6 @@
 """Search over extracted features: `Index`, from a query to segments of media."""
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,6 @@ class Index:
         self._model, self._device = model or content["model"], device
         folder = content["media_folder"] if media is None else media
         self._media_folder = None if folder is None else Path(folder)
-        self._extractor: FeatureExtractor | None = None
         self._approximate: dict[str, Any] = {}
 
     @classmethod
@@ -117,7 +117,7 @@ class Index:
         """Names of the arrays that can be searched, such as `video_vt` and `audio_va`."""
         return tuple(self._files.arrays)
 
-    @property
+    @functools.cached_property
     def extractor(self) -> "FeatureExtractor":
         """The model that made the features.
 
@@ -125,21 +125,19 @@ class Index:
             UserError: the model is another one, or the features do not say which.
             CheckpointError: there is no model.
         """
-        if self._extractor is None:
-            from vatt.features.extractor import FeatureExtractor
-            from vatt.models.checkpoint import weights_digest
+        from vatt.features.extractor import FeatureExtractor
+        from vatt.models.checkpoint import weights_digest
 
-            if not self._model:
-                raise UserError("the features do not say which model made them: give --model", 2)
-            extractor = FeatureExtractor.from_pretrained(self._model, device=self._device)
-            if weights_digest(extractor.model) != self._files.content["fingerprint"]:
-                raise UserError(
-                    f"{self._model} is not the model that made the features of {self._files.path}: "
-                    "give that one by --model, or extract and index anew",
-                    2,
-                )
-            self._extractor = extractor
-        return self._extractor
+        if not self._model:
+            raise UserError("the features do not say which model made them: give --model", 2)
+        extractor = FeatureExtractor.from_pretrained(self._model, device=self._device)
+        if weights_digest(extractor.model) != self._files.content["fingerprint"]:
+            raise UserError(
+                f"{self._model} is not the model that made the features of {self._files.path}: "
+                "give that one by --model, or extract and index anew",
+                2,
+            )
+        return extractor
 
     def search(
         self,
