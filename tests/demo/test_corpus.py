@@ -341,9 +341,9 @@ def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(
 
 
 def small_corpus(out: Path, **changes: int) -> bool:
-    """Writes two files; whether they were there already."""
+    """Writes two files; returns whether they were there already."""
     options = {"num_train": 2, "num_validation_renderings": 0, "num_workers": 0, **changes}
-    return write_corpus(out, show_progress=False, **options).reused
+    return not write_corpus(out, show_progress=False, **options)
 
 
 def test_a_finished_corpus_is_used_again_and_another_or_a_damaged_one_replaced(

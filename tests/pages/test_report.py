@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import vatt.pages.report
-from vatt.demo.retrieval import ATTRIBUTES, AUDIBLE_ATTRIBUTES
+from vatt.demo.corpus_scenes import ATTRIBUTES
+from vatt.demo.retrieval import AUDIBLE_ATTRIBUTES
 from vatt.errors import MediaError
 from vatt.media.clip import probe
 from vatt.media.write_mp4 import write_mp4
@@ -293,17 +294,11 @@ def test_a_failure_leaves_the_old_report_and_names_the_file(data: ReportData, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.mp4", "report.html"]
 
 
-@pytest.mark.parametrize(("channels", "name"), [(1, "gray"), (2, "ya8"), (3, "rgb24"), (4, "rgba")])
+@pytest.mark.parametrize(("channels", "name"), [(1, "gray"), (3, "rgb24"), (4, "rgba")])
 def test_a_png_holds_exactly_its_pixels(channels: int, name: str):
     pixels = np.random.default_rng(0).integers(256, size=(5, 7, channels), dtype=np.uint8)
     header = encode_png(pixels)[12:33]  # FFmpeg does not look at the check sums, browsers do
     assert zlib.crc32(header[:-4]) == int.from_bytes(header[-4:])
-    if name == "ya8":  # which PyAV does not turn into an array: look at the alpha
-        grey, alpha = pixels[..., 0], pixels[..., 1]
-        rgba = decode_picture(encode_png(pixels), "rgba")
-        assert np.array_equal(rgba[..., 3], alpha)
-        assert np.abs(rgba[..., 0].astype(int) - grey).max() <= 1
-        return
     assert np.array_equal(decode_picture(encode_png(pixels), name).reshape(pixels.shape), pixels)
 
 

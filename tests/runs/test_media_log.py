@@ -15,7 +15,14 @@ from wandb_files import end_wandb, pieces, read_history
 from vatt.cli import main
 from vatt.evaluation.embedding_table import EmbeddingTable
 from vatt.media.clip import probe
-from vatt.pages.clip_table import COLUMNS, MediaRow, draw_map, draw_sound, draw_strip, write_media
+from vatt.pages.clip_table import (
+    COLUMNS,
+    MediaRow,
+    paint_map,
+    paint_sound,
+    paint_strip,
+    write_media,
+)
 from vatt.runs.media_log import similarity_maps, with_found
 
 SILENT_MODEL = ["--model.init_args.model.modalities=[video,text]"]
@@ -196,7 +203,7 @@ def test_rows_lack_the_files_of_what_a_clip_lacks(tmp_path: Path) -> None:
 def test_strip_shows_eight_frames_of_a_clip_in_order_at_one_height() -> None:
     shades = torch.arange(16, dtype=torch.uint8)[:, None, None, None] * 10
     for size in (32, 224):
-        strip = draw_strip(shades.expand(16, size, size, 3))
+        strip = paint_strip(shades.expand(16, size, size, 3))
         assert strip.shape == (96, 8 * 96 + 7 * 2, 3)
         middles = strip[48, 48 :: 96 + 2, 0].tolist()
         assert middles == sorted(middles)
@@ -206,19 +213,19 @@ def test_strip_shows_eight_frames_of_a_clip_in_order_at_one_height() -> None:
 def test_sound_is_light_where_it_is_loud_and_dark_in_silence() -> None:
     rate = 8000
     low = torch.sin(2 * torch.pi * 200 * torch.arange(rate) / rate)
-    picture = draw_sound(low, rate).astype(int).sum(axis=-1)
+    picture = paint_sound(low, rate).astype(int).sum(axis=-1)
     assert picture.mean(axis=1).argmax() > len(picture) / 2  # below the middle
-    assert len(set(map(tuple, draw_sound(torch.zeros(rate), rate).reshape(-1, 3)))) == 1
+    assert len(set(map(tuple, paint_sound(torch.zeros(rate), rate).reshape(-1, 3)))) == 1
     mel = torch.zeros(6, 4)  # [M, F]
     mel[5, 0] = 1.0  # late and low
-    picture = draw_sound(mel, rate).astype(int).sum(axis=-1)
+    picture = paint_sound(mel, rate).astype(int).sum(axis=-1)
     assert picture.shape == (8, 12)
     assert picture[-1, -1] == picture.max()
 
 
 def test_heat_map_goes_from_dark_to_light() -> None:
-    picture = draw_map(torch.tensor([[0.9, -0.1], [0.2, 0.8]]))
+    picture = paint_map(torch.tensor([[0.9, -0.1], [0.2, 0.8]]))
     assert picture.shape == (512, 512, 3)
     brightness = picture.astype(int).sum(axis=-1)[128::256, 128::256]
     assert brightness[0, 0] > brightness[1, 1] > brightness[1, 0] > brightness[0, 1]
-    assert draw_map(torch.ones(2, 2)).shape == (512, 512, 3)  # no range at all
+    assert paint_map(torch.ones(2, 2)).shape == (512, 512, 3)  # no range at all

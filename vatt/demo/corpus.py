@@ -2,9 +2,9 @@
 
 A scene has a main object with a shape, a colour and a motion. Training material has the faults of
 narrated video found in the wild: captions that are early, late or about something else, captions
-that say only part, files without sound, files without text. Validation has none, and its
-combinations of attributes never occur in training, neither in a picture nor in a caption; every
-pair of its attributes does. A file depends on (seed, split, index) only, not on who writes it.
+that tell only a part, files without sound, files without text. Validation has none of these, and
+its combinations of attributes never occur in training, neither in a picture nor in a caption; every
+pair of its attributes does. A file depends on (seed, split, index) only, not on the process.
 """
 
 import functools
@@ -14,14 +14,21 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from vatt.demo.corpus_captions import Combination, narrate, narrate_carelessly
-from vatt.demo.corpus_scenes import COLOURS, MOTIONS, SHAPES, draw_scene, render_scene
+from vatt.demo.corpus_captions import narrate, narrate_carelessly
+from vatt.demo.corpus_scenes import (
+    ATTRIBUTES,
+    COLOURS,
+    MOTIONS,
+    SHAPES,
+    Combination,
+    draw_scene,
+    render_scene,
+)
 from vatt.demo.corpus_sounds import synthesize_sound
 from vatt.errors import UserError
 from vatt.media.write_mp4 import write_mp4
@@ -32,7 +39,6 @@ from vatt.system.workers import Lost, results_in_order
 VERSION = 3  # of the corpus: raise it when the same seed makes other files
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-ATTRIBUTES = ("shape", "colour", "motion")
 VALUES = (tuple(SHAPES), tuple(COLOURS), MOTIONS)  # of each attribute
 COMBINATIONS: tuple[Combination, ...] = tuple(itertools.product(*VALUES))
 
@@ -42,36 +48,14 @@ SILENT_RATE = 0.15
 TEXTLESS_RATE = 0.15
 
 
-@dataclass(frozen=True, kw_only=True)
-class CorpusInfo:
-    """What `write_corpus` left on disk.
-
-    Args:
-        folder: Holds `train/`, `validation/` and `corpus.json`.
-        num_train: Files of the training split.
-        num_validation: Files of the validation split.
-        oracles: R@1 in percent of `two_attribute_oracles` on held-out combinations.
-        counts: Per split: files, captions, and files without sound, without text, with wrong
-            captions, with company.
-        reused: Whether it was there already.
-    """
-
-    folder: Path
-    num_train: int
-    num_validation: int
-    oracles: dict[str, float]
-    counts: dict[str, dict[str, int]]
-    reused: bool
-
-
 @functools.cache
 def split_combinations() -> dict[Split, tuple[Combination, ...]]:
     """The combinations of each split, the same for every seed.
 
-    A local search exchanges held-out combinations for others until few distinct pairs of attributes
-    are left among them (two attributes shall not be enough to find a clip), every value occurs
-    about equally often, and every pair that is held out stays in training with another third
-    attribute. It takes some hundredths of a second.
+    A local search swaps held-out combinations for others until they have few distinct pairs of
+    attributes (two attributes must not suffice to find a clip), every value occurs about equally
+    often, and every held-out pair stays in training with another third attribute. It takes some
+    hundredths of a second.
     """
     chance = random.Random(0)
     combinations = list(COMBINATIONS)
@@ -82,7 +66,7 @@ def split_combinations() -> dict[Split, tuple[Combination, ...]]:
         i, j = chance.randrange(len(held_out)), chance.randrange(len(train))
         held_out[i], train[j] = train[j], held_out[i]
         new_cost = _split_cost(held_out)
-        if new_cost <= cost or chance.random() < 0.002:  # rarely uphill: plain descent gets stuck
+        if new_cost <= cost or chance.random() < 0.002:  # sometimes uphill: descent gets stuck
             cost = new_cost
         else:
             held_out[i], train[j] = train[j], held_out[i]
@@ -90,7 +74,7 @@ def split_combinations() -> dict[Split, tuple[Combination, ...]]:
 
 
 def _split_cost(held_out: Sequence[Combination]) -> int:
-    """How far from what `split_combinations` promises; 0 when it holds."""
+    """Distance from the promises of `split_combinations`; 0 if they hold."""
     cost = 0
     for i, j in itertools.combinations(range(3), 2):
         pairs = Counter((combination[i], combination[j]) for combination in held_out)
@@ -105,7 +89,7 @@ def _split_cost(held_out: Sequence[Combination]) -> int:
 
 
 def combination_of(seed: int, split: Split, index: int) -> Combination:
-    """What file `index` shows: all combinations of the split, then all again in another order."""
+    """Combination of a file: all of the split in turn, then all again in another order."""
     combinations = split_combinations()[split]
     cycle, place = divmod(index, len(combinations))
     chance = np.random.default_rng((seed, SPLITS.index(split), cycle))
@@ -113,11 +97,7 @@ def combination_of(seed: int, split: Split, index: int) -> Combination:
 
 
 def write_clip(folder: Path, seed: int, split: Split, index: int) -> dict[str, Any]:
-    """Writes file `index` of a split into a folder.
-
-    Returns:
-        Its line of `captions.jsonl`.
-    """
+    """Writes file `index` of a split; returns its line of `captions.jsonl`."""
     combination = combination_of(seed, split, index)
     rng = np.random.default_rng((seed, SPLITS.index(split), index, 0))
     scene = draw_scene(*combination, rng)
@@ -155,18 +135,21 @@ def write_corpus(
     seed: int = 0,
     num_workers: int | None = None,
     show_progress: bool = True,
-) -> CorpusInfo:
+) -> bool:
     """Writes `train/`, `validation/` (mp4 files, `captions.jsonl`) and `corpus.json`, or nothing.
 
     A finished corpus of the same parameters is left as it is; one of other parameters is replaced.
 
     Args:
-        out: Folder to be made; it appears under this name when all is written.
-        num_train: Files of the training split.
-        num_validation_renderings: Files of each of the 100 held-out combinations.
+        out: Folder of the corpus; it appears under this name when all is written.
+        num_train: Number of files of the training split.
+        num_validation_renderings: Number of files of each of the 100 held-out combinations.
         seed: The same seed makes the same bytes.
-        num_workers: Processes that write. None: one per core at hand; 0: only this one.
+        num_workers: Number of processes. None: one per core; 0: only this one.
         show_progress: Whether to draw a progress bar.
+
+    Returns:
+        False if the corpus was already there.
 
     Raises:
         UserError: a number out of range, `out` holds something else, or a process was killed.
@@ -179,20 +162,19 @@ def write_corpus(
     out = Path(out).absolute()
     sizes = {"train": num_train, "validation": num_validation_renderings * NUM_HELD_OUT}
     parameters = {"version": VERSION, "seed": seed, **{f"num_{s}": sizes[s] for s in SPLITS}}
-    if (finished := _finished_corpus(out, parameters)) is not None:
-        return finished
+    if _is_finished(out, parameters):
+        return False
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(out, replace=True) as partial:
         for split in SPLITS:
             (partial / split).mkdir()
         jobs = [(split, index) for split in SPLITS for index in range(sizes[split])]
         lines = _write_clips(partial, seed, jobs, num_workers, show_progress)
-        description = _describe(parameters, lines)
-        _write_descriptions(partial, lines, description)
-    return _corpus_info(out, description, reused=False)
+        _write_descriptions(partial, lines, _describe(parameters, lines))
+    return True
 
 
-Job = tuple[Split, int]  # file number of a split
+Job = tuple[Split, int]  # split and number of a file
 
 
 def _write_clips(
@@ -222,30 +204,17 @@ def _write_job(folder: Path, seed: int, job: Job) -> dict[str, Any]:
     return write_clip(folder / split, seed, split, index)
 
 
-def _finished_corpus(out: Path, parameters: dict[str, Any]) -> CorpusInfo | None:
-    """The corpus at `out` if it is the wanted one; None if `out` is free or may be replaced."""
+def _is_finished(out: Path, parameters: dict[str, Any]) -> bool:
+    """Whether `out` holds the wanted corpus; refuses a folder that must not be replaced."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not names and not out.is_file():
-        return None
+        return False
     if "corpus.json" not in names or not names <= {"corpus.json", *SPLITS}:
         raise UserError(f"{out} exists and is not a demo corpus: give another folder, or remove it")
     description = read_json(out / "corpus.json")
-    if any(description.get(key) != value for key, value in parameters.items()):
-        return None
-    for split in SPLITS:
-        if sum(1 for _ in (out / split).glob("*.mp4")) != parameters[f"num_{split}"]:
-            return None
-    return _corpus_info(out, description, reused=True)
-
-
-def _corpus_info(out: Path, description: dict[str, Any], *, reused: bool) -> CorpusInfo:
-    return CorpusInfo(
-        folder=out,
-        num_train=description["num_train"],
-        num_validation=description["num_validation"],
-        oracles=description["oracles"],
-        counts=description["counts"],
-        reused=reused,
+    return all(description.get(key) == value for key, value in parameters.items()) and all(
+        sum(1 for _ in (out / split).glob("*.mp4")) == parameters[f"num_{split}"]
+        for split in SPLITS
     )
 
 
@@ -262,8 +231,8 @@ def _write_descriptions(
 
 
 def _describe(parameters: dict[str, Any], lines: dict[Job, dict[str, Any]]) -> dict[str, Any]:
-    """The content of `corpus.json`."""
-    from vatt.demo.retrieval import two_attribute_oracles  # torch, which the workers need not load
+    """Content of `corpus.json`."""
+    from vatt.demo.retrieval import two_attribute_oracles  # loads torch; the workers do without
 
     combinations = split_combinations()
     return {

@@ -1,13 +1,11 @@
-"""Captions of the demo corpus: what a narrator says about a scene, in which words, and when."""
+"""Captions of the demo corpus: their content, wording and times."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from vatt.demo.corpus_scenes import Scene
-
-Combination = tuple[str, str, str]  # shape, colour, motion
+from vatt.demo.corpus_scenes import Combination, Scene
 
 NUM_CAPTIONS = 5  # per file
 FAULTY_VIDEO_RATE = 0.3
@@ -70,7 +68,7 @@ COMPANY_WORDINGS = (
 
 
 def narrate(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Timed captions without a fault, each in another wording, each with all three attributes.
+    """Draws timed captions without a fault, each worded differently, all with three attributes.
 
     Returns:
         Segments with `start_seconds`, `end_seconds` and `text`, in order of time.
@@ -86,17 +84,17 @@ def narrate(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
 def narrate_carelessly(
     scene: Scene, others: Sequence[Combination], rng: np.random.Generator
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Timed captions as found in the wild: partial ones, some that tell of the company, wrong ones.
+    """Draws timed captions as in the wild: partial ones, some about the company, wrong ones.
 
     Args:
-        scene: What is seen.
-        others: Combinations that wrong captions may speak of.
+        scene: The scene.
+        others: Combinations that wrong captions may describe.
         rng: Source of chance.
 
     Returns:
-        Segments as of `narrate`; and of each wrong one its number, `segment`, and its `kind`:
-        `late` (the first, still about the scene before this one), `early` (the last, already about
-        the scene after it) or `other` (in between, about something else).
+        Segments like those of `narrate`; and for each wrong one its number, `segment`, and its
+        `kind`: `late` (the first, still about an earlier scene), `early` (the last, already about
+        a later scene) or `other` (in between, about something else).
     """
     shown = (scene.shape, scene.colour, scene.motion)
     segments, faults = narrate(scene, rng), _draw_faults(rng)
@@ -104,7 +102,8 @@ def narrate_carelessly(
         if rng.random() < PARTIAL_CAPTION_RATE:
             segment["text"] = _fill(str(rng.choice(PARTIAL_WORDINGS)), shown, rng)
         if number in faults:
-            about = _other_combination(shown, others, rng)
+            wrong = [combination for combination in others if combination != shown]
+            about = wrong[rng.integers(len(wrong))]
             segment["text"] = _fill(str(rng.choice(FULL_WORDINGS)), about, rng)
         elif scene.company is not None and rng.random() < COMPANY_CAPTION_RATE:
             company = (*scene.company, scene.motion)
@@ -122,19 +121,12 @@ def _draw_faults(rng: np.random.Generator) -> dict[int, str]:
 
 
 def _segment_times(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """One after the other, with gaps and overlaps, from 0 to the end of the file."""
+    """Start and end of each segment, in order, with gaps and overlaps."""
     step = scene.duration_seconds / NUM_CAPTIONS
     starts = step * (np.arange(NUM_CAPTIONS) + rng.uniform(-0.2, 0.2, NUM_CAPTIONS))
     ends = starts + step * rng.uniform(0.7, 1.3, NUM_CAPTIONS)
     times = np.clip(np.stack([starts, ends], axis=1), 0, scene.duration_seconds)
     return [(round(float(start), 3), round(float(end), 3)) for start, end in times]
-
-
-def _other_combination(
-    shown: Combination, others: Sequence[Combination], rng: np.random.Generator
-) -> Combination:
-    candidates = [combination for combination in others if combination != shown]
-    return candidates[rng.integers(len(candidates))]
 
 
 def _fill(wording: str, about: Combination, rng: np.random.Generator) -> str:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 Field = np.ndarray  # float32 array over a grid of points
+Combination = tuple[str, str, str]  # shape, colour, motion
 
+ATTRIBUTES = ("shape", "colour", "motion")  # in the order of a combination
 COLOURS = {  # sRGB
     "red": (215, 30, 35),
     "green": (35, 165, 55),
@@ -44,47 +46,26 @@ COMPANY_RATE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """All that is drawn by chance about a scene, for picture and sound together.
-
-    Args:
-        shape: What is seen.
-        colour: Its colour.
-        motion: What it does.
-        company: Shape and colour of a second, small object that stays in a corner.
-        corner: That corner, as signs of x and y.
-        num_frames: Frames of the file.
-        frame_rate: Frames per second.
-        width: Of the picture, pixels.
-        height: Of the picture, pixels.
-        sample_rate: Of the sound, Hz.
-        radius: Of the object.
-        centre: Position (x, y) in [-1, 1] of the room left over; the motion overrides it.
-        drift: Slow drift (x, y) over the whole file.
-        tilt: Angle, radians.
-        period_seconds: Of one crossing, growth or shrinking.
-        turns_per_second: Negative: anticlockwise.
-        bounce_frames: Frames from one impact to the next.
-        first_impact: Frame of the first impact.
-    """
+    """The random choices for a scene, for picture and sound together."""
 
     shape: str
     colour: str
     motion: str
-    company: tuple[str, str] | None
-    corner: tuple[int, int]
+    company: tuple[str, str] | None  # shape and colour of a second, small object in a corner
+    corner: tuple[int, int]  # its corner, as signs of x and y
     num_frames: int
     frame_rate: int
-    width: int
+    width: int  # pixels
     height: int
-    sample_rate: int
+    sample_rate: int  # Hz
     radius: float
-    centre: tuple[float, float]
-    drift: tuple[float, float]
-    tilt: float
-    period_seconds: float
-    turns_per_second: float
-    bounce_frames: int
-    first_impact: int
+    centre: tuple[float, float]  # (x, y) in [-1, 1] of the room left over; the motion overrides it
+    drift: tuple[float, float]  # slow drift (x, y) over the whole file
+    tilt: float  # radians
+    period_seconds: float  # of one crossing, growth or shrinking
+    turns_per_second: float  # negative: anticlockwise
+    bounce_frames: int  # from one impact to the next
+    first_impact: int  # its frame
 
     @property
     def duration_seconds(self) -> float:
@@ -101,7 +82,7 @@ class Scene:
 
 
 def draw_scene(shape: str, colour: str, motion: str, rng: np.random.Generator) -> Scene:
-    """A scene with these attributes and everything else by chance."""
+    """Draws a scene with these attributes."""
     frame_rate = int(rng.choice(FRAME_RATES))
     width, height = SIZES[rng.integers(len(SIZES))]
     if rng.random() < 0.5:
@@ -130,14 +111,14 @@ def draw_scene(shape: str, colour: str, motion: str, rng: np.random.Generator) -
 
 
 def _draw_company(shape: str, colour: str, rng: np.random.Generator) -> tuple[str, str] | None:
-    """Another shape of another colour, for a quarter of the scenes."""
+    """Draws another shape of another colour, for a quarter of the scenes."""
     other_shape = rng.choice([name for name in SHAPES if name != shape])
     other_colour = rng.choice([name for name in COLOURS if name != colour])
     return (str(other_shape), str(other_colour)) if rng.random() < COMPANY_RATE else None
 
 
 def render_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The frames of a scene.
+    """Paints the frames of a scene.
 
     Returns:
         uint8 `[T, H, W, C]`.
@@ -148,14 +129,14 @@ def render_scene(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         room = 0.5 - EXTENT * COMPANY_RADIUS - 0.01
         still = np.ones(scene.num_frames, np.float32)
         x, y = (still * sign * room for sign in scene.corner)
-        sprite = _draw_sprite(shape, colour, rng)
+        sprite = _paint_sprite(shape, colour, rng)
         _paint(frames, sprite, x, y, still * COMPANY_RADIUS, still * 0)
-    _paint(frames, _draw_sprite(scene.shape, scene.colour, rng), *trajectory(scene))
+    _paint(frames, _paint_sprite(scene.shape, scene.colour, rng), *trajectory(scene))
     return frames
 
 
 def trajectory(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where the object is in every frame.
+    """Path of the object.
 
     Returns:
         Four float32 arrays `[T]`: x, y and radius in shares of the short side, angle in radians,
@@ -185,53 +166,39 @@ def trajectory(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return tuple(array.astype(np.float32) for array in (x, y, radius, angle))  # type: ignore[return-value]
 
 
-# Shapes as signed distances in radii, negative inside. Chosen to differ in what fills them (whole,
-# hollow, thin, curved, striped), not in corners only: circle and square, or triangle, star and
-# cross are hardly told apart at 64 pixels.
-def _ball(u: Field, v: Field) -> Field:
-    return np.hypot(u, v) - 0.95
-
-
-def _ring(u: Field, v: Field) -> Field:
-    return np.abs(np.hypot(u, v) - 0.83) - 0.24
-
-
-def _triangle(u: Field, v: Field) -> Field:
-    return np.maximum(v - 0.62, 0.866 * np.abs(u) - 0.5 * v - 0.58)
-
-
-def _bar(u: Field, v: Field) -> Field:
-    return _box(u, v, 1.15, 0.3)
-
-
-def _moon(u: Field, v: Field) -> Field:
-    return np.maximum(np.hypot(u + 0.1, v) - 1.05, 0.85 - np.hypot(u - 0.55, v))
-
-
-def _fence(u: Field, v: Field) -> Field:
-    return _box(np.minimum(np.abs(u), np.abs(np.abs(u) - 0.66)), v, 0.17, 0.86)
-
-
 def _box(u: Field, v: Field, half_width: float, half_height: float) -> Field:
     return np.maximum(np.abs(u) - half_width, np.abs(v) - half_height)
 
 
-# Distance, and centre and radius of a notch that breaks the symmetry, so that turning is seen.
-SHAPES: dict[str, tuple[Callable[[Field, Field], Field], tuple[float, float, float]]] = {
-    "ball": (_ball, (0.0, -0.6, 0.27)),
-    "ring": (_ring, (0.0, -0.83, 0.27)),
-    "triangle": (_triangle, (0.0, -0.38, 0.24)),
-    "bar": (_bar, (-0.85, 0.0, 0.27)),
-    "moon": (_moon, (-0.74, 0.0, 0.27)),
-    "fence": (_fence, (-0.66, -0.6, 0.27)),
+# Shapes as signed distances in radii, negative inside; and centre and radius of a notch that breaks
+# the symmetry and makes turning visible. The shapes differ in their area (whole, hollow, thin,
+# curved, striped), not only in corners: circle and square, or triangle, star and cross look alike
+# at 64 pixels.
+Shape = tuple[Callable[[Field, Field], Field], tuple[float, float, float]]
+SHAPES: dict[str, Shape] = {
+    "ball": (lambda u, v: np.hypot(u, v) - 0.95, (0.0, -0.6, 0.27)),
+    "ring": (lambda u, v: np.abs(np.hypot(u, v) - 0.83) - 0.24, (0.0, -0.83, 0.27)),
+    "triangle": (
+        lambda u, v: np.maximum(v - 0.62, 0.866 * np.abs(u) - 0.5 * v - 0.58),
+        (0.0, -0.38, 0.24),
+    ),
+    "bar": (lambda u, v: _box(u, v, 1.15, 0.3), (-0.85, 0.0, 0.27)),
+    "moon": (
+        lambda u, v: np.maximum(np.hypot(u + 0.1, v) - 1.05, 0.85 - np.hypot(u - 0.55, v)),
+        (-0.74, 0.0, 0.27),
+    ),
+    "fence": (
+        lambda u, v: _box(np.minimum(np.abs(u), np.abs(np.abs(u) - 0.66)), v, 0.17, 0.86),
+        (-0.66, -0.6, 0.27),
+    ),
 }
 
 SPRITE_SIZE = 96  # cells over ±SPRITE_REACH radii: finer than the pixels of the largest object
 SPRITE_REACH = 1.35
 
 
-def _draw_sprite(shape: str, colour: str, rng: np.random.Generator) -> np.ndarray:
-    """A shape with its texture, to be looked up at any size and angle.
+def _paint_sprite(shape: str, colour: str, rng: np.random.Generator) -> np.ndarray:
+    """Paints a textured shape, from which any size and angle is sampled.
 
     Returns:
         float32 `[SPRITE_SIZE², 4]`: signed distance in radii, then red, green, blue in 0…255.
@@ -256,7 +223,7 @@ def _paint(
     radius: np.ndarray,
     angle: np.ndarray,
 ) -> None:
-    """Draws the sprite into all frames, each inside a box that just holds it."""
+    """Paints the sprite into all frames, each inside a box that just holds it."""
     height, width = frames.shape[1:3]
     side = min(height, width)
     centre_x, centre_y, radius = width / 2 + side * x, height / 2 + side * y, side * radius
@@ -280,16 +247,13 @@ def _paint(
 
 
 def _render_background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A mottled, tinted, dim surface that drifts under the camera.
+    """Paints a mottled, tinted, dim surface that drifts under the camera.
 
     Returns:
         uint8 `[T, H, W, C]`.
     """
     reach = 24  # half pixels that the drift may cover
-    shape = (
-        2 * scene.height + reach,
-        2 * scene.width + reach,
-    )  # half pixels: drift in steps of 0.5
+    shape = (2 * scene.height + reach, 2 * scene.width + reach)  # in half pixels
     tint = np.stack([_smooth_noise(shape, 6, rng) for _ in range(3)], axis=-1)
     mottle = _smooth_noise(shape, 24, rng)[..., None]
     surface = (100 + 28 * tint + 18 * mottle) * rng.uniform(0.75, 1.25)

@@ -28,40 +28,20 @@ TUNING_OCTAVES = 0.03
 Signal = np.ndarray  # float64 at CONTROL_RATE
 
 
-def _hum(t: Signal, rng: np.random.Generator) -> Signal:
-    return np.ones_like(t)
-
-
-def _buzz(t: Signal, rng: np.random.Generator) -> Signal:
-    return 0.55 + 0.45 * np.sin(2 * math.pi * 55 * t)
-
-
 def _crackle(t: Signal, rng: np.random.Generator) -> Signal:
     points = np.arange(0, t[-1] + 0.1, 1 / 60)
     return np.interp(t, points, rng.choice((-1.0, 1.0), points.size))
 
 
-def _rattle(t: Signal, rng: np.random.Generator) -> Signal:
-    return 1.2 * np.exp(-3 * ((28 * t) % 1))
-
-
-def _bell(t: Signal, rng: np.random.Generator) -> Signal:
-    return np.cos(2 * math.pi * 45 * t)
-
-
-def _purr(t: Signal, rng: np.random.Generator) -> Signal:
-    return np.abs(np.sin(math.pi * 38 * t))
-
-
 # Carrier in Hz and amplitude modulation. The modulations are faster than any rhythm of a motion
 # (28 Hz and more against 14 Hz at most) and narrower than the gaps between the bands (±85 Hz).
 TIMBRES: dict[str, tuple[float, Callable[[Signal, np.random.Generator], Signal]]] = {
-    "ball": (280.0, _hum),
-    "triangle": (450.0, _buzz),
+    "ball": (280.0, lambda t, _: np.ones_like(t)),  # a hum
+    "triangle": (450.0, lambda t, _: 0.55 + 0.45 * np.sin(2 * math.pi * 55 * t)),  # a buzz
     "fence": (720.0, _crackle),
-    "bar": (1150.0, _rattle),
-    "ring": (1850.0, _bell),
-    "moon": (2950.0, _purr),
+    "bar": (1150.0, lambda t, _: 1.2 * np.exp(-3 * ((28 * t) % 1))),  # a rattle
+    "ring": (1850.0, lambda t, _: np.cos(2 * math.pi * 45 * t)),  # a bell
+    "moon": (2950.0, lambda t, _: np.abs(np.sin(math.pi * 38 * t))),  # a purr
 }
 
 

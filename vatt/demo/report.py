@@ -1,6 +1,5 @@
-"""What the demo shows of its result: the report's content, and a table for the terminal."""
+"""The demo's result: the content of its report, and a table for the terminal."""
 
-import csv
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,10 @@ import torch
 
 from vatt.batch import Batch
 from vatt.config.spaces import DIRECTIONS
-from vatt.demo.retrieval import ATTRIBUTES, AUDIBLE_ATTRIBUTES, demo_confusions
+from vatt.demo.corpus_scenes import ATTRIBUTES
+from vatt.demo.retrieval import AUDIBLE_ATTRIBUTES, demo_confusions
 from vatt.evaluation.embedding_table import EmbeddingTable
+from vatt.models.training_facts import read_metrics
 from vatt.network.model import VATT
 from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
 from vatt.shards.shard_set import ShardSet
@@ -30,13 +31,13 @@ VERSIONS = ("vatt", "torch", "lightning", "av", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSet:
-    """The retrieval set of the demo: clips, and what they show.
+    """The retrieval set of the demo.
 
     Args:
-        shards: Where they are.
+        shards: Shards with the clips.
         batches: All clips, in the order of the shards.
         combinations: Shape, colour and motion of each clip.
-        renderings: Which rendering of its combination a clip is.
+        renderings: Number of the clip among those of its combination.
     """
 
     shards: ShardSet
@@ -58,17 +59,14 @@ def collect_report(
     metrics: Mapping[str, Any],
     out: Path,
 ) -> ReportData:
-    """All that the report shows, from one gallery: a rendering of each combination."""
+    """Content of the report, from one gallery: a rendering of each combination."""
     gallery = validation.gallery()
     shown = table.select(gallery)
     assert shown.video_va is not None
     assert shown.video_vt is not None
     assert shown.audio_va is not None
     assert shown.text_vt is not None
-    spaces = {
-        "va": {"video": shown.video_va.numpy(), "audio": shown.audio_va.numpy()},
-        "vt": {"video": shown.video_vt.numpy(), "text": shown.text_vt[:, 0].numpy()},
-    }
+    first_texts = shown.text_vt[:, 0]
     return ReportData(
         attributes=ATTRIBUTES,
         audible=AUDIBLE_ATTRIBUTES,
@@ -78,10 +76,13 @@ def collect_report(
         history=read_history(out),
         clips=[report_clip(validation, row, corpus) for row in gallery],
         similarity={
-            "text_to_video": (shown.text_vt[:, 0] @ shown.video_vt.T).numpy(),
+            "text_to_video": (first_texts @ shown.video_vt.T).numpy(),
             "audio_to_video": (shown.audio_va @ shown.video_va.T).numpy(),
         },
-        spaces=spaces,
+        spaces={
+            "va": {"video": shown.video_va.numpy(), "audio": shown.audio_va.numpy()},
+            "vt": {"video": shown.video_vt.numpy(), "text": first_texts.numpy()},
+        },
         attention=attention_examples(model, validation, gallery),
         confusions=demo_confusions(table, validation.combinations, validation.renderings),
         config=model.config.to_dict(),
@@ -104,7 +105,7 @@ def report_clip(validation: ValidationSet, row: int, corpus: Path) -> ReportClip
 def attention_examples(
     model: VATT, validation: ValidationSet, gallery: Sequence[int]
 ) -> list[AttentionExample]:
-    """Attention of the AGG token in some clips, spread over the gallery."""
+    """Attention of the AGG token in some clips of the gallery, evenly spaced."""
     stride = max(1, len(gallery) // NUM_ATTENTION)
     rows = list(gallery[stride // 2 :: stride])[:NUM_ATTENTION]
     videos = torch.cat([b.video for b in validation.batches if b.video is not None])[rows]
@@ -120,7 +121,7 @@ def attention_examples(
 
 
 def summary(metrics: Mapping[str, Any], out: Path) -> str:
-    """The result as a table, and where the report is."""
+    """The result as a table, and the path of the report."""
     lines = [
         f"\nRetrieval among {metrics['num_candidates']} combinations never seen in training "
         f"(chance R@1 {100 / metrics['num_candidates']:.0f} %):",
@@ -146,15 +147,15 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
-def linear_lines(found: Mapping[str, Any]) -> list[str]:
+def linear_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """The table of the linear evaluation, if there is one."""
-    if not found["rows"]:
+    if not evaluation["rows"]:
         return []
     lines = [
         "Linear classifiers on frozen features, percent right on the same unseen combinations:",
         f"{'':16}{'pre-trained':>12}{'random weights':>16}{'raw input':>11}{'chance':>8}",
     ]
-    for row in found["rows"]:
+    for row in evaluation["rows"]:
         numbers = (row["pretrained"], row["random"], row["raw"], row["chance"])
         cells = "".join(f"{n:{w}.1f}" for n, w in zip(numbers, (12, 16, 11, 8), strict=True))
         lines.append(f"{row['modality'] + ': ' + row['attribute']:16}{cells}")
@@ -167,17 +168,18 @@ def training_figures(history: Sequence[Mapping[str, str]]) -> dict[str, float]:
     if not rows:
         return {"steps": 0.0, "clips_per_second": 0.0, "data_wait_share": 0.0}
     seconds = [float(row["perf/step_seconds"]) for row in rows]
-    waiting = [float(row["perf/data_wait_share"]) for row in rows]
-    clips = [float(row["perf/clips_per_second"]) for row in rows]
-    total = sum(seconds)
+
+    def mean(name: str) -> float:
+        values = (float(row[f"perf/{name}"]) for row in rows)
+        return sum(v * s for v, s in zip(values, seconds, strict=True)) / sum(seconds)
+
     return {
         "steps": float(rows[-1]["step"]) + 1,  # rows count from 0
-        "clips_per_second": sum(c * s for c, s in zip(clips, seconds, strict=True)) / total,
-        "data_wait_share": sum(w * s for w, s in zip(waiting, seconds, strict=True)) / total,
+        "clips_per_second": mean("clips_per_second"),
+        "data_wait_share": mean("data_wait_share"),
     }
 
 
 def read_history(out: Path) -> list[dict[str, str]]:
     """Rows of the run's `metrics.csv`."""
-    with (out / "run" / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_metrics(out / "run" / "metrics.csv")[1]

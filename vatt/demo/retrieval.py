@@ -6,11 +6,11 @@ from itertools import combinations as subsets
 import torch
 from torch import Tensor
 
+from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.evaluation.embedding_table import EmbeddingTable
 from vatt.evaluation.retrieval import Search, metrics_by_direction, searches, top_candidates
 from vatt.pages.report_data import AttributeConfusion
 
-ATTRIBUTES = ("shape", "colour", "motion")  # of the demo corpus, in the order of a combination
 AUDIBLE_ATTRIBUTES = ("shape", "motion")  # timbre and melody; colour makes no sound
 
 
@@ -18,32 +18,28 @@ def demo_retrieval(
     table: EmbeddingTable,
     combinations: Sequence[tuple[str, ...]],
     renderings: Sequence[int],
-    attributes: Sequence[str] = ATTRIBUTES,
-    audible: Sequence[str] = AUDIBLE_ATTRIBUTES,
 ) -> dict[str, dict[str, float]]:
     """Retrieval on the demo corpus, averaged over captions and renderings.
 
     A gallery is one rendering of every combination. Every caption, sound and video of every
     rendering is searched in every gallery (of captions: one slot of one rendering). The answer is
-    the clip of the same combination, whoever rendered it: what a sound and its own picture share
-    beyond the combination (speed, phase) helps in one gallery of several only.
+    the clip of the same combination in any rendering: what a sound shares with its own picture only
+    (speed, phase) helps in just one of several galleries.
 
     Args:
         table: Embeddings of the validation set.
         combinations: The attribute values of each row of the table.
         renderings: Number of the rendering of each row.
-        attributes: Names of a combination's parts.
-        audible: Those of them that sound can tell.
 
     Returns:
         Metrics by direction; the directions from and to sound also have `ceiling`, the R@1 in
         percent of an oracle that knows the audible attributes exactly and guesses the others.
 
     Raises:
-        ValueError: a rendering that lacks a combination or has one twice.
+        ValueError: a rendering lacks a combination or has one twice.
     """
     metrics = metrics_by_direction(_demo_searches(table, combinations, renderings))
-    ceiling = attribute_oracle(combinations, [list(attributes).index(name) for name in audible])
+    ceiling = attribute_oracle(combinations, list(map(ATTRIBUTES.index, AUDIBLE_ATTRIBUTES)))
     for direction in metrics.keys() & {"audio_to_video", "video_to_audio"}:
         metrics[direction]["ceiling"] = ceiling
     return metrics
@@ -61,30 +57,26 @@ def attribute_oracle(combinations: Iterable[tuple[str, ...]], known: Sequence[in
     return 100.0 * len({tuple(c[i] for i in known) for c in distinct}) / len(distinct)
 
 
-def two_attribute_oracles(
-    combinations: Iterable[tuple[str, ...]], attributes: Sequence[str] = ATTRIBUTES
-) -> dict[str, float]:
+def two_attribute_oracles(combinations: Iterable[tuple[str, ...]]) -> dict[str, float]:
     """`attribute_oracle` of every pair of attributes: `{"shape+colour": percent, …}`."""
     distinct = set(combinations)
-    pairs = subsets(range(len(attributes)), 2)
-    return {"+".join(attributes[i] for i in p): attribute_oracle(distinct, p) for p in pairs}
+    pairs = subsets(range(len(ATTRIBUTES)), 2)
+    return {"+".join(ATTRIBUTES[i] for i in p): attribute_oracle(distinct, p) for p in pairs}
 
 
 def demo_confusions(
     table: EmbeddingTable,
     combinations: Sequence[tuple[str, ...]],
     renderings: Sequence[int],
-    attributes: Sequence[str] = ATTRIBUTES,
 ) -> dict[str, dict[str, AttributeConfusion]]:
-    """Attributes of the queries and of their best candidates.
+    """Attributes of the best candidates beside those asked for, by direction and attribute.
 
     Args:
         table: Embeddings of the validation set.
         combinations: The attribute values of each row of the table.
         renderings: Number of the rendering of each row.
-        attributes: Names of a combination's parts.
     """
-    values = [sorted({c[i] for c in combinations}) for i in range(len(attributes))]
+    values = [sorted({c[i] for c in combinations}) for i in range(len(ATTRIBUTES))]
     codes = torch.tensor(
         [[v.index(x) for v, x in zip(values, c, strict=True)] for c in combinations]
     )
@@ -94,12 +86,11 @@ def demo_confusions(
         asked, answered = codes[search.query_rows], codes[search.candidate_rows[best[:, 0]]]
         zeros = [torch.zeros(len(v), len(v), dtype=torch.int64) for v in values]
         for i, table_VV in enumerate(counts.setdefault(search.direction, zeros)):
-            index = (asked[:, i], answered[:, i])
-            table_VV.index_put_(index, torch.ones_like(index[0]), accumulate=True)
+            table_VV.index_put_((asked[:, i], answered[:, i]), torch.tensor(1), accumulate=True)
     return {
         direction: {
             name: AttributeConfusion(tuple(v), table_VV)
-            for name, v, table_VV in zip(attributes, values, tables, strict=True)
+            for name, v, table_VV in zip(ATTRIBUTES, values, tables, strict=True)
         }
         for direction, tables in counts.items()
     }

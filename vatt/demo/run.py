@@ -1,6 +1,6 @@
-"""`vatt demo`: from nothing to a trained, evaluated model on real media, with a report to look at.
+"""`vatt demo`: from nothing to a trained, evaluated model on real media, with a report.
 
-Six stages, of which each keeps what it made: corpus → shards → fit → evaluate → linear → report.
+Six stages: corpus → shards → fit → evaluate → linear → report. A second run skips finished work.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from vatt.config.model import VATTConfig
 from vatt.data.clips import Geometry
 from vatt.data.loader import EvaluationLoader
 from vatt.data.retrieval import RetrievalSamples, count_captions
-from vatt.demo.corpus import CorpusInfo, write_corpus
+from vatt.demo.corpus import write_corpus
+from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.demo.linear import evaluate_linearly
 from vatt.demo.report import ValidationSet, collect_report, read_history, summary, training_figures
-from vatt.demo.retrieval import ATTRIBUTES, demo_retrieval, two_attribute_oracles
+from vatt.demo.retrieval import demo_retrieval, two_attribute_oracles
 from vatt.errors import UserError
 from vatt.evaluation.embedding_table import EmbeddingTable, embed
 from vatt.models.card import read_card, write_model_card
@@ -46,13 +47,13 @@ NUM_LINEAR = 1_500  # training videos that linear classifiers learn from
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What `vatt demo` was asked for.
+    """Options of `vatt demo`.
 
     Args:
         out: Folder of the run: checkpoints, metrics, model, report.
         data: Folder of corpus and shards; several runs may share one.
-        configs: Names or paths of configs, later ones win.
-        seed: Of training; the corpus is the same for all.
+        configs: Names or paths of configs; later ones win.
+        seed: Seed of training; the corpus is the same for all.
         num_train: Training videos.
         num_renderings: Validation videos of each held-out combination.
         shuffle_captions: Control: every training video gets the captions of another one.
@@ -61,82 +62,70 @@ class DemoOptions:
 
     out: Path
     data: Path
-    configs: tuple[str, ...] = ("demo",)
-    seed: int = 0
-    num_train: int = NUM_TRAIN
-    num_renderings: int = NUM_RENDERINGS
-    shuffle_captions: bool = False
-    overrides: tuple[str, ...] = ()
+    configs: tuple[str, ...]
+    seed: int
+    num_train: int
+    num_renderings: int
+    shuffle_captions: bool
+    overrides: tuple[str, ...]
+
+    @property
+    def corpus(self) -> Path:
+        """Folder of the videos."""
+        return (self.data / "corpus").absolute()
 
 
-@dataclass
-class Stages:
-    """Seconds that each stage took, printed as they end."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def stage(self, name: str, what: str) -> Iterator[None]:
-        """Times a block."""
-        print(f"── {name}: {what}", flush=True)
-        started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 1)
-        print(f"   {name} took {self.seconds[name]:.0f} s", flush=True)
+@contextlib.contextmanager
+def stage(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
+    """Times a block: prints its seconds, and adds them to `seconds`."""
+    print(f"── {name}: {what}", flush=True)
+    started = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - started, 1)
+    print(f"   {name} took {seconds[name]:.0f} s", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo as a command; returns its exit code."""
+    """Runs the demo as a command; returns the exit code."""
     run_demo(parse_options(argv))
     return 0
 
 
 def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
-    """Reads the command line; what it does not know goes to `vatt fit`."""
+    """Reads the command line; unknown options go to `vatt fit`."""
     parser = argparse.ArgumentParser(
         prog="vatt demo",
         description="Makes a small corpus of narrated videos, trains a VATT on it from random "
         "weights, measures retrieval on combinations never seen in training, writes a report.",
         epilog="Further options go to `vatt fit`, for instance --trainer.max_steps 500.",
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of the run (runs/demo)"
-    )
-    parser.add_argument(
-        "--data", type=Path, help="folder of corpus and shards, shared by runs (OUT/data)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/demo"), help="folder of the run (runs/demo)")
+    add("--data", type=Path, help="folder of corpus and shards, shared by runs (OUT/data)")
+    add(
         "--config",
+        dest="configs",
         action="append",
         metavar="NAME",
         help="config name or path, may be repeated: demo, demo_long, overlay_specific (demo)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of training (0)")
-    parser.add_argument(
-        "--num-train", type=positive, default=NUM_TRAIN, help="training videos (6000)"
-    )
-    parser.add_argument(
+    add("--seed", type=int, default=0, help="of training (0)")
+    add("--num-train", type=positive, default=NUM_TRAIN, help="training videos (6000)")
+    add(
         "--num-renderings",
         type=positive,
         default=NUM_RENDERINGS,
         help="validation videos of each of the 100 held-out combinations (3)",
     )
-    parser.add_argument(
+    add(
         "--shuffle-captions",
         action="store_true",
         help="control: train with the captions of other videos; retrieval must be at chance",
     )
     known, overrides = parser.parse_known_args(argv)
-    return DemoOptions(
-        out=known.out,
-        data=known.data or known.out / "data",
-        configs=tuple(known.config or ("demo",)),
-        seed=known.seed,
-        num_train=known.num_train,
-        num_renderings=known.num_renderings,
-        shuffle_captions=known.shuffle_captions,
-        overrides=tuple(overrides),
-    )
+    known.data = known.data or known.out / "data"
+    known.configs = tuple(known.configs or ("demo",))
+    return DemoOptions(**vars(known), overrides=tuple(overrides))
 
 
 def positive(text: str) -> int:
@@ -151,22 +140,25 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     """Runs all stages.
 
     Returns:
-        What `metrics.json` holds.
+        Content of `metrics.json`.
     """
-    started, stages = time.monotonic(), Stages()
+    started = time.monotonic()
+    seconds: dict[str, float] = {}
     check_fit_options(options)
     refuse_other_run(options)
-    with stages.stage("corpus", f"{options.num_train} narrated videos as H.264/AAC files"):
-        corpus = write_corpus(
-            options.data / "corpus",
+    with stage(seconds, "corpus", f"{options.num_train} narrated videos as H.264/AAC files"):
+        is_new = write_corpus(
+            options.corpus,
             num_train=options.num_train,
             num_validation_renderings=options.num_renderings,
         )
-    with stages.stage("shards", "videos and captions → tar shards"):
-        train_shards, validation_shards = build_demo_shards(corpus, options)
-    with stages.stage("fit", "contrastive training from random weights"):
+    with stage(seconds, "shards", "videos and captions → tar shards"):
+        if is_new:  # shards of an earlier corpus
+            shutil.rmtree(options.data / "shards", ignore_errors=True)
+        train_shards, validation_shards = build_demo_shards(options)
+    with stage(seconds, "fit", "contrastive training from random weights"):
         checkpoint, tokenizer, training_seconds = train(options, train_shards, validation_shards)
-    with stages.stage("evaluate", "retrieval among combinations never seen in training"):
+    with stage(seconds, "evaluate", "retrieval among combinations never seen in training"):
         model = load_model(checkpoint)
         save_model(model, options.out / "model", tokenizer)
         card = read_card(model, run=options.out / "run")
@@ -175,15 +167,15 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         table = embed(model, validation.batches)
         metrics = measure(table, validation, options)
     metrics["training"]["seconds"] = round(training_seconds, 1)
-    metrics["seconds"] = stages.seconds
-    with stages.stage("linear", "linear classifiers on frozen features, and on raw inputs"):
+    metrics["seconds"] = seconds
+    with stage(seconds, "linear", "linear classifiers on frozen features, and on raw inputs"):
         metrics["linear_evaluation"] = measure_linearly(
             model, tokenizer, train_shards, validation, options
         )
-    with stages.stage("report", str(options.out / "report.html")):
-        data = collect_report(model, table, validation, corpus.folder, metrics, options.out)
+    with stage(seconds, "report", str(options.out / "report.html")):
+        data = collect_report(model, table, validation, options.corpus, metrics, options.out)
         write_report(options.out / "report.html", data)
-    stages.seconds["total"] = round(time.monotonic() - started, 1)
+    seconds["total"] = round(time.monotonic() - started, 1)
     text = json.dumps(metrics, indent=2) + "\n"
     write_atomically(options.out / "metrics.json", text.encode())
     print(summary(metrics, options.out))
@@ -191,58 +183,53 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 
 
 def refuse_other_run(options: DemoOptions) -> None:
-    """Notes what a run was asked for, so that another one never passes for it.
+    """Saves the options of a run, so that another run is never taken for it.
 
     Raises:
         UserError: the folder holds a run with other options.
     """
     asked = {
-        "configs": list(options.configs),
-        "seed": options.seed,
-        "num_train": options.num_train,
-        "num_renderings": options.num_renderings,
-        "shuffle_captions": options.shuffle_captions,
-        "overrides": list(options.overrides),
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(options).items()
+        if name not in ("out", "data")
     }
-    note = options.out / "demo.json"
-    held = read_json(note) if note.exists() else asked
-    if differing := [name for name in asked if held.get(name) != asked[name]]:
-        name = differing[0]
-        raise UserError(
-            f"{options.out} holds a demo with {name} {held.get(name)}, not {asked[name]}: "
-            f"give another --out (and --data {options.data} to share its corpus), or delete it"
-        )
+    path = options.out / "demo.json"
+    earlier = read_json(path) if path.exists() else asked
+    for name, value in asked.items():
+        if earlier.get(name) != value:
+            raise UserError(
+                f"{options.out} holds a demo with {name} {earlier.get(name)}, not {value}: "
+                f"give another --out (and --data {options.data} to share its corpus), or delete it"
+            )
     options.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, (json.dumps(asked, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(asked, indent=1) + "\n").encode())
 
 
-def build_demo_shards(corpus: CorpusInfo, options: DemoOptions) -> tuple[Path, Path]:
+def build_demo_shards(options: DemoOptions) -> tuple[Path, Path]:
     """Packs the two splits into shards; returns their folders."""
-    if not corpus.reused:  # shards of an earlier corpus
-        shutil.rmtree(options.data / "shards", ignore_errors=True)
     captions = None
     train = options.data / "shards" / "train"
     if options.shuffle_captions:
         train = options.data / "shards" / "train-shuffled"
         captions = options.data / "captions-shuffled.jsonl"
-        shuffle_captions(corpus.folder / "train" / "captions.jsonl", captions)
-    print(build_shards(corpus.folder / "train", train, captions=captions))
+        shuffle_captions(options.corpus / "train" / "captions.jsonl", captions)
+    print(build_shards(options.corpus / "train", train, captions=captions))
     validation = options.data / "shards" / "validation"
-    print(build_shards(corpus.folder / "validation", validation))
+    print(build_shards(options.corpus / "validation", validation))
     return train, validation
 
 
 def shuffle_captions(source: Path, target: Path) -> None:
-    """Copies a captions.jsonl with the captions of the videos exchanged at random."""
+    """Copies a captions.jsonl, with the captions of the videos shuffled."""
     lines = [json.loads(line) for line in source.read_text().splitlines()]
     segments = [line["segments"] for line in lines]
     random.Random(0).shuffle(segments)
-    exchanged = [{**line, "segments": s} for line, s in zip(lines, segments, strict=True)]
-    write_atomically(target, "".join(json.dumps(line) + "\n" for line in exchanged).encode())
+    shuffled = [{**line, "segments": s} for line, s in zip(lines, segments, strict=True)]
+    write_atomically(target, "".join(json.dumps(line) + "\n" for line in shuffled).encode())
 
 
 def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> ValidationSet:
-    """Decodes the retrieval set, which is small, into batches."""
+    """Decodes the small retrieval set into batches."""
     shards = ShardSet(folder)
     geometry = clip_geometry(model, num_candidates=count_captions(shards))
     samples = RetrievalSamples(shards, tokenizer, geometry)
@@ -261,7 +248,7 @@ def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> Vali
 
 
 def clip_geometry(model: VATT, *, num_candidates: int) -> Geometry:
-    """Clips as the model sees them."""
+    """Shapes of the model's clips."""
     config = model.config
     return Geometry(
         video=config.video, audio=config.audio, text=config.text, num_candidates=num_candidates
@@ -270,8 +257,8 @@ def clip_geometry(model: VATT, *, num_candidates: int) -> Geometry:
 
 def read_combinations(shards: ShardSet, num_clips: int) -> list[tuple[str, ...]]:
     """Shape, colour and motion of the first clips."""
-    found = (shards[row].metadata for row in range(num_clips))
-    return [tuple(str(metadata[name]) for name in ATTRIBUTES) for metadata in found]
+    rows = (shards[row].metadata for row in range(num_clips))
+    return [tuple(str(metadata[name]) for name in ATTRIBUTES) for metadata in rows]
 
 
 def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: Path) -> list[str]:
@@ -289,7 +276,7 @@ def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: P
 
 
 def check_fit_options(options: DemoOptions) -> None:
-    """Refuses a mistyped or impossible option now, not after the corpus is made."""
+    """Refuses a mistyped or impossible option before the corpus is made."""
     from vatt.runs.training_cli import main as training_main
 
     printed = io.StringIO()
@@ -306,10 +293,10 @@ def check_fit_options(options: DemoOptions) -> None:
 def train(
     options: DemoOptions, train_shards: Path, validation_shards: Path
 ) -> tuple[Path, Tokenizer, float]:
-    """Runs `vatt fit`, or goes on with it where it was interrupted.
+    """Runs `vatt fit`, or resumes it.
 
     Returns:
-        The checkpoint, the tokenizer and the seconds of training.
+        The checkpoint, the tokenizer, and the seconds of training.
     """
     from vatt.runs.training_cli import main as training_main
 
@@ -328,12 +315,12 @@ def measure_linearly(
     validation: ValidationSet,
     options: DemoOptions,
 ) -> dict[str, Any]:
-    """What linear classifiers that learn from some training videos say of the validation set."""
+    """Trains linear classifiers on some training videos and tests them on the validation set."""
     shards = ShardSet(train_shards)
     num_clips = min(NUM_LINEAR, len(shards))
     geometry = clip_geometry(model, num_candidates=1)
     samples = RetrievalSamples(shards, tokenizer, geometry, num_clips=num_clips)
-    # read in this process: beside one that computes on all cores, others would only hinder it
+    # read in this process: other processes would only take cores from the computation
     batches = EvaluationLoader(samples, batch_size=EVALUATION_BATCH)
     return evaluate_linearly(
         model.eval(),
@@ -346,7 +333,7 @@ def measure_linearly(
 def measure(
     table: EmbeddingTable, validation: ValidationSet, options: DemoOptions
 ) -> dict[str, Any]:
-    """Retrieval metrics of the trained model, with what they must be compared to."""
+    """Retrieval metrics of the trained model, with oracles and figures of its training."""
     return {
         **demo_retrieval(table, validation.combinations, validation.renderings),
         "oracles": two_attribute_oracles(validation.combinations),

@@ -1,4 +1,4 @@
-"""A few clips and what a model finds for them: pictures, a CSV file, and a page that shows both."""
+"""Clips and the captions found for them: pictures, a CSV file, and a page that shows both."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vatt.media.write_mp4 import AAC_SAMPLE_RATES, write_mp4
-from vatt.pages.pictures import encode_png, loudness
+from vatt.pages.pictures import colour, encode_png, loudness
 from vatt.system.files import write_atomically
 
 NUM_RETRIEVED = 5  # captions shown for a clip
@@ -40,12 +40,12 @@ class MediaRow:
     """A clip as the model gets it, and the captions that the model finds for its picture.
 
     Args:
-        key: Its name.
+        key: Name of the clip.
         frames: uint8 `[T, H, W, 3]` on the CPU; None: the clip has no picture.
         sound: float `[S]` in [-1, 1], or a log-mel spectrogram in [0, 1] `[M, F]`; None: no sound.
-        caption: Its own, the first; None: it has none.
+        caption: First caption of the clip; None: it has none.
         found: Captions and their similarities, best first; empty: nothing was searched.
-        place: Of its own caption among all, from 1; None: it has none, or nothing was searched.
+        place: Rank of the clip's caption, from 1; None: it has none, or nothing was searched.
     """
 
     key: str
@@ -67,11 +67,11 @@ def write_media(
     """Writes `clips.csv`, `index.html` and the pictures that they name.
 
     Args:
-        folder: Where to; it is made.
+        folder: Created if missing.
         rows: The clips.
         maps: Similarities by title, float `[n, m]`; the right answers are on the diagonal.
         frame_rate: Frames per second.
-        sample_rate: Of waveforms, in Hz.
+        sample_rate: Hz, of the waveforms.
 
     Returns:
         The cells of the table, under `COLUMNS`, and the heat maps by title.
@@ -83,19 +83,18 @@ def write_media(
     pictures = {}
     for title, similarity in maps.items():
         pictures[title] = folder / f"{title.replace(' ', '-')}.png"
-        write_atomically(pictures[title], encode_png(draw_map(similarity)))
+        write_atomically(pictures[title], encode_png(paint_map(similarity)))
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(COLUMNS)
-    writer.writerows([[_plain(cell) for cell in line] for line in cells])
+    writer.writerows([[c.name if isinstance(c, Path) else c for c in line] for line in cells])
     write_atomically(folder / "clips.csv", table.getvalue().encode())
-    ranges = {title: (float(m.min()), float(m.max())) for title, m in maps.items()}
-    write_atomically(folder / "index.html", _page(cells, pictures, ranges).encode())
+    write_atomically(folder / "index.html", _page(cells, pictures, maps).encode())
     return cells, pictures
 
 
-def draw_strip(frames: Tensor) -> np.ndarray:
-    """Up to 8 frames side by side.
+def paint_strip(frames: Tensor) -> np.ndarray:
+    """Paints up to 8 frames side by side.
 
     Args:
         frames: uint8 `[T, H, W, 3]`.
@@ -113,12 +112,12 @@ def draw_strip(frames: Tensor) -> np.ndarray:
     return strip.round().to(torch.uint8).numpy()
 
 
-def draw_sound(sound: Tensor, sample_rate: int) -> np.ndarray:
-    """A spectrogram, low notes below, the louder the lighter.
+def paint_sound(sound: Tensor, sample_rate: int) -> np.ndarray:
+    """Paints a spectrogram, low notes below, the louder the lighter.
 
     Args:
         sound: float `[S]`, or a log-mel spectrogram in [0, 1] `[M, F]`.
-        sample_rate: Of a waveform, in Hz.
+        sample_rate: Hz, of a waveform.
 
     Returns:
         uint8 `[height, width, 3]`.
@@ -127,11 +126,11 @@ def draw_sound(sound: Tensor, sample_rate: int) -> np.ndarray:
         levels = loudness(sound.float(), sample_rate)
     else:
         levels = sound.float().T.flip(0).clamp(0, 1).numpy()
-    return _enlarge(_colour(levels), SOUND_SCALE)
+    return _paint(levels, SOUND_SCALE)
 
 
-def draw_map(similarity: Tensor) -> np.ndarray:
-    """A heat map, the lowest value dark, the highest light.
+def paint_map(similarity: Tensor) -> np.ndarray:
+    """Paints a heat map, the lowest value dark, the highest light.
 
     Args:
         similarity: float `[n, m]`.
@@ -141,16 +140,11 @@ def draw_map(similarity: Tensor) -> np.ndarray:
     """
     low, high = similarity.min(), similarity.max()
     share = (similarity - low) / (high - low).clamp_min(1e-12)
-    return _enlarge(_colour(share.numpy()), max(1, MAP_PIXELS // max(similarity.shape)))
+    return _paint(share.numpy(), max(1, MAP_PIXELS // max(similarity.shape)))
 
 
-def _colour(shares: np.ndarray) -> np.ndarray:
-    points = np.linspace(0, 1, len(COLOURS))
-    channels = [np.interp(shares, points, COLOURS[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
-
-
-def _enlarge(pixels: np.ndarray, scale: int) -> np.ndarray:
+def _paint(shares: np.ndarray, scale: int) -> np.ndarray:
+    pixels = colour(shares, COLOURS).round().astype(np.uint8)
     return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
@@ -160,48 +154,38 @@ def _write_row(
     strip = video = sound = None
     if row.frames is not None:
         strip, video = folder / f"clip-{number}-frames.png", folder / f"clip-{number}.mp4"
-        write_atomically(strip, encode_png(draw_strip(row.frames)))
+        write_atomically(strip, encode_png(paint_strip(row.frames)))
         _write_video(video, row, frame_rate, sample_rate)
     if row.sound is not None:
         sound = folder / f"clip-{number}-sound.png"
-        write_atomically(sound, encode_png(draw_sound(row.sound, sample_rate)))
+        write_atomically(sound, encode_png(paint_sound(row.sound, sample_rate)))
     found: list[Cell] = [value for pair in row.found for value in pair]
     found += [None] * (2 * NUM_RETRIEVED - len(found))
     return [row.key, row.caption, strip, video, sound, row.place, *found]
 
 
 def _write_video(path: Path, row: MediaRow, frame_rate: float, sample_rate: int) -> None:
-    """With its sound, if it is one that the format can carry."""
+    """Writes the frames, with the sound if the format can carry it."""
     assert row.frames is not None
-    height, width = (size // 2 * 2 for size in row.frames.shape[1:3])  # as H.264 wants them
-    heard = row.sound is not None and row.sound.ndim == 1 and sample_rate in AAC_SAMPLE_RATES
-    write_mp4(
-        path,
-        row.frames[:, :height, :width],
-        frame_rate,
-        waveform=row.sound.float() if heard and row.sound is not None else None,
-        sample_rate=sample_rate if heard else None,
-    )
-
-
-def _plain(cell: Cell) -> str | int | float:
-    """For CSV: files by their names."""
-    if cell is None:
-        return ""
-    return cell.name if isinstance(cell, Path) else cell
+    height, width = (size // 2 * 2 for size in row.frames.shape[1:3])  # H.264 needs even sizes
+    waveform = None
+    if row.sound is not None and row.sound.ndim == 1 and sample_rate in AAC_SAMPLE_RATES:
+        waveform = row.sound.float()
+    frames = row.frames[:, :height, :width]
+    write_mp4(path, frames, frame_rate, waveform=waveform, sample_rate=sample_rate)
 
 
 def _page(
     cells: Sequence[Sequence[Cell]],
     pictures: Mapping[str, Path],
-    ranges: Mapping[str, tuple[float, float]],
+    maps: Mapping[str, Tensor],
 ) -> str:
     columns = [c for c in COLUMNS if not c.startswith("score")]
     head = "".join(f"<th>{column}" for column in columns)
     lines = "".join(f"<tr>{_page_row(dict(zip(COLUMNS, line, strict=True)))}" for line in cells)
-    maps = "".join(
-        f"<figure><figcaption>{title}: cosine {ranges[title][0]:.2f} (dark) to "
-        f"{ranges[title][1]:.2f} (light), the right answers on the diagonal</figcaption>"
+    figures = "".join(
+        f"<figure><figcaption>{title}: cosine {maps[title].min():.2f} (dark) to "
+        f"{maps[title].max():.2f} (light), the right answers on the diagonal</figcaption>"
         f'<img alt="" src="{path.name}"></figure>'
         for title, path in pictures.items()
     )
@@ -213,7 +197,7 @@ def _page(
     return (
         '<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="'
         'width=device-width"><title>Validation clips</title>'
-        f"<style>{style}</style><table><tr>{head}{lines}</table>{maps}</html>\n"
+        f"<style>{style}</style><table><tr>{head}{lines}</table>{figures}</html>\n"
     )
 
 

@@ -2,8 +2,6 @@
 
 import base64
 import math
-import struct
-import zlib
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -21,7 +19,7 @@ SPECTROGRAM_SIZE = (40, 128)  # bands, columns
 SPECTROGRAM_RATE = 16_000  # Hz: up to 8 kHz
 SPECTROGRAM_LOWEST = 80.0  # Hz
 SPECTROGRAM_RANGE = 4.0  # natural logarithms below the loudest that still show: 35 dB
-SILENCE = math.log(1e-2)  # of a spectrum's value: some 90 dB below the loudest tone
+SILENCE = math.log(1e-2)  # logarithm of a spectrum's value: some 90 dB below the loudest tone
 WINDOW = 1024  # samples, 64 ms: bands of 16 Hz
 
 # Light to dark, one hue: the overlay of attention weights.
@@ -34,37 +32,34 @@ def data_uri(content: bytes, media_type: str) -> str:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A PNG file of uint8 pixels `[H, W, C]`, C = 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+    """A PNG file of uint8 pixels `[H, W, C]`, C = 1 grey, 3 RGB, 4 RGBA.
 
     Raises:
         ValueError: another dtype or number of channels.
     """
-    colour_types = {1: 0, 2: 4, 3: 2, 4: 6}
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in colour_types:
+    formats = {1: "gray", 3: "rgb24", 4: "rgba"}
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in formats:
         raise ValueError(
-            f"a PNG needs uint8 [H, W, 1 to 4], got {pixels.dtype} {tuple(pixels.shape)}"
+            f"a PNG needs uint8 [H, W, 1, 3 or 4], got {pixels.dtype} {tuple(pixels.shape)}"
         )
-    height, width, channels = pixels.shape
-    lines = pixels.reshape(height, width * channels)
-    raw = np.insert(lines, 0, 0, axis=1).tobytes()  # each line starts with its filter, 0 = none
-    header = struct.pack(">IIBBBBB", width, height, 8, colour_types[channels], 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(raw, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, body) for name, body in chunks)
-
-
-def _png_chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    name = formats[pixels.shape[2]]
+    grey_or_colours = pixels[..., 0] if name == "gray" else pixels
+    return _encode(grey_or_colours, name, av.CodecContext.create("png", "w"), name)
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
     """A JPEG file of uint8 RGB pixels `[H, W, 3]`."""
     encoder: Any = av.CodecContext.create("mjpeg", "w")
-    encoder.height, encoder.width = pixels.shape[:2]
-    encoder.pix_fmt = "yuvj420p"  # JPEG's own range of values
-    encoder.time_base = Fraction(1, 25)  # asked for, without meaning for a picture
     encoder.qmin = encoder.qmax = POSTER_QUANTISER
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-    packets = [*encoder.encode(frame.reformat(format="yuvj420p")), *encoder.encode(None)]
+    return _encode(pixels, "rgb24", encoder, "yuvj420p")  # with JPEG's own range of values
+
+
+def _encode(pixels: np.ndarray, pixel_format: str, encoder: Any, encoded_format: str) -> bytes:
+    encoder.height, encoder.width = pixels.shape[:2]
+    encoder.pix_fmt = encoded_format
+    encoder.time_base = Fraction(1, 25)  # required, without meaning for a picture
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=pixel_format)
+    packets = [*encoder.encode(frame.reformat(format=encoded_format)), *encoder.encode(None)]
     return b"".join(bytes(packet) for packet in packets)
 
 
@@ -82,7 +77,7 @@ def read_poster(source: MediaSource, info: MediaInfo) -> str:
 
 
 def read_spectrogram(source: MediaSource, info: MediaInfo) -> str:
-    """What a clip sounds like, low notes below, as a PNG mask: alpha says how loud.
+    """Spectrogram of a clip as a PNG mask, low notes below: alpha is the loudness.
 
     Raises:
         MediaError: there is no sound to read.
@@ -92,17 +87,21 @@ def read_spectrogram(source: MediaSource, info: MediaInfo) -> str:
         source, start_seconds=0.0, num_samples=num_samples, sample_rate=SPECTROGRAM_RATE
     )
     alpha = (255 * loudness(waveform)).astype(np.uint8)
-    return data_uri(encode_png(np.stack([np.zeros_like(alpha), alpha], axis=-1)), "image/png")
+    black = np.zeros_like(alpha)
+    return data_uri(encode_png(np.stack([black, black, black, alpha], axis=-1)), "image/png")
 
 
 def loudness(waveform: torch.Tensor, sample_rate: int = SPECTROGRAM_RATE) -> np.ndarray:
-    """How loud which notes are: up to 40 bands by 128 columns, the highest band first.
+    """Spectrogram of a sound: 40 bands by up to 128 columns, the highest band first.
 
-    Bands are spaced by octaves, values are in [0, 1] relative to the loudest.
+    Bands have equal widths in octaves; values are in [0, 1] relative to the loudest.
 
     Args:
         waveform: float32 `[S]`.
         sample_rate: Hz.
+
+    Returns:
+        float32 `[bands, columns]`.
     """
     bands, columns = SPECTROGRAM_SIZE
     hop = max(1, math.ceil(len(waveform) / columns))
@@ -120,23 +119,34 @@ def loudness(waveform: torch.Tensor, sample_rate: int = SPECTROGRAM_RATE) -> np.
     return ((level - loudest) / SPECTROGRAM_RANGE + 1).clamp(0, 1).numpy()
 
 
+def colour(shares: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Colours on a scale.
+
+    Args:
+        shares: float `[…]` in [0, 1].
+        colours: float `[points, 3]`, evenly spaced on the scale.
+
+    Returns:
+        float64 `[…, 3]`.
+    """
+    points = np.linspace(0, 1, len(colours))
+    return np.stack([np.interp(shares, points, channel) for channel in colours.T], axis=-1)
+
+
 def overlay_heat(attention: np.ndarray) -> list[str]:
-    """One small RGBA picture for each step in time; the browser stretches it over the frame.
+    """Paints one small RGBA picture per time step, as data URIs; the browser enlarges them.
 
     Args:
         attention: float `[T, H, W]`, not negative.
     """
     strength = attention / max(float(attention.max()), 1e-12)
-    place = strength * (len(HEAT) - 1)
-    low = np.clip(place.astype(int), 0, len(HEAT) - 2)
-    share = (place - low)[..., None]
-    colour = HEAT[low] * (1 - share) + HEAT[low + 1] * share
-    rgba = np.concatenate([colour, 255 * strength[..., None] ** 0.8], axis=-1)
+    alpha = 255 * strength[..., None] ** 0.8
+    rgba = np.concatenate([colour(strength, HEAT), alpha], axis=-1)
     return [data_uri(encode_png(picture), "image/png") for picture in rgba.round().astype(np.uint8)]
 
 
 def project_to_plane(points: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """The first two principal components, and the share of the variance that each one holds.
+    """The first two principal components, and the share of the variance in each.
 
     Args:
         points: float `[M, D]`, D ≥ 2.
@@ -147,7 +157,7 @@ def project_to_plane(points: np.ndarray) -> tuple[np.ndarray, tuple[float, float
     centred = torch.as_tensor(points, dtype=torch.float64)
     centred = centred - centred.mean(dim=0)
     _, singular, axes = torch.linalg.svd(centred, full_matrices=False)
-    # A component's sign is arbitrary: its largest weight is made positive, so that runs look alike.
+    # A component's sign is arbitrary: with the largest weight positive, runs look alike.
     signs = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()
     plane = (centred @ (axes * signs)[:2].T).numpy()
     variance = (singular**2 / (singular**2).sum().clamp_min(1e-12)).tolist()

@@ -9,8 +9,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 function mediaUrl(number) {
   const clip = clips[number];
   if (!clip.url && clip.media) {
-    const bytes = Uint8Array.from(atob(clip.media), (c) => c.charCodeAt(0));
-    clip.url = URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
+    clip.url = URL.createObjectURL(new Blob([bytesOf(clip.media)], { type: "video/mp4" }));
   }
   return clip.url;
 }

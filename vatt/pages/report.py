@@ -1,9 +1,8 @@
 """The report of a run: one HTML file that needs no network, with charts and clips that play.
 
-`ReportData` is all that it takes, as plain arrays and paths; `write_report` makes the page. The
-page's frame is `report.html`, its look `report.css`, its behaviour `report_charts.js` and
-`report.js`; what needs no script is written by `report_sections` and `report_clips`,
-pictures and sound by `pictures`.
+`write_report` makes the page of a `ReportData`. `report.html` is the frame, `report.css` the look,
+`report_charts.js` and `report.js` the behaviour; `report_sections` and `report_clips` write what
+needs no script, `pictures` paints pictures and sound.
 """
 
 import base64
@@ -21,26 +20,30 @@ import numpy as np
 
 from vatt.media.clip import MediaInfo, probe
 from vatt.pages.pictures import project_to_plane, read_poster, read_spectrogram
-from vatt.pages.report_clips import Example, examples_of
+from vatt.pages.report_clips import Example, choose_examples
 from vatt.pages.report_data import ReportClip, ReportData
 from vatt.pages.report_sections import CARDS, render_sections
 from vatt.system.files import write_atomically
 
 MEDIA_BUDGET_BYTES = 9_000_000  # of clips; base64 makes 4 bytes of 3: the page stays below 15 MB
-MAX_POINTS = 400  # of a curve: more than the pixels of a chart's half width shows no more
-MISSING_LEVEL = 65535  # of a similarity that is not a number
+MAX_POINTS = 400  # of a curve: about half the width of a chart in pixels
+MISSING_LEVEL = 65535  # stands for a similarity that is NaN
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Writes the page; it appears whole or not at all.
+    """Writes the page of a report; it appears whole or not at all.
+
+    Args:
+        path: The HTML file.
+        data: Content of the report.
 
     Raises:
-        MediaError: a clip that cannot be read.
+        MediaError: a clip cannot be read.
         OSError: the file cannot be written.
     """
     infos = [probe(clip.media) for clip in data.clips]
     data = replace(data, similarity=_without_silent_queries(data.similarity, infos))
-    examples = examples_of(data.similarity)
+    examples = {name: choose_examples(values) for name, values in data.similarity.items()}
     payload = {
         "attributes": data.attributes,
         "clips": _clips(data.clips, infos, examples),
@@ -61,13 +64,11 @@ def write_report(path: Path, data: ReportData) -> None:
 def _without_silent_queries(
     similarity: Mapping[str, np.ndarray], infos: Sequence[MediaInfo]
 ) -> dict[str, np.ndarray]:
-    silent = np.array([not info.has_audio for info in infos], dtype=bool)
-    cleaned = dict(similarity)
-    if "audio_to_video" in cleaned:
-        values = cleaned["audio_to_video"].astype(np.float64)
-        values[silent] = np.nan
-        cleaned["audio_to_video"] = values
-    return cleaned
+    if "audio_to_video" not in similarity:
+        return dict(similarity)
+    has_audio = np.array([info.has_audio for info in infos])
+    values = np.where(has_audio[:, None], similarity["audio_to_video"].astype(np.float64), np.nan)
+    return {**similarity, "audio_to_video": values}
 
 
 def _read_part(name: str) -> str:
@@ -86,11 +87,9 @@ def _clips(
 ) -> list[dict[str, Any]]:
     """Each clip once; the examples' media first, then as many others as the budget lets in."""
     needed = [clip for group in examples.values() for e in group for clip, _ in e.results]
-    playable, budget = set(), MEDIA_BUDGET_BYTES
-    for number in dict.fromkeys([*needed, *range(len(clips))]):
-        budget -= clips[number].media.stat().st_size
-        if budget >= 0:
-            playable.add(number)
+    numbers = list(dict.fromkeys([*needed, *range(len(clips))]))
+    sizes = np.cumsum([clips[number].media.stat().st_size for number in numbers])
+    playable = set(numbers[: np.searchsorted(sizes, MEDIA_BUDGET_BYTES, side="right")])
     return [
         _clip(clip, info, number in playable)
         for number, (clip, info) in enumerate(zip(clips, infos, strict=True))
@@ -110,31 +109,36 @@ def _clip(clip: ReportClip, info: MediaInfo, is_playable: bool) -> dict[str, Any
 
 
 def _charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The curves that the log holds; a chart without any is left out."""
-    pairs = {"video_text": ("video–text", "text"), "video_audio": ("video–audio", "audio")}
+    """The curves in the log; a chart without any is left out."""
+    pairs = {
+        "video_text": ("video–text", "text", False),
+        "video_audio": ("video–audio", "audio", False),
+    }
     lines = {
         name: (arrow, hue, name.startswith("video")) for name, (_, arrow, hue) in CARDS.items()
     }
-    losses = {f"train/loss_{pair}": (*names, False) for pair, names in pairs.items()}
-    hits = {f"train/accuracy_{pair}": (*names, False) for pair, names in pairs.items()}
-    recalls = {f"val/{name}/R@1": line for name, line in lines.items()}
-    medians = {f"val/{name}/MedR": line for name, line in lines.items()}
+    # fmt: off
     charts = (
-        ("Loss of each pair", "NCE and MIL-NCE on the training batches", losses, "number"),
-        ("R@1 on the validation set", "percent found at the first place", recalls, "percent"),
-        ("Accuracy inside the batch", "share of clips that beat their negatives", hits, "share"),
-        ("Median rank on the validation set", "1 is perfect", medians, "number"),
+        ("Loss of each pair", "NCE and MIL-NCE on the training batches",
+         "train/loss_{}", pairs, "number"),
+        ("R@1 on the validation set", "percent found at the first place",
+         "val/{}/R@1", lines, "percent"),
+        ("Accuracy inside the batch", "share of clips that beat their negatives",
+         "train/accuracy_{}", pairs, "share"),
+        ("Median rank on the validation set", "1 is perfect",
+         "val/{}/MedR", lines, "number"),
     )
-    drawn = []
-    for title, note, curves, unit in charts:
+    # fmt: on
+    shown = []
+    for title, note, key, curves, unit in charts:
         series = [
             {"name": name, "hue": hue, "dashed": dashed, "points": points}
-            for key, (name, hue, dashed) in curves.items()
-            if (points := _curve(history, key))
+            for curve, (name, hue, dashed) in curves.items()
+            if (points := _curve(history, key.format(curve)))
         ]
         if series:
-            drawn.append({"title": title, "note": note, "unit": unit, "series": series})
-    return drawn
+            shown.append({"title": title, "note": note, "unit": unit, "series": series})
+    return shown
 
 
 def _curve(history: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -183,7 +187,7 @@ def _plane(points: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]) ->
     places: dict[str, list[list[float] | None]] = {}
     start = 0
     for name, values in points.items():
-        mine = iter(coordinates[start : start + len(values)].round(4).tolist())
-        places[name] = [next(mine) if has_it else None for has_it in known[name]]
+        rows = iter(coordinates[start : start + len(values)].round(4).tolist())
+        places[name] = [next(rows) if is_known else None for is_known in known[name]]
         start += len(values)
     return {"points": places, "explained": explained}

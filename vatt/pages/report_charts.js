@@ -22,8 +22,10 @@ function html(name, className, text, parent) {
   return node;
 }
 
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 const decimal = (value) => value.toFixed(2).replace("-", "\u2212");
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const rgb = (name) => css(name).match(/[0-9a-f]{2}/gi).map((h) => parseInt(h, 16));
 
 /** Draws when the script has run and whenever the width changes; drawing may change the height. */
 function onWidth(node, draw) {
@@ -155,7 +157,7 @@ function describe(chart, format) {
 // ---- heat maps ---------------------------------------------------------------------------------
 
 function decodeLevels(map) {
-  const bytes = Uint8Array.from(atob(map.levels), (c) => c.charCodeAt(0));
+  const bytes = bytesOf(map.levels);
   const view = new DataView(bytes.buffer);
   return Float32Array.from({ length: bytes.length / 2 }, (_, i) => {
     const level = view.getUint16(2 * i, true);
@@ -164,7 +166,7 @@ function decodeLevels(map) {
 }
 
 function heatColours() {
-  const stops = [0, 1, 2, 3].map((i) => css(`--heat-${i}`).match(/[0-9a-f]{2}/gi).map((h) => parseInt(h, 16)));
+  const stops = [0, 1, 2, 3].map((i) => rgb(`--heat-${i}`));
   return (share) => {
     const place = Math.min(2.9999, Math.max(0, share * 3)), low = Math.floor(place), rest = place - low;
     return stops[low].map((c, i) => c * (1 - rest) + stops[low + 1][i] * rest);
@@ -226,7 +228,7 @@ function heatPicture(map, order) {
   const n = order.length, picture = document.createElement("canvas");
   picture.width = picture.height = n;
   const pen = picture.getContext("2d"), image = pen.createImageData(n, n), colour = heatColours();
-  const missing = ["--surface", "--line"].map((name) => css(name).match(/[0-9a-f]{2}/gi).map((h) => parseInt(h, 16)));
+  const missing = ["--surface", "--line"].map(rgb);
   order.forEach((row, i) => order.forEach((column, j) => {
     const share = (map.values[row * n + column] - map.pale) / (map.high - map.pale || 1);
     image.data.set([...(isNaN(share) ? missing[(i + j) % 2] : colour(share)), 255], 4 * (i * n + j));

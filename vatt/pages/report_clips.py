@@ -1,35 +1,30 @@
 """The parts of the report that show clips: queries with their results, heat maps, attention."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vatt.pages.pictures import data_uri, encode_jpeg, overlay_heat
+from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
 
-if TYPE_CHECKING:
-    from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
-
-NUM_RESULTS = 5  # shown for a query
-NUM_EXAMPLES = 4  # right ones, and as many wrong ones, for a direction
+NUM_RESULTS = 5  # clips shown for a query
+NUM_EXAMPLES = 4  # right queries, and as many wrong ones, for a direction
 MAX_WALL = 200  # clips shown together
-MAX_FRAMES = 16  # shown of a clip with its attention
-
-
+MAX_FRAMES = 16  # frames shown of a clip with its attention
 SPACES = {"va": "Video-audio space", "vt": "Video-text space", "joint": "Joint space"}
 
 
 @dataclass(frozen=True)
 class Example:
-    """A query and what was found for it.
+    """A query and its results.
 
     Args:
-        query: Number of the clip whose text or sound is searched with, which is the right answer.
+        query: Number of the clip whose text or sound is the query; it is the right answer.
         results: Number and similarity of the clips shown, best first.
-        place: Of the right clip, from 1.
+        place: Rank of the right clip, from 1.
     """
 
     query: int
@@ -38,15 +33,15 @@ class Example:
 
 
 def choose_examples(similarity: np.ndarray, num_each: int = NUM_EXAMPLES) -> list[Example]:
-    """Queries that find their clip at once, then queries that do not, each spread over the set.
+    """Chooses queries that find their clip at once, then queries that do not.
 
-    Wrong ones go from the nearly right to the worst. The results are the best candidates, and the
-    right one where it is not among them.
+    Both are spread over the set, wrong ones from the nearly right to the worst. The results are the
+    best candidates, and the right one if it is not among them.
 
     Args:
-        similarity: float `[n, n]`, the right candidate of row i is column i; rows of NaN are no
+        similarity: float `[n, n]`; the right candidate of row i is column i; rows of NaN are no
             queries.
-        num_each: How many right ones, and how many wrong ones, where there are so many.
+        num_each: Number of right queries, and of wrong ones, at most.
     """
     scores = np.nan_to_num(similarity.astype(np.float64), nan=-np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -72,7 +67,7 @@ def _spread(items: np.ndarray, count: int) -> list[int]:
     return items[chosen].tolist()
 
 
-def render_wall(data: "ReportData") -> str:
+def render_wall(data: ReportData) -> str:
     """All candidates, small."""
     if not data.clips:
         return ""
@@ -84,14 +79,14 @@ def render_wall(data: "ReportData") -> str:
     return f"<p class=lead>{escape(data.about)} {lead}</p><ol class=wall tabindex=-1>{tiles}</ol>"
 
 
-def _player(number: int, clip: "ReportClip", description: str) -> str:
+def _player(number: int, clip: ReportClip, description: str) -> str:
     return (
         f'<button type=button class=play data-clip={number} title="{escape(clip.title)}" '
         f'aria-label="Play {escape(description)}"><img alt="" data-poster={number}></button>'
     )
 
 
-def render_queries(data: "ReportData", examples: Sequence[Example], direction: str) -> str:
+def render_queries(data: ReportData, examples: Sequence[Example], direction: str) -> str:
     """Queries of one direction, right and wrong ones, with their results."""
     if not examples:
         return ""
@@ -117,7 +112,7 @@ def render_queries(data: "ReportData", examples: Sequence[Example], direction: s
     return f"<p class=lead>{lead}</p>{bodies}"
 
 
-def _query(data: "ReportData", example: Example, direction: str) -> str:
+def _query(data: ReportData, example: Example, direction: str) -> str:
     clip = data.clips[example.query]
     asked = f"<blockquote>{escape(clip.caption)}</blockquote>"
     if direction == "audio_to_video":
@@ -139,7 +134,7 @@ def _query(data: "ReportData", example: Example, direction: str) -> str:
     )
 
 
-def _tile(data: "ReportData", example: Example, direction: str, number: int, score: float) -> str:
+def _tile(data: ReportData, example: Example, direction: str, number: int, score: float) -> str:
     clip, wanted = data.clips[number], data.clips[example.query]
     verdict, label = "wrong", "✗ wrong"
     if number == example.query:
@@ -159,15 +154,15 @@ def _tile(data: "ReportData", example: Example, direction: str, number: int, sco
     )
 
 
-def _sound_alike(data: "ReportData", found: "ReportClip", wanted: "ReportClip") -> bool:
+def _sound_alike(data: ReportData, clip: ReportClip, wanted: ReportClip) -> bool:
     heard = [i for i, name in enumerate(data.attributes) if name in data.audible]
-    if not heard or not found.attributes or not wanted.attributes:
+    if not heard or not clip.attributes or not wanted.attributes:
         return False
-    return all(found.attributes[i] == wanted.attributes[i] for i in heard)
+    return all(clip.attributes[i] == wanted.attributes[i] for i in heard)
 
 
-def render_heat_maps(data: "ReportData") -> str:
-    """The frames of the similarity matrices; the script draws them."""
+def render_heat_maps(data: ReportData) -> str:
+    """Places of the similarity matrices, which the script paints."""
     if not data.similarity:
         return ""
     titles = {"text_to_video": "Sentences × clips", "audio_to_video": "Sounds × clips"}
@@ -178,16 +173,16 @@ def render_heat_maps(data: "ReportData") -> str:
         "<div class=scale><span></span><i></i><span></span></div></figure>"
         for name in data.similarity
     )
-    choice = _choice("sort", "Sort by", data)
     lead = (
         "Each row is a query, each column a clip; the right answers are on the diagonal. Sorted by "
         "an attribute, what the model has understood of it shows as blocks along the diagonal."
     )
+    choice = _choice("sort", "Sort by", data)
     return f"<p class=lead>{lead}</p>{choice}<div class=pair>{maps}</div>"
 
 
-def _choice(name: str, label: str, data: "ReportData") -> str:
-    """One of the attributes, or nothing where the clips have none."""
+def _choice(name: str, label: str, data: ReportData) -> str:
+    """A choice of one attribute; empty if the clips have none."""
     if not data.clips[0].attributes:
         return ""
     options = "".join(
@@ -198,8 +193,8 @@ def _choice(name: str, label: str, data: "ReportData") -> str:
     return f"<fieldset class=choice><legend>{label}</legend>{options}</fieldset>"
 
 
-def render_spaces(data: "ReportData") -> str:
-    """The frames of the projections; the script draws them."""
+def render_spaces(data: ReportData) -> str:
+    """Places of the projections, which the script paints."""
     if not data.spaces:
         return ""
     figures = "".join(
@@ -226,8 +221,8 @@ def render_spaces(data: "ReportData") -> str:
     )
 
 
-def render_attention(examples: Sequence["AttentionExample"]) -> str:
-    """Frames with the AGG token's attention over them."""
+def render_attention(examples: Sequence[AttentionExample]) -> str:
+    """Frames overlaid with the AGG token's attention."""
     if not examples:
         return ""
     lead = (
@@ -241,7 +236,7 @@ def render_attention(examples: Sequence["AttentionExample"]) -> str:
     return f"<p class=lead>{lead}</p><div class=controls>{slider}</div>{strips}"
 
 
-def _attention_strip(example: "AttentionExample") -> str:
+def _attention_strip(example: AttentionExample) -> str:
     heat = overlay_heat(example.attention)
     num_frames = len(example.frames)
     frames = "".join(
@@ -255,8 +250,3 @@ def _attention_strip(example: "AttentionExample") -> str:
         f"<div class=panel><h3>{escape(example.title)}</h3><ol class=strip>{frames}</ol>"
         f"<p class=note>The strongest token gets {share:.1f} times an even share.</p></div>"
     )
-
-
-def examples_of(similarity: Mapping[str, np.ndarray]) -> dict[str, list[Example]]:
-    """`choose_examples` for each direction."""
-    return {direction: choose_examples(values) for direction, values in similarity.items()}

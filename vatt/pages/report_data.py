@@ -1,4 +1,4 @@
-"""Data of a report."""
+"""The data of a report, as plain arrays and paths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class AttributeConfusion:
 
     Args:
         values: The attribute's values, sorted.
-        counts: int64 `[values, values]`: rows are what was asked, columns the best candidate's.
+        counts: int64 `[values, values]`: rows are values asked for, columns the best candidate's.
     """
 
     values: tuple[str, ...]
@@ -35,7 +35,7 @@ class ReportClip:
         title: A short name, "red ring, growing".
         caption: The sentence of this clip's row in `ReportData.similarity["text_to_video"]`.
         media: The mp4 file (H.264, AAC); small, since it goes into the page.
-        attributes: Its values of `ReportData.attributes`, or nothing.
+        attributes: Values of `ReportData.attributes`, or nothing.
     """
 
     title: str
@@ -46,7 +46,7 @@ class ReportClip:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionExample:
-    """Where the AGG token looks in a clip.
+    """The AGG token's attention in a clip.
 
     Args:
         title: A short name.
@@ -61,7 +61,7 @@ class AttentionExample:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """All that a report shows. What is empty is left out of the page.
+    """Content of a report. Empty parts are left out of the page.
 
     Args:
         title: The heading.
@@ -80,10 +80,10 @@ class ReportData:
             modality ("video", "audio", "text"), float `[n, D]`; rows of NaN or zeros for clips that
             lack the modality.
         attention: Clips with the AGG token's attention.
-        confusions: What the best candidate has right, by direction and attribute.
+        confusions: Attributes of the best candidates, by direction and attribute.
         control: Metrics by direction of the same model trained with shuffled captions.
         attributes: Names of a clip's attributes.
-        audible: Those that sound can tell.
+        audible: Names of the attributes that sound can tell.
         config: The configuration of the run, nested.
         versions: Version by package or program.
     """
