@@ -17,16 +17,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.errors import UserError
+from vatt.models.training_facts import read_metrics
 
-ATTRIBUTES = ("shape", "colour", "motion")
 STARTS = ("pre-trained", "from scratch")
 METRIC = "val/top1"
 SIZES = ("arrangement", "video", "audio", "encoder", "video_encoder", "d_post")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs everything that is not there yet; returns the exit code."""
+    """Runs the trainings that are not finished yet; returns the exit code."""
     options = parse_options(argv)
     corpus = options.demo / "data" / "corpus"
     model = options.demo / "model"
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         if not (model / "config.json").is_file():
             raise UserError(f"{model} holds no model: run scripts/demo.sh, or give --demo")
-        found = {
+        accuracies = {
             (start, rate): [accuracy(options, start, rate, seed) for seed in options.seeds]
             for start in STARTS
             for rate in options.learning_rates
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("finetune_demo: stopped; the same command goes on after what is done")
         return 130
-    print(table(found, options, files))
+    print(table(accuracies, options, files))
     return 0
 
 
@@ -70,10 +71,10 @@ def write_labels(folder: Path, out: Path, attribute: str, limit: int | None) -> 
     """Writes a csv of files and labels; returns the number of files.
 
     Args:
-        folder: Of a split of the demo's corpus.
+        folder: Folder of a split of the demo's corpus.
         out: The csv.
-        attribute: Which is the label.
-        limit: Files of each class, the first ones; None: all.
+        attribute: Attribute that is the label.
+        limit: Number of files of each class, the first ones; None: all.
 
     Raises:
         UserError: there is no corpus.
@@ -81,13 +82,12 @@ def write_labels(folder: Path, out: Path, attribute: str, limit: int | None) -> 
     path = folder / "captions.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is absent: run scripts/demo.sh, or give --demo")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    taken: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     rows = []
-    for line in lines:
+    for line in map(json.loads, path.read_text().splitlines()):
         label = line[attribute]
-        taken[label] += 1
-        if limit is None or taken[label] <= limit:
+        counts[label] += 1
+        if limit is None or counts[label] <= limit:
             rows.append((str((folder / line["file"]).absolute()), label))
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
@@ -103,19 +103,19 @@ def accuracy(options: argparse.Namespace, start: str, rate: float, seed: int) ->
     """
     name = f"{start.replace(' ', '-')}-{rate:g}-seed-{seed}"
     run = options.out / f"{options.attribute}-{options.per_class}-{options.steps}" / name
-    if not (metrics := read_metric(run)):
+    if not (accuracies := read_accuracies(run)):
         print(f"── {name}", flush=True)
         subprocess.run(fit_command(options, run, start, rate, seed), check=False)
-        metrics = read_metric(run)
-    if not metrics:
+        accuracies = read_accuracies(run)
+    if not accuracies:
         raise UserError(f"the training in {run} failed")
-    return metrics[-1]
+    return accuracies[-1]
 
 
 def fit_command(
     options: argparse.Namespace, run: Path, start: str, rate: float, seed: int
 ) -> list[str]:
-    """The training: from scratch it is the same network, of which no weights are taken."""
+    """Command of a training; from scratch it trains the same network with random weights."""
     begin = ["--model.init_args.init_from", str(options.demo / "model")]
     if start != "pre-trained":
         begin = ["--config", str(write_sizes(options.demo / "model", options.out))]
@@ -145,17 +145,16 @@ def write_sizes(model: Path, out: Path) -> Path:
     return path
 
 
-def read_metric(run: Path) -> list[float]:
-    """The logged accuracies of a run, in percent; none of one that is not there."""
-    path = run / "metrics.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [float(row[METRIC]) for row in csv.DictReader(file) if row.get(METRIC)]
+def read_accuracies(run: Path) -> list[float]:
+    """Logged accuracies of a run, in percent; empty if it has not begun."""
+    _, rows = read_metrics(run / "metrics.csv")
+    return [float(row[METRIC]) for row in rows if METRIC in row]
 
 
 def table(
-    found: dict[tuple[str, float], list[float]], options: argparse.Namespace, files: list[int]
+    accuracies: dict[tuple[str, float], list[float]],
+    options: argparse.Namespace,
+    files: list[int],
 ) -> str:
     """Accuracies of all trainings."""
     seeds = ", ".join(map(str, options.seeds))
@@ -163,7 +162,7 @@ def table(
         f"\n{options.attribute} of {files[1]} videos, after {options.steps} steps on {files[0]} "
         f"labelled ones: top-1 in %, mean of the seeds (each: {seeds})",
     ]
-    for (start, rate), values in found.items():
+    for (start, rate), values in accuracies.items():
         each = ", ".join(f"{value:.1f}" for value in values)
         lines.append(f"{start:14} learning rate {rate:<6g} {statistics.mean(values):5.1f} ({each})")
     return "\n".join(lines)

@@ -3,14 +3,11 @@
 
     python scripts/benchmarks/bench_data.py --sections read,loader --json bench.json
 
-Every figure that must reach something says so. Ratios are taken in one run, in turns, on the same
-clips; medians count. The files to read are made once, in `--folder`.
+Every figure with a bound shows it. Ratios are taken in one run, in turns, on the same clips;
+medians count. The files to read are made once, in `--folder`.
 """
 
-import argparse
-import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +24,7 @@ from bench_loading import (
 )
 from bench_media import READ_KINDS, SMALL_KIND, MediaKind
 from bench_reading import measure_reading
-from bench_table import Row, describe_machine, print_rows
+from bench_table import Row, benchmark_parser, run_sections
 
 SECTIONS = ("read", "loader", "index", "memory", "fuzz", "resume")
 POSITIONS = (0, 1_000, 1_000_000, 1_000_000_000)
@@ -36,19 +33,12 @@ GOP12, _, LARGE, VP9 = READ_KINDS
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """Extent of the measurements."""
 
-    Args:
-        divisor: Of the numbers of clips, files and samples.
-        rounds: Of what is measured in turns.
-        media_seconds: Length of the media.
-        is_small: Whether pictures are small and few kinds of files are read, as well.
-    """
-
-    divisor: int
-    rounds: int
+    divisor: int  # of the numbers of clips, files and samples
+    rounds: int  # of what is measured in turns
     media_seconds: float
-    is_small: bool
+    is_small: bool  # small pictures, few kinds of files
 
 
 FULL = Sizes(divisor=1, rounds=3, media_seconds=30, is_small=False)
@@ -56,7 +46,7 @@ QUICK = Sizes(divisor=200, rounds=1, media_seconds=4, is_small=True)
 
 
 def plan(folder: Path, sizes: Sizes) -> dict[str, Callable[[], list[Row]]]:
-    """What each section measures."""
+    """The measurements of each section."""
     small = {"width": SMALL_KIND.width, "height": SMALL_KIND.height, "video_bit_rate": 100_000}
 
     def of(kind: MediaKind) -> MediaKind:
@@ -93,35 +83,12 @@ def plan(folder: Path, sizes: Sizes) -> dict[str, Callable[[], list[Row]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; 1 where something is not reached."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="some of %(default)s")
-    parser.add_argument("--json", type=Path, help="file that gets the figures")
+    """Runs the benchmark; returns its exit code."""
+    parser = benchmark_parser(__doc__, SECTIONS)
     parser.add_argument("--folder", type=Path, default=Path("runs/bench"), help="keeps the media")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
     options = parser.parse_args(arguments)
-    names = options.sections.split(",")
-    if unknown := [name for name in names if name not in SECTIONS]:
-        parser.error(f"no section {', '.join(unknown)}: there are {', '.join(SECTIONS)}")
     measures = plan(options.folder, QUICK if options.quick else FULL)
-    sections = {}
-    for name in names:
-        before = time.perf_counter()
-        rows = measures[name]()
-        print_rows(name, rows)
-        seconds = time.perf_counter() - before
-        sections[name] = {"seconds": seconds, "rows": [row.to_json() for row in rows]}
-    reached = all(row["is_reached"] for section in sections.values() for row in section["rows"])
-    if options.json is not None:
-        content = {
-            "machine": describe_machine(),
-            "quick": options.quick,
-            "is_reached": reached,
-            "sections": sections,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(content, indent=1) + "\n")
-    return 0 if reached or options.quick else 1
+    return run_sections({name: measures[name] for name in options.sections}, options)
 
 
 if __name__ == "__main__":

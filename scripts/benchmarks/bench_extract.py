@@ -1,25 +1,26 @@
-"""What `vatt extract` reaches of its parts, and the memory that it takes.
+"""Measures `vatt extract`: its speed compared with that of its parts, and its memory.
 
     python scripts/benchmarks/bench_extract.py                # about two minutes on two cores
     python scripts/benchmarks/bench_extract.py --quick        # small sizes, to see that it works
 
-Reading alone, the model alone and both together are timed on the same files in the same run; their
-ratio is to that of doing one after the other, 1 / (1/reading + 1/model). The time that the worker
-processes take to start is told apart. Memory is the largest resident size of one process (Linux).
+Reading alone, the model alone and both together are timed on the same files in the same run. Both
+together are compared with one after the other, 1 / (1/reading + 1/model). The time in which worker
+processes start is listed apart. Memory is the largest resident size of one process (Linux).
 """
 
-import argparse
 import dataclasses
-import json
 import resource
+import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-import av
-import numpy as np
 import torch
+from bench_media import TINY_KIND, MediaKind, make_media
+from bench_table import Row, benchmark_parser, run_sections
 
 from vatt import VATT, FeatureExtractor, VATTConfig, preset
 from vatt.config.geometry import AudioConfig, VideoConfig
@@ -30,60 +31,32 @@ from vatt.features.extractor import media_modalities
 from vatt.features.inputs import find_items
 from vatt.preprocess.windows import plan_windows
 
-GOAL = 0.9
-GOAL_GIB = 2.0
-HOP_SECONDS = 20.0  # in the long file: its length is what counts
-# of about as much work as reading: four blocks of a third of Base's width
+HOP_SECONDS = 20.0  # in the long file, of which only the length matters
+FILM = MediaKind(name="360p", file="film.mp4", width=480, height=360, video_bit_rate=2_000_000)
+LONG = dataclasses.replace(  # hours of it are made in a minute
+    TINY_KIND, frame_rate=2, sample_rate=8_000, audio_bit_rate=32_000, aac_coder="fast"
+)
+# takes about as long as reading: four blocks of a third of Base's width
 ENCODER = EncoderConfig(num_layers=4, d_model=256, d_ff=1024, num_heads=4)
 MODEL = VATTConfig(video=VideoConfig(), audio=AudioConfig(), encoder=ENCODER)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What is measured.
+    """Extent of the measurements."""
 
-    Args:
-        num_files: Short files.
-        seconds: Of each.
-        side: Height of their pictures in pixels; the width is 4/3 of it.
-        long_seconds: Of the long file.
-        model: What encodes.
-    """
-
-    num_files: int = 6
-    seconds: int = 16
-    side: int = 360
-    long_seconds: int = 3 * 3600
+    num_files: int = 6  # short ones
+    seconds: int = 16  # length of each
+    film: MediaKind = FILM
+    long_seconds: int = 3 * 3600  # length of the long file
     model: VATTConfig = MODEL
 
 
-QUICK = Sizes(num_files=3, seconds=2, side=48, long_seconds=20, model=preset("tiny"))
-
-
-def write_film(path: Path, seconds: int, side: int, frame_rate: int) -> None:
-    """Encodes moving noise with a tone, picture by picture."""
-    width = side * 4 // 3 // 2 * 2
-    texture = np.random.default_rng(0).integers(0, 255, (side, 2 * width, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=frame_rate, options={"preset": "ultrafast"})
-        video.width, video.height, video.pix_fmt = width, side, "yuv420p"
-        audio = container.add_stream("aac", rate=16_000, layout="mono")
-        for index in range(seconds):
-            for place in range(frame_rate):
-                left = (index * frame_rate + place) % width
-                pixels = np.ascontiguousarray(texture[:, left : left + width])
-                container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            times = index + np.arange(16_000) / 16_000
-            tone = (0.3 * np.sin(2 * np.pi * 440 * times)).astype(np.float32)[None]
-            sound = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
-            sound.sample_rate, sound.pts = 16_000, index * 16_000
-            container.mux(audio.encode(sound))
-        container.mux(video.encode(None))
-        container.mux(audio.encode(None))
+QUICK = Sizes(num_files=3, seconds=2, film=TINY_KIND, long_seconds=20, model=preset("tiny"))
 
 
 def read_all(folder: Path, model: VATT, batch_size: int) -> Iterator[PartRead]:
-    """Every part of every file, read in this process."""
+    """Reads every part of every file in this process."""
     plan = plan_windows(model.config, media_modalities(model))
     for item in find_items([str(folder)]):
         media, stamp = item.locate()
@@ -99,8 +72,8 @@ def read_all(folder: Path, model: VATT, batch_size: int) -> Iterator[PartRead]:
             yield read
 
 
-def bench_speed(folder: Path, one: Path, model: VATT, batch_size: int = 8) -> dict[str, float]:
-    """Windows a second of reading, of the model, and of both; `one` has next to nothing to read."""
+def measure_parts(folder: Path, model: VATT, batch_size: int = 8) -> tuple[int, float, float]:
+    """Number of windows in a folder, and seconds of reading and of encoding them."""
     embedder = Embedder(model, "cpu", "float32")
     forms = embedder.forms(media_modalities(model))
     reading = encoding = 0.0
@@ -113,18 +86,7 @@ def bench_speed(folder: Path, one: Path, model: VATT, batch_size: int = 8) -> di
         encoding += time.perf_counter() - began
         count += len(part.clips)
         began = time.perf_counter()
-    whole, start = timed_run(folder, model), timed_run(one, model)
-    alone = {"reading": count / reading, "model": count / encoding}
-    serial = 1 / sum(1 / rate for rate in alone.values())
-    together = count / (whole - start)
-    return {
-        **alone,
-        "together": together,
-        "start_seconds": start,
-        "windows": count,
-        "ratio": together / serial,
-        "ratio_with_start": count / whole / serial,
-    }
+    return count, reading, encoding
 
 
 def timed_run(folder: Path, model: VATT, hop_seconds: float | None = None) -> float:
@@ -150,52 +112,54 @@ def peak_gib() -> float:
     return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
 
 
-def measure_speed(sizes: Sizes, folder: Path) -> dict[str, float]:
-    """Rates on short files, and the memory that they take."""
-    short, one = folder / "short", folder / "one"
-    short.mkdir()
-    one.mkdir()
-    for number in range(sizes.num_files):
-        write_film(short / f"{number:03}.mp4", sizes.seconds, sizes.side, 25)
-    write_film(one / "film.mp4", 1, 48, 5)
+def measure_speed(sizes: Sizes, folder: Path) -> list[Row]:
+    """Rates on short files, and memory."""
+    short, one = folder / "short", folder / "one"  # `one` has next to nothing to read
+    first = make_media(short, sizes.film, sizes.seconds)
+    for number in range(1, sizes.num_files):
+        shutil.copy(first, short / f"{number}.mp4")
+    make_media(one, LONG, 1)
     torch.manual_seed(0)
-    return bench_speed(short, one, VATT(sizes.model).eval()) | {"gib": peak_gib()}
+    model = VATT(sizes.model).eval()
+    count, reading, encoding = measure_parts(short, model)
+    whole, start = timed_run(short, model), timed_run(one, model)
+    serial = reading + encoding
+    case = f"{sizes.num_files} files of {sizes.seconds} s"
+    ratio = "reading with the model, of one after the other"
+    return [
+        Row(case, "windows", count),
+        Row(case, "reading", count / reading, "1/s"),
+        Row(case, "model", count / encoding, "1/s"),
+        Row(case, "reading with the model", count / (whole - start), "1/s"),
+        Row(case, ratio, serial / (whole - start), "×", at_least=0.9),
+        Row(case, "start of a worker", start, "s"),
+        Row(case, "… with the start of a worker", serial / whole, "×"),
+        Row(case, "largest process", peak_gib(), "GiB"),
+    ]
 
 
-def measure_long(sizes: Sizes, folder: Path) -> dict[str, float]:
+def measure_long(sizes: Sizes, folder: Path) -> list[Row]:
     """Time and memory of one long file."""
-    long = folder / "long"
-    long.mkdir()
-    write_film(long / "film.mp4", sizes.long_seconds, 48, 2)
-    model = VATT(preset("tiny")).eval()
-    seconds = timed_run(long, model, hop_seconds=HOP_SECONDS)
-    return {"hours": sizes.long_seconds / 3600, "seconds": seconds, "gib": peak_gib()}
+    make_media(folder / "long", LONG, sizes.long_seconds)
+    seconds = timed_run(folder / "long", VATT(preset("tiny")).eval(), hop_seconds=HOP_SECONDS)
+    case = f"a file of {sizes.long_seconds / 3600:.2g} hours"
+    return [
+        Row(case, "extraction", seconds, "s"),
+        Row(case, "largest process", peak_gib(), "GiB", at_most=2.0),
+    ]
 
 
-def main() -> None:
-    """Prints the numbers beside their goals."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument("--sections", default="speed,long", help="speed, long")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
-    arguments = parser.parse_args()
-    sizes = QUICK if arguments.quick else Sizes()
-    numbers: dict[str, dict[str, float]] = {}
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns its exit code."""
+    options = benchmark_parser(__doc__, ("speed", "long")).parse_args(arguments)
+    sizes = QUICK if options.quick else Sizes()
     with tempfile.TemporaryDirectory() as folder:
-        if "speed" in arguments.sections:
-            numbers["speed"] = speed = measure_speed(sizes, Path(folder))
-            print(f"{speed['windows']} windows, {torch.get_num_threads()} threads, one worker")
-            print(f"windows/s: reading {speed['reading']:.2f}, model {speed['model']:.2f}")
-            print(f"both: {speed['together']:.2f}, {speed['ratio']:.2f} of one after the other")
-            print(f"  (goal {GOAL}; with {speed['start_seconds']:.1f} s to start: ", end="")
-            print(f"{speed['ratio_with_start']:.2f}); largest process {speed['gib']:.2f} GiB")
-        if "long" in arguments.sections:
-            numbers["long"] = far = measure_long(sizes, Path(folder))
-            print(f"a file of {far['hours']:.2g} hours: {far['seconds']:.0f} s, largest process ")
-            print(f"  {far['gib']:.2f} GiB (goal < {GOAL_GIB})")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
+        measures = {
+            "speed": partial(measure_speed, sizes, Path(folder)),
+            "long": partial(measure_long, sizes, Path(folder)),
+        }
+        return run_sections({name: measures[name] for name in options.sections}, options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,6 @@ import random
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import av.logging
@@ -68,19 +67,12 @@ def neighbouring_atoms(content: bytes, start: int, end: int) -> Iterator[tuple[i
         before, start = start, start + size
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A file to mutate, and how."""
-
-    path: Path
-    seed: int
-
-
-def read_mutated(trial: Trial) -> str:
-    """What comes of a clip of a mutated file, beside the same clip of the whole one."""
-    content = trial.path.read_bytes()
-    changed = mutated(content, trial.seed)
-    start_seconds = random.Random(trial.seed).uniform(0, 2.5)
+def read_mutated(trial: tuple[Path, int]) -> str:
+    """Compares a clip of a mutated file (path and seed) with the same clip of the whole file."""
+    path, seed = trial
+    content = path.read_bytes()
+    changed = mutated(content, seed)
+    start_seconds = random.Random(seed).uniform(0, 2.5)
     try:
         with av.logging.Capture() as of_opening, open_media(changed):
             pass
@@ -88,7 +80,7 @@ def read_mutated(trial: Trial) -> str:
             clip = _read(changed, start_seconds)
     except MediaError:
         return REFUSED
-    complaints = _texts(of_all) - _texts(of_opening)  # which reads the beginning of the file
+    complaints = _errors(of_all) - _errors(of_opening)  # opening reads the start of the file
     if not _is_whole(clip):
         return f"{DAMAGED}: wrong shape or values"
     whole = _read(content, start_seconds)
@@ -99,7 +91,7 @@ def read_mutated(trial: Trial) -> str:
     return f"{DAMAGED}: {complaints}" if complaints else OTHER
 
 
-def _texts(messages: list[tuple[int, str, str]]) -> set[str]:
+def _errors(messages: list[tuple[int, str, str]]) -> set[str]:
     return {text for level, _, text in messages if level <= av.logging.ERROR}
 
 
@@ -108,7 +100,7 @@ def _read(content: bytes, start_seconds: float) -> Clip:
 
 
 def _is_whole(clip: Clip) -> bool:
-    """Whether it has what was asked for, of what the file still holds."""
+    """Whether the clip has the length and size asked for, of what the file still holds."""
     video, audio = clip.video, clip.audio
     if video is not None and (len(video) != VIDEO.num_frames or min(video.shape[1:3]) != 32):
         return False
@@ -135,7 +127,7 @@ def _prepare() -> None:
 def measure_fuzz(folder: Path, *, num_files: int) -> list[Row]:
     """Reads mutated files, each in a process that is ended after `LIMIT_SECONDS`."""
     paths = [make_media(folder, kind, seconds=4) for kind in FUZZ_KINDS]
-    trials = [Trial(paths[seed // NUM_WAYS % len(paths)], seed) for seed in range(num_files)]
+    trials = [(paths[seed // NUM_WAYS % len(paths)], seed) for seed in range(num_files)]
     outcomes: Counter[str] = Counter()
     with results_in_order(
         read_mutated,
@@ -144,11 +136,11 @@ def measure_fuzz(folder: Path, *, num_files: int) -> list[Row]:
         limit_seconds=LIMIT_SECONDS,
         prepare=_prepare,
     ) as results:
-        for trial, outcome in zip(trials, results, strict=True):
+        for (path, seed), outcome in zip(trials, results, strict=True):
             if isinstance(outcome, Lost):
                 outcome = "hung" if "answer" in outcome.reason else "crashed"
             if outcome not in (SAME, SHORTER, OTHER, REFUSED):
-                print(f"{trial.path.name}, seed {trial.seed}: {outcome}", flush=True)
+                print(f"{path.name}, seed {seed}: {outcome}", flush=True)
             outcomes[outcome.split(":")[0]] += 1
     case = f"{num_files} mutated files"
     counts = {
@@ -159,9 +151,6 @@ def measure_fuzz(folder: Path, *, num_files: int) -> list[Row]:
     }
     faults = {"crashes": "crashed", "hangs (10 s)": "hung", "damaged clips": DAMAGED}
     return [
-        *(Row(case=case, what=what, value=count) for what, count in counts.items()),
-        *(
-            Row(case=case, what=what, value=outcomes[name], at_most=0)
-            for what, name in faults.items()
-        ),
+        *(Row(case, what, count) for what, count in counts.items()),
+        *(Row(case, what, outcomes[name], at_most=0) for what, name in faults.items()),
     ]

@@ -56,11 +56,11 @@ def measure_workers(
 
     Args:
         folder: Where files are made.
-        goals: Kind of file, ratio to reach, and batches that are timed in a round.
+        goals: Kind of file, ratio to reach, and batches timed in a round.
         geometry: Shapes of a clip.
         media_seconds: Length of the files.
-        rounds: Of both; the median counts, of the ratio that of the rounds' ratios: a virtual
-            machine may be slower in one minute than in the next.
+        rounds: Rounds of both. Medians count; the ratio is the median of the rounds' ratios, since
+            a virtual machine may be slower in one minute than in the next.
     """
     torch.set_num_threads(1)  # one reading process is one core's work
     rows = []
@@ -75,15 +75,9 @@ def measure_workers(
         alone, together = map(statistics.median, rates)
         ratio = statistics.median(two / one for one, two in zip(*rates, strict=True))
         rows += [
-            Row(case=kind.name, what="one reading process", value=alone, unit="clips/s"),
-            Row(case=kind.name, what="two workers", value=together, unit="clips/s"),
-            Row(
-                case=kind.name,
-                what="two workers, of one process",
-                value=ratio,
-                unit="×",
-                at_least=at_least,
-            ),
+            Row(kind.name, "one reading process", alone, "clips/s"),
+            Row(kind.name, "two workers", together, "clips/s"),
+            Row(kind.name, "two workers, of one process", ratio, "×", at_least=at_least),
         ]
     return rows
 
@@ -107,7 +101,7 @@ def _endless(loader: PositionedLoader) -> Any:
 
 
 def measure_index(folder: Path, *, num_shards: int, samples_per_shard: int) -> list[Row]:
-    """Opening a large set, and what its index adds to the private memory of a worker."""
+    """Time to open a large set, and private memory of a worker for its index."""
     media = make_media(folder, TINY_KIND, 1)
     small = open_set(folder, media, num_shards=1, samples_per_shard=samples_per_shard)
     times = []
@@ -115,26 +109,19 @@ def measure_index(folder: Path, *, num_shards: int, samples_per_shard: int) -> l
         before = time.perf_counter()
         large = open_set(folder, media, num_shards=num_shards, samples_per_shard=samples_per_shard)
         times.append(time.perf_counter() - before)
-    index_bytes = sum(array.nbytes for array in large._index.arrays().values())
-    grown = statistics.median(_private_megabytes(large)) - statistics.median(
-        _private_megabytes(small)
-    )
+    size = sum(array.nbytes for array in large._index.arrays().values()) / MEGABYTE
+    memory, base = (statistics.median(_private_megabytes(shards)) for shards in (large, small))
+    limit = max(0.1 * size, 0.5)
     case = f"{len(large):,} samples"
     return [
-        Row(case=case, what="opens", value=statistics.median(times), unit="s", at_most=1.0),
-        Row(case=case, what="index", value=index_bytes / MEGABYTE, unit="MB"),
-        Row(
-            case=case,
-            what="private memory of a worker for it",
-            value=grown,
-            unit="MB",
-            at_most=max(0.1 * index_bytes / MEGABYTE, 0.5),
-        ),
+        Row(case, "opens", statistics.median(times), "s", at_most=1.0),
+        Row(case, "index", size, "MB"),
+        Row(case, "private memory of a worker for it", memory - base, "MB", at_most=limit),
     ]
 
 
 class _Touched(Dataset[float]):
-    """Looks up samples all over a set, then says how much memory this process has for itself."""
+    """Looks up samples all over a set; each item is the private memory of the process."""
 
     def __init__(self, shards: ShardSet) -> None:
         self._shards = shards
@@ -148,7 +135,7 @@ class _Touched(Dataset[float]):
 
 
 def _private_megabytes(shards: ShardSet) -> list[float]:
-    """Of each worker."""
+    """Private memory of each worker."""
     batches = [[number] for number in range(NUM_WORKERS)]
     loader = open_loader(
         _Touched(shards), batches, num_workers=NUM_WORKERS, start_method="forkserver"
@@ -157,7 +144,7 @@ def _private_megabytes(shards: ShardSet) -> list[float]:
 
 
 def measure_memory(folder: Path, *, num_clips: int, num_warm_up: int) -> list[Row]:
-    """What reading many clips leaves behind: memory and open files."""
+    """Growth of memory and of open files over many clips."""
     media = make_media(folder, SMALL_KIND, 10)
     shards = open_set(folder, media, num_shards=8, samples_per_shard=8)
     loader = _open_loader(shards, SMALL_GEOMETRY, num_workers=0)
@@ -170,8 +157,8 @@ def measure_memory(folder: Path, *, num_clips: int, num_warm_up: int) -> list[Ro
     grown = _resident_megabytes() - megabytes
     case = f"{num_clips:,} clips"
     return [
-        Row(case=case, what="growth of memory", value=grown, unit="MB", at_most=50),
-        Row(case=case, what="files left open", value=_num_open_files() - files, at_most=0),
+        Row(case, "growth of memory", grown, "MB", at_most=50),
+        Row(case, "files left open", _num_open_files() - files, at_most=0),
     ]
 
 
@@ -204,16 +191,8 @@ def measure_resume(
             times[position].append(time.perf_counter() - before)
     medians = {position: statistics.median(taken) for position, taken in times.items()}
     slowest = max(medians.values()) / medians[positions[0]]
+    case = f"{len(shards):,} samples"
     return [
-        *(
-            Row(case=f"at {position:,}", what="first batch", value=1e3 * seconds, unit="ms")
-            for position, seconds in medians.items()
-        ),
-        Row(
-            case=f"{len(shards):,} samples",
-            what="slowest, of that at the start",
-            value=slowest,
-            unit="×",
-            at_most=1.5,
-        ),
+        *(Row(f"at {at:,}", "first batch", 1e3 * seconds, "ms") for at, seconds in medians.items()),
+        Row(case, "slowest, of that at the start", slowest, "×", at_most=1.5),
     ]

@@ -10,9 +10,9 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch.nn.functional import interpolate
 
-SAMPLE_RATE = 48_000  # Hz
 TEXTURE_SCALES = (4, 8, 16, 32, 64)  # pixels: detail of all sizes, as in photographs
 NUM_SHAPES = 6
 PAN_PIXELS = 800  # how far the camera moves, there and back
@@ -20,25 +20,18 @@ PAN_PIXELS = 800  # how far the camera moves, there and back
 
 @dataclass(frozen=True, kw_only=True)
 class MediaKind:
-    """How a file is made.
+    """A kind of file."""
 
-    Args:
-        name: What tables call it.
-        file: Name of the file; its suffix chooses container and codecs.
-        width: Pixels.
-        height: Pixels.
-        gop: Frames from one key frame to the next.
-        video_bit_rate: Bits per second of the picture.
-        frame_rate: Frames per second.
-    """
-
-    name: str
-    file: str
-    width: int = 340
+    name: str  # in tables
+    file: str  # its suffix chooses container and codecs
+    width: int = 340  # pixels
     height: int = 256
-    gop: int = 12
-    video_bit_rate: int = 600_000
+    gop: int = 12  # frames from one key frame to the next
+    video_bit_rate: int = 600_000  # bits per second
     frame_rate: int = 25
+    sample_rate: int = 48_000  # Hz
+    audio_bit_rate: int = 96_000
+    aac_coder: str = "twoloop"  # FFmpeg's default; "fast" for hours of sound
 
 
 READ_KINDS = (
@@ -80,12 +73,16 @@ def _encode(path: Path, kind: MediaKind, seconds: float) -> None:
         )
         video.width, video.height, video.pix_fmt = kind.width, kind.height, "yuv420p"
         video.codec_context.gop_size, video.bit_rate = kind.gop, kind.video_bit_rate
-        audio: Any = container.add_stream("libopus" if is_webm else "aac", rate=SAMPLE_RATE)
-        audio.layout, audio.bit_rate = "stereo", 96_000
+        audio: Any = container.add_stream(
+            "libopus" if is_webm else "aac",
+            rate=kind.sample_rate,
+            options={} if is_webm else {"aac_coder": kind.aac_coder},
+        )
+        audio.layout, audio.bit_rate = "stereo", kind.audio_bit_rate
         pictures = _pictures(kind, round(seconds * kind.frame_rate))
-        sounds = _sounds(round(seconds * SAMPLE_RATE), audio.format.name)
+        sounds = _sounds(kind, seconds, audio.format.name)
         # a tenth of a second of each in turn: they lie side by side, as in any other file
-        while batch := list(islice(pictures, kind.frame_rate // 10)):
+        while batch := list(islice(pictures, max(1, kind.frame_rate // 10))):
             for frame in [*batch, *islice(sounds, 1)]:
                 stream = video if isinstance(frame, av.VideoFrame) else audio
                 container.mux(stream.encode(frame))
@@ -104,6 +101,7 @@ def _pictures(kind: MediaKind, count: int) -> Iterator[av.VideoFrame]:
     side = height // 4
     shapes = [_texture(draw, side, side) for _ in range(NUM_SHAPES)]
     speeds = draw.uniform(0.2, 1.5, (NUM_SHAPES, 2))  # radians per second
+    scaler = VideoReformatter()
     for index in range(count):
         seconds = index / kind.frame_rate
         top, left = _swing(PAN_PIXELS, np.array([0.11, 0.17]) * seconds)
@@ -112,7 +110,7 @@ def _pictures(kind: MediaKind, count: int) -> Iterator[av.VideoFrame]:
             top, left = _swing(np.array([height - side, width - side]), speed * (seconds + 7))
             picture[top : top + side, left : left + side] = shape
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame = frame.reformat(kind.width, kind.height, "yuv420p", interpolation="AREA")
+        frame = scaler.reformat(frame, kind.width, kind.height, "yuv420p", interpolation="AREA")
         frame.pts, frame.time_base = index, Fraction(1, kind.frame_rate)
         yield frame
 
@@ -131,16 +129,17 @@ def _texture(draw: np.random.Generator, height: int, width: int) -> np.ndarray:
     return total[0].clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-def _sounds(count: int, sample_format: str) -> Iterator[av.AudioFrame]:
-    """A rising tone over noise, in stereo, a tenth of a second at a time."""
+def _sounds(kind: MediaKind, seconds: float, sample_format: str) -> Iterator[av.AudioFrame]:
+    """A rising tone over noise, in stereo, a tenth of a second or a picture's time at a time."""
     draw = np.random.default_rng(0)
-    converter = av.AudioResampler(sample_format, "stereo", SAMPLE_RATE)
-    size = SAMPLE_RATE // 10
+    rate = kind.sample_rate
+    converter = av.AudioResampler(sample_format, "stereo", rate)
+    count, size = round(seconds * rate), rate // min(10, kind.frame_rate)
     for first in range(0, count, size):
-        seconds = np.arange(first, min(first + size, count)) / SAMPLE_RATE
-        tone = 0.3 * np.sin(2 * np.pi * (220 * seconds + 20 * seconds**2))
-        both = tone + draw.normal(0, 0.05, (2, len(seconds)))
+        times = np.arange(first, min(first + size, count)) / rate
+        tone = 0.3 * np.sin(2 * np.pi * (220 * times + 20 * times**2))
+        both = tone + draw.normal(0, 0.05, (2, len(times)))
         frame = av.AudioFrame.from_ndarray(both.astype(np.float32), format="fltp", layout="stereo")
-        frame.sample_rate, frame.pts = SAMPLE_RATE, first
-        frame.time_base = Fraction(1, SAMPLE_RATE)
+        frame.sample_rate, frame.pts = rate, first
+        frame.time_base = Fraction(1, rate)
         yield from converter.resample(frame)

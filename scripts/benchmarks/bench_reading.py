@@ -1,17 +1,15 @@
-"""Three ways to one clip: ours, its decoding alone, and a first attempt with PyAV."""
+"""Three ways to read a clip: ours, its decoding alone, and naively with PyAV."""
 
 import random
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
 from bench_media import MediaKind, make_media
-from bench_table import Row
+from bench_table import Row, median_seconds
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -25,57 +23,31 @@ from vatt.media.streams import origin_seconds, video_stream
 from vatt.preprocess.view import read_view
 
 VIDEO, AUDIO = VideoConfig(), AudioConfig()  # 32 frames at 10 fps, 224 pixels; 3.2 s at 48 kHz
-AT_LEAST_OF_DECODING = 0.65
-AT_LEAST_OF_NAIVE = 1.5
 
 
 def measure_reading(
     folder: Path, kinds: Sequence[MediaKind], *, media_seconds: float, num_clips: int, rounds: int
 ) -> list[Row]:
-    """Clips per second of the three ways, on the same clips, one after the other in each round."""
+    """Clips per second of the three ways, which take turns on each clip."""
     torch.set_num_threads(1)
-    ways: tuple[Callable[[Path, float], Any], ...] = (read_planned, decode_only, read_naively)
+    ways = {"planned": read_planned, "decoding": decode_only, "naive": read_naively}
     rows = []
     for kind in kinds:
         path = make_media(folder, kind, media_seconds)
         draw = random.Random(0)
         starts = [draw.uniform(0, media_seconds - VIDEO.duration_seconds) for _ in range(num_clips)]
-        planned, decoding, naive = (
-            sum(statistics.median(times) for times in per_clip)
-            for per_clip in _time_all(ways, path, starts, rounds)
-        )
+        seconds = dict.fromkeys(ways, 0.0)  # of all clips
+        for start in starts:
+            steps = {way: partial(read, path, start) for way, read in ways.items()}
+            for way, median in median_seconds(steps, rounds, torch.device("cpu")).items():
+                seconds[way] += median
+        planned, decoding, naive = seconds.values()
         rows += [
-            Row(case=kind.name, what="clips read", value=num_clips / planned, unit="1/s"),
-            Row(
-                case=kind.name,
-                what="of decoding alone",
-                value=decoding / planned,
-                unit="×",
-                at_least=AT_LEAST_OF_DECODING,
-            ),
-            Row(
-                case=kind.name,
-                what="of naive reading, which leaves out the sound",
-                value=naive / planned,
-                unit="×",
-                at_least=AT_LEAST_OF_NAIVE,
-            ),
+            Row(kind.name, "clips read", num_clips / planned, "1/s"),
+            Row(kind.name, "of decoding alone", decoding / planned, "×", at_least=0.65),
+            Row(kind.name, "of naive reading, without sound", naive / planned, "×", at_least=1.5),
         ]
     return rows
-
-
-def _time_all(
-    ways: Sequence[Callable[[Path, float], Any]], path: Path, starts: Sequence[float], rounds: int
-) -> list[list[list[float]]]:
-    """Seconds of every way, for every start, in every round."""
-    times: list[list[list[float]]] = [[[] for _ in starts] for _ in ways]
-    for _ in range(rounds):
-        for clip, start_seconds in enumerate(starts):
-            for way, read in enumerate(ways):
-                before = time.perf_counter()
-                read(path, start_seconds)
-                times[way][clip].append(time.perf_counter() - before)
-    return times
 
 
 def read_planned(path: Path, start_seconds: float) -> Clip:
@@ -84,7 +56,7 @@ def read_planned(path: Path, start_seconds: float) -> Clip:
 
 
 def decode_only(path: Path, start_seconds: float) -> int:
-    """Decodes what `read_planned` decodes of the picture, and drops it; gives the frames' number.
+    """Decodes the frames that `read_planned` decodes, and drops them; returns their number.
 
     The plan is that of `vatt.media.pictures.decode_frames`; no frame is scaled, converted, copied
     or checked, and no sound is read.
@@ -111,7 +83,7 @@ def decode_only(path: Path, start_seconds: float) -> int:
 
 
 def read_naively(path: Path, start_seconds: float) -> Tensor:
-    """Decodes all frames from the key frame on, converts those of the clip, scales those asked for.
+    """Decodes all frames from the key frame on, converts those of the clip, scales the wanted ones.
 
     Returns:
         uint8 `[T, H, W, C]`.

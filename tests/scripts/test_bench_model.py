@@ -33,7 +33,8 @@ def test_quick_run_says_everything_that_is_measured(
     assert main(["--quick", "--json", str(path)]) == 0
     content = json.loads(path.read_text())
     assert content["machine"]["threads"] >= 1
-    rows, printed = content["rows"], capsys.readouterr().out
+    rows = [row for section in content["sections"].values() for row in section["rows"]]
+    printed = capsys.readouterr().out
     assert all(row["value"] > 0 and row["what"] in printed for row in rows)
     bounds = [row["at_least"] or row["at_most"] for row in rows if row["case"].endswith("tokens")]
     assert {0.85, 0.5, 1.05} <= set(bounds)
