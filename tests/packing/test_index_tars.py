@@ -62,13 +62,13 @@ def test_indexes_are_made_beside_the_tars_and_nothing_else_is_touched(tars, num_
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for tar in tars.glob("*.tar"):
         assert read_index(tar).same_as(scan_shard(tar))
-    assert (report.num_samples, report.num_shards, report.num_made) == (12, 3, 3)
+    assert (report.num_samples, report.num_shards, report.num_new) == (12, 3, 3)
     assert (report.num_captions, report.num_without_text, report.num_without_media) == (8, 3, 3)
     assert report.num_bytes == 9 * len("media 000000000")
     assert [fault.where for fault in report.faults] == ["00001.tar:000010001"]
     assert report.is_usable
     again = index(tars, num_workers=num_workers)
-    assert (again.num_made, again.num_samples, again.num_captions) == (0, 12, 8)
+    assert (again.num_new, again.num_samples, again.num_captions) == (0, 12, 8)
     assert "12 samples in 3 shards, 0.0 MB, 8 captions" in str(again)
 
 
@@ -115,7 +115,7 @@ def test_a_folder_of_links_takes_in_what_is_new(tars, tmp_path):
     written = index_path(out / "00000.tar").stat().st_mtime_ns
     shutil.copy(tars / "00000.tar", tars / "00007.tar")
     report = index(tars, out)
-    assert (report.num_made, report.num_shards) == (1, 4)
+    assert (report.num_new, report.num_shards) == (1, 4)
     assert index_path(out / "00000.tar").stat().st_mtime_ns == written
     assert len(ShardSet(out)) == 16
     write_tar(tars / "00000.tar", {"other.mp4": b"x"})

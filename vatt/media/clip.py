@@ -1,4 +1,4 @@
-"""Reading media with FFmpeg (PyAV): what a file holds; clips of picture and sound from one start.
+"""Clips of picture and sound from one start, and the contents of media files.
 
 Times count from the file's start. Past the end the last frame repeats and sound is zero, and the
 coverages say how much of the clip the file gave.
@@ -21,7 +21,7 @@ from vatt.media.opening import open_media
 from vatt.media.packets import Packets, Span, read_packets
 from vatt.media.pictures import PictureSize, SizeRule, decode_frames, display_matrix, swaps_sides
 from vatt.media.sound import decode_waveform
-from vatt.media.source import Damage, FileRange, MediaSource
+from vatt.media.source import Damage, MediaSource
 from vatt.media.streams import (
     MediaStream,
     audio_stream,
@@ -32,21 +32,10 @@ from vatt.media.streams import (
     video_stream,
 )
 
-__all__ = [
-    "Clip",
-    "FileRange",
-    "MediaInfo",
-    "MediaSource",
-    "probe",
-    "read_clip",
-    "read_frames",
-    "read_waveform",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class MediaInfo:
-    """What a media file holds.
+    """Contents of a media file.
 
     Args:
         duration_seconds: From the file's start to its end; 0 for a still image.
@@ -97,6 +86,16 @@ class Clip:
     audio_coverage: float
     start_seconds: float
 
+    def __post_init__(self) -> None:
+        """Refuses arrays of another kind, and coverages that are no shares."""
+        video, audio = self.video, self.audio
+        if video is not None and (video.dtype != torch.uint8 or video.ndim != 4):
+            raise ValueError(f"video must be uint8 [T, H, W, C], got {video.dtype} {video.shape}")
+        if audio is not None and (audio.dtype != torch.float32 or audio.ndim != 1):
+            raise ValueError(f"audio must be float32 [S], got {audio.dtype} {audio.shape}")
+        if not (0 <= self.video_coverage <= 1 and 0 <= self.audio_coverage <= 1):
+            raise ValueError(f"coverages must be from 0 to 1, got {self}")
+
     def coverage(self, modality: str) -> float:
         """Share of the clip that the file gave of `video` or `audio`; 0 where that is None."""
         if getattr(self, modality) is None:
@@ -120,7 +119,7 @@ def _clip_of_arrays(values: dict[str, Any]) -> Clip:
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """Frames at `frame_rate` (frames/s) whose shorter side has `size` pixels, or as it says."""
+    """Frames at `frame_rate` (frames/s) of a size: pixels of the shorter side, or a rule."""
 
     num_frames: int
     frame_rate: float
@@ -133,6 +132,10 @@ class FrameRequest:
             raise UserError(
                 f"num_frames and short_side must be at least 1 and frame_rate positive, got {self}"
             )
+
+    def times_seconds(self, first_seconds: float) -> list[float]:
+        """When each frame is shown."""
+        return [first_seconds + place / self.frame_rate for place in range(self.num_frames)]
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,10 @@ class SampleRequest:
 
 
 def probe(source: MediaSource) -> MediaInfo:
-    """Reads what a media file holds.
+    """Reads the contents of a media file.
+
+    Args:
+        source: Path, http(s) URL, bytes, `FileRange` or binary file object.
 
     Raises:
         MediaError: the file is unreadable, or has neither picture nor sound.
@@ -161,13 +167,12 @@ def probe(source: MediaSource) -> MediaInfo:
         still = video is not None and is_still(container, video)
         streams = [stream for stream in (video, audio) if stream is not None]
         width, height = _displayed_size(container, video) if video is not None else (None, None)
+        rate = video.average_rate if video is not None else None
         return MediaInfo(
             duration_seconds=0.0 if still else read_duration_seconds(container, streams),
             width=width,
             height=height,
-            frame_rate=float(video.average_rate)
-            if video is not None and video.average_rate
-            else None,
+            frame_rate=float(rate) if rate else None,
             sample_rate=audio.sample_rate if audio is not None else None,
             num_channels=audio.channels if audio is not None else None,
             video_codec=codec_name(video),
@@ -233,12 +238,22 @@ def read_frames(
     short_side: int | None = None,
     size_rule: SizeRule | None = None,
 ) -> tuple[Tensor, float]:
-    """Reads pictures: uint8 `[T, H, W, C]`, and the share of their times at which the file has one.
+    """Reads pictures from a start.
 
-    Their size is given by `short_side` or `size_rule`, as for `read_clip`.
+    Args:
+        source: Path, http(s) URL, bytes, `FileRange` or binary file object.
+        start_seconds: From the file's start.
+        num_frames: `T`.
+        frame_rate: Frames per second.
+        short_side: Pixels of the frames' shorter side; the other side keeps the aspect.
+        size_rule: Instead: takes width and height as displayed, gives those of the frames.
+
+    Returns:
+        uint8 `[T, H, W, C]`, and the share of the frames' times at which the file has a picture.
 
     Raises:
-        MediaError: as `read_clip`, or the file has no picture.
+        MediaError: the file is unreadable, damaged in this place, ends before the start, or has no
+            picture.
     """
     size = short_side if size_rule is None else size_rule
     if size is None:
@@ -251,10 +266,21 @@ def read_frames(
 def read_waveform(
     source: MediaSource, *, start_seconds: float, num_samples: int, sample_rate: int
 ) -> tuple[Tensor, float]:
-    """Reads mono sound: float32 `[S]`, and the share of samples that come from the file.
+    """Reads mono sound from a start.
+
+    Args:
+        source: Path, http(s) URL, bytes, `FileRange` or binary file object.
+        start_seconds: From the file's start.
+        num_samples: `S`.
+        sample_rate: Hz; the sound is resampled to it.
+
+    Returns:
+        float32 `[S]` in about [-1, 1], and the share of samples that come from the file; the rest
+        is zero.
 
     Raises:
-        MediaError: as `read_clip`, or the file has no sound.
+        MediaError: the file is unreadable, damaged in this place, ends before the start, or has no
+            sound.
     """
     clip = _read(source, start_seconds, None, SampleRequest(num_samples, sample_rate))
     assert clip.audio is not None
@@ -290,14 +316,9 @@ def _read_open(
     streams = [stream for stream in (video, audio) if stream is not None]
     moved = not still and _check_start(container, streams, start_seconds)
     first = origin_seconds(container) + (0.0 if still else start_seconds)
-    wanted = (
-        [first + place / frames.frame_rate for place in range(frames.num_frames)]
-        if frames
-        else [first]
-    )
-    span = Span(
-        first, wanted[-1], first + (samples.num_samples / samples.sample_rate if samples else 0.0)
-    )
+    wanted = frames.times_seconds(first) if frames is not None else [first]
+    sound_seconds = samples.num_samples / samples.sample_rate if samples is not None else 0.0
+    span = Span(first, wanted[-1], first + sound_seconds)
     packets = read_packets(container, video, audio, span, moved=moved)
     pictures = waveform = None
     video_coverage = audio_coverage = 0.0
@@ -331,7 +352,7 @@ def _decode_pictures(
     wanted: list[float],
     size: PictureSize,
 ) -> tuple[np.ndarray, float]:
-    """Decodes as planned; where that fails once more with care: key frames may be incomplete."""
+    """Decodes as planned; if that fails, once more with care: key frames may be incomplete."""
     try:
         return decode_frames(video, packets, wanted, size)
     except Damage:
@@ -344,7 +365,7 @@ def _decode_pictures(
 def _check_start(
     container: InputContainer, streams: list[MediaStream], start_seconds: float
 ) -> bool:
-    """Refuses a start after the end; whether packets were read to know it."""
+    """Refuses a start after the end; tells whether packets were read to know it."""
     end_seconds = header_duration_seconds(container)
     if end_seconds is None or start_seconds < end_seconds:
         return False

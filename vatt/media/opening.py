@@ -1,4 +1,4 @@
-"""Where media come from: files, bytes, windows of shards, file objects, URLs; what can go wrong."""
+"""Opening media: files, bytes, ranges of shards, file objects and URLs; errors with a remedy."""
 
 import io
 import os
@@ -32,32 +32,32 @@ class RangeReader:
     """A seekable reader of a `FileRange`: a file object that FFmpeg reads through PyAV.
 
     Measured on clips in a shard it costs the same as FFmpeg's own `subfile` protocol and as reading
-    the window into memory first; unlike these it takes any path and holds no copy.
+    the range into memory first; unlike these it takes any path and holds no copy.
     """
 
-    def __init__(self, window: FileRange) -> None:
-        self.name = window.path
-        self._window = window
+    def __init__(self, file_range: FileRange) -> None:
+        self.name = file_range.path
+        self._range = file_range
         self._position = 0
-        self._descriptor = window.open()
+        self._descriptor = file_range.open()
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes from the position on; none at the end of the window."""
-        size = min(size, self._window.size - self._position)
+        """At most `size` bytes from the position on; b"" at the end of the range."""
+        size = min(size, self._range.size - self._position)
         if size <= 0:
             return b""
-        chunk = os.pread(self._descriptor, size, self._window.offset + self._position)
+        chunk = os.pread(self._descriptor, size, self._range.offset + self._position)
         self._position += len(chunk)
         return chunk
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Moves the position, as `io.IOBase.seek` does."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._window.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._range.size}[whence]
         self._position = max(0, base + offset)
         return self._position
 
     def tell(self) -> int:
-        """The position in the window."""
+        """The position in the range."""
         return self._position
 
     def close(self) -> None:
@@ -74,11 +74,9 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
     Raises:
         MediaError: the source cannot be opened, or what ran inside failed because of it.
     """
-    window: RangeReader | None = None
+    file: Any = None
     try:
         file, options = _ffmpeg_input(source)
-        if isinstance(file, RangeReader):
-            window = file
         _refuse_bomb(file)
         with _open_container(file, options) as container:
             yield container
@@ -87,8 +85,8 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
     except (av.error.FFmpegError, OSError) as fault:
         raise MediaError(source_name(source), _human_reason(fault, source)) from fault
     finally:
-        if window is not None:
-            window.close()
+        if isinstance(file, RangeReader):
+            file.close()
 
 
 class _Log:

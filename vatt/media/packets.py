@@ -1,4 +1,4 @@
-"""Which packets of a file a clip needs: choosing streams, seeking, reading without decoding."""
+"""The packets that a clip needs: seeking, reading without decoding, choosing what to decode."""
 
 import math
 from dataclasses import dataclass, field
@@ -77,6 +77,7 @@ def read_packets(
     video: VideoStream | None,
     audio: AudioStream | None,
     span: Span,
+    *,
     careful: bool = False,
     moved: bool = False,
 ) -> Packets:
@@ -112,7 +113,7 @@ def read_packets(
             from_start = from_start or not reached
             moved = True
         with ffmpeg_errors() as faults:
-            packets = _collect(container, video, audio, span, careful)
+            packets = _collect(container, video, audio, span, careful=careful)
         _check_read(container, faults)
         packets.from_start = from_start
         if packets.exhausted:
@@ -136,6 +137,7 @@ def _collect(
     video: VideoStream | None,
     audio: AudioStream | None,
     span: Span,
+    *,
     careful: bool,
 ) -> Packets:
     """Reads from the current position until both streams have what the clip needs."""
@@ -163,8 +165,7 @@ def _collect(
                 audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
             else:
                 in_time = pts is not None and pts * video_tick <= key_limit
-                starts = is_border(packet) if found.stored else packet.is_keyframe and not careful
-                if starts and in_time:
+                if in_time and _needs_no_earlier(packet, stored=found.stored, careful=careful):
                     found.video.clear()
                 found.video.append(packet)
         else:
@@ -180,6 +181,11 @@ def _collect(
     else:
         found.exhausted = True
     return found
+
+
+def _needs_no_earlier(packet: MediaPacket, *, stored: bool, careful: bool) -> bool:
+    """Whether a decoder can start at a packet; with care no key frame is trusted to be whole."""
+    return is_border(packet) if stored else packet.is_keyframe and not careful
 
 
 def _check_read(container: InputContainer, faults: list[tuple[int, str, str]]) -> None:

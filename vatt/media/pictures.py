@@ -28,17 +28,8 @@ SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"
 NAMING_CODECS = frozenset({"png", "apng"})  # those that FFmpeg gives names of side data with
 
 Matrix = tuple[int, int, int, int]
-SizeRule = Callable[[float, float], tuple[int, int]]  # width, height as displayed → those wanted
-PictureSize = int | SizeRule  # a number is that of the shorter side's pixels
-
-
-def _check_clip_size(num_frames: int, width: int, height: int) -> None:
-    if max(width, height) > MAX_SIDE_PIXELS or num_frames * width * height > MAX_CLIP_PIXELS:
-        raise Damage(
-            f"would become {num_frames} pictures of {width}×{height} pixels; at most "
-            f"{MAX_SIDE_PIXELS} a side and {MAX_CLIP_PIXELS} in all are read: ask for fewer or "
-            "smaller ones, or cut the picture to a less narrow shape"
-        )
+SizeRule = Callable[[float, float], tuple[int, int]]  # width, height: displayed → wanted
+PictureSize = int | SizeRule  # a number: pixels of the shorter side
 
 
 def decode_frames(
@@ -46,6 +37,7 @@ def decode_frames(
     packets: Packets,
     wanted_seconds: list[float],
     size: PictureSize,
+    *,
     careful: bool = False,
 ) -> tuple[np.ndarray, float]:
     """Decodes the last frame at or before each wanted time; before the first there is the first.
@@ -54,7 +46,7 @@ def decode_frames(
         video: The stream.
         packets: Its packets around the clip.
         wanted_seconds: Rising times on the file's own clock, one for each frame.
-        size: Pixels of the shorter side, or what gives width and height.
+        size: Pixels of the shorter side, or a rule for width and height.
         careful: Decode every picture, in order. Costs more, and is right for streams whose key
             frames are not complete.
 
@@ -66,11 +58,11 @@ def decode_frames(
     """
     times, coverage = choose_frames(video, packets, wanted_seconds)
     decoder = prepare_decoder(video)
-    picture = Picture(video, size, times)
+    collector = FrameCollector(video, size, times)
     needed = set(times)
     if packets.stored:
-        _decode_stored(video, packets.video, picture)
-        return picture.frames(), coverage
+        _decode_stored(video, packets.video, collector)
+        return collector.frames(), coverage
     may_skip = not careful and video.codec_context.codec.canonical_name in SKIPPING_CODECS
     runs = [packets.video] if careful else decoding_runs(without_leading(packets), needed)
     for place, run in enumerate(runs):
@@ -82,23 +74,24 @@ def decode_frames(
             if skip != skipping:
                 decoder.skip_frame = "NONREF" if skip else "DEFAULT"
                 skipping = skip
-            picture.take(decode_packet(decoder, packet, video))
+            collector.take(decode_packet(decoder, packet, video))
         if skipping:
             decoder.skip_frame = "DEFAULT"
-        picture.take(
-            decode_packet(decoder, None, video)
-        )  # what the decoder holds back to put frames in order
-    return picture.frames(), coverage
+        # what the decoder holds back to put frames in order
+        collector.take(decode_packet(decoder, None, video))
+    return collector.frames(), coverage
 
 
-def _decode_stored(video: VideoStream, packets: list[MediaPacket], picture: "Picture") -> None:
+def _decode_stored(
+    video: VideoStream, packets: list[MediaPacket], collector: "FrameCollector"
+) -> None:
     """Decodes every picture: which one has which time is known by counting."""
     times = StoredTimes()
     for packet in [*packets, None]:
         frames = decode_packet(video.codec_context, packet, video)
         times.take(packet)
         times.give(frames)
-        picture.take(frames)
+        collector.take(frames)
 
 
 def choose_frames(
@@ -125,12 +118,12 @@ def choose_frames(
     return chosen, covered / len(wanted_seconds)
 
 
-class Picture:
-    """Takes decoded frames, keeps the needed ones, scaled and turned upright.
+class FrameCollector:
+    """The frames of a clip, taken from the decoder's, scaled and turned upright.
 
     Args:
-        video: Where they come from.
-        size: Pixels of the shorter side, or what gives width and height.
+        video: The stream.
+        size: Pixels of the shorter side, or a rule for width and height.
         times: Timestamp to show, for each frame of the clip.
     """
 
@@ -145,7 +138,7 @@ class Picture:
         self._matrix: Matrix | None = None
 
     def take(self, decoded: list[VideoFrame]) -> None:
-        """Keeps those of some decoded frames that are needed."""
+        """Keeps the frames that are needed."""
         for frame in decoded:
             if frame.pts in self._missing:
                 self._missing.discard(frame.pts)
@@ -189,6 +182,15 @@ class Picture:
             if self._places[pts] != place:
                 self._array[place] = self._array[self._places[pts]]
         return upright(self._array, self._matrix)
+
+
+def _check_clip_size(num_frames: int, width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE_PIXELS or num_frames * width * height > MAX_CLIP_PIXELS:
+        raise Damage(
+            f"would become {num_frames} pictures of {width}×{height} pixels; at most "
+            f"{MAX_SIDE_PIXELS} a side and {MAX_CLIP_PIXELS} in all are read: ask for fewer or "
+            "smaller ones, or cut the picture to a less narrow shape"
+        )
 
 
 def scaled_size(

@@ -43,7 +43,7 @@ from vatt.media.write_mp4 import REPRODUCIBLE_X264
 from vatt.system.files import NO_SPACE, atomic_file
 from vatt.system.workers import tell_alive
 
-# No other key frames than those asked for. Five of six pictures that no other is made from: a
+# No other key frames than those asked for. Five of six pictures that no other is packets from: a
 # reader skips those that a clip does not show. Codes of whole bits in place of arithmetic ones.
 # Measured on clips at 10 of 30 frames/s: the second gives 1.4 times as many a second, both give 2.0
 # times, in 0.8 of the bytes; the worst picture is as good, the mean 1.3 dB below.
@@ -236,18 +236,18 @@ class _Pictures:
 
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """The packets to write for one of the source; None ends the pictures."""
-        made: list[Any] = []
+        packets: list[Any] = []
         frames = decode_packet(self._decoder, packet, self._video)
         if self._stored_times is not None:
             self._stored_times.take(packet)
             self._stored_times.give(frames)
         for frame in frames:
-            made += self._encode(frame)
+            packets += self._encode(frame)
         if packet is None:
-            made += self._stream.encode(None)
-        for one in made:
+            packets += self._stream.encode(None)
+        for one in packets:
             one.duration = self._durations.pop(one.pts, 0)
-        return made
+        return packets
 
     def _encode(self, frame: VideoFrame) -> list[Any]:
         pts, duration = frame.pts, frame.duration

@@ -82,16 +82,16 @@ class EncodedSound:
             if packet is None or self._form is not None:
                 raise
             return []
-        made = [packet for frame in frames for packet in self._take_frame(frame)]
-        return made if packet is not None else made + self._end()
+        packets = [packet for frame in frames for packet in self._take_frame(frame)]
+        return packets if packet is not None else packets + self._end()
 
     def _take_frame(self, frame: AudioFrame) -> list[Any]:
         if frame.pts is None:
             return []
-        made = [] if self._continues(frame) else self._start_run(frame)
+        packets = [] if self._continues(frame) else self._start_run(frame)
         assert self._resampler is not None
         self._next_seconds += frame.samples / frame.sample_rate
-        return made + self._append(self._resampler.resample(frame))
+        return packets + self._append(self._resampler.resample(frame))
 
     def _continues(self, frame: AudioFrame) -> bool:
         gap_seconds = abs((frame.time or 0.0) - self._next_seconds)
@@ -99,7 +99,9 @@ class EncodedSound:
 
     def _start_run(self, frame: AudioFrame) -> list[Any]:
         """Goes to where the timestamps go: forward by silence or a jump, back by leaving out."""
-        made = self._append(self._resampler.resample(None)) if self._resampler is not None else []
+        packets = (
+            self._append(self._resampler.resample(None)) if self._resampler is not None else []
+        )
         self._resampler = AudioResampler(
             "fltp", self._layout, self._rate, options={"rematrix_maxval": "1"}
         )
@@ -112,31 +114,31 @@ class EncodedSound:
         self._skip = max(0, -gap)
         if gap > FILLED_SECONDS * self._rate:
             # The encoder looks one frame back: one of silence keeps the gap from what was before.
-            made += self._add(self._silence(AAC_FRAME_SAMPLES))
-            made += self._add(self._silence(-self._waiting.shape[1] % AAC_FRAME_SAMPLES))
+            packets += self._add(self._silence(AAC_FRAME_SAMPLES))
+            packets += self._add(self._silence(-self._waiting.shape[1] % AAC_FRAME_SAMPLES))
             self._position = place
         elif gap > 0:
-            made += self._add(self._silence(gap))
-        return made
+            packets += self._add(self._silence(gap))
+        return packets
 
     def _silence(self, num_samples: int) -> np.ndarray:
         return np.zeros((len(self._waiting), num_samples), np.float32)
 
     def _append(self, frames: list[AudioFrame]) -> list[Any]:
-        made = []
+        packets = []
         for frame in frames:
             samples = frame.to_ndarray()
-            made += self._add(samples[:, self._skip :])
+            packets += self._add(samples[:, self._skip :])
             self._skip = max(0, self._skip - samples.shape[1])
-        return made
+        return packets
 
     def _add(self, samples: np.ndarray) -> list[Any]:
         """Encodes all whole frames; what is left waits for more."""
         self._waiting = np.concatenate([self._waiting, samples], axis=1)
-        made = []
+        packets = []
         while self._waiting.shape[1] >= AAC_FRAME_SAMPLES:
-            made += self._encode(AAC_FRAME_SAMPLES)
-        return made
+            packets += self._encode(AAC_FRAME_SAMPLES)
+        return packets
 
     def _encode(self, num_samples: int) -> list[Any]:
         assert self._position is not None
@@ -146,11 +148,13 @@ class EncodedSound:
         frame.pts = self._position
         self._waiting = self._waiting[:, num_samples:]
         self._position += num_samples
-        made: list[Any] = self._stream.encode(frame)
-        return made
+        packets: list[Any] = self._stream.encode(frame)
+        return packets
 
     def _end(self) -> list[Any]:
-        made = self._append(self._resampler.resample(None)) if self._resampler is not None else []
+        packets = (
+            self._append(self._resampler.resample(None)) if self._resampler is not None else []
+        )
         if self._waiting.shape[1]:
-            made += self._encode(self._waiting.shape[1])
-        return made + (self._stream.encode(None) if self._form is not None else [])
+            packets += self._encode(self._waiting.shape[1])
+        return packets + (self._stream.encode(None) if self._form is not None else [])

@@ -13,10 +13,10 @@ class Damage(Exception):  # noqa: N818 - what users meet is MediaError
 
 
 class Opener(Protocol):
-    """What brings a file that may not be there yet."""
+    """Fetches a file that may not be on this machine yet."""
 
     def open(self) -> int:
-        """A descriptor of the file, to be closed by who asks for it."""
+        """A descriptor of the file; the caller closes it."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class FileRange:
     origin: Opener | None = None
 
     def __post_init__(self) -> None:
-        """Refuses windows that cannot exist."""
+        """Refuses ranges that cannot exist."""
         if self.offset < 0 or self.size < 0:
-            raise ValueError(f"a window needs offset and size of at least 0, got {self}")
+            raise ValueError(f"a range needs offset and size of at least 0, got {self}")
 
     def open(self) -> int:
-        """A descriptor of the file, to be closed by who asks for it."""
+        """A descriptor of the file; the caller closes it."""
         return os.open(self.path, os.O_RDONLY) if self.origin is None else self.origin.open()
 
 
@@ -54,7 +54,7 @@ def is_web(source: object) -> bool:
 
 
 def source_name(source: MediaSource) -> str:
-    """What messages call a source."""
+    """Name of a source in messages."""
     if isinstance(source, str):
         return source
     if isinstance(source, bytes):

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 else:
     MediaPacket = Packet  # generic in PyAV's type stubs only
 MICROSECONDS = 1_000_000  # FFmpeg's unit for times of a whole file
-TIME_TOLERANCE_SECONDS = (
-    1e-6  # a frame that starts this much after the wanted time still counts as there
-)
+# A frame that starts so much after the wanted time is still shown at it.
+TIME_TOLERANCE_SECONDS = 1e-6
 # Formats whose header tells how long each stream is, apart from the data.
 MATROSKA = "matroska,webm"
 INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", MATROSKA})
@@ -31,7 +30,7 @@ MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says 
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The moving picture of a file; a cover picture in a sound file is none."""
+    """The moving picture of a file; the cover picture of a sound file does not count."""
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         return None

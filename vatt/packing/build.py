@@ -17,7 +17,6 @@ from tqdm import tqdm
 from vatt.errors import Fault, ShardError, UserError, fault_lines
 from vatt.media.folder import find_media
 from vatt.packing.captions import Captions, MediaText, find_captions, read_captions
-from vatt.packing.check import CheckReport, SampleCheck, check_shards
 from vatt.packing.prepare import (
     Preparation,
     Prepared,
@@ -27,22 +26,11 @@ from vatt.packing.prepare import (
     work_folder_of,
 )
 from vatt.shards.index_file import find_shards, shard_folder
-from vatt.shards.places import holds_shards_only
 from vatt.shards.writer import ShardWriter
 from vatt.system.files import write_atomically
 
 if TYPE_CHECKING:
     from vatt.media.reencode import Reencoding
-
-__all__ = [
-    "BuildReport",
-    "CheckReport",
-    "SampleCheck",
-    "build_shards",
-    "check_shards",
-    "find_media",
-    "holds_shards_only",
-]
 
 BUILD_FILE = "build.json"  # beside the shards: what they were built from
 BUILD_VERSION = 1
@@ -112,7 +100,8 @@ def build_shards(
     appears under its name only when all of it is there.
 
     Args:
-        source: Media files, and `captions.jsonl`, `.csv` or `.parquet` as `vatt/captions.py` says.
+        source: Media files, and `captions.jsonl`, `.csv` or `.parquet`; their form is that of
+            `vatt/packing/captions.py`.
         out: Folder to make, or an empty one. Shards there that were built from the same files are
             kept.
         samples_per_shard: The last shard may have fewer.
@@ -140,11 +129,11 @@ def build_shards(
     built = _built_before(out, fingerprint)
     if built is not None:
         return built
-    said = Captions()
+    texts = Captions()
     if caption_file is not None:
-        said = read_captions(caption_file, files, show_progress=show_progress)
-    faults = said.faults
-    faults += _unmatched(said.texts, files, source)
+        texts = read_captions(caption_file, files, show_progress=show_progress)
+    faults = texts.faults
+    faults += _unmatched(texts.texts, files, source)
     if reencoding is None:  # else nobody knows what will be needed
         _check_space(source, files, out)
     with (
@@ -154,7 +143,7 @@ def build_shards(
         bar = tqdm(files, "shards", unit="file", disable=not show_progress)
         preparation = Preparation(check=check_media, reencoding=reencoding, work=work)
         with prepared_media(source, bar, preparation, faults, num_workers=num_workers) as usable:
-            counts = _write_shards(usable, said, partial, samples_per_shard)
+            counts = _write_shards(usable, texts, partial, samples_per_shard)
         if not counts["num_samples"]:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
@@ -166,10 +155,11 @@ def build_shards(
             seconds=time.monotonic() - started,
             reused=False,
             faults=tuple(faults),
-            num_blank_captions=said.num_blank,
-            num_unused_videos=said.num_unused,
+            num_blank_captions=texts.num_blank,
+            num_unused_videos=texts.num_unused,
         )
-        _note_build(partial, fingerprint, report)
+        note = {"version": BUILD_VERSION, "fingerprint": fingerprint, "report": asdict(report)}
+        write_atomically(partial / BUILD_FILE, json.dumps(note, indent=1).encode())
     return report
 
 
@@ -187,29 +177,20 @@ def _write_shards(
     media = read_media(files, captions.faults)
     while (first := next(media, None)) is not None:
         with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
-            for part in chain([first], islice(media, samples_per_shard - 1)):
-                file, extension, content, size = part
+            for file, extension, content, size in chain(
+                [first], islice(media, samples_per_shard - 1)
+            ):
                 text = captions.read_text(file)
-                _add_sample(shard, _new_key(file, keys), file, extension, content, text)
+                caption = " ".join(segment.text for segment in text.segments)
+                metadata = {"file": file, **text.metadata}
+                key = _new_key(file, keys)
+                shard.add(key, content, extension, caption, metadata, segments=text.segments)
                 counts["num_samples"] += 1
                 counts["num_captions"] += len(text.segments)
                 counts["num_without_text"] += not text.segments
                 counts["num_bytes"] += size
         counts["num_shards"] += 1
     return counts
-
-
-def _add_sample(
-    shard: ShardWriter, key: str, file: str, extension: str, content: bytes | Path, text: MediaText
-) -> None:
-    shard.add(
-        key,
-        content,
-        extension,
-        " ".join(segment.text for segment in text.segments),
-        {"file": file, **text.metadata},
-        segments=text.segments,
-    )
 
 
 def _new_key(file: str, keys: set[str]) -> str:
@@ -223,13 +204,9 @@ def _new_key(file: str, keys: set[str]) -> str:
 def _unmatched(texts: dict[str, MediaText], files: Sequence[str], source: Path) -> list[Fault]:
     """Captions of files that are not there."""
     missing = sorted(set(texts) - set(files))
+    unknown, absent = "is no media file that vatt knows", "there is no such file"
     return [
-        Fault(
-            name,
-            "has captions, but is no media file that vatt knows"
-            if (source / name).exists()
-            else "has captions, but there is no such file",
-        )
+        Fault(name, f"has captions, but {unknown if (source / name).exists() else absent}")
         for name in missing
     ]
 
@@ -255,12 +232,6 @@ def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> 
         with contextlib.suppress(OSError):  # a broken link is reported when it is read
             status = (folder / name).stat()
             digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
-
-
-def _note_build(out: Path, fingerprint: str, report: BuildReport) -> None:
-    """Keeps beside the shards what `_built_before` asks for."""
-    content = {"version": BUILD_VERSION, "fingerprint": fingerprint, "report": asdict(report)}
-    write_atomically(out / BUILD_FILE, json.dumps(content, indent=1).encode())
 
 
 def _built_before(out: Path, fingerprint: str) -> BuildReport | None:

@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from vatt.errors import Fault, MediaError, ShardError, fault_lines
-from vatt.media.decode_whole import decode_whole
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
 from vatt.packing.index_tars import read_indexes
 from vatt.shards.places import Shard, find_tars, local_or_remote
@@ -162,7 +161,7 @@ def check_shards(
     """Decodes every sample from its first frame to its last.
 
     Args:
-        folder: Holds `*.tar`; a path, or an address as `vatt/remote.py` says.
+        folder: Holds `*.tar`; a path, or an address as `vatt/shards/remote.py` says.
         num_workers: Processes that decode; 0 decodes in this one, where a decoder that hangs is
             waited for, and one that crashes ends everything.
         limit_seconds: A sample of which no packet is decoded for so long hangs.
@@ -207,6 +206,7 @@ def check_sample(place: Place) -> SampleCheck:
         place: Shard, key, and the sample's row of the index.
     """
     from vatt.media.clip import probe
+    from vatt.media.decode_whole import decode_whole
 
     shard, key, members = place
     found: dict[str, Any] = {}

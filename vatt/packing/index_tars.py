@@ -38,7 +38,7 @@ class IndexReport:
         is_usable: Whether no shard that cannot be read is left in the folder.
         num_samples: Samples in all shards.
         num_shards: Usable tars.
-        num_made: Indexes that were made; the others were there.
+        num_new: Indexes that were missing; the others were up to date.
         num_captions: Segments of all samples.
         num_without_text: Samples that nothing is said about.
         num_without_media: Samples without media.
@@ -53,7 +53,7 @@ class IndexReport:
     is_usable: bool = True
     num_samples: int = 0
     num_shards: int = 0
-    num_made: int = 0
+    num_new: int = 0
     num_captions: int = 0
     num_without_text: int = 0
     num_without_media: int = 0
@@ -70,7 +70,7 @@ class IndexReport:
             f"{self.num_bytes / 1e6:.1f} MB, {self.num_captions} captions, "
             f"{self.num_without_text} samples without text, "
             f"{self.num_without_media} without media; "
-            f"{self.num_made} indexes made ({self.seconds:.1f} s)",
+            f"{self.num_new} indexes made ({self.seconds:.1f} s)",
             *fault_lines(self.unusable, "unusable"),
             *fault_lines(self.faults, "fault"),
         ]
@@ -100,7 +100,7 @@ def index_shards(
     """Makes the indexes of tar shards that have none, and counts what is in the shards.
 
     Args:
-        source: Holds `*.tar` in the layout that `vatt/shards.py` says.
+        source: Holds `*.tar` in the layout that `vatt/shards/shard_set.py` says.
         out: None or `source`: the indexes go beside the tars. Else a folder to make, or one that
             was made so: it gets them, and links to the tars that can be used.
         num_workers: Processes that read tars; 0 reads in this one.
@@ -155,13 +155,13 @@ def _refuse_other_contents(folder: Path, source: Path) -> None:
 
 def _link(tars: Sequence[Path], folder: Path) -> list[Path]:
     """Links tars into a folder, unless they are there; the new links."""
-    made = []
+    links = []
     for tar in tars:
         link = folder / tar.name
         if not link.is_symlink():
             link.symlink_to(tar.parent.resolve() / tar.name)
-            made.append(link)
-    return made
+            links.append(link)
+    return links
 
 
 def _add(report: IndexReport, tar: Path, found: "_Contents | str | Lost", source: Path) -> None:
@@ -180,7 +180,7 @@ def _add(report: IndexReport, tar: Path, found: "_Contents | str | Lost", source
             ) from error
     media = found.index.members[:, MEDIA]
     report.num_shards += 1
-    report.num_made += not found.is_stored
+    report.num_new += not found.is_stored
     report.num_samples += len(found.index)
     report.num_captions += found.num_captions
     report.num_without_text += found.num_without_text

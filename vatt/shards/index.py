@@ -43,9 +43,10 @@ class ShardIndex:
         return {"keys": self.keys, "key_ends": self.key_ends, "members": self.members}
 
     def same_as(self, other: "ShardIndex") -> bool:
-        """Whether both say the same."""
-        mine, theirs = self.arrays(), other.arrays()
-        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        """Whether both have the same samples in the same places."""
+        return all(
+            np.array_equal(array, other.arrays()[name]) for name, array in self.arrays().items()
+        )
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[str, NDArray[np.int64]]]) -> Self:

@@ -4,30 +4,13 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vatt.errors import ShardError
 from vatt.media.folder import walk_media
+from vatt.media.source import FileRange
 from vatt.shards.index_file import find_shards, list_shards
 from vatt.shards.listing import list_remote
 from vatt.shards.remote import RemoteShard
-
-if TYPE_CHECKING:
-    from vatt.media.source import FileRange
-
-
-def holds_shards_only(source: Path, out: Path | None) -> bool:
-    """Whether a folder's tars are to be indexed: it has some, and no media to build others from.
-
-    Args:
-        source: Which folder.
-        out: Where the result is to go. With None or `source`, media beside the tars do not count.
-    """
-    if not list_shards(source):
-        return False
-    in_place = out is None or out.resolve() == source.resolve()
-    return in_place or next(walk_media(source), None) is None
-
 
 Shard = Path | RemoteShard
 
@@ -52,6 +35,19 @@ def find_tars(folder: str | os.PathLike[str]) -> Sequence[Shard]:
     return find_shards(place) if isinstance(place, Path) else list_remote(place)
 
 
+def holds_shards_only(source: Path, out: Path | None) -> bool:
+    """Whether a folder's tars are to be indexed: it has some, and no media to build others from.
+
+    Args:
+        source: The folder.
+        out: Folder of the result. With None or `source`, media beside the tars do not count.
+    """
+    if not list_shards(source):
+        return False
+    in_place = out is None or out.resolve() == source.resolve()
+    return in_place or next(walk_media(source), None) is None
+
+
 def stamp_of(shard: Shard) -> tuple[str | int, ...]:
     """What changes when a shard does: its name, size and time of change or version."""
     if isinstance(shard, RemoteShard):
@@ -65,10 +61,8 @@ def open_shard(shard: Shard) -> int:
     return shard.open() if isinstance(shard, RemoteShard) else os.open(shard, os.O_RDONLY)
 
 
-def range_of(shard: Shard, offset: int, size: int) -> "FileRange":
-    """Some bytes of a shard; those of a remote one are downloaded when the window is opened."""
-    from vatt.media.source import FileRange
-
+def range_of(shard: Shard, offset: int, size: int) -> FileRange:
+    """Some bytes of a shard; those of a remote one are downloaded when it is opened."""
     if isinstance(shard, RemoteShard):
         return FileRange(str(shard.path), offset, size, shard)
     return FileRange(str(shard), offset, size)

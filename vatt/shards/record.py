@@ -3,18 +3,15 @@
 import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vatt.errors import MediaError, UserError
+from vatt.media.source import FileRange
 from vatt.shards.index import JSON, MEDIA, TEXT
 from vatt.shards.places import Shard, range_of, read_members
-
-if TYPE_CHECKING:
-    from vatt.media.source import FileRange
-
 
 MAX_TEXT_BYTES = 64 << 20  # of KEY.txt and KEY.json; a day of speech has 2 MB
 
@@ -48,7 +45,7 @@ class Record:
 
     key: str
     shard: str
-    media: "FileRange | None"
+    media: FileRange | None
     segments: tuple[Segment, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
 
@@ -85,7 +82,6 @@ def read_record(shard: Shard, key: str, members: NDArray[np.int64]) -> Record:
 
 
 def _damaged(shard: Shard, member: str, reason: str) -> MediaError:
-
     return MediaError(f"{shard}:{member}", reason)
 
 

@@ -1,7 +1,7 @@
 """Tar shards: write them, and read them by the number of the sample.
 
 A shard is a plain tar in the layout that video2dataset writes: `KEY.mp4` (or `.webm`, `.m4a`, …),
-`KEY.txt` and `KEY.json`, one after the other. Its index (`shard_index.py`) says where each of them
+`KEY.txt` and `KEY.json`, one after the other. Its index (`index_file.py`) says where each of them
 lies, so that a sample is read without passing over the archive: the texts by one `pread` each, the
 media as a `FileRange` into the tar.
 """
@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +21,6 @@ from vatt.shards.places import Shard, find_tars, is_remote, local_or_remote
 from vatt.shards.record import Record, read_record
 from vatt.shards.remote import RemoteShard, read_indexes_of
 
-if TYPE_CHECKING:
-    pass
-
 
 class ShardSet(Sequence[Record]):
     """All shards of a folder as one sequence of records, in the order of the shards' names.
@@ -32,8 +28,8 @@ class ShardSet(Sequence[Record]):
     Holds no open file, and an index of about 66 bytes a sample, which worker processes share.
 
     Args:
-        folder: Holds `*.tar`; a path, or an address as `vatt/remote.py` says. Missing index files
-            are written beside them (kept in memory where the folder is read-only).
+        folder: Holds `*.tar`; a path, or an address such as `s3://bucket/shards`. Missing index
+            files are written beside them (kept in memory where the folder is read-only).
 
     Raises:
         ShardError: no such folder, no shard in it, a shard without samples, truncated, hostile or
