@@ -33,7 +33,7 @@ from media_files import (
 
 from vatt.config.geometry import VideoConfig
 from vatt.errors import MediaError
-from vatt.media.clip import probe, read_clip, read_frames, read_waveform
+from vatt.media.clip import Clip, probe, read_clip, read_frames, read_waveform
 from vatt.media.decode_whole import decode_whole
 from vatt.media.packets import Span, decoding_runs, read_packets, without_leading
 from vatt.media.pictures import decode_frames
@@ -456,3 +456,17 @@ def test_sound_that_ended_is_zero_with_no_coverage(media: Path) -> None:
     )
     assert coverage == 0
     assert not waveform.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video": torch.zeros(2, 4, 4, 3)}, "video must be uint8"),
+        ({"audio": torch.zeros(1, 8)}, "audio must be float32"),
+        ({"audio_coverage": 1.5}, "coverages must be from 0 to 1"),
+    ],
+)
+def test_a_clip_refuses_what_is_no_clip(changes: dict[str, Any], message: str) -> None:
+    clip = {"video": None, "audio": None, "video_coverage": 0.0, "audio_coverage": 0.0}
+    with pytest.raises(ValueError, match=message):
+        Clip(**{**clip, "start_seconds": 0.0, **changes})

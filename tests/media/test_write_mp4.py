@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +7,6 @@ import pytest
 import torch
 
 from vatt.media.write_mp4 import write_mp4
-from vatt.system.files import write_atomically
 
 NUM_FRAMES, HEIGHT, WIDTH = 30, 48, 64
 
@@ -124,21 +121,3 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         write_mp4(path, moving_bar(), 25)
     assert str(path) in str(caught.value)
-
-
-def test_a_failed_write_names_the_file_and_leaves_the_old_one_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    write_atomically(path, b"old")
-    # A limit on the size of files stands in for a full disk: the same call fails half-way.
-    program = (
-        "import resource, sys; from pathlib import Path\n"
-        "from vatt.system.files import write_atomically\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "write_atomically(Path(sys.argv[1]), bytes(5000))"
-    )
-    command = [sys.executable, "-c", program, str(path)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "OSError" in finished.stderr
-    assert str(path) in finished.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
-    assert path.read_bytes() == b"old"

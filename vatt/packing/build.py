@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
@@ -18,9 +18,8 @@ from vatt.errors import Fault, ShardError, UserError, fault_lines
 from vatt.media.folder import find_media
 from vatt.packing.captions import Captions, MediaText, find_captions, read_captions
 from vatt.packing.prepare import (
+    MediaFile,
     Preparation,
-    Prepared,
-    prepared_media,
     read_media,
     work_folder,
     work_folder_of,
@@ -142,8 +141,9 @@ def build_shards(
     ):
         bar = tqdm(files, "shards", unit="file", disable=not show_progress)
         preparation = Preparation(check=check_media, reencoding=reencoding, work=work)
-        with prepared_media(source, bar, preparation, faults, num_workers=num_workers) as usable:
-            counts = _write_shards(usable, texts, partial, samples_per_shard)
+        media = read_media(source, bar, preparation, faults, num_workers=num_workers)
+        with contextlib.closing(media):
+            counts = _write_shards(media, texts, partial, samples_per_shard)
         if not counts["num_samples"]:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
@@ -164,31 +164,27 @@ def build_shards(
 
 
 def _write_shards(
-    files: Iterable[tuple[str, Prepared]],
-    captions: Captions,
-    out: Path,
-    samples_per_shard: int,
+    media: Iterator[MediaFile], captions: Captions, out: Path, samples_per_shard: int
 ) -> dict[str, int]:
-    """Writes the files that can be read; the numbers for the report."""
+    """Writes all files; returns the numbers for the report."""
     counts = dict.fromkeys(
         ("num_samples", "num_shards", "num_captions", "num_without_text", "num_bytes"), 0
     )
     keys: set[str] = set()
-    media = read_media(files, captions.faults)
     while (first := next(media, None)) is not None:
         with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
-            for file, extension, content, size in chain(
-                [first], islice(media, samples_per_shard - 1)
-            ):
-                text = captions.read_text(file)
+            for file in chain([first], islice(media, samples_per_shard - 1)):
+                text = captions.read_text(file.name)
                 caption = " ".join(segment.text for segment in text.segments)
-                metadata = {"file": file, **text.metadata}
-                key = _new_key(file, keys)
-                shard.add(key, content, extension, caption, metadata, segments=text.segments)
+                metadata = {"file": file.name, **text.metadata}
+                key = _new_key(file.name, keys)
+                shard.add(
+                    key, file.content, file.extension, caption, metadata, segments=text.segments
+                )
                 counts["num_samples"] += 1
                 counts["num_captions"] += len(text.segments)
                 counts["num_without_text"] += not text.segments
-                counts["num_bytes"] += size
+                counts["num_bytes"] += file.size
         counts["num_shards"] += 1
     return counts
 

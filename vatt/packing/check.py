@@ -176,8 +176,8 @@ def check_shards(
     folder = local_or_remote(os.fspath(folder))
     tars = find_tars(folder)
     for tar, index in read_indexes(tars, num_workers=num_workers, show_progress=show_progress):
-        if isinstance(index, str):
-            rows.append(SampleCheck(shard=tar.name, fault=index))
+        if isinstance(index, Lost):
+            rows.append(SampleCheck(shard=tar.name, fault=index.reason))
         else:
             places += [(tar, index.key(i), index.members[i].tolist()) for i in range(len(index))]
     bar = tqdm(total=len(places), desc="check", unit="sample", disable=not show_progress)

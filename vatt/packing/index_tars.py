@@ -164,11 +164,11 @@ def _link(tars: Sequence[Path], folder: Path) -> list[Path]:
     return links
 
 
-def _add(report: IndexReport, tar: Path, found: "_Contents | str | Lost", source: Path) -> None:
+def _add(report: IndexReport, tar: Path, found: _Contents | Lost, source: Path) -> None:
     """Takes what was found in a tar into the report, and writes its index if it had none."""
-    if not isinstance(found, _Contents):
-        reason = found.reason if isinstance(found, Lost) else found
-        report.unusable.append(Fault(tar.name, reason.replace(str(tar.parent), str(source))))
+    if isinstance(found, Lost):
+        reason = found.reason.replace(str(tar.parent), str(source))
+        report.unusable.append(Fault(tar.name, reason))
         return
     if not found.is_stored:
         try:  # by this process, so that Ctrl-C cannot leave a part of one behind
@@ -189,8 +189,8 @@ def _add(report: IndexReport, tar: Path, found: "_Contents | str | Lost", source
     report.faults += found.faults
 
 
-def _read_contents(tar: Path) -> _Contents | str:
-    """Index and texts of a shard; in its place what is wrong with it."""
+def _read_contents(tar: Path) -> _Contents | Lost:
+    """Index and texts of a shard."""
     faults = []
     num_captions = num_without_text = 0
     try:
@@ -204,32 +204,30 @@ def _read_contents(tar: Path) -> _Contents | str:
             num_captions += len(segments)
             num_without_text += not segments
     except ShardError as error:
-        return str(error)
+        return Lost(str(error))
     return _Contents(index, is_stored, num_captions, num_without_text, tuple(faults))
 
 
 def read_indexes(
     tars: Sequence[Shard], *, num_workers: int, show_progress: bool
-) -> Iterator[tuple[Shard, ShardIndex | str]]:
-    """The index of each tar, made where it is missing; in its place what is wrong with the tar."""
+) -> Iterator[tuple[Shard, ShardIndex | Lost]]:
+    """The index of each tar, made where it is missing."""
     bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
     with bar, results_in_order(_find, tars, num_workers=num_workers) as results:
         for tar, found in zip(tars, results, strict=True):
             bar.update()
             if isinstance(found, Lost):
-                yield tar, found.reason
-            elif isinstance(found, str):
                 yield tar, found
-            else:
-                index, is_stored = found
-                if not is_stored and isinstance(tar, Path):
-                    with contextlib.suppress(OSError):  # a read-only folder
-                        write_index(tar, index)
-                yield tar, index
+                continue
+            index, is_stored = found
+            if not is_stored and isinstance(tar, Path):
+                with contextlib.suppress(OSError):  # a read-only folder
+                    write_index(tar, index)
+            yield tar, index
 
 
-def _find(tar: Shard) -> tuple[ShardIndex, bool] | str:
+def _find(tar: Shard) -> tuple[ShardIndex, bool] | Lost:
     try:
         return (tar.index(), True) if isinstance(tar, RemoteShard) else find_index(tar)
     except ShardError as error:
-        return str(error)
+        return Lost(str(error))

@@ -1,10 +1,10 @@
-"""The media files of a folder: found, checked or encoded anew, and read; faults are noted."""
+"""The media files of a folder: checked or encoded anew, and read; faults are noted."""
 
 import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
@@ -23,12 +23,12 @@ WORK_SUFFIX = ".reencoding"
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """What is done with a media file before it is packed.
+    """The work on a media file before it is packed.
 
     Args:
         check: Whether it is opened.
         reencoding: How it is encoded anew.
-        work: Where that goes.
+        work: Folder of files encoded anew.
     """
 
     check: bool = False
@@ -37,38 +37,39 @@ class Preparation:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What became of a file.
+class MediaFile:
+    """A media file to pack.
 
     Args:
-        path: What to pack: the file itself, or that encoded anew.
-        extension: Of its format.
-        fault: Why it cannot be packed; "" if it can.
+        name: Path in the media folder.
+        extension: Extension of its format, without a dot.
+        content: Its bytes; of large files the path.
+        size: In bytes.
     """
 
-    path: Path
+    name: str
     extension: str
-    fault: str = ""
+    content: bytes | Path
+    size: int
 
 
-def prepare_file(job: tuple[Path, Preparation]) -> Prepared:
-    """Opens or encodes a file, as it is to be done; runs in a process of its own."""
+def prepare_file(job: tuple[Path, Preparation]) -> Path | Lost:
+    """Opens or encodes a file in a process of its own; returns the path of the file to pack."""
     path, preparation = job
-    own = Prepared(path, path.suffix[1:])
     if preparation.reencoding is None and not preparation.check:
-        return own
+        return path
     from vatt.media.clip import probe
 
     try:
         if preparation.reencoding is not None:
             encoded = _encoded_file(path, preparation.reencoding, preparation.work)
             if encoded is not None:
-                return Prepared(encoded, "mp4")
+                return encoded
         if preparation.check:
             probe(path)
     except MediaError as error:
-        return Prepared(path, own.extension, error.reason)
-    return own
+        return Lost(error.reason)
+    return path
 
 
 def _encoded_file(path: Path, how: "Reencoding", work: Path) -> Path | None:
@@ -104,26 +105,25 @@ def work_folder(out: Path) -> Iterator[Path]:
 
 
 def work_folder_of(out: Path) -> Path:
-    """Where `work_folder` is: on the disk of the folder that is made."""
+    """Place of `work_folder`: on the disk of the folder that is made."""
     return (out if out.exists() else out.parent) / f".{out.name}{WORK_SUFFIX}"
 
 
-@contextlib.contextmanager
-def prepared_media(
+def read_media(
     source: Path,
     files: Iterable[str],
     preparation: Preparation,
     faults: list[Fault],
     *,
     num_workers: int,
-) -> Iterator[Iterator[tuple[str, Prepared]]]:
-    """The files that can be used, with what to pack of them, in their order.
+) -> Generator[MediaFile, None, None]:
+    """Prepares and reads the media files of a folder in their order.
 
     Args:
-        source: Their folder.
+        source: The folder.
         files: Their paths in it.
-        preparation: What is done with each.
-        faults: Gets what is wrong with the others.
+        preparation: The work on each file before it is packed.
+        faults: Gets the files that cannot be used.
         num_workers: Processes that work ahead; 0 works in this one, where nothing is limited.
     """
     first, second = tee(files)
@@ -133,36 +133,20 @@ def prepared_media(
         num_workers=num_workers if preparation.check or preparation.reencoding else 0,
         limit_seconds=LIMIT_SECONDS,
         prepare=prepare_worker,
-    ) as found:
-        yield _without_faults(second, found, faults)
-
-
-def _without_faults(
-    names: Iterable[str], found: Iterable[Prepared | Lost], faults: list[Fault]
-) -> Iterator[tuple[str, Prepared]]:
-    for name, one in zip(names, found, strict=True):
-        if isinstance(one, Lost):
-            faults.append(Fault(name, one.reason))
-        elif one.fault:
-            faults.append(Fault(name, one.fault))
-        else:
-            yield name, one
-
-
-def read_media(
-    files: Iterable[tuple[str, Prepared]], faults: list[Fault]
-) -> Iterator[tuple[str, str, bytes | Path, int]]:
-    """Name, extension, content and size of each file that can be read; large ones stay paths."""
-    for name, prepared in files:
-        path = prepared.path
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                content = file.read() if size <= IN_MEMORY_BYTES else path
-        except OSError as error:
-            faults.append(Fault(name, f"cannot be read: {error.strerror}"))
-            continue
-        if size:
-            yield name, prepared.extension, content, size
-        else:
-            faults.append(Fault(name, "is empty (0 bytes)"))
+    ) as paths:
+        for name, path in zip(second, paths, strict=True):
+            if isinstance(path, Lost):
+                faults.append(Fault(name, path.reason))
+                continue
+            try:
+                with path.open("rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    content = file.read() if size <= IN_MEMORY_BYTES else path
+            except OSError as error:
+                faults.append(Fault(name, f"cannot be read: {error.strerror}"))
+                continue
+            if size:
+                # a file encoded anew has no extension
+                yield MediaFile(name, path.suffix[1:] or "mp4", content, size)
+            else:
+                faults.append(Fault(name, "is empty (0 bytes)"))

@@ -22,10 +22,10 @@ ALIVE, RESULT, ERROR = "alive", "result", "error"
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands where a result would, had its process given one.
+    """Stands in the place of a result that could not be had.
 
     Args:
-        reason: What became of the process.
+        reason: Fate of the process, or a fault that the function itself tells.
     """
 
     reason: str
