@@ -138,7 +138,7 @@ def _open_container(file: Any, options: dict[str, str]) -> InputContainer:
 
 
 def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
-    """What to hand to FFmpeg for a source, and what FFmpeg may open on its own."""
+    """Input for FFmpeg, and the options that limit what FFmpeg may open on its own."""
     if isinstance(source, FileRange):
         return RangeReader(source), _BYTES_OPTIONS
     if isinstance(source, bytes):
@@ -179,7 +179,7 @@ def _refuse_bomb(file: Any) -> None:
 
 
 def _human_reason(fault: Exception, source: MediaSource) -> str:
-    """What an error of FFmpeg or of the system means to the owner of the file, and what to do."""
+    """An error of FFmpeg or of the system as a sentence with a remedy."""
     if isinstance(source, str | os.PathLike | FileRange) and not is_web(source):
         if isinstance(fault, FileNotFoundError):
             return "there is no such file: check the path"

@@ -1,4 +1,4 @@
-"""PNG pictures whose metadata unpack to more than any need: FFmpeg unpacks them when it opens."""
+"""PNG files whose metadata unpack to far more than any needs; FFmpeg unpacks them on opening."""
 
 import struct
 import zlib
@@ -36,7 +36,7 @@ def has_metadata_bomb(file: Any) -> bool:
 
 
 def _unpacked_bytes(packed: bytes, limit: int) -> int:
-    """How much comes out of zlib's stream; it stops past the limit, and where FFmpeg does."""
+    """Size of an unpacked zlib stream, up to about the limit; damage ends it, as in FFmpeg."""
     unpack, size = zlib.decompressobj(), 0
     while packed and not unpack.eof and size <= limit:
         try:

@@ -55,7 +55,7 @@ FASTEST_RATE = 1000  # frames/s; what claims more does not know its rate
 
 @dataclass(frozen=True, kw_only=True)
 class Reencoding:
-    """How videos are encoded anew.
+    """Settings of re-encoding.
 
     Args:
         short_side: Most pixels of the shorter side as displayed; smaller pictures keep their size.
@@ -119,7 +119,7 @@ def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> b
 
 
 def _first_frame(container: InputContainer, video: VideoStream) -> VideoFrame:
-    """What tells size, turn and colours: they are needed before anything can be written."""
+    """The first picture, whose size, rotation and colours are needed before writing starts."""
     decoder = prepare_decoder(video)
     for packet in container.demux(video):
         for frame in decode_packet(decoder, packet if packet.size else None, video):
@@ -136,7 +136,7 @@ def _ticks_per_second(video: VideoStream, audio: AudioStream | None) -> int:
 
 
 class _Output:
-    """An mp4 file to write. A full disk is no fault of the medium, and ends the whole work."""
+    """An mp4 file to write. A full disk is no fault of the source: it ends the whole build."""
 
     def __init__(self, path: str, ticks: int, target: Path) -> None:
         self._target = target  # named in errors

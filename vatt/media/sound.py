@@ -120,5 +120,5 @@ class SoundRun:
 
 
 def sound_form(frame: AudioFrame) -> tuple[str, str, int]:
-    """What a resampler is made for: sample format, channels, Hz."""
+    """Sample format, channel layout and rate (Hz), which a resampler is made for."""
     return frame.format.name, frame.layout.name, frame.sample_rate

@@ -64,7 +64,7 @@ def origin_seconds(container: InputContainer) -> float:
 
 
 def header_duration_seconds(container: InputContainer) -> float | None:
-    """From the file's start to its end, as its header says; None where that does not say.
+    """From the file's start to its end, by its header; None if the header does not say.
 
     A late Matroska file of another writer than FFmpeg may be longer: `read_duration_seconds`.
     """
@@ -91,7 +91,7 @@ def read_duration_seconds(container: InputContainer, streams: Sequence[MediaStre
 
 
 def _ends_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> Iterator[float]:
-    """Where each packet ends, from the current position on."""
+    """End of each packet, from the current position on."""
     ticks = {stream.index: tick_seconds(stream) for stream in streams}
     for packet in container.demux(list(streams)):
         if packet.pts is not None:
@@ -129,7 +129,7 @@ def check_ends(container: InputContainer, ends: list[tuple[MediaStream, float, f
 
 
 def _promised_end_seconds(stream: MediaStream) -> float | None:
-    """Where a stream ends by its header, on the file's clock; None where that does not say."""
+    """End of a stream by its header, on the file's clock; None if the header does not say."""
     if stream.duration:
         return ((stream.start_time or 0) + stream.duration) * tick_seconds(stream)
     tag = stream.metadata.get("DURATION", "")  # Matroska: hh:mm:ss.fraction, from zero on

@@ -38,18 +38,18 @@ TAR_BYTES_PER_SAMPLE = 4096  # headers, padding, captions
 
 @dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What `build_shards` did.
+    """Report of `build_shards`.
 
     Args:
         out: The shard folder.
         num_samples: Samples in all shards.
         num_shards: Number of tars.
-        num_captions: Segments of all samples.
-        num_without_text: Samples that nothing is said about.
+        num_captions: Captions of all samples.
+        num_without_text: Samples without captions.
         num_bytes: Of the media.
         seconds: Time it took.
         reused: Whether the shards were there already, from the same files.
-        faults: What was left out.
+        faults: Files and captions that were left out.
         num_blank_captions: Captions without a word, which were dropped.
         num_unused_videos: Videos that HowTo100M's captions describe and the folder lacks.
     """

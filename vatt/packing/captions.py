@@ -38,7 +38,7 @@ PARQUET_MARK = b"PAR1"  # first four bytes of every parquet file
 
 @dataclass
 class MediaText:
-    """What a caption file says about one media file."""
+    """Captions and metadata of one media file."""
 
     segments: list[Segment] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class MediaText:
 
 @dataclass
 class Captions:
-    """What a caption file says.
+    """Contents of a caption file.
 
     Args:
         texts: By path relative to the media folder, `/` between its parts.
@@ -66,7 +66,7 @@ class Captions:
         return self.videos.num_unused if self.videos else 0
 
     def read_text(self, file: str) -> MediaText:
-        """What is said about a media file; faults found on the way are noted."""
+        """Captions of a media file; faults found on the way are noted."""
         if self.videos is None:
             return self.texts.get(file, MediaText())
         video = PurePosixPath(file).stem
@@ -148,7 +148,7 @@ def read_captions(
 
 
 def _entries(path: Path) -> tuple[Iterator[tuple[int, Any]], bool]:
-    """What a file says line by line, and whether several lines may be about the same media."""
+    """Entries with their line numbers, and whether several may describe the same media."""
     with path.open("rb") as file:
         beginning = file.read(len(PARQUET_MARK))
     if beginning == PARQUET_MARK:
@@ -198,7 +198,7 @@ def _jsonl_entries(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """As `_jsonl_entries`, each line in the form that a line of jsonl has."""
+    """Line number and content of each row, in the form of a line of jsonl."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         _check_columns(path, reader.fieldnames or ())
@@ -210,7 +210,7 @@ def _csv_entries(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """As `_csv_entries`, by the number of the row, from 1."""
+    """Row number from 1 and content of each row, in the form of a line of jsonl."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -26,19 +26,19 @@ SHOWN_VALUES = 4  # sizes and rates, in printed reports
 
 @dataclass(frozen=True, kw_only=True)
 class SampleCheck:
-    """What decoding a whole sample showed.
+    """Result of decoding a whole sample.
 
     Args:
         shard: Name of the tar.
         key: Name of the sample; "" where the whole shard cannot be used.
-        fault: What is wrong; "" where nothing is.
+        fault: Its fault; "" without one.
         duration_seconds: Of the media, as the file says.
         num_frames: Pictures decoded.
         width: Of the picture, in pixels.
         height: Of the picture, in pixels.
         frame_rate: Mean frames per second.
         sample_rate: Of the sound, Hz.
-        num_captions: Segments that say something.
+        num_captions: Captions of the sample.
         num_outside: Those of them that begin after the end of the media, or end before its start.
         captioned_seconds: Time of the media that captions belong to.
     """
@@ -134,7 +134,7 @@ def _sizes(samples: Sequence[SampleCheck]) -> str:
 
 
 def _captions(samples: Sequence[SampleCheck]) -> str:
-    """How many samples say something, and during how much of their time."""
+    """Share of samples with captions, and of their time."""
     spoken = [row for row in samples if row.num_captions]
     if not spoken:
         return f"none of {len(samples):,} samples has any"
@@ -234,7 +234,7 @@ def check_sample(place: Place) -> SampleCheck:
 def _coverage(
     segments: Sequence[Segment], duration_seconds: float | None
 ) -> tuple[int, float | None]:
-    """How many captions lie outside of the media, and the time that the others take together."""
+    """Number of captions outside of the media, and the seconds that the others cover."""
     if duration_seconds is None:
         return 0, None
     num_outside = 0

@@ -104,7 +104,7 @@ class VideoFolder:
         self.num_unused = len(present) - len(self._ids)
 
     def read(self, video: str) -> Any:
-        """As `VideoJson.read`."""
+        """The three lists of a video; None without captions of it."""
         if video not in self._ids:
             return None
         with (self.path / f"{video}.csv").open(encoding="utf-8-sig", newline="") as file:

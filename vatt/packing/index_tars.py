@@ -30,7 +30,7 @@ from vatt.system.workers import Lost, results_in_order
 
 @dataclass(kw_only=True)
 class IndexReport:
-    """What `index_shards` did.
+    """Report of `index_shards`.
 
     Args:
         folder: The folder with the indexes.
@@ -39,8 +39,8 @@ class IndexReport:
         num_samples: Samples in all shards.
         num_shards: Usable tars.
         num_new: Indexes that were missing; the others were up to date.
-        num_captions: Segments of all samples.
-        num_without_text: Samples that nothing is said about.
+        num_captions: Captions of all samples.
+        num_without_text: Samples without captions.
         num_without_media: Samples without media.
         num_bytes: Of the media.
         seconds: Time it took.
@@ -81,7 +81,7 @@ class IndexReport:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a worker found in a shard."""
+    """Contents of a shard, as a worker read them."""
 
     index: ShardIndex
     is_stored: bool

@@ -16,15 +16,15 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEX
 
 
 def cache_folder() -> Path:
-    """Where copies are kept: `VATT_CACHE`, or `~/.cache/vatt`."""
+    """The folder of the copies: `VATT_CACHE`, or `~/.cache/vatt`."""
     return Path(os.environ.get("VATT_CACHE") or Path.home() / ".cache" / "vatt")
 
 
 def cache_bytes() -> int:
-    """How much the copies may take: `VATT_CACHE_GIB`, or 100 GiB.
+    """Largest size of all copies: `VATT_CACHE_GIB`, or 100 GiB.
 
     Raises:
-        UserError: `VATT_CACHE_GIB` is no number above 0.
+        UserError: `VATT_CACHE_GIB` is not a number above 0.
     """
     text = os.environ.get("VATT_CACHE_GIB") or str(CACHE_GIB)
     try:
@@ -37,10 +37,10 @@ def cache_bytes() -> int:
 
 
 def make_room(num_bytes: int, keep: Path) -> None:
-    """Removes copies, those first that were not used for longest, until the cache is in its bound.
+    """Removes the least recently used copies until the cache is within its bound.
 
     Args:
-        num_bytes: That are about to come.
+        num_bytes: Size of the next download.
         keep: A copy that stays, even if it is larger than the bound.
     """
     root = cache_folder() / "shards"

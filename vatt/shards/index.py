@@ -16,7 +16,7 @@ MEDIA, TEXT, JSON = 0, 1, 2  # columns of ShardIndex.members
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the members of each sample are.
+    """Keys of the samples and places of their members.
 
     Args:
         keys: uint8, the UTF-8 names one after the other.

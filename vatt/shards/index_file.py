@@ -1,4 +1,4 @@
-"""Where each sample of a tar shard is: a pass over the tar's headers, kept in a file beside it.
+"""Index files: the places of a tar's samples, found by a pass over its headers, kept beside it.
 
 `00000.tar.index` is a safetensors file with the arrays of `ShardIndex`, and with the size and time
 of the tar that it describes.
@@ -22,7 +22,7 @@ INDEX_VERSION = "1"
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """The tars of a folder, by name.
+    """Tars of a folder, sorted by name; at least one.
 
     Raises:
         ShardError: no such folder, or none in it.
@@ -44,7 +44,7 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """The tars of a folder, by name; none of them where there are none."""
+    """Tars of a folder, sorted by name; may be empty."""
     return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
 
 
@@ -82,12 +82,12 @@ def find_index(shard: Path) -> tuple[ShardIndex, bool]:
 
 
 def index_path(shard: Path) -> Path:
-    """Where the index of a shard is."""
+    """Path of the index of a shard."""
     return shard.with_name(shard.name + INDEX_SUFFIX)
 
 
 def _stamp(shard: Path) -> dict[str, str]:
-    """What an index must agree with to be fresh."""
+    """Size and time of a shard, which a fresh index agrees with."""
     try:
         status = shard.stat()
     except OSError as error:
@@ -140,7 +140,7 @@ def write_index(shard: Path, index: ShardIndex) -> None:
 
 
 def load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
-    """Stamp and index of a shard; None where there is none that this version reads."""
+    """Stamp and index of a shard; None without one that this version reads."""
     path = index_path(shard)
     if not path.exists():
         return None

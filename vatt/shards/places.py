@@ -26,7 +26,7 @@ def local_or_remote(folder: str) -> Path | str:
 
 
 def find_tars(folder: str | os.PathLike[str]) -> Sequence[Shard]:
-    """The shards of a folder or address, by name.
+    """Shards of a folder or address, sorted by name.
 
     Raises:
         ShardError: no such folder, or none in it; it cannot be listed or reached.
@@ -49,7 +49,7 @@ def holds_shards_only(source: Path, out: Path | None) -> bool:
 
 
 def stamp_of(shard: Shard) -> tuple[str | int, ...]:
-    """What changes when a shard does: its name, size and time of change or version."""
+    """Name, size and time of change or version: differs when the shard has changed."""
     if isinstance(shard, RemoteShard):
         return (shard.path.name,)  # holds size and version
     status = shard.stat()

@@ -104,13 +104,13 @@ def read_if_there(store: Any, address: str) -> bytes | None:
 
 
 def faults() -> tuple[type[BaseException], ...]:
-    """What the back ends that are loaded raise when something does not come."""
+    """Errors of the network that the loaded back ends raise."""
     modules = [(sys.modules.get(module), name) for module, name in _FAULTS]
     return (OSError, EOFError, *(getattr(module, name) for module, name in modules if module))
 
 
 def sign_of_life() -> Any:
-    """What fsspec calls when some bytes have come."""
+    """A callback by which fsspec shows that bytes arrive."""
     from fsspec.callbacks import Callback
 
     class SignOfLife(Callback):
@@ -133,7 +133,7 @@ def checksum_of(detail: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def version_of(detail: dict[str, Any]) -> tuple[str, str] | None:
-    """What a store describes a file's version by, and how."""
+    """Name and value of the property that tells a file's version."""
     return next(((name, str(detail[name])) for name in _VERSIONS if detail.get(name)), None)
 
 
@@ -147,12 +147,12 @@ def has_changed(detail: dict[str, Any], version: tuple[str, str]) -> bool:
 
 
 def forget_listing(store: Any, place: str) -> None:
-    """What was asked before is asked again: files are uploaded meanwhile."""
+    """Drops a cached listing: files may have been uploaded meanwhile."""
     store.invalidate_cache(place)
 
 
 def place_of(store: Any, address: str) -> str:
-    """What a store calls the place of an address."""
+    """Path of an address within its store."""
     return str(store._strip_protocol(address))
 
 

@@ -1,4 +1,4 @@
-"""Where a run runs: versions, devices, the commit, the command."""
+"""The environment of a run: versions, devices, commit, command."""
 
 import contextlib
 import platform
@@ -16,10 +16,10 @@ GIT_SECONDS = 5.0  # a checkout on a disk that hangs must not keep a run from st
 
 
 def describe_environment(args: Sequence[str], *, world_size: int = 1) -> dict[str, Any]:
-    """What a configuration does not say of a run, as plain values.
+    """The environment of a run, as plain values.
 
     Args:
-        args: Of the `vatt` command, its name left out.
+        args: Arguments of the `vatt` command.
         world_size: Processes of the run.
     """
     import torch
@@ -39,7 +39,7 @@ def describe_environment(args: Sequence[str], *, world_size: int = 1) -> dict[st
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit of a checkout, `-dirty` behind it if files differ; None where this is none.
+    """The commit of a checkout, with `-dirty` appended if files differ; None for other folders.
 
     A folder that the checkout around it does not track, as an environment's, belongs to no commit.
     """
@@ -51,7 +51,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *args: str) -> str | None:
-    """What git prints; None where it fails or is not there."""
+    """The output of git; None if it fails or is missing."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *args],
@@ -66,7 +66,7 @@ def _git(folder: Path, *args: str) -> str | None:
 
 
 def _version(name: str) -> str | None:
-    """Of an installed package."""
+    """Version of an installed package."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -74,7 +74,7 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    """What the CPU calls itself, on Linux; elsewhere its kind."""
+    """Name of the CPU on Linux; elsewhere its architecture."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

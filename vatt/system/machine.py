@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""Properties of this machine."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""What the processes of a distributed run tell each other, with gradient; a single one, nothing.
+"""Exchange between the processes of a distributed run, with gradient.
 
-Every function here that exchanges is a collective: all ranks must call it, in the same order, also
-a rank that has nothing to tell.
+Every exchange is a collective: all ranks must call it, in the same order, even a rank that has
+nothing to send. A single process gets its own values back.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 T = TypeVar("T")
 
-LOST_RANK = "another process of the run ended or cannot be reached: see what it said last"
+LOST_RANK = "another process of the run ended or cannot be reached: see its last messages"
 LONGEST_WAIT = timedelta(days=30)  # for a rank with longer files; gloo's own 30 minutes are few
 
 
@@ -53,7 +53,7 @@ def world_size() -> int:
 
 
 class RowLayout(NamedTuple):
-    """How the clips of all ranks, `G` rows, are spread over the ranks.
+    """Distribution of the clips of all ranks, `G` rows, over the ranks.
 
     Args:
         rows: Clips of each rank.
@@ -114,7 +114,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def gather_objects(own: T) -> list[T]:
-    """What each rank has, in their order; only its own with one process. A collective."""
+    """The object of each rank, in rank order. A collective."""
     everyone: list[Any] = [own]
     if world_size() > 1:
         everyone = [None] * world_size()

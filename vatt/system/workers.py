@@ -1,4 +1,4 @@
-"""Work spread over processes: results in order, and nobody waits for what hangs or crashes.
+"""Work spread over processes: results in order, without waiting for an item that hangs or crashes.
 
 FFmpeg can be brought to hang or to crash by a file. Each process therefore has a pipe of its own,
 and can be ended and replaced without the others.
@@ -68,14 +68,14 @@ def results_in_order(
 
 
 def tell_alive() -> None:
-    """To be called now and then by a function that takes long: its time starts anew."""
+    """Restarts the time limit of the current item; long functions call it now and then."""
     if _Here.pipe is not None and time.monotonic() - _Here.told >= TELL_SECONDS:
         _Here.told = time.monotonic()
         _Here.pipe.send((ALIVE, None))
 
 
 class _Here:
-    """Of a worker process: the pipe to its parent."""
+    """State of a worker process: the pipe to its parent."""
 
     pipe: Connection | None = None
     told = 0.0
@@ -84,7 +84,7 @@ class _Here:
 def _work(
     pipe: Connection, function: Callable[[Any], Any], prepare: Callable[[], object] | None
 ) -> None:
-    """Runs in a worker until the parent closes the pipe or is gone."""
+    """Loop of a worker process, until the parent closes the pipe or ends."""
     _Here.pipe = pipe
     with contextlib.suppress(EOFError, OSError):
         try:
@@ -108,8 +108,10 @@ class _Worker:
         self, function: Callable[[Any], Any], prepare: Callable[[], object] | None
     ) -> None:
         context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, function, prepare), daemon=True)
+        self.pipe, child_pipe = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(child_pipe, function, prepare), daemon=True
+        )
         # Ctrl-C reaches the whole group of processes, and is the parent's to act on. (The tracker
         # would be started with the first process, and lifts the block when it is.)
         resource_tracker.ensure_running()
@@ -118,7 +120,7 @@ class _Worker:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
+            child_pipe.close()
         self.number = -1  # of its item
         self.deadline: float | None = None  # none while it prepares
 
