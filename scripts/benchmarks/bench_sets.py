@@ -11,6 +11,7 @@ from vatt.shards.index_file import index_path
 from vatt.shards.record import Segment
 from vatt.shards.shard_set import ShardSet
 from vatt.shards.writer import ShardWriter
+from vatt.system.files import atomic_folder
 
 CAPTIONS = ("a camera moves over hills", "now it turns back", "shapes cross the picture")
 NUM_SEGMENTS = 8  # spread over a file, so that clips are read from all over it
@@ -21,16 +22,13 @@ def open_set(folder: Path, media: Path, *, num_shards: int, samples_per_shard: i
     """A set of copies of one file, made once in a folder; all shards share their bytes on disk."""
     out = folder / f"set_{media.stem}_{num_shards}x{samples_per_shard}"
     if not out.exists():
-        partial = out.with_name(f".partial_{out.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        first = partial / "00000.tar"
-        _write_shard(first, media, samples_per_shard)
-        for number in range(1, num_shards):
-            shard = partial / f"{number:05d}.tar"
-            os.link(first, shard)
-            shutil.copy(index_path(first), index_path(shard))
-        partial.rename(out)
+        with atomic_folder(out) as partial:
+            first = partial / "00000.tar"
+            _write_shard(first, media, samples_per_shard)
+            for number in range(1, num_shards):
+                shard = partial / f"{number:05d}.tar"
+                os.link(first, shard)
+                shutil.copy(index_path(first), index_path(shard))
     return ShardSet(out)
 
 

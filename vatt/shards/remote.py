@@ -100,10 +100,11 @@ class RemoteShard:
         Raises:
             ShardError: as `open`.
         """
-        if (stored := _fetch_index(open_store(self.address)[0], self)) is not None:
-            return stored
-        os.close(self.open())
-        return read_index(self.path) if (made := self.stored_index()) is None else made
+        index = _fetch_index(open_store(self.address)[0], self)
+        if index is None:
+            os.close(self.open())  # a download writes the index, too
+            index = self.stored_index()
+        return read_index(self.path) if index is None else index
 
     def stored_index(self) -> ShardIndex | None:
         """The index in the cache, if it is there and is one of a shard of this size."""
