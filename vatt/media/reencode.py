@@ -4,14 +4,14 @@ Smaller pictures take less time to decode, and near key frames fewer of them hav
 that starts anywhere needs all pictures from the last key frame on.
 """
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import av
 import av.error
@@ -113,7 +113,7 @@ def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> b
         video = video_stream(container)
         assert video is not None
         ticks = _ticks_per_second(video, audio_stream(container))
-        with atomic_file(target) as file, _Output(file.name, ticks, target) as out:
+        with _open_target(target, ticks) as out:
             _transcode(container, video, out, first, how)
     return True
 
@@ -135,63 +135,47 @@ def _ticks_per_second(video: VideoStream, audio: AudioStream | None) -> int:
     return ticks if ticks < MAX_TICKS else rates[-1]
 
 
-class _Output:
+@contextlib.contextmanager
+def _open_target(path: Path, ticks: int) -> Iterator[OutputContainer]:
     """An mp4 file to write. A full disk is no fault of the source: it ends the whole build."""
-
-    def __init__(self, path: str, ticks: int, target: Path) -> None:
-        self._target = target  # named in errors
-        options = {
-            "movflags": "+faststart",  # the index in front: one read finds it
-            "movie_timescale": str(ticks),  # in which a late start of a stream is told
-            "fflags": "+bitexact",  # no dates, no version of the muxer
-        }
-        self.container = av.open(f"file:{path}", "w", format="mp4", options=options)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self._call(self.container.close)
-        except (ShardError, av.error.FFmpegError):
-            if kind is None:  # else the first error is the one to tell
+    options = {
+        "movflags": "+faststart",  # the index in front: one read finds it
+        "movie_timescale": str(ticks),  # in which a late start of a stream is told
+        "fflags": "+bitexact",  # no dates, no version of the muxer
+    }
+    try:
+        with atomic_file(path) as file:
+            container = av.open(f"file:{file.name}", "w", format="mp4", options=options)
+            try:
+                yield container
+                container.close()
+            except BaseException:
+                with contextlib.suppress(av.error.FFmpegError):  # the first error is to be told
+                    container.close()
                 raise
-
-    def mux(self, packets: list[Any]) -> None:
-        for packet in packets:
-            self._call(self.container.mux_one, packet)
-
-    def _call(self, write: Callable[..., None], *arguments: Any) -> None:
-        try:
-            write(*arguments)
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise ShardError(
-                    f"no space left to write {self._target} ({error.strerror}): free some, then go "
-                    "on by the same command"
-                ) from error
-            raise
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise ShardError(
+                f"no space left to write {path} ({error.strerror}): free some, then go on by the "
+                "same command"
+            ) from error
+        raise
 
 
 def _transcode(
     container: InputContainer,
     video: VideoStream,
-    out: _Output,
+    out: OutputContainer,
     first: VideoFrame,
     how: Reencoding,
 ) -> None:
     """Reads, decodes, encodes and writes packet by packet."""
     origin = origin_seconds(container)
     audio = audio_stream(container)
-    takers: dict[int, Any] = {video.index: _Pictures(out.container, video, first, origin, how)}
+    takers: dict[int, Any] = {video.index: _Pictures(out, video, first, origin, how)}
     if audio is not None:
         sound = CopiedSound if may_copy(container, audio) else EncodedSound
-        takers[audio.index] = sound(out.container, audio, origin)
+        takers[audio.index] = sound(out, audio, origin)
     streams = [stream for stream in (video, audio) if stream is not None]
     ends = dict.fromkeys(takers, origin)
     for packet in container.demux(streams):

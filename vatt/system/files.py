@@ -35,14 +35,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """
     partial = _partial(path, path.parent)
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _renamed(error, partial, path) from error
+        with _errors_name(path, partial):
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            _sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -71,21 +70,17 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     remove_leftovers(path, parent)
     partial = _partial(path, parent)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if fill:
-            for item in sorted(partial.iterdir()):  # build.json, which makes them count, is last
-                item.rename(path / item.name)
-        else:
-            if replace and path.exists():
-                shutil.rmtree(path)
-            partial.rename(path)
-        _sync(parent)
-    except VattError as error:
-        error.args = tuple(str(one).replace(str(partial), str(path)) for one in error.args)
-        raise
-    except OSError as error:
-        raise _renamed(error, partial, path) from error
+        with _errors_name(path, partial):
+            partial.mkdir(parents=True)
+            yield partial
+            if fill:
+                for item in sorted(partial.iterdir()):  # build.json makes them count: it is last
+                    item.rename(path / item.name)
+            else:
+                if replace and path.exists():
+                    shutil.rmtree(path)
+                partial.rename(path)
+            _sync(parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -118,12 +113,20 @@ def _partial(path: Path, parent: Path) -> Path:
     return parent / f".{path.name}.{os.getpid()}.partial"
 
 
-def _renamed(error: OSError, partial: Path, path: Path) -> OSError:
-    """The same error under the final name; errors of other files stay as they are."""
-    filename = str(error.filename or partial)
-    if error.errno is None or not filename.startswith(str(partial)):
-        return error
-    return OSError(error.errno, error.strerror, filename.replace(str(partial), str(path)))
+@contextlib.contextmanager
+def _errors_name(path: Path, partial: Path) -> Iterator[None]:
+    """Puts the final name in the place of the temporary one; errors of other files pass."""
+    try:
+        yield
+    except VattError as error:
+        error.args = tuple(str(one).replace(str(partial), str(path)) for one in error.args)
+        raise
+    except OSError as error:
+        filename = str(error.filename or partial)
+        if error.errno is None or not filename.startswith(str(partial)):
+            raise
+        final = filename.replace(str(partial), str(path))
+        raise OSError(error.errno, error.strerror, final) from error
 
 
 def _sync(folder: Path) -> None:
