@@ -22,14 +22,14 @@ def find_media(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         raise ShardError(f"no media folder {folder}: correct the path")
-    found = sorted(walk_media(folder))
-    if not found:
+    names = sorted(walk_media(folder))
+    if not names:
         shards = "; its tars are shards already" if any(folder.glob("*.tar")) else ""
         raise ShardError(
             f"{folder} holds no media: looked for the extensions {', '.join(MEDIA_EXTENSIONS)}"
             + shards
         )
-    return found
+    return names
 
 
 def walk_media(folder: Path) -> Iterator[str]:

@@ -141,14 +141,14 @@ def _collect(
     careful: bool,
 ) -> Packets:
     """Reads from the current position until both streams have what the clip needs."""
-    found = Packets(stored=video is not None and has_storage_order(container, video))
+    packets = Packets(stored=video is not None and has_storage_order(container, video))
     video_index = -1 if video is None else video.index
     video_tick = 0.0 if video is None else tick_seconds(video)
     audio_tick = 0.0 if audio is None else tick_seconds(audio)
     video_done, audio_done = video is None, audio is None
     key_limit = span.first_seconds + TIME_TOLERANCE_SECONDS
     video_limit = span.video_last_seconds + TIME_TOLERANCE_SECONDS
-    if found.stored:
+    if packets.stored:
         video_limit += MAX_HELD_PICTURES * video_tick  # a tick of AVI is a picture
     audio_first = span.first_seconds - PRE_ROLL_SECONDS
     audio_limit = span.audio_end_seconds + POST_ROLL_SECONDS
@@ -161,26 +161,26 @@ def _collect(
             # pts of a packet without dts (Matroska, after a seek) says nothing about the next one.
             seconds = -math.inf if packet.dts is None else packet.dts * video_tick
             if seconds > video_limit:
-                video_done, found.video_ended = True, False
+                video_done, packets.video_ended = True, False
                 audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
             else:
                 in_time = pts is not None and pts * video_tick <= key_limit
-                if in_time and _needs_no_earlier(packet, stored=found.stored, careful=careful):
-                    found.video.clear()
-                found.video.append(packet)
+                if in_time and _needs_no_earlier(packet, stored=packets.stored, careful=careful):
+                    packets.video.clear()
+                packets.video.append(packet)
         else:
-            found.last_sound = packet
+            packets.last_sound = packet
             seconds = (pts if pts is not None else packet.dts or 0) * audio_tick
             if seconds >= audio_limit:
                 audio_done = True
                 video_done = video_done or seconds > video_limit + INTERLEAVE_SECONDS
             elif seconds + (packet.duration or 0) * audio_tick >= audio_first:
-                found.audio.append(packet)
+                packets.audio.append(packet)
         if video_done and audio_done:
             break
     else:
-        found.exhausted = True
-    return found
+        packets.exhausted = True
+    return packets
 
 
 def _needs_no_earlier(packet: MediaPacket, *, stored: bool, careful: bool) -> bool:

@@ -242,9 +242,9 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
     refusal = f"{out} exists and holds something else: delete it, or choose another folder"
     try:
         built = json.loads((out / BUILD_FILE).read_bytes())
-        report = built["report"]
-        report["faults"] = tuple(Fault(**fault) for fault in report["faults"])
-        found = BuildReport(**{**report, "out": str(out), "reused": True})
+        faults = tuple(Fault(**fault) for fault in built["report"]["faults"])
+        changes = {"faults": faults, "out": str(out), "reused": True}
+        report = BuildReport(**{**built["report"], **changes})
         same = built["fingerprint"] == fingerprint
     except (OSError, ValueError, KeyError, TypeError):
         raise ShardError(refusal) from None
@@ -253,9 +253,9 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
             f"{out} holds shards of other files, captions or options than these: delete it to "
             "build it again, or choose another folder"
         )
-    if len(find_shards(out)) != found.num_shards:
-        raise ShardError(f"{out} has lost some of its {found.num_shards} shards: delete it")
-    return found
+    if len(find_shards(out)) != report.num_shards:
+        raise ShardError(f"{out} has lost some of its {report.num_shards} shards: delete it")
+    return report
 
 
 def _check_space(source: Path, files: Sequence[str], out: Path) -> None:

@@ -103,11 +103,11 @@ def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) 
         if not Path(captions).exists():
             raise ShardError(f"no caption file {captions}: correct the path")
         return Path(captions)
-    found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
-    if len(found) > 1:
-        names = " and ".join(path.name for path in found)
+    paths = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
+    if len(paths) > 1:
+        names = " and ".join(path.name for path in paths)
         raise ShardError(f"{folder} has {names}: leave one of them, or name it with --captions")
-    return found[0] if found else None
+    return paths[0] if paths else None
 
 
 def read_captions(

@@ -209,26 +209,26 @@ def check_sample(place: Place) -> SampleCheck:
     from vatt.media.decode_whole import decode_whole
 
     shard, key, members = place
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     try:
         record = read_record(shard, key, np.array(members, dtype=np.int64))
-        found["num_captions"] = len(record.segments)
+        result["num_captions"] = len(record.segments)
         if record.media is None:
             raise MediaError(key, "has no media")
         info = probe(record.media)
         for name in ("duration_seconds", "width", "height", "frame_rate", "sample_rate"):
-            found[name] = getattr(info, name)
-        found["num_outside"], found["captioned_seconds"] = _coverage(
+            result[name] = getattr(info, name)
+        result["num_outside"], result["captioned_seconds"] = _coverage(
             record.segments, info.duration_seconds
         )
-        found["num_frames"] = decode_whole(record.media)
+        result["num_frames"] = decode_whole(record.media)
     except MediaError as error:
-        found["fault"] = error.reason
+        result["fault"] = error.reason
     except ShardError as error:
-        found["fault"] = str(error)
+        result["fault"] = str(error)
     except MemoryError:
-        found["fault"] = "needs more memory to be read than there is: copy or encode it again"
-    return SampleCheck(shard=shard.name, key=key, **found)
+        result["fault"] = "needs more memory to be read than there is: copy or encode it again"
+    return SampleCheck(shard=shard.name, key=key, **result)
 
 
 def _coverage(

@@ -126,8 +126,8 @@ def index_shards(
         places = [place / tar.name for tar in tars]
         bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
         with bar, results_in_order(_read_contents, places, num_workers=num_workers) as results:
-            for tar, found in zip(places, results, strict=True):
-                _add(report, tar, found, source)
+            for tar, contents in zip(places, results, strict=True):
+                _add(report, tar, contents, source)
                 bar.update()
         unusable = {fault.where for fault in report.unusable}
         for link in new_links:
@@ -164,29 +164,29 @@ def _link(tars: Sequence[Path], folder: Path) -> list[Path]:
     return links
 
 
-def _add(report: IndexReport, tar: Path, found: _Contents | Lost, source: Path) -> None:
-    """Takes what was found in a tar into the report, and writes its index if it had none."""
-    if isinstance(found, Lost):
-        reason = found.reason.replace(str(tar.parent), str(source))
+def _add(report: IndexReport, tar: Path, contents: _Contents | Lost, source: Path) -> None:
+    """Adds the contents of a tar to the report, and writes its index if it had none."""
+    if isinstance(contents, Lost):
+        reason = contents.reason.replace(str(tar.parent), str(source))
         report.unusable.append(Fault(tar.name, reason))
         return
-    if not found.is_stored:
+    if not contents.is_stored:
         try:  # by this process, so that Ctrl-C cannot leave a part of one behind
-            write_index(tar, found.index)
+            write_index(tar, contents.index)
         except OSError as error:
             raise ShardError(
                 f"the index of {tar} cannot be written ({error.strerror}): name a folder for the "
                 f"indexes, `vatt shards build {source} OUT`; nothing is copied"
             ) from error
-    media = found.index.members[:, MEDIA]
+    media = contents.index.members[:, MEDIA]
     report.num_shards += 1
-    report.num_new += not found.is_stored
-    report.num_samples += len(found.index)
-    report.num_captions += found.num_captions
-    report.num_without_text += found.num_without_text
+    report.num_new += not contents.is_stored
+    report.num_samples += len(contents.index)
+    report.num_captions += contents.num_captions
+    report.num_without_text += contents.num_without_text
     report.num_without_media += int((media[:, 0] < 0).sum())
     report.num_bytes += int(media[media[:, 0] >= 0, 1].sum())
-    report.faults += found.faults
+    report.faults += contents.faults
 
 
 def _read_contents(tar: Path) -> _Contents | Lost:
@@ -214,12 +214,12 @@ def read_indexes(
     """The index of each tar, made where it is missing."""
     bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
     with bar, results_in_order(_find, tars, num_workers=num_workers) as results:
-        for tar, found in zip(tars, results, strict=True):
+        for tar, contents in zip(tars, results, strict=True):
             bar.update()
-            if isinstance(found, Lost):
-                yield tar, found
+            if isinstance(contents, Lost):
+                yield tar, contents
                 continue
-            index, is_stored = found
+            index, is_stored = contents
             if not is_stored and isinstance(tar, Path):
                 with contextlib.suppress(OSError):  # a read-only folder
                     write_index(tar, index)

@@ -139,9 +139,9 @@ class RemoteShard:
         if self.checksum is not None:
             kind, expected = self.checksum
             with partial.open("rb") as file:
-                found = hashlib.file_digest(file, kind).hexdigest()
-            if found != expected:
-                raise OSError(f"its {kind} is {found}, and must be {expected}")
+                digest = hashlib.file_digest(file, kind).hexdigest()
+            if digest != expected:
+                raise OSError(f"its {kind} is {digest}, and must be {expected}")
         if self.version is not None:
             forget_listing(store, place)
             if has_changed(store.info(place), self.version):
@@ -170,8 +170,8 @@ def read_indexes_of(shards: Sequence[RemoteShard]) -> list[ShardIndex]:
         ShardError: a shard or index cannot be downloaded or used.
     """
     store, _ = open_store(shards[0].address)
-    found = in_threads(functools.partial(_fetch_index, store), shards)
-    missing = [shard for shard, index in zip(shards, found, strict=True) if index is None]
+    indexes = in_threads(functools.partial(_fetch_index, store), shards)
+    missing = [shard for shard, index in zip(shards, indexes, strict=True) if index is None]
     total = sum(shard.size or 0 for shard in shards)
     if missing:
         logger.warning(
@@ -192,7 +192,7 @@ def read_indexes_of(shards: Sequence[RemoteShard]) -> list[ShardIndex]:
         )
     return [
         shard.index() if index is None else index
-        for shard, index in zip(shards, found, strict=True)
+        for shard, index in zip(shards, indexes, strict=True)
     ]
 
 

@@ -80,9 +80,9 @@ def exchange_layout(
     """Tells all ranks how many clips this one has, and how many captions each; a collective."""
     if world_size() == 1:
         return RowLayout((num_rows,), num_candidates)
-    own = torch.tensor([num_rows, num_candidates], device=device)
-    everyone = own.new_empty(world_size(), 2)
-    dist.all_gather(list(everyone.unbind()), own)
+    counts = torch.tensor([num_rows, num_candidates], device=device)
+    everyone = counts.new_empty(world_size(), 2)
+    dist.all_gather(list(everyone.unbind()), counts)
     rows, candidates = everyone.T.tolist()
     return RowLayout(tuple(rows), max(candidates))
 
@@ -113,12 +113,12 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Sum.apply(x)
 
 
-def gather_objects(own: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """The object of each rank, in rank order. A collective."""
-    everyone: list[Any] = [own]
+    everyone: list[Any] = [value]
     if world_size() > 1:
         everyone = [None] * world_size()
-        dist.all_gather_object(everyone, own)
+        dist.all_gather_object(everyone, value)
     return everyone
 
 
