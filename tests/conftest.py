@@ -11,7 +11,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 from corpus import made_once
-from training_runs import fit_arguments
 
 from vatt import VATT, ShardSet, Tokenizer, preset, save_model
 from vatt.cli import main
@@ -61,6 +60,8 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> 
     """Folder of a finished run of ten steps; a test that writes into it copies it first."""
 
     def make(out: Path) -> None:
+        from training_runs import fit_arguments  # here: it loads Lightning, which few rooms need
+
         assert main(fit_arguments(tiny_shards, out)) == 0
 
     return made_once(tmp_path_factory, "run", make)
