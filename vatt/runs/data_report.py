@@ -31,7 +31,7 @@ class DataReport(Callback):
             return
         data, folder = cast(Any, trainer).datamodule, Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        tokenizer = getattr(data, "tokenizer", None)
+        tokenizer = getattr(data, "run_tokenizer", None)
         if isinstance(tokenizer, Tokenizer):
             tokenizer.save(folder / TOKENIZER)
         if hasattr(data, "save_classes"):

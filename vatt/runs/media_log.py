@@ -73,7 +73,8 @@ class MediaLog(Callback):
             return
         if isinstance(outputs, Mapping):
             self._tables.append(EmbeddingTable(**outputs))
-        captions = _first_captions(batch, getattr(cast(Any, trainer).datamodule, "tokenizer", None))
+        tokenizer = getattr(cast(Any, trainer).datamodule, "run_tokenizer", None)
+        captions = _first_captions(batch, tokenizer)
         for row in range(min(len(batch), NUM_CLIPS - len(self._rows))):
             self._rows.append(_media_row(batch, row, captions[row]))
         self._captions += captions

@@ -81,7 +81,7 @@ class RetrievalEvaluation(Callback):
         if not turn:
             return
         network = cast(Any, pl_module).network
-        tokenizer = getattr(cast(Any, trainer).datamodule, "tokenizer", None)
+        tokenizer = getattr(cast(Any, trainer).datamodule, "run_tokenizer", None)
         tables = embed_items(
             network,
             tokenizer if isinstance(tokenizer, Tokenizer) else None,
