@@ -27,7 +27,7 @@ KINDS = {
     "CheckpointError('give another')": "give another",
     "ConversionError('give another')": "give another",
     "MediaError('a.mp4', 'give another')": "a.mp4: give another",
-    "FileNotFoundError(2, 'No such file', 'a.mp4')": "a.mp4: No such file",
+    "FileNotFoundError(2, 'No such file', 'a.mp4')": "a.mp4: No such file: check this path",
 }
 
 

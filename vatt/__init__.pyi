@@ -11,7 +11,12 @@ from .config.model import HeadConfig as HeadConfig
 from .config.model import VATTConfig as VATTConfig
 from .config.presets import as_classifier as as_classifier
 from .config.presets import preset as preset
+from .errors import CheckpointError as CheckpointError
+from .errors import ConversionError as ConversionError
 from .errors import MediaError as MediaError
+from .errors import ShardError as ShardError
+from .errors import UserError as UserError
+from .errors import VattError as VattError
 from .evaluation.mteb_model import MtebModel as MtebModel
 from .features.extractor import FeatureExtractor as FeatureExtractor
 from .features.files import Features as Features

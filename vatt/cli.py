@@ -90,7 +90,7 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return no_space(error, "run the same command again"), 1
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}", 1
+        return f"{error.filename}: {error.strerror}: check this path", 1
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")  # loaded where it raised
     if lightning is not None and isinstance(error, lightning.MisconfigurationException):
         return str(error), 1

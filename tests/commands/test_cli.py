@@ -72,6 +72,10 @@ def fit(shards: Path, tmp_path: Path, *more: str) -> list[str]:
         ("--data.init_args.micro_batch_size=3", "is taken from model.init_args.micro_batch_size"),
         ("--run.checkpoint_every_n_steps=0", "must be at least 1"),
         ("--run.time_budget_seconds=-3", "must be positive"),
+        ("--seed_everything=-5", "seed_everything must be from 0 to 2^32 - 1, got -5"),
+        ("--data.init_args.train=one", "data.init_args.train must be one of list[str], dict"),
+        ("--trainer.gradient_clip_val=much", "must be one of int, float, null, got 'much'"),
+        ("--trainer.devices=many", "`devices` selected with `CPUAccelerator`"),
         ("--trainer.val_check_interval=0.001", "val_check_interval"),
     ],
 )
@@ -273,7 +277,8 @@ def test_errors_of_the_world_become_sentences_and_bugs_do_not() -> None:
     )
     assert _explain(KeyboardInterrupt()) == ("Stopped.", 130)
     assert _explain(UserError("do this", 2)) == ("do this", 2)
-    assert _explain(FileNotFoundError(2, "No such file", "x"))[0] == "x: No such file"
+    absent = FileNotFoundError(2, "No such file", "x")
+    assert _explain(absent)[0] == "x: No such file: check this path"
     for bug in (ValueError("x must be 1"), OSError("pipe broke"), TypeError("a bug")):
         assert _explain(bug)[0] is None
 

@@ -259,7 +259,7 @@ def test_the_command_prints_differences_and_sizes_and_nothing_of_the_exporter(
         (["taken/file", "out"], "not a checkpoint that can be read without running code", 1),
         (["MODEL", "out", "--run", "taken"], "taken is no run folder: config.yaml is missing", 1),
         (["MODEL", "out", "--results", "taken/file"], "is not the results.json of", 1),
-        (["MODEL", "out", "--results", "absent"], "absent: No such file", 1),
+        (["MODEL", "out", "--results", "absent"], "absent cannot be read (No such file", 1),
         (["RUN", "out"], "has no checkpoints/last.ckpt yet: nothing is trained", 1),
     ],
 )

@@ -132,7 +132,7 @@ def _read_config(folder: Path) -> VATTConfig:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a model folder: config.json is missing") from error
-    except ValueError as error:  # no JSON, or no text at all
+    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
         raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(
@@ -157,7 +157,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} is not complete: {path.name} is missing") from error
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 

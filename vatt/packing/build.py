@@ -246,7 +246,7 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
         changes = {"faults": faults, "out": str(out), "reused": True}
         report = BuildReport(**{**built["report"], **changes})
         same = built["fingerprint"] == fingerprint
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ShardError(refusal) from None
     if not same:
         raise ShardError(

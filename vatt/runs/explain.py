@@ -39,11 +39,16 @@ def explain(message: str, known_keys: Sequence[str] = ()) -> str:
     if missing:
         return f"{where or 'the configuration'} lacks {missing[1]}: give a value"
     errors = re.findall(r"^ *- (?!Expected a|Problem with given)(.+)", message, flags=re.MULTILINE)
-    inner = re.search(r"Problem with given class_path '([^']+)':\n\s*(.+)", message)
+    inner = re.search(r"given class_path '([^']+)':\n\s*(?!\s|Parser key)(.+)", message)
     if inner:
         return f"{keys[0]}: cannot use {inner[1]}: {inner[2].strip()}"
     if errors:
         return errors[0]
+    given = re.search(r"^ *Given value: (.+)", message, flags=re.MULTILINE)
+    choices = re.findall(r"Subtypes: \[(.+)\]", message)  # the innermost last, its value first
+    if given and choices:
+        kinds = re.sub(r"<class '(.+?)'>|typing\.Literal\[(.+?)\]", r"\1\2", choices[-1])
+        return f"{where} must be one of {kinds.replace('NoneType', 'null')}, got {given[1]!r}"
     return " ".join(line.strip() for line in message.splitlines()[:3])
 
 

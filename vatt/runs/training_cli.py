@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -129,6 +130,9 @@ class TrainingCLI(LightningCLI):
             self.config = parser.parse_args(with_classifier(args))
         except ArgumentError as error:
             raise UserError(explain(str(error), self._known_keys()), 2) from error
+        seed = int(self.config[self.config["subcommand"]]["seed_everything"])
+        if not 0 <= seed < 2**32:  # what NumPy takes
+            raise UserError(f"seed_everything must be from 0 to 2^32 - 1, got {seed}", 2)
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: a checkpoint's settings never override what the user gives."""
@@ -153,15 +157,10 @@ class TrainingCLI(LightningCLI):
         """Builds model, data and trainer; what they refuse is the configuration's fault."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException, ArgumentError) as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, VattError):
-                cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what it catches
-            if cause is not None:
-                raise cause from None
-            if isinstance(error, ValueError):
+        except (TypeError, ValueError, MisconfigurationException, ArgumentError) as error:
+            if (refusal := _refusal_of(error)) is None:
                 raise
-            raise UserError(explain(str(error))) from error
+            raise refusal from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run directory only."""
@@ -183,10 +182,7 @@ class TrainingCLI(LightningCLI):
         else:
             kwargs |= {"logger": False, "enable_checkpointing": False}
         self.trainer_defaults["callbacks"] = callbacks
-        try:
-            return super().instantiate_trainer(**kwargs)
-        except ValueError as error:  # Lightning's, of a setting of its own
-            raise UserError(explain(str(error))) from error
+        return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:
         """Trains; processes that read data and end by the signal that ends the run are no news."""
@@ -327,6 +323,18 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     keep_old_class_paths()
     return TrainingCLI(with_config_paths(sys.argv[1:] if args is None else args))
+
+
+def _refusal_of(error: Exception) -> VattError | None:
+    """What a configuration is refused with, without jsonargparse's wrapping; None for a bug."""
+    first: BaseException = error
+    while first.__context__ is not None and not isinstance(first, VattError):
+        first = first.__context__
+    if isinstance(first, VattError):
+        return first
+    *_, (frame, _) = traceback.walk_tb(first.__traceback__)
+    is_bug = frame.f_globals["__name__"].startswith(("vatt.", "datamodules."))
+    return None if is_bug else UserError(explain(str(error)))
 
 
 def _refuse_linked_keys(args: Sequence[str]) -> None:

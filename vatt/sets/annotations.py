@@ -117,6 +117,8 @@ def read_annotations(path: Path, layout: Layout, faults: list[Fault]) -> Iterato
         "audioset": _audioset_annotations,
         "esc50": _esc50_annotations,
     }
+    if layout not in readers:
+        raise UserError(f"data.layout must be one of folder, {', '.join(readers)}, got {layout!r}")
     if path.is_dir() or not path.exists():
         hint = ": for a folder per class set data.layout to folder" if path.is_dir() else ""
         raise UserError(f"{path} is no annotation file{hint or ': correct the path'}")

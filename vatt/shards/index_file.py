@@ -142,7 +142,7 @@ def write_index(shard: Path, index: ShardIndex) -> None:
 def load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
     """Stamp and index of a shard; None without one that this version reads."""
     path = index_path(shard)
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         with safe_open(path, framework="np") as stored:

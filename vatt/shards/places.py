@@ -84,6 +84,10 @@ def read_members(shard: Shard, places: list[list[int]]) -> list[bytes]:
         raise ShardError(f"{shard} cannot be read any more: {error.strerror}") from error
     try:
         contents = [os.pread(file, size, offset) if offset >= 0 else b"" for offset, size in places]
+    except OSError as error:
+        raise ShardError(
+            f"{shard} cannot be read ({error.strerror}): delete its index, and copy it again"
+        ) from error
     finally:
         os.close(file)
     if any(

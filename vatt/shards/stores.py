@@ -1,6 +1,7 @@
 """Buckets and web servers, through fsspec: open one, ask again when the network fails."""
 
 import base64
+import contextlib
 import logging
 import sys
 import time
@@ -24,6 +25,7 @@ _FAULTS = (
     ("botocore.exceptions", "ClientError"),
     ("gcsfs.retry", "HttpError"),
     ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),  # what huggingface_hub takes from 2.0 on
 )
 # Of a file's description, in the order of trust; one of them names its version.
 _VERSIONS = (
@@ -52,7 +54,7 @@ def open_store(address: str) -> tuple[Any, str]:
             f'{kind}:// addresses need a package that is missing ({error}): pip install "vatt'
             '[remote]"'
         ) from error
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ShardError(f"{without_query(address)} cannot be used: {error}") from error
 
 
@@ -148,7 +150,8 @@ def has_changed(detail: dict[str, Any], version: tuple[str, str]) -> bool:
 
 def forget_listing(store: Any, place: str) -> None:
     """Drops a cached listing: files may have been uploaded meanwhile."""
-    store.invalidate_cache(place)
+    with contextlib.suppress(*faults()):  # hf:// asks its server; the listing says what fails
+        store.invalidate_cache(place)
 
 
 def place_of(store: Any, address: str) -> str:

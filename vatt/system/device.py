@@ -24,6 +24,8 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UserError(f"no device {device!r}: give auto, cpu, cuda or mps") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"no device {device!r}: give auto, cpu, cuda or mps")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' is asked for, but torch sees no CUDA device: give 'auto'")
     if chosen == torch.device("cuda") and "LOCAL_RANK" in os.environ:
