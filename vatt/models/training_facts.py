@@ -1,6 +1,6 @@
-"""What a run folder says of the model that it trained, as plain values for a model card.
+"""Facts of a run folder about the model that it trained, as plain values for a model card.
 
-What is not known is left out; nothing is guessed.
+Unknown facts are left out; nothing is guessed.
 """
 
 import csv
@@ -18,8 +18,6 @@ from vatt.models.hub import model_path
 from vatt.system.files import read_json
 
 METRICS = "metrics.csv"
-
-
 RUN_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 RUN_CONFIG = "config.yaml"
 DATA_PARTS = 2  # folders of a path that a card names: the rest is about the machine
@@ -40,7 +38,7 @@ class TrainingSet(TypedDict, total=False):
 
 
 class TrainingFacts(TypedDict, total=False):
-    """What is known of a run.
+    """Known facts of a run.
 
     Args:
         configs: Names of its configurations.
@@ -78,7 +76,7 @@ class TrainingFacts(TypedDict, total=False):
 
 
 def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
-    """Where a model lies, and the run that it is of.
+    """Finds a model and its run.
 
     Args:
         source: Model folder, checkpoint, run folder (its last checkpoint), or `org/name` on the
@@ -103,10 +101,10 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
 def read_run(
     run: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
 ) -> TrainingFacts:
-    """What a run folder says of a checkpoint.
+    """Reads the facts of a checkpoint from its run folder.
 
     Args:
-        run: Of `vatt fit`; what a resumed run changed counts.
+        run: Of `vatt fit`; the settings of the last resume count.
         checkpoint: Metrics that were measured after it are left out. None: the run's last one.
 
     Raises:
@@ -119,7 +117,7 @@ def read_run(
     config = read_settings(path)
     trained = Path(checkpoint or folder / RUN_CHECKPOINT)
     steps = read_steps(trained) if trained.is_file() else None
-    rows = _read_metrics(folder / "metrics.csv")
+    rows = _measured(folder / METRICS)
     facts: dict[str, Any] = {
         **_facts_of_config(config),
         **_facts_of_environment(folder / "environment.json"),
@@ -172,14 +170,14 @@ def _short(path: Any) -> str | None:
 
 
 def _training_set(name: str) -> TrainingSet:
-    made = TrainingSet(name=_short(name) or name)
+    training_set = TrainingSet(name=_short(name) or name)
     shards = sorted(Path(name).glob("*.tar"))
     # only with all indexes at hand: to make them takes a pass over all tars
     if shards and all(shard.with_name(shard.name + ".index").is_file() for shard in shards):
         from vatt.shards.shard_set import ShardSet
 
-        made["clips"] = len(ShardSet(name))
-    return made
+        training_set["clips"] = len(ShardSet(name))
+    return training_set
 
 
 def _facts_of_environment(path: Path) -> dict[str, Any]:
@@ -202,16 +200,22 @@ def _facts_of_environment(path: Path) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value}
 
 
-def _read_metrics(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Rows of `metrics.csv`: the step, counted from 0, and what was measured after it."""
-    if not path.is_file():
-        return []
+def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns of `metrics.csv`, and its rows without empty cells; no rows without a file."""
+    if not path.exists():
+        return ["step"], []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = [{k: v for k, v in row.items() if v} for row in reader]
+        return list(reader.fieldnames or ["step"]), rows
+
+
+def _measured(path: Path) -> list[tuple[int, dict[str, float]]]:
+    """Rows of `metrics.csv`: the step, counted from 0, and the values measured after it."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
         return [
-            (int(row["step"]), {k: float(v) for k, v in row.items() if k != "step"})
-            for row in rows
+            (int(row.pop("step")), {name: float(value) for name, value in row.items()})
+            for row in read_metrics(path)[1]
             if "step" in row
         ]
     except (TypeError, ValueError, csv.Error) as error:
@@ -229,13 +233,3 @@ def _validation(rows: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
         if measured:
             return {"validation": measured, "validation_step": step + 1}
     return {}
-
-
-def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns of a `MetricsCsv`'s file, and its rows without empty cells; none without a file."""
-    if not path.exists():
-        return ["step"], []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [{k: v for k, v in row.items() if v} for row in reader]
-        return list(reader.fieldnames or ["step"]), rows

@@ -5,6 +5,7 @@ compared. Pictures are counted at a base rate of which every `stride`-th is show
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ def read_video_views(
     looped from its start; an image is repeated.
 
     Args:
-        source: As for `vatt.media.clip.read_clip`.
+        source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         video: Number of frames, the rate at which they are shown, size. The official evaluation
             takes 32 frames at 12.5 a second: every second one of 25.
         num_windows: Windows, evenly spread.
@@ -88,28 +89,27 @@ def read_video_views(
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no picture, or ends
             before the part starts.
-        UserError: a number of windows, crops or a stride that is none.
+        UserError: not a valid number of windows, number of crops or stride.
     """
     base_rate = video.frame_rate * stride
     part_seconds = _part_seconds(source, start_seconds, end_seconds)
     num_available = max(1, round(part_seconds * base_rate))
     window = video.num_frames * stride
     starts = evaluation_windows(num_available, window, num_windows)
+    read = partial(read_frames, source, size_rule=partial(evaluation_size, size=video.image_size))
     if num_available >= window:
         clips = [
-            _read_pictures(
-                source,
-                video,
-                start_seconds + start / base_rate,
-                video.num_frames,
-                video.frame_rate,
-            )
+            read(
+                start_seconds=start_seconds + start / base_rate,
+                num_frames=video.num_frames,
+                frame_rate=video.frame_rate,
+            )[0]
             for start in starts
         ]
     else:
-        whole = _read_pictures(source, video, start_seconds, num_available, base_rate)
-        places = looped(0, num_available, video.num_frames, stride)
-        clips = [whole[torch.tensor(places)]] * num_windows
+        whole, _ = read(start_seconds=start_seconds, num_frames=num_available, frame_rate=base_rate)
+        indices = looped(0, num_available, video.num_frames, stride)
+        clips = [whole[torch.tensor(indices)]] * num_windows
     return torch.cat([_cut_crops(clip, video.image_size, num_crops) for clip in clips])
 
 
@@ -124,7 +124,7 @@ def read_audio_views(
     """Reads all windows of a file's sound; one shorter than a window is looped from its start.
 
     Args:
-        source: As for `vatt.media.clip.read_clip`.
+        source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         audio: Number of samples and their rate.
         num_windows: Windows, evenly spread.
         start_seconds: Of the part of the file that is read, from its start.
@@ -136,7 +136,7 @@ def read_audio_views(
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no sound, or ends
             before the part starts.
-        UserError: a number of windows that is none.
+        UserError: not a valid number of windows.
     """
     rate, window = audio.sample_rate, audio.num_samples
     part_seconds = _part_seconds(source, start_seconds, end_seconds)
@@ -162,23 +162,6 @@ def _part_seconds(source: MediaSource, start_seconds: float, end_seconds: float 
     if end_seconds is None:
         return duration_seconds - start_seconds
     return min(end_seconds, duration_seconds) - start_seconds
-
-
-def _read_pictures(
-    source: MediaSource,
-    video: VideoConfig,
-    start_seconds: float,
-    num_frames: int,
-    frame_rate: float,
-) -> Tensor:
-    """Pictures with the shorter side of the image size, uint8 `[T, H, W, C]`."""
-    return read_frames(
-        source,
-        start_seconds=start_seconds,
-        num_frames=num_frames,
-        frame_rate=frame_rate,
-        size_rule=lambda width, height: evaluation_size(width, height, video.image_size),
-    )[0]
 
 
 def _cut_crops(frames: Tensor, size: int, count: int) -> Tensor:

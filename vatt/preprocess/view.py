@@ -2,16 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.media.clip import Clip, read_clip
+from vatt.media.source import MediaSource
 from vatt.preprocess import transforms
-
-if TYPE_CHECKING:
-    from vatt.media.clip import Clip
-    from vatt.media.source import MediaSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What of the picture the model sees. The default is the largest central square.
+    """The part of the picture that the model sees. The default is the largest central square.
 
     Args:
         piece: A piece that is stretched to the model's square. None: a square is cut.
@@ -66,21 +63,21 @@ CENTER = View()
 
 
 def read_view(
-    source: "MediaSource",
+    source: MediaSource,
     *,
     start_seconds: float,
     video: VideoConfig | None,
     audio: AudioConfig | None,
     view: View = CENTER,
-) -> "Clip":
+) -> Clip:
     """Reads picture and sound from one start, the picture cut to the model's square.
 
     Args:
-        source: As for `vatt.media.clip.read_clip`.
+        source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         start_seconds: From the file's start.
-        video: Geometry of the picture; None reads none.
-        audio: Geometry of the sound; None reads none.
-        view: Which square.
+        video: Number of frames, frame rate and size of the picture; None reads no picture.
+        audio: Number of samples and rate of the sound; None reads no sound.
+        view: The part of the picture; the default is the largest central square.
 
     Returns:
         A clip whose video is uint8 `[T, H, W, C]`, H = W = `video.image_size`, and whose audio is
@@ -88,24 +85,35 @@ def read_view(
 
     Raises:
         MediaError: the file is unreadable, damaged in this place, or ends before the start.
-    """
-    from vatt.media.clip import read_clip  # here: the network imports this file and needs no PyAV
 
-    asked: dict[str, Any] = {"start_seconds": start_seconds, "video": video, "audio": audio}
-    if video is None:
-        return read_clip(source, **asked)
-    if view.piece is not None:
+    Example:
+        >>> config = vatt.preset("tiny")
+        >>> clip = vatt.read_view(
+        ...     "dog.mp4", start_seconds=0.5, video=config.video, audio=config.audio
+        ... )
+        >>> clip.video, clip.audio  # uint8 [T, H, W, 3], float32 [S]
+    """
+    fit = short_side = None
+    if video is not None and view.piece is not None:
         fit = PieceFit(view.piece, video.image_size)
-        clip = read_clip(source, **asked, size_rule=fit)
-        return clip if clip.video is None else replace(clip, video=fit.cut(clip.video, view))
-    clip = read_clip(source, **asked, short_side=round(video.image_size * view.scale))
-    if clip.video is None:
+    elif video is not None:
+        short_side = round(video.image_size * view.scale)
+    clip = read_clip(
+        source,
+        start_seconds=start_seconds,
+        video=video,
+        audio=audio,
+        short_side=short_side,
+        size_rule=fit,
+    )
+    if video is None or clip.video is None:
         return clip
-    return replace(clip, video=cut_view(clip.video, video.image_size, view))
+    cut = fit.cut(clip.video, view) if fit else cut_view(clip.video, video.image_size, view)
+    return replace(clip, video=cut)
 
 
 class PieceFit:
-    """How large a picture is decoded so that a piece of it becomes the model's square.
+    """Size at which a picture is decoded so that a piece of it becomes the model's square.
 
     FFmpeg scales both sides so that the piece is just the square, whose shape is then right without
     scaling again. It never enlarges: that is left for after the cut, when less is to be enlarged.
@@ -121,7 +129,7 @@ class PieceFit:
         self._shares = (1.0, 1.0)  # of width and height; known when the picture's shape is
 
     def __call__(self, width: float, height: float) -> tuple[int, int]:
-        """Width and height to decode a picture of this width and height as displayed at."""
+        """Decoded width and height of a picture with this displayed width and height."""
         self._shares = self.piece.shares(width, height)
         across, down = (
             max(1, min(round(self.image_size / share), round(side)))
