@@ -1,5 +1,6 @@
 import gc
 import multiprocessing
+import time
 import warnings
 
 import pytest
@@ -26,6 +27,12 @@ class Clips(Dataset):
 
     def __getitems__(self, refs):
         return Batch(audio=torch.zeros(len(refs), 1), keys=tuple(str(ref.position) for ref in refs))
+
+
+class Slow(References):
+    def __getitems__(self, refs):
+        time.sleep(0.05)
+        return super().__getitems__(refs)
 
 
 class Broken(Dataset):
@@ -227,3 +234,10 @@ def test_a_forgotten_loader_ends_its_workers_at_once():
         assert [worker.exitcode for worker in workers] == [0, 0]
     finally:
         gc.enable()
+
+
+def test_the_loader_tells_how_long_a_batch_was_waited_for():
+    loader = make(samples=Slow())
+    take(loader, 1)
+    assert loader.wait_seconds >= 0.05
+    assert loader.asked_at + loader.wait_seconds <= time.perf_counter()

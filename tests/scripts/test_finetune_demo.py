@@ -8,9 +8,10 @@ import finetune_demo
 import pytest
 
 from vatt.config.presets import preset
+from vatt.config.shipped import given_values
 from vatt.models.checkpoint import load_model, save_model
 from vatt.network.model import VATT
-from vatt.runs.classifier_defaults import FINE_TUNING, with_classifier
+from vatt.runs.classifier_defaults import with_classifier
 
 MODEL = "model.init_args.model"
 
@@ -49,11 +50,11 @@ def test_without_a_demo_it_says_what_to_run(
 
 def test_from_scratch_the_positions_are_those_of_the_clips_asked_for(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("file,label\na.mp4,x\nb.mp4,y\n")
-    arguments = [
-        *("fit", f"--model.class_path={FINE_TUNING}", f"--{MODEL}.video.image_size=32"),
-        f"--data.init_args.train={tmp_path / 'train.csv'}",
-    ]
-    overlay = json.loads(with_classifier(arguments)[1].removeprefix("--config="))
+    arguments = ["fit", "--model.class_path=vatt.training.finetune.FinetuneModule"]
+    arguments.append(f"--{MODEL}.video.image_size=32")
+    arguments.append(f"--data.init_args.train={tmp_path / 'train.csv'}")
+    defaults = with_classifier(arguments, given_values(arguments))[1]
+    overlay = json.loads(defaults.removeprefix("--config="))
     assert overlay["model"]["init_args"]["model"]["video"].get("position_grid") is None
 
 

@@ -18,10 +18,12 @@ from reference_packs import Pack, archives, named
 from reference_runs import classifier_inputs
 from training_runs import read_losses, read_rows
 
+import vatt.training.finetune
 from vatt.batch import LabelledBatch
 from vatt.cli import main
 from vatt.config.model import VATTConfig
 from vatt.config.presets import as_classifier, preset
+from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError
 from vatt.models.checkpoint import load_model, save_model
 from vatt.network.model import VATT
@@ -313,20 +315,35 @@ def test_sound_with_several_labels_and_frozen_tower(corpus: Path, tmp_path: Path
 
 def test_tower_is_taken_from_the_model_and_classes_from_the_data(corpus: Path) -> None:
     arguments = fit_arguments(corpus, corpus / "run", "--model.init_args.model.video.image_size=48")
-    overlay = json.loads(with_classifier(with_paths(arguments))[1].removeprefix("--config="))
-    start = overlay["model"]["init_args"]["model"]
+    start = defaults_of(arguments)["model"]["init_args"]["model"]
     assert start["classifier"] == {"modality": "video", "num_classes": 3}
     assert start["encoder"]["d_model"] == 32
     assert start["video"]["position_grid"] == [2, 4, 4]
     assert (start["head"], start["modalities"]) == (None, ["video"])
-    other = ["fit", "--config=tiny"]
-    assert with_classifier(with_paths(other)) == with_paths(other)
+    assert defaults_of(["fit", "--config=tiny"]) is None
 
 
-def with_paths(arguments: list[str]) -> list[str]:
-    from vatt.config.shipped import with_config_paths
+class OwnFinetuning(FinetuneModule):
+    """Of a user."""
 
-    return with_config_paths(arguments)
+
+def test_subclass_of_a_user_keeps_the_defaults(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vatt.training.finetune, "OwnFinetuning", OwnFinetuning, raising=False)
+    class_path = "vatt.training.finetune.OwnFinetuning"
+    arguments = fit_arguments(corpus, corpus / "run", f"--model.class_path={class_path}")
+    model = defaults_of(arguments)["model"]
+    assert model["class_path"] == class_path
+    assert model["init_args"]["model"]["classifier"]["num_classes"] == 3
+    assert defaults_of(["fit", "--model.class_path=nowhere.Module"]) is None
+
+
+def defaults_of(arguments: list[str]) -> Any:
+    """The configuration that precedes those of the user; None: there is none."""
+    arguments = with_config_paths(arguments)
+    result = with_classifier(arguments, given_values(arguments))
+    return None if result == arguments else json.loads(result[1].removeprefix("--config="))
 
 
 @pytest.mark.parametrize(

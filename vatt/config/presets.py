@@ -1,4 +1,4 @@
-"""The published models by name, and what is fine-tuned of them.
+"""The published models by name, and their classifiers.
 
 | preset | video | audio | text | source |
 |---|---|---|---|---|
@@ -86,7 +86,7 @@ def preset(name: str) -> VATTConfig:
 def as_classifier(
     config: VATTConfig, modality: str, num_classes: int, **changes: Any
 ) -> VATTConfig:
-    """What is fine-tuned: the tower of one modality with a classifier on it.
+    """The model that is fine-tuned: the tower of one modality with a classifier.
 
     Args:
         config: A pre-training model.

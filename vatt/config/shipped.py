@@ -1,7 +1,7 @@
 """Configuration files by name, and one sentence about what is wrong in one."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def given_keys(args: Sequence[str]) -> Iterator[str]:
-    """Dotted keys that the user sets, on the command line and in configuration files."""
-    for argument in args:
-        if argument.startswith("--"):
-            yield argument[2:].partition("=")[0]
-    for path in config_paths(args):
-        yield from _nested_keys(read_settings(path))
-
-
 def given_values(args: Sequence[str]) -> dict[str, Any]:
     """Values that the user sets, by dotted key: of configuration files, then of options."""
     import yaml
@@ -89,11 +80,12 @@ def given_values(args: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path in config_paths(args):
         values |= _nested_values(read_settings(path))
-    for i, argument in enumerate(args):
+    for argument, following in zip(args, [*args[1:], ""], strict=True):
         key, separator, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and key != "config" and (separator or i + 1 < len(args)):
+        if argument.startswith("--") and key != "config":
+            values[key] = value = value if separator else following
             with contextlib.suppress(yaml.YAMLError):
-                values |= _nested_values({key: yaml.safe_load(value if separator else args[i + 1])})
+                values |= _nested_values({key: yaml.safe_load(value)})
     return values
 
 
@@ -103,10 +95,3 @@ def _nested_values(content: Any, prefix: str = "") -> dict[str, Any]:
         values[f"{prefix}{key}"] = value
         values |= _nested_values(value, f"{prefix}{key}.")
     return values
-
-
-def _nested_keys(content: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield f"{prefix}{key}"
-            yield from _nested_keys(value, f"{prefix}{key}.")

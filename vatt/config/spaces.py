@@ -32,7 +32,7 @@ def spaces_of(config: VATTConfig, modality: str) -> tuple[Space, ...]:
 
 
 def output_widths(config: VATTConfig, modality: str) -> dict[str, int]:
-    """What a tower gives: `features`, an embedding per space, `logits`; each `[B, width]`."""
+    """Widths of a tower's outputs `[B, width]`: `features`, an embedding per space, `logits`."""
     widths = {"features": config.feature_width(modality)}
     for space in spaces_of(config, modality):
         widths[space] = getattr(config.head, f"d_{space}")

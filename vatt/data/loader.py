@@ -7,6 +7,7 @@ nothing about ranks or workers: it counts what has left the loader, not what wor
 import itertools
 import multiprocessing
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.context import BaseContext
@@ -78,6 +79,8 @@ class PositionedLoader:
         self.order = order
         self.batch_size = batch_size
         self.position = 0  # global samples handed out since the start of the run
+        self.asked_at = 0.0  # for the last batch, by the clock of `time.perf_counter`
+        self.wait_seconds = 0.0  # until it was there
         self._batches_per_epoch = batches_per_epoch or max(1, len(order) // batch_size)
         self._batches_in_pass = 0
         self._resumed = False
@@ -109,7 +112,9 @@ class PositionedLoader:
             self._stream = iter(self._loader)
         last = False
         while not last:
+            self.asked_at = time.perf_counter()
             batch = self._next_share()
+            self.wait_seconds = time.perf_counter() - self.asked_at
             last = self._batches_in_pass + 1 >= len(self)
             self._batches_in_pass = 0 if last else self._batches_in_pass + 1
             self.position += self.batch_size

@@ -14,7 +14,7 @@ from vatt.config.spaces import DIRECTIONS
 from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.demo.retrieval import AUDIBLE_ATTRIBUTES, demo_confusions
 from vatt.evaluation.embedding_table import EmbeddingTable
-from vatt.models.training_facts import read_metrics
+from vatt.models.training_facts import METRICS, read_metrics
 from vatt.network.model import VATT
 from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
 from vatt.shards.shard_set import ShardSet
@@ -182,4 +182,4 @@ def training_figures(history: Sequence[Mapping[str, str]]) -> dict[str, float]:
 
 def read_history(out: Path) -> list[dict[str, str]]:
     """Rows of the run's `metrics.csv`."""
-    return read_metrics(out / "run" / "metrics.csv")[1]
+    return read_metrics(out / "run" / METRICS)[1]

@@ -65,14 +65,7 @@ class RunCheckpoint(Checkpoint):
         """A resumed run need not write what it was read from."""
         self.saved_step = trainer.global_step
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Writes when it is time, or when this was the last step."""
         due = trainer.should_stop or trainer.global_step % self.every_n_steps == 0
         if due and has_stepped(trainer):

@@ -3,31 +3,35 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from vatt.config.model import VATTConfig
 from vatt.config.presets import as_classifier
-from vatt.config.shipped import given_values
 from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import read_config
 from vatt.sets.annotations import read_classes
+from vatt.training.finetune import FinetuneModule
 
-FINE_TUNING = "vatt.training.finetune.FinetuneModule"
 CLASSIFIER = "model.init_args.model.classifier"
 
 
-def with_classifier(args: Sequence[str]) -> list[str]:
-    """The arguments of a fine-tuning after the settings that need not be written.
+def with_classifier(args: Sequence[str], given: Mapping[str, Any]) -> list[str]:
+    """The arguments of a fine-tuning, preceded by the settings that need not be written.
 
-    Tower and clips are those of the model that it starts from, classes those of its data. Whatever
-    the arguments say themselves comes later and counts.
+    Tower and clips are those of the model that it starts from, classes those of its data. Settings
+    of the user come later and count.
+
+    Args:
+        args: The subcommand and its arguments.
+        given: Values that they set, by dotted key.
 
     Raises:
         UserError: there is no such model, or annotations that cannot be read.
     """
-    given = given_values(args)
-    if given.get("model.class_path") != FINE_TUNING:
+    class_path = given.get("model.class_path")
+    if not _is_fine_tuning(class_path):
         return list(args)
     modality = given.get(f"{CLASSIFIER}.modality", "video")
     classifier = {"modality": modality}
@@ -37,8 +41,18 @@ def with_classifier(args: Sequence[str]) -> list[str]:
         classes = read_classes(path, Path(data["train"]), data["layout"] or "csv")
         classifier["num_classes"] = len(classes)
     model = {**_tower_of(args, given, modality).to_dict(), "classifier": classifier}
-    start = {"model": {"class_path": FINE_TUNING, "init_args": {"model": model}}}
+    start = {"model": {"class_path": class_path, "init_args": {"model": model}}}
     return [args[0], f"--config={json.dumps(start)}", *args[1:]]
+
+
+def _is_fine_tuning(class_path: object) -> bool:
+    """Whether the class is `FinetuneModule` or a user's subclass of it."""
+    module, _, name = str(class_path).rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):  # the parser names what is wrong
+        return False
+    return isinstance(found, type) and issubclass(found, FinetuneModule)
 
 
 def _tower_of(args: Sequence[str], given: Mapping[str, Any], modality: str) -> VATTConfig:

@@ -6,14 +6,13 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vatt.models.checkpoint import TOKENIZER
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.system.machine import num_cores
 
-TOKENIZER = "tokenizer.json"  # of a run, in its directory
-
 
 class DataReport(Callback):
-    """What a run does about its data, where the datamodule has it as `datamodules.PretrainData`.
+    """Prepares and reports the data of a run, as far as the data module allows.
 
     Fills the cache before training, keeps the tokenizer or the classes in the run directory, and
     logs `data/decode_failures`.
@@ -37,14 +36,7 @@ class DataReport(Callback):
         if hasattr(data, "save_classes"):
             data.save_classes(folder)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Logs the count so far."""
         failures = getattr(cast(Any, trainer).datamodule, "decode_failures", None)
         if failures is not None:

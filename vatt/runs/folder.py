@@ -1,10 +1,11 @@
-"""Where a run keeps its files, and what it writes down of itself before it begins."""
+"""The files of a run, and the record that it writes before it begins."""
 
 import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,35 @@ from vatt.runs.checkpoint import LAST_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Files of a run that trains.
+
+    Args:
+        folder: The run directory.
+        config: Configuration of this start; a resumed run may have another one.
+    """
+
+    folder: Path
+    config: Path
+
+    @classmethod
+    def of(cls, folder: Path, *, resumes: bool) -> "RunFiles":
+        """Names the configuration of a new run, or the next one of a resumed run."""
+        number = len(list(folder.glob("config.resume-*.yaml"))) + 1
+        return cls(folder, folder / (f"config.resume-{number}.yaml" if resumes else "config.yaml"))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def advice(self) -> str:
+        """The command that goes on with the run."""
+        return f"go on with: vatt fit --config {self.config} --ckpt_path last"
 
 
 class RunRecord(SaveConfigCallback):
@@ -90,13 +120,6 @@ def _new_run_dir(args: Sequence[str]) -> Path:
     folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     os.environ["VATT_RUN_DIR"] = str(folder)
     return folder
-
-
-def config_path(run_dir: Path, *, resumes: bool) -> Path:
-    """Where the configuration goes: a resumed run may have another one."""
-    if not resumes:
-        return run_dir / "config.yaml"
-    return run_dir / f"config.resume-{len(list(run_dir.glob('config.resume-*.yaml'))) + 1}.yaml"
 
 
 def tokenizer_beside(model: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Where metrics go: a CSV file always, Weights & Biases where it can."""
+"""Loggers of a run besides its CSV file: Weights & Biases and TensorBoard."""
 
 import netrc
 import os
@@ -52,7 +52,7 @@ def check_pictures() -> None:
 
 
 def wandb_mode(mode: WandbMode) -> WandbMode:
-    """What `auto` means here: WANDB_MODE if it is set, online with a key, else offline.
+    """The mode that `auto` stands for: WANDB_MODE if it is set, online with a key, else offline.
 
     Without the package, or where wandb itself is switched off, everything means `disabled`.
     """
@@ -61,11 +61,11 @@ def wandb_mode(mode: WandbMode) -> WandbMode:
     if mode != "auto":
         return mode
     switched_off = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
-    told = "disabled" if switched_off else os.environ.get("WANDB_MODE", "").lower()
-    if told in ("online", "offline", "disabled"):
-        return told  # type: ignore[return-value]  # one of the literals, see the line above
-    if told in ("dryrun", "shared"):
-        return "offline" if told == "dryrun" else "online"
+    wanted = "disabled" if switched_off else os.environ.get("WANDB_MODE", "").lower()
+    if wanted in ("online", "offline", "disabled"):
+        return wanted  # type: ignore[return-value]  # one of the literals, see the line above
+    if wanted in ("dryrun", "shared"):
+        return "offline" if wanted == "dryrun" else "online"
     return "online" if has_wandb_key() else "offline"
 
 
@@ -145,7 +145,7 @@ class RunWandb(WandbLogger):
 
     @property
     def files(self) -> Path | None:
-        """Where this run's files are, once it has begun."""
+        """Folder of the W&B run's files; None before it begins."""
         run = self._experiment
         return None if run is None else Path(run.settings.sync_dir)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training run: one line while it goes on, one screen at its end."""
+"""Progress of a training run: one line while it goes on, one screen at its end."""
 
 import sys
 import time
@@ -62,14 +62,7 @@ class TrainingProgress(ProgressBar):
                 dynamic_ncols=True,
             )
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Moves on, not more often than an eye can follow."""
         wait = LINE_SECONDS if self._bar is None else REFRESH_SECONDS
         if self._enabled and time.monotonic() - self._shown >= wait:

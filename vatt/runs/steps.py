@@ -1,4 +1,4 @@
-"""What a training run needs besides the network: repeatable draws, time, the end, its data."""
+"""Callbacks of a training run: repeatable draws, time, the end."""
 
 import time
 from typing import Any, cast
@@ -6,13 +6,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.profilers import Profiler
 
 from vatt.errors import UserError
 from vatt.runs.checkpoint import has_stepped
 from vatt.training.utilisation import FlopMeter, flop_meter
 
-FETCH = "train_dataloader_next"  # end of the name under which Lightning profiles waiting for data
 TIME_SLACK = 0.1  # share of a time budget before time can lead, see `TimeBudget`
 
 
@@ -49,17 +47,18 @@ class StepSeed(Callback):
 class StepClock(Callback):
     """Measures training time, from asking for a batch to the end of its step, and logs speed.
 
-    Validation, checkpoints and logging are not training time. Logs `perf/step_seconds`,
-    `perf/data_wait_share`, in [0, 1], and `perf/clips_per_second`, over all ranks, each as the mean
-    since the last logged step. A step is one of the optimiser, with all batches it accumulates.
-    Where the device's peak is known (`vatt.training.utilisation`), also
+    Validation, checkpoints and logging are not training time. Waiting is measured by the
+    `PositionedLoader`; with a loader of another kind, steps begin when their batch is there. Logs
+    `perf/step_seconds`, `perf/data_wait_share`, in [0, 1], and `perf/clips_per_second`, over all
+    ranks, each as the mean since the last logged step. A step is one of the optimiser, with all
+    batches it accumulates. Where the device's peak is known (`vatt.training.utilisation`), also
     `perf/model_flops_utilisation` of the first rank, in [0, 1].
     """
 
     def __init__(self) -> None:
         self.training_seconds = 0.0  # since the start of the run, resumed runs included
         self.ran = False  # whether this process trained at all
-        self._fetch_began = 0.0
+        self._step_began = 0.0
         self._wait_seconds = 0.0  # these four: since the last logged step
         self._step_seconds = 0.0
         self._num_clips = 0
@@ -67,34 +66,22 @@ class StepClock(Callback):
         self._meter: FlopMeter | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listens to the trainer's profiler, which is told when a batch is asked for."""
+        """Finds out what the device can compute."""
         self.ran = True
         network, precision = getattr(pl_module, "network", None), str(trainer.precision)
         self._meter = flop_meter(network, trainer.strategy.root_device, precision)
-        untyped = cast(
-            Any, trainer
-        )  # Lightning sets the attribute where type checkers do not see it
-        untyped.profiler = _FetchListener(untyped.profiler, self)
-        self._fetch_began = time.perf_counter()
 
-    def fetch_started(self) -> None:
-        """A batch is asked for."""
-        self._fetch_began = time.perf_counter()
-
-    def fetch_ended(self) -> None:
-        """The batch is there."""
-        self._wait_seconds += time.perf_counter() - self._fetch_began
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Starts a step whose loader does not tell when its batch was asked for."""
+        self._step_began = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Adds the step's time."""
-        seconds = time.perf_counter() - self._fetch_began
+        loader = trainer.train_dataloader
+        seconds = time.perf_counter() - getattr(loader, "asked_at", self._step_began)
+        self._wait_seconds += getattr(loader, "wait_seconds", 0.0)
         self.training_seconds += seconds
         self._step_seconds += seconds
         self._num_clips += len(batch) * trainer.world_size
@@ -132,34 +119,6 @@ class StepClock(Callback):
         self.training_seconds = state_dict["training_seconds"]
 
 
-class _FetchListener(Profiler):
-    """Tells a `StepClock` of fetches and passes everything on to the trainer's own profiler."""
-
-    def __init__(self, inner: Profiler, clock: StepClock) -> None:
-        super().__init__()
-        self._inner = inner
-        self._clock = clock
-
-    def start(self, action_name: str) -> None:
-        if action_name.endswith(FETCH):
-            self._clock.fetch_started()
-        self._inner.start(action_name)
-
-    def stop(self, action_name: str) -> None:
-        self._inner.stop(action_name)
-        if action_name.endswith(FETCH):
-            self._clock.fetch_ended()
-
-    def summary(self) -> str:
-        return self._inner.summary()
-
-    def describe(self) -> None:
-        self._inner.describe()
-
-    def teardown(self, stage: str | None) -> None:
-        self._inner.teardown(stage)
-
-
 class TimeBudget(Callback):
     """Ends training within a time, however slow the machine, with the schedule carried out.
 
@@ -186,14 +145,7 @@ class TimeBudget(Callback):
         """Takes up the time of an interrupted run."""
         self._share(trainer, pl_module)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Tells the module how much time is spent, and stops when it is all."""
         if self._share(trainer, pl_module) >= 1 and has_stepped(trainer):
             trainer.should_stop = True
@@ -218,14 +170,7 @@ class EndOfRun(Callback):
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Asks Lightning to stop; it validates then, unless there is no validation at all."""
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True

@@ -61,7 +61,7 @@ class StopOnSignal(Checkpoint):
                 signal.signal(number, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to save; Lightning's own handler would not save it."""
+        """Takes SIGTERM from Lightning, which would end the run without a checkpoint."""
         self._training = True
         if signal.getsignal(signal.SIGINT) == self._receive:
             signal.signal(signal.SIGTERM, self._receive)
@@ -72,14 +72,7 @@ class StopOnSignal(Checkpoint):
         """Ends here, the last step being saved and logged."""
         self._end_if_saved(trainer)
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Saves if asked to stop; ending waits until Lightning has logged this step."""
         self._save_if_asked(trainer)
 
@@ -88,13 +81,7 @@ class StopOnSignal(Checkpoint):
         self._end_if_saved(trainer)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, *_: Any
     ) -> None:
         """Saves and ends if asked to; not in the trial run before training."""
         if self._training:
@@ -110,7 +97,7 @@ class StopOnSignal(Checkpoint):
             self.checkpoint.save_once(trainer)
 
     def error(self, trainer: Trainer) -> TrainingStoppedError:
-        """What ends the command."""
+        """The error that ends the command."""
         number = self._received or signal.SIGTERM
         if not self._training:
             rest = ": nothing was trained yet, run the same command again"

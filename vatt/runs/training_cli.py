@@ -6,7 +6,7 @@ import sys
 import traceback
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from vatt.config.geometry import MODALITIES
-from vatt.config.shipped import given_keys, with_config_paths
+from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError, VattError
+from vatt.models.checkpoint import TOKENIZER
 from vatt.runs.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from vatt.runs.classifier_defaults import with_classifier
-from vatt.runs.data_report import TOKENIZER, DataReport
+from vatt.runs.data_report import DataReport
 from vatt.runs.explain import explain
 from vatt.runs.folder import (
+    RunFiles,
     RunRecord,
     choose_run_dir,
-    config_path,
     find_checkpoint,
     tokenizer_beside,
 )
@@ -41,8 +42,8 @@ from vatt.runs.weight_average import WeightAverage
 from vatt.system.files import NO_SPACE, no_space
 from vatt.system.ranks import LOST_RANK, is_lost_rank
 
-# Written once, where the left side stands; the right side is filled from it. What a model or data
-# module of another kind has not is passed over.
+# The user writes the left side, and the right side is filled from it. Links to settings that a
+# class lacks are ignored.
 LINKS = {
     **{f"model.init_args.model.{name}": f"data.init_args.{name}" for name in MODALITIES},
     "model.init_args.model.classifier": "data.init_args.classifier",
@@ -53,7 +54,7 @@ LINKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where a run keeps its files, and how it ends.
+    """Files, logging and end of a run.
 
     Args:
         dir: Run directory; None: a new one under `runs/`, named by configuration and time.
@@ -125,9 +126,10 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses, and turns what is wrong into one sentence."""
-        _refuse_linked_keys(self._args)
+        given = given_values(self._args)
+        _refuse_linked_keys(given)
         try:
-            self.config = parser.parse_args(with_classifier(args))
+            self.config = parser.parse_args(with_classifier(args, given))
         except ArgumentError as error:
             raise UserError(explain(str(error), self._known_keys()), 2) from error
         seed = int(self.config[self.config["subcommand"]]["seed_everything"])
@@ -135,7 +137,7 @@ class TrainingCLI(LightningCLI):
             raise UserError(f"seed_everything must be from 0 to 2^32 - 1, got {seed}", 2)
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: a checkpoint's settings never override what the user gives."""
+        """Does nothing: settings in a checkpoint never override those of the user."""
 
     def before_instantiate_classes(self) -> None:
         """Settles run directory, checkpoint and name of the configuration before any work."""
@@ -149,9 +151,9 @@ class TrainingCLI(LightningCLI):
         self._take_tokenizer(config)
         if fits:
             assert self.run_dir is not None
-            self.config_path = config_path(self.run_dir, resumes=checkpoint is not None)
+            self.files = RunFiles.of(self.run_dir, resumes=checkpoint is not None)
             self.save_config_callback = RunRecord
-            self.save_config_kwargs = {"path": self.config_path, "args": self._args}
+            self.save_config_kwargs = {"path": self.files.config, "args": self._args}
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; what they refuse is the configuration's fault."""
@@ -185,7 +187,7 @@ class TrainingCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:
-        """Trains; processes that read data and end by the signal that ends the run are no news."""
+        """Trains; ignores reader processes killed by the signal that ends the run."""
         with self.stop.listening():
             try:
                 self.trainer.fit(**kwargs)
@@ -193,11 +195,11 @@ class TrainingCLI(LightningCLI):
                 if self.stop.asked:  # Lightning exits on Ctrl-C
                     raise self.stop.error(self.trainer) from None
                 if is_lost_rank(error):
-                    raise UserError(f"{LOST_RANK}; {self._go_on}") from error
+                    raise UserError(f"{LOST_RANK}; {self.files.advice}") from error
                 raise
             except OSError as error:
                 if error.errno in NO_SPACE and self.checkpoint.path.exists():
-                    raise UserError(no_space(error, self._go_on)) from error
+                    raise UserError(no_space(error, self.files.advice)) from error
                 raise
 
     def after_fit(self) -> None:
@@ -213,7 +215,7 @@ class TrainingCLI(LightningCLI):
                 self.trainer,
                 seconds=self._clock.training_seconds,
                 checkpoint=self.checkpoint.path,
-                config=self.config_path,
+                config=self.files.config,
                 wandb_files=None if self._wandb is None else self._wandb.files,
             )
         )
@@ -227,12 +229,12 @@ class TrainingCLI(LightningCLI):
         self._evaluate("test", "test", kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes what the model makes of a set beside the checkpoint."""
+        """Writes the embeddings of a set beside the checkpoint."""
         kwargs["return_predictions"] = True
         parts = self.trainer.predict(**kwargs)
-        said = self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent)
+        message = self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent)
         if self.trainer.is_global_zero:
-            print(said)
+            print(message)
 
     def _evaluate(self, name: str, prefix: str, kwargs: dict[str, Any]) -> None:
         getattr(self.trainer, name)(**{**kwargs, "verbose": False})
@@ -248,15 +250,13 @@ class TrainingCLI(LightningCLI):
         return self._get(self.config, key)
 
     def _fit_callbacks(self) -> list[Any]:
-        assert self.run_dir is not None
         run = self._of("run")
-        folder = self.run_dir / "checkpoints"
         wandb = self._wandb if run["wandb_checkpoints"] else None
         if run["wandb_checkpoints"] and wandb is None:
             raise UserError("run.wandb_checkpoints is true, but W&B is disabled: set one of them")
-        self.checkpoint = RunCheckpoint(folder, run["checkpoint_every_n_steps"], wandb)
-        self._go_on = f"go on with: vatt fit --config {self.config_path} --ckpt_path last"
-        self.stop = StopOnSignal(self.checkpoint, self._go_on)
+        every = run["checkpoint_every_n_steps"]
+        self.checkpoint = RunCheckpoint(self.files.checkpoints, every, wandb)
+        self.stop = StopOnSignal(self.checkpoint, self.files.advice)
         callbacks = [DataReport(), self.checkpoint, self.stop]
         if run["ema_decay"] is not None:
             callbacks.append(WeightAverage(run["ema_decay"]))
@@ -269,7 +269,7 @@ class TrainingCLI(LightningCLI):
         return [*callbacks, EndOfRun(self._clock)]
 
     def _take_tokenizer(self, config: Any) -> None:
-        """What is trained goes on with the ids it was trained with, unless told otherwise.
+        """Gives the model the tokenizer that its weights were trained with, unless told otherwise.
 
         Raises:
             UserError: the weights to start from do not say what their ids stand for.
@@ -290,15 +290,15 @@ class TrainingCLI(LightningCLI):
 
     def _loggers(self) -> list[Any]:
         """CSV always, W&B unless it is disabled, and what the configuration adds."""
-        assert self.run_dir is not None
-        loggers: list[Any] = [MetricsCsv(self.run_dir)]
+        folder = self.files.folder
+        loggers: list[Any] = [MetricsCsv(folder)]
         run = self._of("run")
         mode = wandb_mode(run["wandb"])
         if mode != "disabled":
-            self._wandb = RunWandb(self.run_dir, run["wandb_project"], mode)
+            self._wandb = RunWandb(folder, run["wandb_project"], mode)
             loggers.append(self._wandb)
         if run["tensorboard"]:
-            loggers.append(tensorboard_logger(self.run_dir))
+            loggers.append(tensorboard_logger(folder))
         added = self.config_init[self.subcommand]["trainer"].get("logger")
         if added and added is not True:
             loggers += added if isinstance(added, list) else [added]
@@ -337,9 +337,9 @@ def _refusal_of(error: Exception) -> VattError | None:
     return None if is_bug else UserError(explain(str(error)))
 
 
-def _refuse_linked_keys(args: Sequence[str]) -> None:
-    """A value on the filled side of a link would be overridden in silence."""
-    for key in given_keys(args):
+def _refuse_linked_keys(given: Iterable[str]) -> None:
+    """Refuses a value on the filled side of a link, which would be overridden in silence."""
+    for key in given:
         for source, target in LINKS.items():
             if key == target or key.startswith(f"{target}."):
                 raise UserError(f"{key} is taken from {source}: set that instead", 2)

@@ -109,7 +109,7 @@ class WeightAverage(WeightAveraging):
 
 
 def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
-    """What `torch.optim.swa_utils.AveragedModel` calls with tensors of one kind and their number.
+    """The update that `torch.optim.swa_utils.AveragedModel` makes to tensors of one kind.
 
     Torch's own rounds whole numbers down a little: 7 times 0.9 and 0.1 is not always 7.
     """
