@@ -54,6 +54,7 @@ setup(
         "einops>=0.8",
         "wandb>=0.30",
         "numpy>=2.0",
+        "argcomplete>=3.5",  # completion in the shell
         "jsonargparse[signatures]>=4.50",
         "lazy_loader>=0.4",
         "huggingface_hub>=1.0",

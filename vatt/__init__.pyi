@@ -9,6 +9,7 @@ from .config.model import ClassifierConfig as ClassifierConfig
 from .config.model import EncoderConfig as EncoderConfig
 from .config.model import HeadConfig as HeadConfig
 from .config.model import VATTConfig as VATTConfig
+from .config.options import IndexOptions as IndexOptions
 from .config.presets import as_classifier as as_classifier
 from .config.presets import preset as preset
 from .errors import CheckpointError as CheckpointError
@@ -35,7 +36,6 @@ from .network.model import VATTOutput as VATTOutput
 from .preprocess.tokenizer import Tokenizer as Tokenizer
 from .preprocess.view import View as View
 from .preprocess.view import read_view as read_view
-from .search.build import IndexOptions as IndexOptions
 from .search.index import Hit as Hit
 from .search.index import Index as Index
 from .shards.shard_set import ShardSet as ShardSet

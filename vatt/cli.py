@@ -1,24 +1,26 @@
 """The `vatt` command: finds the command asked for and imports only what that one needs."""
 
+import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import vatt
-from vatt.config.shipped import shipped_configs
+from vatt.commands.arguments import add_command, run
+from vatt.config.shipped import given_values, shipped_configs
 from vatt.errors import VattError, nearest
 from vatt.system.files import NO_SPACE, no_space
 
-# name: (module, function, what it does)
+TRAINING = "vatt.runs.training_cli"
+# name: (module, its attribute: a function or functions of subcommands, what it does)
 COMMANDS = {
     "demo": ("vatt.demo.run", "main", "corpus → shards → training → retrieval → report.html"),
-    "fit": ("vatt.runs.training_cli", "main", "train; --config takes a file or a shipped name"),
-    "validate": ("vatt.runs.training_cli", "main", "retrieval metrics of a checkpoint"),
-    "test": ("vatt.runs.training_cli", "main", "the same over the test set"),
-    "predict": ("vatt.runs.training_cli", "main", "embeddings of a set"),
+    "fit": (TRAINING, "main", "train; --config takes a file or a shipped name"),
+    "validate": (TRAINING, "main", "retrieval metrics of a checkpoint"),
+    "test": (TRAINING, "main", "the same over the test set"),
+    "predict": (TRAINING, "main", "embeddings of a set"),
     "evaluate": (
         "vatt.commands.evaluate",
         "evaluate",
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 if all went well, 2 for wrong arguments, 128 + n after signal n, else 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(os.environ["COMP_LINE"])
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if argv else 2
@@ -55,11 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         hint = nearest(argv[0], COMMANDS)
         return _say(f"no command {argv[0]!r}.{hint} `vatt --help` lists them.", 2)
-    module, function, _ = COMMANDS[argv[0]]
-    # the training commands share a parser that wants the name of the command
-    arguments = argv if module == "vatt.runs.training_cli" else argv[1:]
     try:
-        return _run(getattr(import_module(module), function), arguments)
+        return _run(argv[0], argv[1:])
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise
@@ -70,10 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(message, code)
 
 
-def _run(function: Callable[[Sequence[str]], Any], arguments: Sequence[str]) -> int:
+def _run(name: str, argv: Sequence[str]) -> int:
     """Exit code of a command; argparse leaves by SystemExit after --help and wrong arguments."""
+    module, attribute, _ = COMMANDS[name]
+    command = getattr(import_module(module), attribute)
     try:
-        result = function(arguments)
+        if module.startswith("vatt.commands"):
+            return run(f"vatt {name}", command, argv)
+        # the training commands share a parser that wants the name of the command
+        result = command([name, *argv] if module == TRAINING else argv)
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # how Lightning ends on Ctrl-C
             raise KeyboardInterrupt from None
@@ -102,6 +108,27 @@ def _say(message: str, code: int) -> int:
     return code
 
 
+def _complete(line: str) -> None:
+    """Answers a shell that asks to complete a line, and exits."""
+    import argcomplete
+
+    words = line.split()[: -1 if line[-1:].strip() else None]
+    typed = words[1] if len(words) > 1 else ""
+    module, attribute, _ = COMMANDS.get(typed, ("", "", ""))
+    configs = {name: [f"--config={path}"] for name, path in shipped_configs().items()}
+    parser = argparse.ArgumentParser("vatt")
+    commands = parser.add_subparsers()
+    for name, (_, _, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name == typed and module.startswith("vatt.commands"):
+            add_command(command, getattr(import_module(module), attribute))
+        elif name == typed and module == TRAINING:  # whose parser takes seconds to make
+            command.add_argument("--config", choices=[*configs])
+            for key in sorted({"ckpt_path"}.union(*map(given_values, configs.values()))):
+                command.add_argument(f"--{key}")
+    argcomplete.autocomplete(parser, always_complete_options="long")
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
@@ -115,6 +142,7 @@ def _help() -> str:
             "",
             f"shipped configurations: {', '.join(shipped_configs())}",
             "`vatt COMMAND --help` says more; start with `vatt demo`.",
+            'completion in the shell: eval "$(register-python-argcomplete vatt)"',
         ]
     )
 

@@ -25,8 +25,9 @@ from bench_table import Row, benchmark_parser, run_sections
 from vatt import VATT, FeatureExtractor, VATTConfig, preset
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.config.model import EncoderConfig
+from vatt.config.options import ExtractOptions
 from vatt.features.embedder import Embedder
-from vatt.features.extraction import Extraction, ExtractOptions, Part, PartRead, read_part
+from vatt.features.extraction import Extraction, Part, PartRead, read_part
 from vatt.features.extractor import media_modalities
 from vatt.features.inputs import find_items
 from vatt.preprocess.windows import plan_windows

@@ -13,6 +13,7 @@ import torch
 
 import vatt
 from vatt.cli import _explain, main
+from vatt.commands.arguments import run
 from vatt.config.shipped import find_config, shipped_configs, with_config_paths
 from vatt.errors import UserError
 from vatt.preprocess.tokenizer import Tokenizer
@@ -298,3 +299,77 @@ def test_overlay_without_a_configuration_to_lie_on_is_explained(
     overlay.write_text("model: {init_args: {model: {drop_token: 0.5}}}")
     assert main(["fit", f"--config={overlay}"]) == 2
     assert "give a whole configuration before" in capsys.readouterr().err
+
+
+def test_options_file_gives_options_and_the_command_line_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple] = []
+
+    def command(
+        source: Path, *, size: int = 3, names: tuple[str, ...] = (), exact: bool = False
+    ) -> int:
+        """Shows what it is given.
+
+        Args:
+            source: A place.
+            size: Pixels.
+            names: Some words.
+            exact: Whether to the digit.
+        """
+        seen.append((source, size, names, exact))
+        return 0
+
+    options = tmp_path / "options.yaml"
+    options.write_text("size: 4\nnames: [a, b]\nexact: true\n")
+    for more in ([], ["--size=5", "--no-exact"]):
+        assert run("vatt x", command, [f"--options={options}", "here", *more]) == 0
+    assert seen == [(Path("here"), 4, ("a", "b"), True), (Path("here"), 5, ("a", "b"), False)]
+    options.write_text("siz: 4")
+    with pytest.raises(UserError, match=r"`vatt x` has no option siz. Did you mean size\?"):
+        run("vatt x", command, ["here", "--options", str(options)])
+    with pytest.raises(SystemExit):
+        run("vatt x", command, ["--help"])
+    assert "--size N              Pixels (default: 3)" in capsys.readouterr().out
+
+
+COMMAND_LINES = [
+    *("shards build", "shards check", "tokenizer", "extract", "index", "search", "export"),
+    *("evaluate retrieval", "evaluate linear", "evaluate zero-shot", "evaluate mteb", "convert"),
+    *("doctor", "extract"),
+]
+
+
+def test_help_of_every_command_explains_each_option_without_torch() -> None:
+    code = (
+        "import sys; from vatt.cli import main\n"
+        f"for line in {COMMAND_LINES}:\n"
+        "    assert main([*line.split(), '--help']) == 0, line\n"
+        "assert not {'torch', 'av', 'numpy', 'lightning', 'jsonargparse'} & sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("--options FILE") == 2 * len(COMMAND_LINES)
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("vatt ext", {"extract "}),
+        ("vatt shards ", {"build", "check"}),
+        ("vatt index --lea", {"--least-coverage "}),
+        ("vatt extract --format p", {"parquet "}),
+        ("vatt shards build --short", {"--short-side "}),
+        ("vatt fit --config ti", {"tiny "}),
+        ("vatt fit --trainer.max", {"--trainer.max_steps "}),
+    ],
+)
+def test_shell_completes_commands_options_and_values(
+    line: str, offered: set[str], tmp_path: Path
+) -> None:
+    answer = tmp_path / "answer"
+    shell = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "|", "COMP_LINE": line}
+    shell |= {"COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(answer)}
+    command = [sys.executable, "-m", "vatt.cli"]
+    subprocess.run(command, env={**os.environ, **shell}, capture_output=True, check=False)
+    assert offered <= set(answer.read_text().split("|"))

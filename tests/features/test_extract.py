@@ -20,8 +20,9 @@ from pyarrow import parquet
 
 from vatt import VATT, FeatureExtractor, Features, Tokenizer, preset, save_model
 from vatt.cli import main
+from vatt.config.options import ExtractOptions
 from vatt.features.extract import only_run_in
-from vatt.features.extraction import Extraction, ExtractOptions
+from vatt.features.extraction import Extraction
 from vatt.features.inputs import Item, find_items
 from vatt.features.stores import ParquetStore
 

@@ -32,9 +32,10 @@ from media_files import (
 )
 
 from vatt.cli import main
+from vatt.config.options import Reencoding
 from vatt.errors import MediaError, ShardError
 from vatt.media.clip import Clip, probe, read_clip
-from vatt.media.reencode import Reencoding, reencode, reencoded_size
+from vatt.media.reencode import reencode, reencoded_size
 from vatt.packing.build import BuildReport, build_shards
 from vatt.shards.shard_set import ShardSet
 
@@ -413,8 +414,8 @@ def test_shards_are_not_encoded_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "media").mkdir()
     write_noise_clip(tmp_path / "media/a.mp4")
     build_shards(tmp_path / "media", tmp_path / "out", show_progress=False)
-    assert main(["shards", "build", str(tmp_path / "out"), "--quality", "0"]) == 1
-    assert "--quality is for media files" in capsys.readouterr().err
+    assert main(["shards", "build", str(tmp_path / "out"), "--short-side", "64"]) == 1
+    assert "--short-side is for media files" in capsys.readouterr().err
 
 
 def test_help_tells_what_is_encoded(capsys: pytest.CaptureFixture[str]) -> None:

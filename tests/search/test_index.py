@@ -22,11 +22,11 @@ from media_files import KINDS, make_file, make_still
 import vatt
 from vatt import VATT, FeatureExtractor, Features, Index, Tokenizer, preset, save_model
 from vatt.cli import main
+from vatt.config.options import IndexOptions
 from vatt.errors import UserError
 from vatt.features.folders import FeatureFolder
 from vatt.media.clip import probe
 from vatt.search.answer import clock
-from vatt.search.build import IndexOptions
 from vatt.search.files import RowWriter, read_index_json
 from vatt.search.page import render_player
 

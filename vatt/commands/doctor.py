@@ -1,35 +1,33 @@
-"""`vatt doctor`: what is installed and missing; and what a model holds and costs."""
+"""The command `vatt doctor`: what is installed and missing; what a model holds and costs."""
 
-import argparse
 import platform
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from vatt.system.machine import num_cores
 
-# what a command needs, each from the package of the same name
+# required packages, imported under their own names
 PACKAGES = (
     *("torch", "torchaudio", "av", "lightning", "jsonargparse", "tokenizers", "safetensors"),
     *("huggingface_hub", "einops", "numpy", "tqdm", "PyYAML", "wandb"),
 )
 
 
-def doctor(argv: Sequence[str]) -> int:
-    """`vatt doctor`: 0 if everything needed to train is there; `--model`: what a model costs."""
-    parser = argparse.ArgumentParser(
-        "vatt doctor", description="What is installed and missing, or what a model costs."
-    )
-    parser.add_argument(
-        "--model", metavar="NAME", help="a preset, model folder or checkpoint; all: every preset"
-    )
-    arguments = parser.parse_args(argv)
-    if arguments.model is not None:
+def doctor(*, model: str | None = None) -> int:
+    """Tells what is installed and missing, or what a model costs.
+
+    The exit code is 1 if something that training needs is missing.
+
+    Args:
+        model: A preset, model folder or checkpoint whose costs to print; all: every preset.
+    """
+    if model is not None:
         from vatt.models.costs import describe
 
-        print("\n".join(describe(arguments.model)))
+        print("\n".join(describe(model)))
         return 0
     remedies: list[str] = []
     for title, find in (
@@ -46,7 +44,7 @@ def doctor(argv: Sequence[str]) -> int:
 
 
 def _guarded(find: Callable[[list[str]], list[str]], missing: list[str]) -> list[str]:
-    """Lines of a section, or what keeps it from being looked at."""
+    """Lines of a section, or the reason why there are none."""
     try:
         return find(missing)
     except (ImportError, OSError) as error:  # OSError: a library that a package loads
@@ -66,7 +64,7 @@ def _packages(missing: list[str]) -> list[str]:
 
 
 def _extras(missing: list[str]) -> list[str]:
-    """What each extra of this package asks for; nobody has to have them, so none is missing."""
+    """Packages of each extra; an extra that is not installed does not count as missing."""
     try:
         asked = requires("vatt") or []
     except PackageNotFoundError:  # a checkout on the path
@@ -125,7 +123,7 @@ def _devices(missing: list[str]) -> list[str]:
 
 
 def _tracking(missing: list[str]) -> list[str]:
-    """What a run would do about Weights & Biases."""
+    """Mode and key of Weights & Biases."""
     from vatt.runs.loggers import has_wandb_key, wandb_mode
 
     key = "found" if has_wandb_key() else "none: `wandb login` stores one"

@@ -1,327 +1,304 @@
-"""`vatt evaluate retrieval | linear | zero-shot | mteb`: one short function each."""
+"""The commands `vatt evaluate retrieval | linear | zero-shot | mteb`."""
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from vatt.commands.evaluate_mteb import add_mteb, evaluate_mteb
-from vatt.errors import UserError
+from vatt.commands.evaluate_mteb import mteb
+from vatt.config.checks import at_least, positive
+from vatt.errors import Fault, UserError
 from vatt.system.machine import num_cores
 
 if TYPE_CHECKING:
-    from vatt.evaluation.results import Results
+    from vatt.evaluation.clip_views import ViewPlan
     from vatt.network.model import VATT
     from vatt.preprocess.tokenizer import Tokenizer
     from vatt.sets.items import EvaluationSet
 
 PAPER_FRAME_RATE = 12.5  # every second frame of 25, to which published numbers belong
+MediaModality = Literal["video", "audio"]
 
 
-def evaluate(argv: Sequence[str]) -> int:
-    """`vatt evaluate TASK MODEL --data DATA`."""
-    parser = argparse.ArgumentParser(
-        "vatt evaluate", description="Measures a model by the published protocols."
-    )
-    tasks = parser.add_subparsers(dest="task", required=True)
-    _add_retrieval(tasks)
-    _add_linear(tasks)
-    _add_zero_shot(tasks)
-    add_mteb(tasks)
-    arguments = parser.parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Windows, machine and results of an evaluation.
 
-    from vatt.system.ranks import num_processes, process_group
+    Args:
+        out: Folder for results.json. None: runs/evaluate-TASK-DATA.
+        windows: Windows of each clip, evenly spread.
+        frame_rate: Frames shown per second. None: 12.5 for published sets, else the model's.
+        batch_size: Clips embedded at once.
+        workers: Processes that read media.
+        device: auto, cpu, cuda, mps.
+        seed: Of random draws.
+    """
 
-    if arguments.task == "retrieval":
-        with process_group():
-            return _retrieval(arguments, argv)
-    if num_processes() > 1:
-        raise UserError(f"evaluate {arguments.task} runs in one process: start it without torchrun")
-    run = {"linear": _linear, "zero-shot": _zero_shot, "mteb": evaluate_mteb}[arguments.task]
-    return run(arguments, argv)
-
-
-def _add_retrieval(tasks: Any) -> None:
-    parser = tasks.add_parser("retrieval", help="text, video and sound find each other")
-    _add_common(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="shards; or MSR-VTT's csv or json, or YouCook2's json, with --videos",
-    )
-    parser.add_argument("--videos", type=Path, help="folder of the files that annotations name")
-    parser.add_argument("--split", help="of annotations; default: that of published results")
-    parser.add_argument(
-        "--clips",
-        choices=("records", "segments"),
-        default="records",
-        help="of shards: a clip is a record with all its captions (default), or a timed caption",
-    )
-    parser.add_argument("--tokenizer", type=Path, help="default: the tokenizer.json of the model")
+    out: Annotated[Path | None, "FOLDER"] = None
+    windows: Annotated[int, at_least(1)] = 4
+    frame_rate: Annotated[float | None, positive] = None
+    batch_size: Annotated[int, at_least(1)] = 8
+    workers: Annotated[int, at_least(0)] = num_cores()
+    device: str = "auto"
+    seed: int = 0
 
 
-def _add_linear(tasks: Any) -> None:
-    parser = tasks.add_parser("linear", help="classifiers on frozen features")
-    _add_classification(parser)
-    parser.add_argument(
-        "--classifiers",
-        type=lambda names: names.split(","),
-        default=["low-rank", "logistic"],
-        help="low-rank (the paper's) and logistic (scikit-learn's), with a comma; default both",
-    )
-    parser.add_argument("--steps", type=int, default=50_000, help="of low-rank; default 50,000")
-    parser.add_argument(
-        "--regularisation", type=float, default=1.0, help="C of logistic regression, default 1"
-    )
-    parser.add_argument(
-        "--cache", type=Path, help="folder that keeps features; default OUT/features"
-    )
+def retrieval(
+    model: Path,
+    *,
+    data: str,
+    videos: Annotated[Path | None, "FOLDER"] = None,
+    split: str | None = None,
+    clips: Literal["records", "segments"] = "records",
+    tokenizer: Annotated[Path | None, "FILE"] = None,
+    common: EvaluateOptions,
+    argv: Sequence[str],
+) -> int:
+    """Measures how well text, video and sound find each other.
 
-
-def _add_zero_shot(tasks: Any) -> None:
-    parser = tasks.add_parser("zero-shot", help="classes by what prompts say of them")
-    _add_classification(parser)
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        help="with {} for the class, such as 'a video of {}'; several are averaged; default {}",
-    )
-    parser.add_argument("--tokenizer", type=Path, help="default: the tokenizer.json of the model")
-
-
-def _add_classification(parser: argparse.ArgumentParser) -> None:
-    _add_common(parser)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="folder of UCF101's or HMDB51's lists, esc50.csv, or a csv with file,label,split|fold",
-    )
-    parser.add_argument("--media", type=Path, required=True, help="folder of the files named there")
-    parser.add_argument(
-        "--modality",
-        choices=("video", "audio"),
-        help="default: audio for ESC-50, else video",
-    )
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="model folder, or .ckpt of a run")
-    parser.add_argument("--out", type=Path, help="folder for results.json; default runs/evaluate-…")
-    parser.add_argument("--windows", type=int, default=4, help="of each clip, evenly spread")
-    parser.add_argument(
-        "--frame-rate",
-        type=float,
-        help="frames shown a second; default 12.5 for published sets, else the model's",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="clips embedded at once")
-    parser.add_argument("--workers", type=int, default=num_cores(), help="reading processes")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, …; default: a GPU if present")
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def _retrieval(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    from vatt.evaluation.results import Results
-    from vatt.evaluation.zero_shot_retrieval import embed_items, evaluation_plan
+    Args:
+        model: Model folder, or .ckpt of a run.
+        data: Shards; or MSR-VTT's csv or json, or YouCook2's json, with --videos.
+        videos: Folder of the files that annotations name.
+        split: Part of annotations. None: that of published results.
+        clips: Clips of shards: records with all their captions, or timed captions (segments).
+        tokenizer: Words of the model. None: the tokenizer.json of the model.
+        common: Windows, machine and results.
+        argv: Arguments, for the record.
+    """
+    from vatt.evaluation.zero_shot_retrieval import embed_items
     from vatt.sets.retrieval import read_retrieval_set
+    from vatt.system.ranks import process_group
 
-    data = read_retrieval_set(
-        arguments.data, videos=arguments.videos, split=arguments.split, clips=arguments.clips
-    )
-    model = _load_model(arguments)
-    plan = evaluation_plan(
-        model, num_windows=arguments.windows, frame_rate=_frame_rate(arguments, data)
-    )
-    tables = embed_items(
-        model,
-        _load_tokenizer(arguments, model),
-        data.items,
-        plan,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.workers,
-    )
-    results = Results(
-        task="retrieval",
-        data_set=data.name,
-        protocol={**plan.describe(), "ties": "count half each"},
-        data=data.description,
-        num_items=len(tables.embeddings),
-        num_listed=data.num_listed,
-        missing=data.missing,
-        unreadable=tables.faults,
-        metrics={
+    with process_group():
+        items = read_retrieval_set(data, videos=videos, split=split, clips=clips)
+        network, plan = _model_and_plan(model, items, common, ("video", "audio"))
+        tables = embed_items(
+            network,
+            _load_tokenizer(model, tokenizer, network),
+            items.items,
+            plan,
+            batch_size=common.batch_size,
+            num_workers=common.workers,
+        )
+        metrics = {
             f"{direction}, {averaging}": row
             for averaging, directions in tables.metrics().items()
             for direction, row in directions.items()
-        },
-        seed=arguments.seed,
-    )
-    return _report(results, model, _out(arguments, "retrieval", data), arguments, argv)
+        }
+        run = _Run("retrieval", model, network, items, common, argv)
+        protocol = {**plan.describe(), "ties": "count half each"}
+        return run.report(protocol, metrics, len(tables.embeddings), tables.faults)
 
 
-def _linear(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+def linear(
+    model: Path,
+    *,
+    data: Path,
+    media: Annotated[Path, "FOLDER"],
+    modality: MediaModality | None = None,
+    classifiers: str = "low-rank,logistic",
+    steps: Annotated[int, at_least(1)] = 50_000,
+    regularisation: Annotated[float, "C", positive] = 1.0,
+    cache: Annotated[Path | None, "FOLDER"] = None,
+    common: EvaluateOptions,
+    argv: Sequence[str],
+) -> int:
+    """Trains classifiers on frozen features and measures them.
+
+    Args:
+        model: Model folder, or .ckpt of a run.
+        data: Folder of UCF101's or HMDB51's lists, esc50.csv, or a csv with file, label and split
+            or fold.
+        media: Folder of the files named there.
+        modality: Features to classify. None: audio for ESC-50, else video.
+        classifiers: Separated by a comma; low-rank is the paper's, logistic scikit-learn's.
+        steps: Training steps of low-rank.
+        regularisation: C of logistic regression.
+        cache: Folder that keeps features. None: OUT/features.
+        common: Windows, machine and results.
+        argv: Arguments, for the record.
+    """
     from vatt.evaluation.frozen_features import extract_features
     from vatt.evaluation.linear import CLASSIFIERS, LowRankConfig, evaluate_folds
-    from vatt.evaluation.results import Results
-    from vatt.evaluation.zero_shot_retrieval import evaluation_plan
     from vatt.models.checkpoint import weights_digest
     from vatt.sets.classification import MODALITIES, read_classification_set
 
-    unknown = set(arguments.classifiers) - set(CLASSIFIERS)
-    if unknown or arguments.steps < 1 or not arguments.regularisation > 0:
-        raise UserError(
-            f"--classifiers are {' and '.join(CLASSIFIERS)}, --steps at least 1 and "
-            f"--regularisation positive, got {', '.join(arguments.classifiers)}, "
-            f"{arguments.steps} and {arguments.regularisation}"
-        )
-    data = read_classification_set(arguments.data, arguments.media)
-    modality: Literal["video", "audio"] = arguments.modality or MODALITIES.get(data.name, "video")
-    model = _load_model(arguments)
-    plan = evaluation_plan(
-        model,
-        num_windows=arguments.windows,
-        frame_rate=_frame_rate(arguments, data),
-        modalities=[modality],
-    )
+    _refuse_processes("linear")
+    names = classifiers.split(",")
+    chosen = [name for name in CLASSIFIERS if name in names]
+    if set(names) - set(CLASSIFIERS):
+        raise UserError(f"--classifiers are {' and '.join(CLASSIFIERS)}, got {classifiers}")
+    items = read_classification_set(data, media)
+    modality = modality or MODALITIES.get(items.name, "video")
+    network, plan = _model_and_plan(model, items, common, (modality,))
+    run = _Run("linear", model, network, items, common, argv)
     features = extract_features(
-        model,
-        data.items,
+        network,
+        items.items,
         plan,
         modality=modality,
-        digest=weights_digest(model),
-        cache=arguments.cache or _out(arguments, "linear", data) / "features",
-        batch_size=arguments.batch_size,
-        num_workers=arguments.workers,
+        digest=weights_digest(network),
+        cache=cache or run.folder / "features",
+        batch_size=common.batch_size,
+        num_workers=common.workers,
     )
-    low_rank = LowRankConfig(num_steps=arguments.steps)
+    low_rank = LowRankConfig(num_steps=steps)
     metrics = evaluate_folds(
         features,
-        data.labels,
-        arguments.classifiers,
+        items.labels,
+        chosen,
         low_rank=low_rank,
-        regularisation=arguments.regularisation,
-        seed=arguments.seed,
+        regularisation=regularisation,
+        seed=common.seed,
     )
-    classifiers: dict[str, Any] = {"low-rank": asdict(low_rank)}
-    classifiers["logistic"] = {"regularisation": arguments.regularisation}
-    chosen = {name: classifiers[name] for name in arguments.classifiers}
-    results = Results(
-        task="linear",
-        data_set=data.name,
-        protocol={"modality": modality, **plan.describe(), "classifiers": chosen},
-        data=data.description,
-        num_items=len(features.items),
-        num_listed=data.num_listed,
-        missing=data.missing,
-        unreadable=features.faults,
-        metrics=metrics,
-        seed=arguments.seed,
-    )
-    return _report(results, model, _out(arguments, "linear", data), arguments, argv)
+    settings = {"low-rank": asdict(low_rank), "logistic": {"regularisation": regularisation}}
+    protocol = {
+        "modality": modality,
+        **plan.describe(),
+        "classifiers": {name: settings[name] for name in chosen},
+    }
+    return run.report(protocol, metrics, len(features.items), features.faults)
 
 
-def _zero_shot(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    from vatt.evaluation.results import Results
-    from vatt.evaluation.zero_shot_classification import PROMPTS, embed_classes, score_classes
-    from vatt.evaluation.zero_shot_retrieval import evaluation_plan
-    from vatt.sets.classification import MODALITIES, TEST, read_classification_set
-
-    data = read_classification_set(arguments.data, arguments.media).in_split(TEST)
-    modality: Literal["video", "audio"] = arguments.modality or MODALITIES.get(data.name, "video")
-    model = _load_model(arguments)
-    tokenizer = _load_tokenizer(arguments, model)
-    if tokenizer is None:
-        raise UserError("zero-shot classification needs a model with text")
-    plan = evaluation_plan(
-        model,
-        num_windows=arguments.windows,
-        frame_rate=_frame_rate(arguments, data),
-        modalities=[modality],
-    )
-    prompts = arguments.prompt or list(PROMPTS)
-    classes = data.labels
-    scores = score_classes(
-        model,
-        data.items,
-        embed_classes(model, tokenizer, classes, prompts),
-        plan,
-        modality=modality,
-        num_workers=arguments.workers,
-    )
-    results = Results(
-        task="zero-shot",
-        data_set=data.name,
-        protocol={"modality": modality, **plan.describe(), "prompts": prompts},
-        data={**data.description, "num_classes": len(classes)},
-        num_items=len(scores.items),
-        num_listed=data.num_listed,
-        missing=data.missing,
-        unreadable=scores.faults,
-        metrics=scores.metrics(classes),
-        seed=arguments.seed,
-    )
-    return _report(results, model, _out(arguments, "zero-shot", data), arguments, argv)
-
-
-def _out(arguments: argparse.Namespace, task: str, data: "EvaluationSet") -> Path:
-    return arguments.out or Path("runs") / f"evaluate-{task}-{data.name}"
-
-
-def _report(
-    results: "Results",
-    model: "VATT",
-    folder: Path,
-    arguments: argparse.Namespace,
+def zero_shot(
+    model: Path,
+    *,
+    data: Path,
+    media: Annotated[Path, "FOLDER"],
+    modality: MediaModality | None = None,
+    prompt: tuple[str, ...] | None = None,
+    tokenizer: Annotated[Path | None, "FILE"] = None,
+    common: EvaluateOptions,
     argv: Sequence[str],
 ) -> int:
-    """Prints and writes, in the first process of several."""
-    from vatt.evaluation.results import results_table, write_results
-    from vatt.system.ranks import rank
+    """Names the class of each file by its similarity to prompts, and measures how often rightly.
 
-    if rank() == 0:
-        path = write_results(results, model, arguments.model, folder, args=["evaluate", *argv])
-        print(results_table(results, model.config.arrangement))
-        print(path)
-    return 0
+    Args:
+        model: Model folder, or .ckpt of a run.
+        data: Folder of UCF101's or HMDB51's lists, esc50.csv, or a csv with file, label and split
+            or fold.
+        media: Folder of the files named there.
+        modality: Part of the media to classify. None: audio for ESC-50, else video.
+        prompt: Words with {} for the class, such as 'a video of {}'; several are averaged. None:
+            {}.
+        tokenizer: Words of the model. None: the tokenizer.json of the model.
+        common: Windows, machine and results.
+        argv: Arguments, for the record.
+    """
+    from vatt.evaluation.zero_shot_classification import PROMPTS, embed_classes, score_classes
+    from vatt.sets.classification import MODALITIES, TEST, read_classification_set
+
+    _refuse_processes("zero-shot")
+    items = read_classification_set(data, media).in_split(TEST)
+    modality = modality or MODALITIES.get(items.name, "video")
+    network, plan = _model_and_plan(model, items, common, (modality,))
+    words = _load_tokenizer(model, tokenizer, network)
+    if words is None:
+        raise UserError("zero-shot classification needs a model with text")
+    prompts = list(prompt or PROMPTS)
+    scores = score_classes(
+        network,
+        items.items,
+        embed_classes(network, words, items.labels, prompts),
+        plan,
+        modality=modality,
+        num_workers=common.workers,
+    )
+    run = _Run("zero-shot", model, network, items, common, argv)
+    return run.report(
+        {"modality": modality, **plan.describe(), "prompts": prompts},
+        scores.metrics(items.labels),
+        len(scores.items),
+        scores.faults,
+        num_classes=len(items.labels),
+    )
 
 
-def _frame_rate(arguments: argparse.Namespace, data: "EvaluationSet") -> float | None:
-    if arguments.frame_rate is not None or data.name == "own":
-        return arguments.frame_rate
-    return PAPER_FRAME_RATE
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation whose results are printed and written."""
+
+    task: str
+    model: Path
+    network: "VATT"
+    data: "EvaluationSet"
+    common: EvaluateOptions
+    argv: Sequence[str]
+
+    @property
+    def folder(self) -> Path:
+        return self.common.out or Path("runs") / f"evaluate-{self.task}-{self.data.name}"
+
+    def report(
+        self,
+        protocol: dict[str, Any],
+        metrics: Any,
+        num_items: int,
+        faults: Sequence[Fault],
+        **more: Any,
+    ) -> int:
+        """Prints and writes the results, in the first process of several."""
+        from vatt.evaluation.results import Results, results_table, write_results
+        from vatt.system.ranks import rank
+
+        results = Results(
+            task=self.task,
+            data_set=self.data.name,
+            protocol=protocol,
+            data={**self.data.description, **more},
+            num_items=num_items,
+            num_listed=self.data.num_listed,
+            missing=self.data.missing,
+            unreadable=faults,
+            metrics=metrics,
+            seed=self.common.seed,
+        )
+        if rank() == 0:
+            args = ["evaluate", self.task, *self.argv]
+            path = write_results(results, self.network, self.model, self.folder, args=args)
+            print(results_table(results, self.network.config.arrangement))
+            print(path)
+        return 0
 
 
-def _load_model(arguments: argparse.Namespace) -> "VATT":
+def _model_and_plan(
+    model: Path, data: "EvaluationSet", common: EvaluateOptions, modalities: Sequence[str]
+) -> "tuple[VATT, ViewPlan]":
+    from vatt.evaluation.zero_shot_retrieval import evaluation_plan
     from vatt.models.checkpoint import load_model
     from vatt.system.device import choose_device
 
-    _refuse_numbers(arguments)
-    return load_model(arguments.model).to(choose_device(arguments.device))
+    network = load_model(model).to(choose_device(common.device))
+    frame_rate = common.frame_rate
+    if frame_rate is None and data.name != "own":
+        frame_rate = PAPER_FRAME_RATE
+    return network, evaluation_plan(
+        network, num_windows=common.windows, frame_rate=frame_rate, modalities=modalities
+    )
 
 
-def _refuse_numbers(arguments: argparse.Namespace) -> None:
-    for name, least in (("windows", 1), ("batch_size", 1), ("workers", 0)):
-        if getattr(arguments, name) < least:
-            option = f"--{name.replace('_', '-')}"
-            raise UserError(f"{option} must be at least {least}, got {getattr(arguments, name)}")
-    if arguments.frame_rate is not None and not arguments.frame_rate > 0:
-        raise UserError(f"--frame-rate must be positive, got {arguments.frame_rate}")
-
-
-def _load_tokenizer(arguments: argparse.Namespace, model: "VATT") -> "Tokenizer | None":
-    """The one named, else that beside the model; None for a model without text."""
+def _load_tokenizer(model: Path, tokenizer: Path | None, network: "VATT") -> "Tokenizer | None":
+    """The tokenizer named, else that beside the model; None for a model without text."""
     from vatt.models.checkpoint import tokenizer_of
     from vatt.preprocess.tokenizer import Tokenizer
 
-    if "text" not in model.config.modalities:
+    if "text" not in network.config.modalities:
         return None
-    if arguments.tokenizer is not None:
-        return Tokenizer.load(arguments.tokenizer)
-    tokenizer = tokenizer_of(arguments.model)
-    if tokenizer is not None:
-        return tokenizer
-    raise UserError(
-        f"{arguments.model} has no tokenizer.json, which says what its word ids stand for: give "
-        "--tokenizer"
-    )
+    found = Tokenizer.load(tokenizer) if tokenizer is not None else tokenizer_of(model)
+    if found is None:
+        raise UserError(
+            f"{model} has no tokenizer.json, which says what its word ids stand for: give "
+            "--tokenizer"
+        )
+    return found
+
+
+def _refuse_processes(task: str) -> None:
+    from vatt.system.ranks import num_processes
+
+    if num_processes() > 1:
+        raise UserError(f"evaluate {task} runs in one process: start it without torchrun")
+
+
+evaluate = {"retrieval": retrieval, "linear": linear, "zero-shot": zero_shot, "mteb": mteb}

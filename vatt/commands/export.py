@@ -1,27 +1,50 @@
-"""`vatt export MODEL OUT`."""
+"""The command `vatt export`: a folder for use without vatt."""
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-FORMATS = ("model", "onnx", "torch")  # those of `vatt.models.export`, which takes torch to import
-MODALITIES = ("video", "audio", "text")
+Format = Literal["model", "onnx", "torch"]
+Modality = Literal["video", "audio", "text"]
 
 
-def export(argv: Sequence[str]) -> int:
-    """`vatt export MODEL OUT`."""
-    arguments = _parser().parse_args(argv)
-    from vatt.models.export import OPSET, export_model
+def export(
+    model: str,
+    out: Path,
+    *,
+    formats: tuple[Format, ...] = ("model", "onnx", "torch"),
+    modalities: tuple[Modality, ...] | None = None,
+    licence: Annotated[str | None, "--licence", "--license", "ID"] = None,
+    results: Annotated[tuple[Path, ...], "FILE"] = (),
+    run: Path | None = None,
+    opset: int = 18,
+) -> int:
+    """Writes a folder for use without vatt.
+
+    It holds each tower, from raw input to features and embeddings, as MODALITY.onnx and
+    MODALITY.pt2, compared with the model; preprocess.json; and a model card, so that it can be
+    published as it is (`hf upload org/name OUT`).
+
+    Args:
+        model: Model folder, .ckpt, run folder, or org/name of the Hugging Face Hub.
+        out: New or empty folder.
+        formats: Files to write; model: config.json and model.safetensors, for vatt.
+        modalities: Towers to export. None: all.
+        licence: Of the weights, such as apache-2.0, for the model card.
+        results: Written by `vatt evaluate`, for the model card.
+        run: Run folder, for the model card. None: that of the checkpoint.
+        opset: Version of ONNX's operators.
+    """
+    from vatt.models.export import export_model
 
     report = export_model(
-        arguments.model,
-        arguments.out,
-        formats=arguments.formats,
-        modalities=arguments.modalities,
-        opset=OPSET if arguments.opset is None else arguments.opset,
-        run=arguments.run,
-        results=arguments.results,
-        licence=arguments.licence,
+        model,
+        out,
+        formats=formats,
+        modalities=modalities,
+        opset=opset,
+        run=run,
+        results=results,
+        licence=licence,
     )
     print(report)
     if report.lacks_tokenizer:
@@ -29,39 +52,3 @@ def export(argv: Sequence[str]) -> int:
     if report.card.licence is None:
         print("README.md names no licence: choose one by --licence before publishing the folder")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vatt export",
-        description="Writes a folder for use without vatt: each tower, from raw input to features "
-        "and embeddings, as MODALITY.onnx and MODALITY.pt2, compared with the model; with "
-        "preprocess.json, and a model card, so that it can be published as it is "
-        "(`hf upload org/name OUT`).",
-    )
-    parser.add_argument(
-        "model", help="model folder, .ckpt, run folder, or org/name of the Hugging Face Hub"
-    )
-    parser.add_argument("out", type=Path, help="new or empty folder")
-    parser.add_argument(
-        "--formats",
-        nargs="+",
-        choices=FORMATS,
-        default=FORMATS,
-        help="model: config.json and model.safetensors, for vatt; default all",
-    )
-    parser.add_argument(
-        "--modalities", nargs="+", choices=MODALITIES, help="whose towers; default all it has"
-    )
-    parser.add_argument("--opset", type=int, metavar="N", help="of ONNX; default 18")
-    card = parser.add_argument_group("model card")
-    card.add_argument(
-        "--run", type=Path, metavar="RUN", help="run folder; default: that of the checkpoint"
-    )
-    card.add_argument(
-        "--results", type=Path, nargs="+", default=(), metavar="FILE", help="of vatt evaluate"
-    )
-    card.add_argument(
-        "--licence", "--license", metavar="ID", help="of the weights, such as apache-2.0"
-    )
-    return parser

@@ -1,98 +1,92 @@
-"""Commands from media to features to answers: extract, index, search."""
+"""The command `vatt search`: the segments nearest to words, a sound, a video or an image."""
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from vatt.commands.arguments import positive
+from vatt.config.checks import at_least
+from vatt.config.spaces import Space
+from vatt.errors import UserError
 
-SPACES = ("va", "vt", "joint", "none")
+if TYPE_CHECKING:
+    from vatt.search.index import Distinct
+
+Media = Literal["video", "audio"]
 
 
-def search(argv: Sequence[str]) -> int:
-    """`vatt search INDEX QUERY`."""
-    arguments = _search_parser().parse_args(argv)
+def search(
+    index: Path,
+    query: str,
+    *,
+    k: Annotated[int, "-k", at_least(1)] = 5,
+    html: Annotated[Path | None, "PAGE"] = None,
+    as_json: Annotated[bool, "--json"] = False,
+    modality: Media | None = None,
+    space: Space | Literal["none"] | None = None,
+    per_file: bool = False,
+    all_windows: bool = False,
+    text: bool = False,
+    file: bool = False,
+    query_modality: Media | None = None,
+    exact: bool = False,
+    model: str | None = None,
+    media: Annotated[Path | None, "FOLDER"] = None,
+    device: str = "auto",
+) -> int:
+    """Finds the segments nearest to words, a sound, a video or an image.
+
+    Of windows of a file that overlap only the best is shown, so that each hit is another place.
+
+    Args:
+        index: Folder that `vatt index` made.
+        query: Words, a media file or a URL.
+        k: Hits to show.
+        html: Page to write, which plays the hits.
+        as_json: Print JSON in place of a table.
+        modality: Search pictures (video) or sound. None: video.
+        space: Common space; none: features of the backbone. None: the one that query and index
+            share.
+        per_file: Show only the best window of each file.
+        all_windows: Show windows that overlap, too.
+        text: Take the query as words, whatever files there are.
+        file: Take the query as a file.
+        query_modality: Picture or sound of a video that is the query.
+        exact: Compare with every row, though the index allows an approximation.
+        model: Place of the model now. None: as the index says.
+        media: Folder of the media now. None: as the index says.
+        device: auto, cpu, cuda, mps.
+    """
     from vatt.search.answer import Answer
     from vatt.search.index import Index
     from vatt.search.query import read_query, unknown_words
 
-    index = Index(
-        arguments.index, model=arguments.model, media=arguments.media, device=arguments.device
-    )
-    query = read_query(arguments.query, arguments.kind, arguments.query_modality)
-    array, vector = index.encode(query, arguments.modality, arguments.space)
-    hits = index.near(vector, array, arguments.k, arguments.distinct, exact=arguments.exact)
-    approximately = index.is_approximate(array) and not arguments.exact
-    if query.modality == "text":
-        unknown = unknown_words(index.extractor.tokenizer, arguments.query)
+    if (per_file and all_windows) or (text and file):
+        pair = "--per-file and --all-windows" if per_file and all_windows else "--text and --file"
+        raise UserError(f"{pair} exclude each other: give one of them", 2)
+    found = Index(index, model=model, media=media, device=device)
+    asked = read_query(query, "text" if text else "file" if file else None, query_modality)
+    array, vector = found.encode(asked, modality, space)
+    distinct: Distinct = "file" if per_file else "window" if all_windows else "place"
+    hits = found.near(vector, array, k, distinct, exact=exact)
+    if asked.modality == "text":
+        unknown = unknown_words(found.extractor.tokenizer, query)
         if unknown:
             print(f"not known to the model: {', '.join(unknown)}", file=sys.stderr)
     answer = Answer(
-        query=arguments.query,
-        query_modality=query.modality,
+        query=query,
+        query_modality=asked.modality,
         array=array,
-        search="approximately" if approximately else "exactly",
+        search="approximately" if found.is_approximate(array) and not exact else "exactly",
         hits=hits,
     )
-    as_json = arguments.json and json.dumps(answer.to_json(), indent=1, ensure_ascii=False)
-    print(as_json or answer)
-    if arguments.html is not None:
+    print(json.dumps(answer.to_json(), indent=1, ensure_ascii=False) if as_json else answer)
+    if html is not None:
         from vatt.search.page import write_page
 
-        arguments.html.parent.mkdir(parents=True, exist_ok=True)
-        faults = write_page(arguments.html, answer, index.media)
-        print(f"{arguments.html}: open it in a browser", file=sys.stderr)
+        html.parent.mkdir(parents=True, exist_ok=True)
+        faults = write_page(html, answer, found.media)
+        print(f"{html}: open it in a browser", file=sys.stderr)
         for fault in faults:
             print(f"does not play: {fault} (--media FOLDER)", file=sys.stderr)
     return 0
-
-
-def _search_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "vatt search",
-        description="The segments nearest to words, a sound, a video or an image.",
-        epilog="Of windows of a file that overlap only the best is shown, so that each hit is "
-        "another place.",
-    )
-    parser.add_argument("index", type=Path, help="folder that `vatt index` made")
-    parser.add_argument("query", metavar="QUERY", help="words, a media file or a URL")
-    parser.add_argument("-k", type=positive, default=5, metavar="N", help="hits, default 5")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument(
-        "--text", dest="kind", action="store_const", const="text", help="QUERY is words"
-    )
-    kind.add_argument(
-        "--file", dest="kind", action="store_const", const="file", help="QUERY is a file"
-    )
-    parser.add_argument(
-        "--query-modality", choices=("video", "audio"), help="of a video: its picture or its sound"
-    )
-    parser.add_argument(
-        "--modality", choices=("video", "audio"), help="what is searched: pictures (default), sound"
-    )
-    parser.add_argument("--space", choices=SPACES, help="default: the one that both share")
-    many = parser.add_mutually_exclusive_group()
-    many.add_argument(
-        "--per-file",
-        dest="distinct",
-        action="store_const",
-        const="file",
-        help="only the best of each file",
-    )
-    many.add_argument(
-        "--all-windows",
-        dest="distinct",
-        action="store_const",
-        const="window",
-        help="those that overlap, too",
-    )
-    parser.add_argument("--exact", action="store_true", help="pass an approximate index over")
-    parser.add_argument("--json", action="store_true", help="to the standard output, as JSON")
-    parser.add_argument("--html", type=Path, metavar="PAGE", help="a page that plays what is found")
-    parser.add_argument("--model", help="where it lies now")
-    parser.add_argument("--media", type=Path, metavar="FOLDER", help="where the media lie now")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.set_defaults(distinct="place")
-    return parser

@@ -1,58 +1,42 @@
 """The command `vatt tokenizer`: captions of shards, or a vocabulary, become a tokenizer."""
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
-from vatt.commands.arguments import positive
-
-if TYPE_CHECKING:
-    from vatt.preprocess.tokenizer import Tokenizer
+from vatt.config.checks import at_least
+from vatt.errors import UserError
 
 
-def tokenizer(argv: Sequence[str]) -> int:
-    """`vatt tokenizer SHARDS OUT` and `vatt tokenizer --vocabulary FILE OUT`."""
-    parser = argparse.ArgumentParser(
-        "vatt tokenizer",
-        description="Trains a tokenizer from the captions of shards, or takes a vocabulary over.",
-    )
-    parser.add_argument("shards", type=str, nargs="*", help="shard folders or addresses")
-    parser.add_argument("out", type=Path, help="tokenizer.json to write")
-    parser.add_argument(
-        "--kind", choices=("word", "bpe"), help="ids of words (default), or of pieces of words"
-    )
-    parser.add_argument("--vocab-size", type=positive, help=f"most ids, default {2**16:,}")
-    parser.add_argument(
-        "--vocabulary",
-        type=Path,
-        metavar="FILE",
-        help="the official vocabulary (howto100m_en.txt), in place of shards; keeps its ids",
-    )
-    arguments = parser.parse_intermixed_args(argv)  # options may stand before OUT
-    if arguments.vocabulary is None:
-        if not arguments.shards:
-            parser.error("give shard folders to train from, or --vocabulary")
-        made = _trained_tokenizer(arguments)
-    else:
-        if arguments.shards or arguments.kind or arguments.vocab_size:
-            parser.error("--vocabulary takes no shards, no --kind and no --vocab-size")
-        from vatt.preprocess.tokenizer import Tokenizer
+def tokenizer(
+    shards: Annotated[tuple[str, ...], "*"],
+    out: Path,
+    *,
+    kind: Literal["word", "bpe"] | None = None,
+    vocab_size: Annotated[int | None, at_least(1)] = None,
+    vocabulary: Annotated[Path | None, "FILE"] = None,
+) -> int:
+    """Trains a tokenizer on the captions of shards, or makes one of a vocabulary.
 
-        made = Tokenizer.from_vocabulary(arguments.vocabulary)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    made.save(arguments.out)
-    print(
-        f"{arguments.out}: {made.vocab_size} ids, padding (0) and unknown ({made.unknown_id}) "
-        "included"
-    )
-    return 0
-
-
-def _trained_tokenizer(arguments: argparse.Namespace) -> "Tokenizer":
+    Args:
+        shards: Shard folders or addresses.
+        out: File to write, tokenizer.json.
+        kind: Ids of words, or of pieces of words (bpe). None: word.
+        vocab_size: Most ids. None: 65,536.
+        vocabulary: The official vocabulary (howto100m_en.txt), in place of shards; keeps its ids.
+    """
     from vatt.preprocess.tokenizer import Tokenizer
     from vatt.shards.shard_set import ShardSet
 
-    sets = [ShardSet(folder) for folder in arguments.shards]
-    captions = (caption for one in sets for caption in one.captions())
-    return Tokenizer.train(captions, arguments.vocab_size or 2**16, kind=arguments.kind or "word")
+    if vocabulary is None:
+        if not shards:
+            raise UserError("give shard folders to train from, or --vocabulary", 2)
+        captions = (text for folder in shards for text in ShardSet(folder).captions())
+        made = Tokenizer.train(captions, vocab_size or 2**16, kind=kind or "word")
+    else:
+        if shards or kind or vocab_size:
+            raise UserError("--vocabulary takes no shards, no --kind and no --vocab-size", 2)
+        made = Tokenizer.from_vocabulary(vocabulary)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    made.save(out)
+    print(f"{out}: {made.vocab_size} ids, padding (0) and unknown ({made.unknown_id}) included")
+    return 0

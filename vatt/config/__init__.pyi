@@ -8,3 +8,4 @@ from .model import ClassifierConfig as ClassifierConfig
 from .model import EncoderConfig as EncoderConfig
 from .model import HeadConfig as HeadConfig
 from .model import VATTConfig as VATTConfig
+from .options import IndexOptions as IndexOptions

@@ -1,9 +1,25 @@
-"""What every configuration dataclass checks, and how one is made of plain containers."""
+"""Checks of options and configuration dataclasses; dataclasses from plain containers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vatt.errors import UserError
+
+
+def positive(value: float) -> str | None:
+    """The fault of a number that is not above zero, NaN included."""
+    return None if value > 0 else f"must be positive, got {value}"
+
+
+def share(value: float) -> str | None:
+    """The fault of a number outside [0, 1]."""
+    return None if 0 <= value <= 1 else f"must be from 0 to 1, got {value:g}"
+
+
+def at_least(least: int) -> Callable[[int], str | None]:
+    """A check that names the fault of a smaller number."""
+    return lambda value: None if value >= least else f"must be at least {least}, got {value}"
 
 
 def check_choices(config: Any, where: str) -> None:

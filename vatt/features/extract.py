@@ -5,8 +5,9 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vatt.config.options import ExtractOptions
 from vatt.errors import Fault, UserError
-from vatt.features.extraction import Extraction, ExtractOptions, ExtractReport
+from vatt.features.extraction import Extraction, ExtractReport
 from vatt.features.extractor import FeatureExtractor
 from vatt.features.inputs import find_items
 from vatt.system.files import locked, write_atomically

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from tqdm import tqdm
 
-from vatt.config.spaces import Space
+from vatt.config.options import ExtractOptions
 from vatt.errors import Fault, MediaError, ShardError, UserError, fault_lines
 from vatt.features.extractor import FeatureExtractor, media_modalities
 from vatt.features.files import WindowTable
@@ -34,33 +33,6 @@ from vatt.system.workers import results_in_order, tell_alive
 
 LEAST_CORES = 2  # with more, a core is left to read while the model computes on the CPU
 FORMAT_VERSION = 1  # of the files; another one makes them anew
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
-    """What is extracted, and how it is kept.
-
-    Args:
-        window_seconds: As of `FeatureExtractor.extract`.
-        hop_seconds: As there.
-        modalities: As there.
-        space: As there.
-        return_tokens: As there.
-        normalize: As there.
-        batch_size: Windows read and encoded at a time.
-        num_workers: Processes that read; 0: this one, where a file that hangs holds up all.
-        file_format: One file an input, or a data set for all.
-    """
-
-    window_seconds: float | None = None
-    hop_seconds: float | None = None
-    modalities: tuple[str, ...] | None = None
-    space: Space | Literal["all"] | None = "all"
-    return_tokens: bool = False
-    normalize: bool = True
-    batch_size: int = 8
-    num_workers: int = 1
-    file_format: Literal["npz", "safetensors", "parquet"] = "npz"
 
 
 @dataclass
@@ -195,7 +167,7 @@ class Extraction:
         self, extractor: FeatureExtractor, out: Path, options: ExtractOptions, model: str = ""
     ) -> None:
         self._embedder = extractor.embedder
-        modalities = options.modalities or tuple(media_modalities(extractor.model))
+        modalities: Sequence[str] = options.modalities or media_modalities(extractor.model)
         self._forms = self._embedder.forms(
             modalities, options.space, options.return_tokens, options.normalize
         )

@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
-from vatt.errors import ShardError, UserError
+from vatt.config.options import Reencoding
+from vatt.errors import ShardError
 from vatt.media.avi_order import StoredTimes
 from vatt.media.decoder import decode_packet, prepare_decoder
 from vatt.media.opening import open_media
@@ -48,41 +48,8 @@ from vatt.system.workers import tell_alive
 # Measured on clips at 10 of 30 frames/s: the second gives 1.4 times as many a second, both give 2.0
 # times, in 0.8 of the bytes; the worst picture is as good, the mean 1.3 dB below.
 FAST_TO_READ = "keyint=infinite:scenecut=0:bframes=5:b-adapt=0:b-pyramid=none:cabac=0"
-MIN_SHORT_SIDE = 16  # pixels, one block of H.264
 MAX_TICKS = 1 << 31  # a second; the field of an mp4 file has 32 bits
 FASTEST_RATE = 1000  # frames/s; what claims more does not know its rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reencoding:
-    """Settings of re-encoding.
-
-    Args:
-        short_side: Most pixels of the shorter side as displayed; smaller pictures keep their size.
-        key_frame_seconds: From one key frame to the next. A clip that starts anywhere decodes half
-            of that for nothing, and key frames take the most bytes: 0.5, 1 and 2 s are equally
-            fast to read, 10 s a third slower.
-        quality: Constant rate factor of x264; 0 is lossless, 23 its default, 51 the worst.
-    """
-
-    short_side: int
-    key_frame_seconds: float = 1.0
-    quality: int = 20  # finer than x264's default: these are the second losses of most files
-
-    def __post_init__(self) -> None:
-        """Refuses what cannot be encoded."""
-        if self.short_side < MIN_SHORT_SIDE or self.short_side % 2:
-            raise UserError(
-                f"the short side must be an even number of pixels, at least {MIN_SHORT_SIDE}, got "
-                f"{self.short_side}"
-            )
-        if not 0 < self.key_frame_seconds < float("inf"):
-            raise UserError(
-                "the time between key frames must be positive and finite, got "
-                f"{self.key_frame_seconds}"
-            )
-        if not 0 <= self.quality <= 51:
-            raise UserError(f"the quality must be from 0 (lossless) to 51, got {self.quality}")
 
 
 def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> bool:

@@ -29,7 +29,7 @@ from vatt.shards.writer import ShardWriter
 from vatt.system.files import write_atomically
 
 if TYPE_CHECKING:
-    from vatt.media.reencode import Reencoding
+    from vatt.config.options import Reencoding
 
 BUILD_FILE = "build.json"  # beside the shards: what they were built from
 BUILD_VERSION = 1

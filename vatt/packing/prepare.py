@@ -15,7 +15,7 @@ from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
 from vatt.system.workers import Lost, results_in_order
 
 if TYPE_CHECKING:
-    from vatt.media.reencode import Reencoding
+    from vatt.config.options import Reencoding
 
 IN_MEMORY_BYTES = 64 << 20  # larger files are copied in pieces
 WORK_SUFFIX = ".reencoding"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
+from vatt.config.options import IndexOptions
 from vatt.errors import UserError
 from vatt.features.folders import EXTRACT, FeatureFolder, SourceWindows
 from vatt.features.media_places import MEDIA, OFFSET, SIZE
@@ -24,31 +25,6 @@ NO_FAISS = (
     f"more than {MOST_EXACT_ROWS:,} rows are searched one by one, since faiss is missing: "
     'pip install "vatt[search]" and make the index anew for faster answers'
 )
-# The first hit for a caption of the demo is right about as often with any bound: 94.7 % with none,
-# 95.0 with this, 95.7 with 0.5, 94.7 with whole windows. A low bound drops few ends of files.
-LEAST_COVERAGE = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexOptions:
-    """Content of an index.
-
-    Args:
-        modalities: `video`, `audio`; None: all that the features have.
-        spaces: `va`, `vt`, `joint`, or `none` for the backbone; None: all that the features have.
-        model: Folder, checkpoint or name on the Hub; None: the one that the features name.
-        media: Folder of the media; None: the one that the features name.
-        approximate: Whether to search with faiss; None: with more than a million rows.
-        least_coverage: Share of a window that its file must cover, in [0, 1]; the rest of a file's
-            last window is padding. The first window of a file is always included.
-    """
-
-    modalities: tuple[str, ...] | None = None
-    spaces: tuple[str, ...] | None = None
-    model: str | None = None
-    media: Path | None = None
-    approximate: bool | None = None
-    least_coverage: float = LEAST_COVERAGE
 
 
 @dataclass(kw_only=True)

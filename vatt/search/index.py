@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vatt.config.options import IndexOptions
 from vatt.errors import UserError
 from vatt.features.media_places import MEDIA, OFFSET, SIZE, find_described
 from vatt.media.source import FileRange
@@ -20,7 +21,7 @@ from vatt.search.query import Modality, Query, choose_array
 if TYPE_CHECKING:  # torch and PyAV, which the search for a vector does not need
     from vatt.features.extractor import FeatureExtractor
     from vatt.preprocess.arrays import Source
-    from vatt.search.build import IndexOptions, IndexSummary
+    from vatt.search.build import IndexSummary
 
 Distinct = Literal["place", "file", "window"]
 FETCH_MORE = 4  # rows fetched per hit, since neighbours are dropped
@@ -91,7 +92,7 @@ class Index:
         cls,
         features: str | os.PathLike[str],
         path: str | os.PathLike[str],
-        options: "IndexOptions | None" = None,
+        options: IndexOptions | None = None,
     ) -> "tuple[Self, IndexSummary]":
         """Makes an index of features; an earlier index is replaced at the end.
 
@@ -103,7 +104,7 @@ class Index:
         Raises:
             UserError: features that do not go together, or a place that holds something else.
         """
-        from vatt.search.build import IndexOptions, build_index
+        from vatt.search.build import build_index
 
         summary = build_index(Path(features), Path(path), options or IndexOptions())
         return cls(path), summary
