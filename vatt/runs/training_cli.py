@@ -142,10 +142,10 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settles run directory, checkpoint and name of the configuration before any work."""
         run, config = self._of("run"), self.config[self.subcommand]
-        fits, given = self.subcommand == "fit", config["ckpt_path"]
-        self.run_dir = choose_run_dir(run["dir"], given, self._args, new=fits)
+        fits, start = self.subcommand == "fit", config["ckpt_path"]
+        self.run_dir = choose_run_dir(run["dir"], start, self._args, new=fits)
         run["dir"] = None if self.run_dir is None else str(self.run_dir)
-        checkpoint = find_checkpoint(given, self.run_dir, self.subcommand or "")
+        checkpoint = find_checkpoint(start, self.run_dir, self.subcommand or "")
         config["ckpt_path"] = None if checkpoint is None else str(checkpoint)
         config["weights_only"] = True
         self._take_tokenizer(config)
@@ -276,17 +276,16 @@ class TrainingCLI(LightningCLI):
         """
         settings = (config["data"] or {}).get("init_args") or {}
         start = ((config["model"] or {}).get("init_args") or {}).get("init_from")
-        resumes, told = config["ckpt_path"] is not None, settings.get("tokenizer", "")
-        if told is not None and not (told and resumes and not Path(told).is_file()):
+        resumes, chosen = config["ckpt_path"] is not None, settings.get("tokenizer", "")
+        if chosen is not None and not (chosen and resumes and not Path(chosen).is_file()):
             return
+        tokenizer = None
         if resumes:
-            kept = None if self.run_dir is None else self.run_dir / TOKENIZER
+            tokenizer = None if self.run_dir is None else self.run_dir / TOKENIZER
         elif start is not None:
-            kept = tokenizer_beside(Path(start))
-        else:
-            return
-        if kept is not None and kept.is_file():
-            settings["tokenizer"] = str(kept)
+            tokenizer = tokenizer_beside(Path(start))
+        if tokenizer is not None and tokenizer.is_file():
+            settings["tokenizer"] = str(tokenizer)
 
     def _loggers(self) -> list[Any]:
         """CSV always, W&B unless it is disabled, and what the configuration adds."""
