@@ -3,7 +3,7 @@
 A positional parameter of a command's function becomes an argument, a keyword-only one an option.
 A parameter whose type is a dataclass becomes a group of options, one per field. Defaults come from
 the signature, help from the docstring. `Annotated` adds flags ("-o"), a word for the value
-("FOLDER"), "*" for a list that may be empty, and checks such as `vatt.config.checks.positive`.
+("FOLDER"), "*" for a list that may be empty, "+" for an option that may be repeated, and checks such as `vatt.config.checks.positive`.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def _option(name: str, hint: Any, default: Any, text: str, is_option: bool = Tru
     kinds, many = _members(hint), False
     if get_origin(kinds[0]) is tuple:
         kinds, many = _members(get_args(kinds[0])[0]), True
-    words = [note for note in notes if isinstance(note, str) and note[0] not in "-*"]
+    words = [note for note in notes if isinstance(note, str) and note[0] not in "-*+"]
     flags = [note for note in notes if isinstance(note, str) and note[0] == "-"]
     if not any(flag.startswith("--") or flag == f"-{name}" for flag in flags):
         flags.append(f"--{name.replace('_', '-')}")
@@ -139,9 +139,9 @@ def _option(name: str, hint: Any, default: Any, text: str, is_option: bool = Tru
     if "*" in notes:
         keywords |= {"nargs": "*", "default": ()}
     elif many:
-        keywords["nargs"] = "+"
+        keywords |= {"nargs": "+"} | ({"action": "extend"} if "+" in notes else {})
     elif not is_option and default is not REQUIRED:
-        keywords["nargs"] = "?"
+        keywords |= {"nargs": "?", "default": default}
     if not is_option:
         return _Option(name, (name,), keywords, required=False)
     keywords |= {"dest": name, "required": default is REQUIRED}
@@ -190,6 +190,8 @@ def _options_file(name: str, options: Sequence[_Option], argv: Sequence[str]) ->
         key = str(key).replace("_", "-")
         if key not in known:
             raise UserError(f"{path}: `{name}` has no option {key}.{nearest(key, known)}", 2)
+        if any(argument.partition("=")[0] == f"--{key}" for argument in argv):
+            continue  # a repeated option would add to it
         if isinstance(value, bool):
             arguments.append(f"--{key}" if value else f"--no-{key}")
         elif isinstance(value, list):

@@ -167,7 +167,7 @@ def zero_shot(
     data: Path,
     media: Annotated[Path, "FOLDER"],
     modality: MediaModality | None = None,
-    prompt: tuple[str, ...] | None = None,
+    prompt: Annotated[tuple[str, ...] | None, "+"] = None,
     tokenizer: Annotated[Path | None, "FILE"] = None,
     common: EvaluateOptions,
     argv: Sequence[str],
