@@ -3,7 +3,8 @@
 A positional parameter of a command's function becomes an argument, a keyword-only one an option.
 A parameter whose type is a dataclass becomes a group of options, one per field. Defaults come from
 the signature, help from the docstring. `Annotated` adds flags ("-o"), a word for the value
-("FOLDER"), "*" for a list that may be empty, "+" for an option that may be repeated, and checks such as `vatt.config.checks.positive`.
+("FOLDER"), "*" for a list that may be empty, "+" for an option that may be repeated, and checks
+such as `vatt.config.checks.positive`.
 """
 
 import argparse
