@@ -162,7 +162,9 @@ def test_file_that_is_no_checkpoint_is_named_with_the_remedy(
     config = trained_run / "config.yaml"
     assert main(["validate", f"--config={config}", f"--ckpt_path={path}"]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"vatt: {path} is not a checkpoint" in message
+    foreign = damage == "foreign"
+    fault = "not a checkpoint of a training run" if foreign else "damaged, or no checkpoint"
+    assert f"vatt: {path} is {fault}: " in message
     assert "give --ckpt_path" in message
 
 
