@@ -242,7 +242,10 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
     refusal = f"{out} exists and holds something else: delete it, or choose another folder"
     try:
         built = json.loads((out / BUILD_FILE).read_bytes())
-        faults = tuple(Fault(**fault) for fault in built["report"]["faults"])
+        faults = tuple(  # version 0.1 wrote "name" for "where"
+            Fault(fault.get("where") or fault["name"], fault["reason"])
+            for fault in built["report"]["faults"]
+        )
         changes = {"faults": faults, "out": str(out), "reused": True}
         report = BuildReport(**{**built["report"], **changes})
         same = built["fingerprint"] == fingerprint
