@@ -245,6 +245,19 @@ def test_missing_and_empty_media_folders_are_named(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
 
 
+def test_shards_that_version_0_1_built_with_faults_are_taken_over(media, tmp_path):
+    (media / "empty.mp4").touch()
+    first = build(media, tmp_path / "out")
+    path = tmp_path / "out" / "build.json"
+    built = json.loads(path.read_text())
+    for fault in built["report"]["faults"]:
+        fault["name"] = fault.pop("where")
+    path.write_text(json.dumps(built))
+    second = build(media, tmp_path / "out")
+    assert second.reused
+    assert second.faults == first.faults != ()
+
+
 def test_second_build_from_the_same_files_keeps_the_shards(media, tmp_path):
     (media / "empty.mp4").touch()
     first = build(media, tmp_path / "out")

@@ -150,7 +150,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
             return file, self._looped(clip, end - start)[None]
 
     def _looped(self, clip: Clip, available_seconds: float) -> Tensor:
-        """Picture or sound as far as there is something, and then again from its start."""
+        """Picture or sound to its end, and then again from its start."""
         window, kind, coverage = clip.video, "picture", clip.video_coverage
         if self.classifier_input.video is None:
             window, kind, coverage = clip.audio, "sound", clip.audio_coverage

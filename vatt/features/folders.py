@@ -1,4 +1,4 @@
-"""What `vatt extract` wrote, read back a few windows at a time."""
+"""Folders that `vatt extract` wrote, read back a few windows at a time."""
 
 import itertools
 import json

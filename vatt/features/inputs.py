@@ -1,4 +1,4 @@
-"""What `vatt extract` is given: folders, media files, lists, patterns and shards → items."""
+"""Inputs of `vatt extract`: folders, media files, lists, patterns and shards become items."""
 
 import glob
 import os
@@ -32,7 +32,7 @@ class Item:
     sample: int = 0
 
     def locate(self) -> tuple[str | FileRange, str]:
-        """What to read, and a stamp that changes when the content does.
+        """An input to read, and a stamp that changes when the content does.
 
         Raises:
             MediaError: it is not there.
@@ -101,7 +101,7 @@ def _samples(shards: ShardSet) -> Iterable[Item]:
 
 
 def _lines(path: Path) -> Iterator[Item]:
-    """What a list names; relative paths are those from its folder."""
+    """Items of a list; relative paths count from its folder."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Where the media of features lie: kept beside the vectors, and found again."""
+"""Places of the media behind features: kept beside the vectors, and found again."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ MEDIA, OFFSET, SIZE = "media", "offset", "size"  # in the metadata of features
 
 
 def describe_media(media: str | FileRange) -> dict[str, str]:
-    """What is to be known to find media again.
+    """Facts with which media are found again.
 
     Args:
         media: Path, URL, or the bytes of a tar shard.

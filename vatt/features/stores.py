@@ -1,4 +1,4 @@
-"""Where features of many inputs are kept: a file for each, or one parquet data set for all.
+"""Stores for features of many inputs: one file per input, or one parquet data set.
 
 Both say of every input with which settings and from which content its features were made, and
 appear whole or not at all.
@@ -198,7 +198,7 @@ def _stamp(item: Item) -> str | None:
 
 
 def _described(path: Path) -> dict[str, Any]:
-    """What a part says of itself; nothing where it is not one of ours."""
+    """Metadata of a part; empty if `vatt extract` did not write it."""
     metadata = load_pyarrow("parquet").read_schema(path).metadata or {}
     described: dict[str, Any] = json.loads(metadata.get(METADATA, b"{}"))
     return described

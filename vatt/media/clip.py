@@ -97,7 +97,7 @@ class Clip:
             raise ValueError(f"coverages must be from 0 to 1, got {self}")
 
     def coverage(self, modality: str) -> float:
-        """Share of the clip that the file gave of `video` or `audio`; 0 where that is None."""
+        """Share of the clip that the file gave of `video` or `audio`; 0 without that modality."""
         if getattr(self, modality) is None:
             return 0.0
         return self.video_coverage if modality == "video" else self.audio_coverage

@@ -28,7 +28,7 @@ WHILE_TRAINING = "validation, while training"  # the split of metrics that the r
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a model card says beside what the model itself says.
+    """Facts of a model card that the model itself does not hold.
 
     Args:
         facts: Of the training.
@@ -101,7 +101,7 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
 
 
 def pipeline_tag(model: VATT) -> str:
-    """What the Hub calls the task."""
+    """The Hub's name of the task."""
     classifier = model.config.classifier
     return "feature-extraction" if classifier is None else f"{classifier.modality}-classification"
 
@@ -148,7 +148,7 @@ def _while_training(facts: TrainingFacts, task: str) -> Iterable["EvalResult"]:
 
 
 def _read_results(path: Path, model: VATT) -> list["EvalResult"]:
-    """What `vatt evaluate` has measured of a model."""
+    """Results of `vatt evaluate` for a model."""
     from huggingface_hub import EvalResult
 
     content = read_json(path)

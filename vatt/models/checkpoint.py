@@ -162,7 +162,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_steps(checkpoint: str | os.PathLike[str]) -> int | None:
-    """How many optimiser steps a checkpoint has seen, without its weights; None: it does not say.
+    """Optimiser steps of a checkpoint, read without its weights; None if it does not say.
 
     Raises:
         CheckpointError: it is none.

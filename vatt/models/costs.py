@@ -1,4 +1,4 @@
-"""What models hold and cost, as tables: inputs, parameters, FLOPs, beside the paper's figures."""
+"""Tables of inputs, parameters and FLOPs of models, beside the paper's figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ DROP_RATES = (0.0, 0.25, 0.5, 0.75)  # DropToken in the paper's Table 5
 
 
 def describe(name: str) -> list[str]:
-    """What a model, or every preset, holds and costs, as lines.
+    """Lines of a table for one model, or for every preset.
 
     Args:
         name: A preset, a model folder, a checkpoint, or `all`: a table of all presets.
@@ -63,7 +63,7 @@ def _inputs(config: VATTConfig) -> list[str]:
 
 
 def _video(config: VATTConfig) -> tuple[str, str]:
-    """What enters, and a patch of it."""
+    """Size of the input, and of one patch."""
     video = config.video
     what = f"{video.num_frames} frames of {video.image_size} × {video.image_size}"
     what += f", {video.frame_rate:g} per second: {video.duration_seconds:.3g} s"
@@ -71,7 +71,7 @@ def _video(config: VATTConfig) -> tuple[str, str]:
 
 
 def _audio(config: VATTConfig) -> tuple[str, str]:
-    """What enters, and a patch of it."""
+    """Size of the input, and of one patch."""
     audio, mel = config.audio, config.audio.spectrogram
     what = f"{audio.num_samples:,} samples at {audio.sample_rate / 1000:g} kHz"
     what += f": {audio.duration_seconds:.3g} s"

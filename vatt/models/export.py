@@ -54,7 +54,7 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What was written.
+    """Report of an export.
 
     Args:
         out: The folder.

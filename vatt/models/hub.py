@@ -12,7 +12,7 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "README.md"
 
 
 def model_path(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Where a model lies on this machine; what is not here yet is downloaded.
+    """Path of a model on this machine; downloads it from the Hub if needed.
 
     Args:
         source: Folder, checkpoint, or, where there is neither, `org/name` on the Hub.
@@ -46,7 +46,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """What the Hub's error means, and what to do."""
+    """A sentence about an error of the Hub, and what to do."""
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,

@@ -1,4 +1,4 @@
-"""What lies between a media file and a model's inputs, as plain values: `preprocess.json`.
+"""Steps from a media file to a model's inputs, as plain values: `preprocess.json`.
 
 It is written beside a model for those who run it without vatt. All of it follows from the model's
 configuration, so that nothing here is ever read back: `config.json` is what counts.

@@ -73,7 +73,7 @@ def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
 
     Args:
         model: What gets the weights.
-        source: As of `load_model`.
+        source: A model folder, or a checkpoint of a run.
 
     Raises:
         CheckpointError: there is no model at `source`, or it is another one; names what differs.
@@ -92,7 +92,7 @@ def load_backbone(model: VATT, source: str | os.PathLike[str]) -> None:
 
     Args:
         model: What gets the weights; it has some of the other model's modalities.
-        source: As of `load_model`.
+        source: A model folder, or a checkpoint of a run.
 
     Raises:
         CheckpointError: there is no model at `source`, or its tower is another one; names what
@@ -164,7 +164,7 @@ def check_same(
 
 
 def _settings(config: VATTConfig) -> dict[str, Any]:
-    """What the weights depend on, by dotted name; every tower with the encoder that it has."""
+    """Settings that the weights depend on, by dotted name; each tower with its own encoder."""
     values = config.to_dict()
     if config.arrangement == "specific":
         values |= {f"{name}_encoder": asdict(config.tower(name)) for name in config.modalities}

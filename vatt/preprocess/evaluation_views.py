@@ -26,7 +26,7 @@ def evaluation_size(width: float, height: float, size: int) -> tuple[int, int]:
 
 
 def evaluation_crops(height: int, width: int, size: int, count: int) -> list[tuple[int, int]]:
-    """Where squares lie in a picture whose shorter side is `size` pixels.
+    """Places of squares in a picture whose shorter side is `size` pixels.
 
     Args:
         height: Of the picture, in pixels.

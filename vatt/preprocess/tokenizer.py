@@ -165,7 +165,7 @@ class Tokenizer:
 
     @property
     def tokens(self) -> list[str]:
-        """What each id stands for, as the file writes it."""
+        """Word or piece of each id, as the file writes it."""
         ids = self._tokenizer.get_vocab()
         return sorted(ids, key=ids.__getitem__)
 

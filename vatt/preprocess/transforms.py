@@ -170,7 +170,7 @@ def mask_spectrogram(log_mel_BMF: Tensor, augment: AugmentConfig, seeds: Tensor)
 
 
 def _draw_masks(seeds: Tensor, purpose: int, size: int, count: int, largest: float) -> Tensor:
-    """Where any of `count` stretches lies: bool `[B, size]`."""
+    """Places that any of `count` stretches covers: bool `[B, size]`."""
     draws = draw_uniforms(seeds, purpose, 2 * count).view(len(seeds), count, 2)
     width = (draws[..., 0] * (int(largest * size) + 1)).floor()
     start = (draws[..., 1] * (size - width + 1)).floor()

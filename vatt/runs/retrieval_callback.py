@@ -30,7 +30,7 @@ class RetrievalEvaluation(Callback):
         num_workers: Processes of each rank that read.
 
     Raises:
-        UserError: data that cannot be used, or numbers that are none.
+        UserError: data that cannot be used, or invalid numbers.
     """
 
     def __init__(

@@ -325,7 +325,7 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
 
 
 def _refusal_of(error: Exception) -> VattError | None:
-    """What a configuration is refused with, without jsonargparse's wrapping; None for a bug."""
+    """The refusal of a configuration, without jsonargparse's wrapping; None for a bug."""
     first: BaseException = error
     while first.__context__ is not None and not isinstance(first, VattError):
         first = first.__context__

@@ -27,7 +27,7 @@ class Answer:
 
     @property
     def about(self) -> str:
-        """What was searched, in one line."""
+        """Modality of the query, the array searched, and how, in one line."""
         return f"{self.query_modality} → {self.array}, searched {self.search}"
 
     def to_json(self) -> dict[str, Any]:

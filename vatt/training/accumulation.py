@@ -81,7 +81,7 @@ class Replay:
 
     @contextmanager
     def _same_precision(self) -> Iterator[None]:
-        """That of the forward pass; autocast must not keep weights that belong to another graph."""
+        """The autocast of the forward pass; it must not keep weights of another graph."""
         kind, dtype = self.device.type, self.autocast_dtype
         with torch.autocast(kind, dtype=dtype, enabled=self.autocast):
             yield
