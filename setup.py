@@ -58,8 +58,11 @@ setup(
         "jsonargparse[signatures]>=4.50",
         "lazy_loader>=0.4",
         "huggingface_hub>=1.0",
+        "Jinja2>=3.1",  # pages and model cards
         "safetensors>=0.5",
+        "tabulate>=0.9",
         "tokenizers>=0.21",
+        "torchmetrics>=1.4",
         "tqdm>=4.66",
         "PyYAML>=6",
     ],
