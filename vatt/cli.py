@@ -16,24 +16,24 @@ from vatt.system.files import NO_SPACE, no_space
 TRAINING = "vatt.runs.training_cli"
 # name: (module, its attribute: a function or functions of subcommands, what it does)
 COMMANDS = {
-    "demo": ("vatt.demo.run", "main", "corpus → shards → training → retrieval → report.html"),
-    "fit": (TRAINING, "main", "train; --config takes a file or a shipped name"),
-    "validate": (TRAINING, "main", "retrieval metrics of a checkpoint"),
-    "test": (TRAINING, "main", "the same over the test set"),
-    "predict": (TRAINING, "main", "embeddings of a set"),
+    "demo": ("vatt.demo.run", "main", "make a small corpus, train on it and write a report"),
+    "fit": (TRAINING, "main", "train a model; --config takes a file or a shipped name"),
+    "validate": (TRAINING, "main", "compute the validation metrics of a checkpoint"),
+    "test": (TRAINING, "main", "the same for the test set"),
+    "predict": (TRAINING, "main", "write embeddings or predictions for a set"),
     "evaluate": (
         "vatt.commands.evaluate",
         "evaluate",
-        "retrieval, linear, zero-shot: published protocols",
+        "run published protocols: retrieval, linear, zero-shot",
     ),
-    "shards": ("vatt.commands.shards", "shards", "media folder → tar shards, and their check"),
-    "tokenizer": ("vatt.commands.tokenizer", "tokenizer", "captions or a vocabulary → tokenizer"),
-    "extract": ("vatt.commands.extract", "extract", "vectors of many media, window by window"),
-    "index": ("vatt.commands.index", "index", "these vectors → an index to search in"),
-    "search": ("vatt.commands.search", "search", "find segments by words, a sound or a video"),
-    "export": ("vatt.commands.export", "export", "model → ONNX, torch.export, model card"),
-    "convert": ("vatt.commands.convert", "convert", "official checkpoint → model folder"),
-    "doctor": ("vatt.commands.doctor", "doctor", "what is missing; what a model costs"),
+    "shards": ("vatt.commands.shards", "shards", "pack media into tar shards, or check shards"),
+    "tokenizer": ("vatt.commands.tokenizer", "tokenizer", "train or import a tokenizer"),
+    "extract": ("vatt.commands.extract", "extract", "extract vectors from many media files"),
+    "index": ("vatt.commands.index", "index", "build a search index of extracted vectors"),
+    "search": ("vatt.commands.search", "search", "search an index by text, sound or video"),
+    "export": ("vatt.commands.export", "export", "export a model to ONNX and torch.export"),
+    "convert": ("vatt.commands.convert", "convert", "convert an official TensorFlow checkpoint"),
+    "doctor": ("vatt.commands.doctor", "doctor", "check the installation, or show a model's cost"),
 }
 SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
 
@@ -136,13 +136,13 @@ def _help() -> str:
         [
             "usage: vatt COMMAND [arguments]",
             "",
-            "Trains, evaluates and uses video-audio-text transformers.",
+            "Train, evaluate and use video-audio-text transformers.",
             "",
             *lines,
             "",
             f"shipped configurations: {', '.join(shipped_configs())}",
-            "`vatt COMMAND --help` says more; start with `vatt demo`.",
-            'completion in the shell: eval "$(register-python-argcomplete vatt)"',
+            "`vatt COMMAND --help` describes a command; start with `vatt demo`.",
+            'tab completion: eval "$(register-python-argcomplete vatt)"',
         ]
     )
 

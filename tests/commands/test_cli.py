@@ -235,7 +235,7 @@ def test_doctor_finds_what_training_needs(capsys: pytest.CaptureFixture[str]) ->
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "libx264 encoder  ok" in text
-    assert "all that training needs is there" in text
+    assert "everything that training needs is installed" in text
 
 
 def test_doctor_says_which_extras_are_there_and_how_to_get_the_others(

@@ -421,7 +421,7 @@ def test_shards_are_not_encoded_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_help_tells_what_is_encoded(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shards", "build", "--help"]) == 0
     said = capsys.readouterr().out
-    for word in ("--short-side", "--key-frame-seconds", "--quality", "goes on by the same"):
+    for word in ("--short-side", "--key-frame-seconds", "--quality", "to continue a stopped build"):
         assert word in " ".join(said.split())
 
 

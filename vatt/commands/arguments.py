@@ -69,7 +69,7 @@ def add_command(parser: argparse.ArgumentParser, command: Command) -> None:
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         groups[option.group].add_argument(*option.names, **option.keywords)
-    of_file = "YAML file of options by their names; the command line wins"
+    of_file = "YAML file that sets options by name; the command line overrides it"
     parser.add_argument("--options", metavar="FILE", help=of_file)
 
 

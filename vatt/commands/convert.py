@@ -17,11 +17,11 @@ def convert(
     """Converts an official TensorFlow checkpoint, pre-trained or fine-tuned, to a model folder.
 
     Args:
-        checkpoint: Prefix (…/ckpt-7), one of its files, or their folder.
-        out: Folder to make.
-        vocabulary: Official list of words, which becomes tokenizer.json.
-        settings: Official configuration, for other sizes than the published ones.
-        optimizer: Convert the moments of the optimiser, too.
+        checkpoint: Checkpoint prefix (…/ckpt-7), one of its files, or the folder of the files.
+        out: Model folder to create.
+        vocabulary: Official word list, which becomes tokenizer.json.
+        settings: Official configuration, needed for sizes that were not published.
+        optimizer: Also convert the moments of the optimiser.
     """
     from vatt.models.checkpoint import read_config
     from vatt.official.convert import convert as convert_checkpoint
@@ -36,5 +36,5 @@ def convert(
     print(report.summary())
     print(f"{out}: config.json, model.safetensors, conversion.json with every variable")
     if vocabulary is None and "text" in read_config(out).modalities:
-        print("no tokenizer.json: give the list of words that its ids stand for by --vocabulary")
+        print("no tokenizer.json: give the word list of the training captions by --vocabulary")
     return 0

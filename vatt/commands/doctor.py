@@ -1,4 +1,4 @@
-"""The command `vatt doctor`: what is installed and missing; what a model holds and costs."""
+"""The command `vatt doctor`: a report on the installation, or on the cost of a model."""
 
 import platform
 import re
@@ -17,12 +17,13 @@ PACKAGES = (
 
 
 def doctor(*, model: str | None = None) -> int:
-    """Tells what is installed and missing, or what a model costs.
+    """Lists what is installed and what is missing, or shows the cost of a model.
 
-    The exit code is 1 if something that training needs is missing.
+    The exit code is 1 if anything that training needs is missing.
 
     Args:
-        model: A preset, model folder or checkpoint whose costs to print; all: every preset.
+        model: Preset, model folder or checkpoint whose parameters and FLOPs to show, or "all" for
+            all presets.
     """
     if model is not None:
         from vatt.models.costs import describe
@@ -39,7 +40,7 @@ def doctor(*, model: str | None = None) -> int:
     ):
         print("\n".join([title, *(f"  {line}" for line in _guarded(find, remedies))]))
     missing = "; ".join(dict.fromkeys(remedies))
-    print(f"missing: {missing}" if missing else "all that training needs is there")
+    print(f"missing: {missing}" if missing else "everything that training needs is installed")
     return int(bool(missing))
 
 
@@ -105,7 +106,7 @@ def _media(missing: list[str]) -> list[str]:
             lines.append(f"{what:16} missing")
         else:
             lines.append(f"{what:16} ok")
-    return [*lines, f"{len(codecs_available)} codecs in all"]
+    return [*lines, f"{len(codecs_available)} codecs in total"]
 
 
 def _devices(missing: list[str]) -> list[str]:
@@ -119,7 +120,7 @@ def _devices(missing: list[str]) -> list[str]:
     ]
     if torch.backends.mps.is_available():
         lines.append("GPU           Apple MPS")
-    return [*lines, f"disk here     {free:.0f} GB free"]
+    return [*lines, f"disk          {free:.0f} GB free in this folder"]
 
 
 def _tracking(missing: list[str]) -> list[str]:

@@ -26,12 +26,12 @@ class EvaluateOptions:
 
     Args:
         out: Folder for results.json. None: runs/evaluate-TASK-DATA.
-        windows: Windows of each clip, evenly spread.
-        frame_rate: Frames shown per second. None: 12.5 for published sets, else the model's.
-        batch_size: Clips embedded at once.
+        windows: Number of windows of each clip, evenly spread.
+        frame_rate: Frames per second. None: 12.5 for published sets, else the model's rate.
+        batch_size: Clips per batch.
         workers: Processes that read media.
-        device: auto, cpu, cuda, mps.
-        seed: Of random draws.
+        device: auto, cpu, cuda or mps.
+        seed: Seed of random draws.
     """
 
     out: Annotated[Path | None, "FOLDER"] = None
@@ -54,15 +54,15 @@ def retrieval(
     common: EvaluateOptions,
     argv: Sequence[str],
 ) -> int:
-    """Measures how well text, video and sound find each other.
+    """Measures retrieval between text, video and audio.
 
     Args:
         model: Model folder, or .ckpt of a run.
-        data: Shards; or MSR-VTT's csv or json, or YouCook2's json, with --videos.
-        videos: Folder of the files that annotations name.
-        split: Part of annotations. None: that of published results.
+        data: Shards; or the annotations of MSR-VTT (csv or json) or YouCook2 (json), with --videos.
+        videos: Folder of the files that the annotations name.
+        split: Split of the annotations. None: the split of published results.
         clips: Clips of shards: records with all their captions, or timed captions (segments).
-        tokenizer: Words of the model. None: the tokenizer.json of the model.
+        tokenizer: Tokenizer of the model. None: the model's tokenizer.json.
         common: Windows, machine and results.
         argv: Arguments, for the record.
     """
@@ -104,18 +104,19 @@ def linear(
     common: EvaluateOptions,
     argv: Sequence[str],
 ) -> int:
-    """Trains classifiers on frozen features and measures them.
+    """Trains and tests classifiers on frozen features.
 
     Args:
         model: Model folder, or .ckpt of a run.
-        data: Folder of UCF101's or HMDB51's lists, esc50.csv, or a csv with file, label and split
-            or fold.
-        media: Folder of the files named there.
-        modality: Features to classify. None: audio for ESC-50, else video.
-        classifiers: Separated by a comma; low-rank is the paper's, logistic scikit-learn's.
-        steps: Training steps of low-rank.
-        regularisation: C of logistic regression.
-        cache: Folder that keeps features. None: OUT/features.
+        data: Folder with the lists of UCF101 or HMDB51, esc50.csv, or a csv with the columns file,
+            label and split or fold.
+        media: Folder of the files that the lists name.
+        modality: Modality to classify. None: audio for ESC-50, else video.
+        classifiers: Classifiers, separated by commas: low-rank (the paper's), logistic
+            (scikit-learn's).
+        steps: Training steps of the low-rank classifier.
+        regularisation: Parameter C of logistic regression.
+        cache: Folder in which to store features. None: OUT/features.
         common: Windows, machine and results.
         argv: Arguments, for the record.
     """
@@ -172,17 +173,17 @@ def zero_shot(
     common: EvaluateOptions,
     argv: Sequence[str],
 ) -> int:
-    """Names the class of each file by its similarity to prompts, and measures how often rightly.
+    """Classifies files by their similarity to prompts, and measures the accuracy.
 
     Args:
         model: Model folder, or .ckpt of a run.
-        data: Folder of UCF101's or HMDB51's lists, esc50.csv, or a csv with file, label and split
-            or fold.
-        media: Folder of the files named there.
-        modality: Part of the media to classify. None: audio for ESC-50, else video.
-        prompt: Words with {} for the class, such as 'a video of {}'; several are averaged. None:
-            {}.
-        tokenizer: Words of the model. None: the tokenizer.json of the model.
+        data: Folder with the lists of UCF101 or HMDB51, esc50.csv, or a csv with the columns file,
+            label and split or fold.
+        media: Folder of the files that the lists name.
+        modality: Modality to classify. None: audio for ESC-50, else video.
+        prompt: Text with {} for the class, such as 'a video of {}'; several prompts are averaged.
+            None: {}.
+        tokenizer: Tokenizer of the model. None: the model's tokenizer.json.
         common: Windows, machine and results.
         argv: Arguments, for the record.
     """

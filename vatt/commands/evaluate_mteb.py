@@ -22,18 +22,18 @@ def mteb(
     skip_unreadable: bool = False,
     argv: Sequence[str],
 ) -> int:
-    """Runs tasks of the mteb library, downloaded by their names.
+    """Runs tasks of the mteb library, which downloads their data sets.
 
     Args:
-        model: Model folder, .ckpt of a run, or org/name on the Hub.
-        tasks: Names, such as ESC50 MSRVTTT2V.
+        model: Model folder, .ckpt of a run, or org/name on the Hugging Face Hub.
+        tasks: Names of tasks, such as ESC50 MSRVTTT2V.
         out: Folder for results.json.
-        windows: Windows of each file, evenly spread.
-        space: Common space; auto: the one that a task's modalities share; features: of the
-            backbone.
-        batch_size: Windows embedded at once.
-        device: auto, cpu, cuda, mps.
-        skip_unreadable: Take files that cannot be read as like nothing, with a warning, in place of
+        windows: Number of windows of each file, evenly spread.
+        space: Common space; auto: the one that the modalities of a task share; features: features
+            of the backbone.
+        batch_size: Windows per batch.
+        device: auto, cpu, cuda or mps.
+        skip_unreadable: Warn about files that cannot be read and let them match nothing, instead of
             stopping.
         argv: Arguments, for the record.
     """

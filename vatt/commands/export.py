@@ -18,21 +18,23 @@ def export(
     run: Path | None = None,
     opset: int = 18,
 ) -> int:
-    """Writes a folder for use without vatt.
+    """Exports a model to a folder that can be used without vatt.
 
-    It holds each tower, from raw input to features and embeddings, as MODALITY.onnx and
-    MODALITY.pt2, compared with the model; preprocess.json; and a model card, so that it can be
-    published as it is (`hf upload org/name OUT`).
+    The folder contains each tower, from raw input to features and embeddings, as MODALITY.onnx and
+    MODALITY.pt2; preprocess.json, which describes the input; and a model card. The outputs of the
+    towers are compared with those of the model. The folder can be published as it is
+    (`hf upload org/name OUT`).
 
     Args:
-        model: Model folder, .ckpt, run folder, or org/name of the Hugging Face Hub.
+        model: Model folder, .ckpt, run folder, or org/name on the Hugging Face Hub.
         out: New or empty folder.
-        formats: Files to write; model: config.json and model.safetensors, for vatt.
+        formats: Files to write: towers (onnx, torch), and config.json with model.safetensors for
+            vatt (model).
         modalities: Towers to export. None: all.
-        licence: Of the weights, such as apache-2.0, for the model card.
-        results: Written by `vatt evaluate`, for the model card.
-        run: Run folder, for the model card. None: that of the checkpoint.
-        opset: Version of ONNX's operators.
+        licence: Licence of the weights for the model card, such as apache-2.0.
+        results: Files written by `vatt evaluate`, for the model card.
+        run: Run folder to describe in the model card. None: the run of the checkpoint.
+        opset: Version of the ONNX operator set.
     """
     from vatt.models.export import export_model
 

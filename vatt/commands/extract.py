@@ -22,20 +22,21 @@ def extract(
     strict: bool = False,
     options: ExtractOptions,
 ) -> int:
-    """Writes vectors of windows of many media, with their times.
+    """Extracts vectors from windows of many media files, with the times of the windows.
 
-    A second run makes only what is missing, has changed, or was made with other settings or another
-    model. `torchrun --nproc-per-node 8 --no-python vatt extract …` shares the work.
+    A second run extracts only what is missing, has changed, or was extracted with other settings or
+    another model. `torchrun --nproc-per-node 8 --no-python vatt extract …` shares the work among 8
+    GPUs.
 
     Args:
         sources: Folder of media or shards, media file, 'pattern/**/*.mp4', list.txt of paths, URL.
         out: Folder for the results.
-        model: Model folder, .ckpt, or org/name of the Hugging Face Hub.
-        workers: Processes that read media. None: one per core but one, shared by torchrun's
+        model: Model folder, .ckpt, or org/name on the Hugging Face Hub.
+        workers: Processes that read media. None: number of cores minus 1, divided among torchrun's
             processes.
-        device: auto, cpu, cuda, mps.
-        dtype: auto, float32, bfloat16, float16.
-        strict: Exit with 1 if anything failed.
+        device: auto, cpu, cuda or mps.
+        dtype: auto, float32, bfloat16 or float16.
+        strict: Exit with code 1 if any input failed.
         options: Windows and vectors.
     """
     from vatt.features.extract import FAILURES
@@ -55,5 +56,5 @@ def extract(
     if os.environ.get("RANK", "0") == "0":
         print(f"{out}: {report}")
         if report.failures:
-            print(f"{out / FAILURES} has the reasons of all that failed")
+            print(f"{out / FAILURES} lists all failures with their reasons")
     return int(strict and bool(report.failures))

@@ -8,9 +8,9 @@ from vatt.config.options import IndexOptions
 
 
 def index(features: Path, *, out: Annotated[Path, "-o"], options: IndexOptions) -> int:
-    """Makes an index for `vatt search` of the vectors that `vatt extract` wrote.
+    """Builds an index for `vatt search` of vectors that `vatt extract` wrote.
 
-    An existing index is made anew, and answers until the new one is complete.
+    An existing index is rebuilt, and remains in use until the new one is complete.
 
     Args:
         features: Folder that `vatt extract` wrote.

@@ -34,28 +34,29 @@ def search(
     media: Annotated[Path | None, "FOLDER"] = None,
     device: str = "auto",
 ) -> int:
-    """Finds the segments nearest to words, a sound, a video or an image.
+    """Finds the windows most similar to a text, a sound, a video or an image.
 
-    Of windows of a file that overlap only the best is shown, so that each hit is another place.
+    Of overlapping windows of a file only the best one is shown, so that each hit is a different
+    place.
 
     Args:
-        index: Folder that `vatt index` made.
-        query: Words, a media file or a URL.
-        k: Hits to show.
+        index: Folder that `vatt index` wrote.
+        query: Text, a media file or a URL.
+        k: Number of hits to show.
         html: Page to write, which plays the hits.
-        as_json: Print JSON in place of a table.
-        modality: Search pictures (video) or sound. None: video.
+        as_json: Print JSON instead of a table.
+        modality: Search in pictures (video) or sound (audio). None: video.
         space: Common space; none: features of the backbone. None: the one that query and index
             share.
         per_file: Show only the best window of each file.
-        all_windows: Show windows that overlap, too.
-        text: Take the query as words, whatever files there are.
-        file: Take the query as a file.
-        query_modality: Picture or sound of a video that is the query.
-        exact: Compare with every row, though the index allows an approximation.
-        model: Place of the model now. None: as the index says.
-        media: Folder of the media now. None: as the index says.
-        device: auto, cpu, cuda, mps.
+        all_windows: Also show overlapping windows.
+        text: Treat the query as text, even if a file has this name.
+        file: Treat the query as a file.
+        query_modality: Use the picture (video) or the sound (audio) of a query that is a video.
+        exact: Compare with every row, even if the index allows an approximate search.
+        model: Present location of the model. None: as stored in the index.
+        media: Present folder of the media. None: as stored in the index.
+        device: auto, cpu, cuda or mps.
     """
     from vatt.search.answer import Answer
     from vatt.search.index import Index

@@ -23,19 +23,20 @@ def build(
     workers: Workers = num_cores(),  # noqa: B008 - the machine does not change
     reencoding: Reencoding | None = None,
 ) -> int:
-    """Packs media with captions into shards, or makes the indexes of tars.
+    """Packs media with captions into shards, or writes the indexes of existing tars.
 
-    A build that was stopped goes on by the same command. Videos are copied, or encoded anew as
-    H.264/AAC mp4 made for reading clips fast, with the same times and content.
+    Media files are copied. With --short-side, videos are re-encoded as H.264/AAC mp4 for fast
+    reading of clips, with the same times and content. Run the same command again to continue a
+    stopped build.
 
     Args:
-        source: Folder of media and captions.jsonl, .csv or .parquet; or of tars.
-        out: Folder to make; for tars: folder of the indexes if not beside them.
-        captions: Caption file elsewhere; or HowTo100M's, JSON or folder.
-        samples_per_shard: Samples in each tar but the last.
-        check_media: Leave out files that do not open.
-        workers: Processes.
-        reencoding: Encoding anew, by --short-side.
+        source: Folder of media and captions.jsonl, .csv or .parquet; or folder of tars.
+        out: Folder to create; for tars, folder of the indexes if not beside the tars.
+        captions: Caption file in another place, or HowTo100M's captions (JSON or folder).
+        samples_per_shard: Samples in each tar except the last.
+        check_media: Leave out files that cannot be opened.
+        workers: Number of processes.
+        reencoding: Re-encoding, with --short-side.
     """
     from vatt.packing.build import build_shards
     from vatt.packing.index_tars import index_shards
@@ -86,10 +87,10 @@ def check(
     """Decodes every sample and lists the faults; the exit code is 1 if there are any.
 
     Args:
-        folder: Path, or s3://, gs://, hf://, https:// address.
-        workers: Processes.
+        folder: Folder of shards, or an address (s3://, gs://, hf://, https://).
+        workers: Number of processes.
         time_limit: Time without a decoded packet after which a sample counts as hanging.
-        csv: Table of all samples to write.
+        csv: File to write with one row per sample.
     """
     from vatt.packing.check import check_shards
 

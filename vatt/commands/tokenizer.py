@@ -15,14 +15,14 @@ def tokenizer(
     vocab_size: Annotated[int | None, at_least(1)] = None,
     vocabulary: Annotated[Path | None, "FILE"] = None,
 ) -> int:
-    """Trains a tokenizer on the captions of shards, or makes one of a vocabulary.
+    """Trains a tokenizer on the captions of shards, or converts the official vocabulary to one.
 
     Args:
         shards: Shard folders or addresses.
-        out: File to write, tokenizer.json.
-        kind: Ids of words, or of pieces of words (bpe). None: word.
-        vocab_size: Most ids. None: 65,536.
-        vocabulary: The official vocabulary (howto100m_en.txt), in place of shards; keeps its ids.
+        out: File to write, such as tokenizer.json.
+        kind: Ids for words (word), or for pieces of words (bpe). None: word.
+        vocab_size: Maximum number of ids. None: 65,536.
+        vocabulary: The official vocabulary (howto100m_en.txt), instead of shards; its ids are kept.
     """
     from vatt.preprocess.tokenizer import Tokenizer
     from vatt.shards.shard_set import ShardSet

@@ -16,18 +16,18 @@ MIN_SHORT_SIDE = 16  # pixels, one block of H.264
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions:
-    """Vectors to extract, and the files that hold them.
+    """Vectors to extract, and the format of their files.
 
     Args:
         window_seconds: Length of a window. None: as in training.
-        hop_seconds: From the start of a window to that of the next. None: one window.
-        modalities: Those to encode. None: all that model and file have.
+        hop_seconds: Time from the start of one window to the next. None: one window.
+        modalities: Modalities to encode. None: all that model and file have.
         space: Common space; none: features of the backbone.
-        return_tokens: Keep a vector for every token, of the backbone only.
-        normalize: Scale vectors of common spaces to length 1.
-        batch_size: Windows read and encoded at a time.
-        num_workers: Processes that read; 0: this one, where a file that hangs holds up all.
-        file_format: One file per input, or a data set (parquet) for all.
+        return_tokens: Store a vector for every token of the backbone; needs space none.
+        normalize: Scale embeddings to length 1.
+        batch_size: Windows per batch.
+        num_workers: Processes that read. 0: this process reads; a file that hangs then stops it.
+        file_format: One file per input, or one data set for all inputs (parquet).
     """
 
     window_seconds: float | None = None
@@ -46,14 +46,13 @@ class IndexOptions:
     """Vectors that go into an index.
 
     Args:
-        modalities: Those to index. None: all that the features have.
-        spaces: Those to index, `none` for features of the backbone. None: all that the features
-            have.
-        model: Folder, checkpoint or name on the Hub of the model. None: as the features say.
-        media: Folder in which the media lie. None: as the features say.
-        approximate: Search with faiss. None: only among more than a million rows.
-        least_coverage: Share of a window, in [0, 1], that its file must fill. The rest of the last
-            window of a file is padding. The first window of a file counts whatever its coverage.
+        modalities: Modalities to index. None: all that the features have.
+        spaces: Spaces to index; none: features of the backbone. None: all that the features have.
+        model: Model folder, checkpoint or name on the Hub. None: as stored with the features.
+        media: Folder of the media. None: as stored with the features.
+        approximate: Search with faiss. None: only for more than a million rows.
+        least_coverage: Leave out a window if its file fills less than this share of it, in [0, 1].
+            The first window of a file is always indexed.
     """
 
     modalities: Annotated[tuple[Literal["video", "audio"], ...] | None, "--modality"] = None
@@ -66,14 +65,15 @@ class IndexOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Reencoding:
-    """Settings of videos that are encoded anew.
+    """Settings of re-encoded videos.
 
     Args:
-        short_side: Most pixels of the shorter side as displayed; smaller pictures keep their size.
-        key_frame_seconds: From one key frame to the next. A clip that starts anywhere decodes half
-            of that for nothing, and key frames take the most bytes: 0.5, 1 and 2 s are equally
-            fast to read, 10 s a third slower.
-        quality: Constant rate factor of x264; 0 is lossless, 23 its default, 51 the worst.
+        short_side: Maximum length of the shorter side as displayed; smaller pictures keep their
+            size.
+        key_frame_seconds: Time between key frames. Reading a clip also decodes the frames since the
+            key frame before it, on average half of this time; but key frames take the most bytes.
+            Reading is equally fast with 0.5, 1 and 2 s, and a third slower with 10 s.
+        quality: Constant rate factor of x264: 0 is lossless, 23 is x264's default, 51 the worst.
     """
 
     short_side: Annotated[int, "PIXELS"]

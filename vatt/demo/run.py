@@ -96,31 +96,43 @@ def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
     parser = argparse.ArgumentParser(
         prog="vatt demo",
         description="Makes a small corpus of narrated videos, trains a VATT on it from random "
-        "weights, measures retrieval on combinations never seen in training, writes a report.",
-        epilog="Further options go to `vatt fit`, for instance --trainer.max_steps 500.",
+        "weights, measures retrieval on combinations that do not occur in training, and writes a "
+        "report.",
+        epilog="All other options are passed to `vatt fit`, for example --trainer.max_steps 500.",
     )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/demo"), help="folder of the run (runs/demo)")
-    add("--data", type=Path, help="folder of corpus and shards, shared by runs (OUT/data)")
+    add("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
+    add(
+        "--data",
+        type=Path,
+        help="folder of corpus and shards; several runs may share it (default: OUT/data)",
+    )
     add(
         "--config",
         dest="configs",
         action="append",
         metavar="NAME",
-        help="config name or path, may be repeated: demo, demo_long, overlay_specific (demo)",
+        help="name or path of a config, such as demo, demo_long or overlay_specific; may be "
+        "repeated (default: demo)",
     )
-    add("--seed", type=int, default=0, help="of training (0)")
-    add("--num-train", type=positive, default=NUM_TRAIN, help="training videos (6000)")
+    add("--seed", type=int, default=0, help="seed of training (default: 0)")
+    add(
+        "--num-train",
+        type=positive,
+        default=NUM_TRAIN,
+        help="number of training videos (default: 6000)",
+    )
     add(
         "--num-renderings",
         type=positive,
         default=NUM_RENDERINGS,
-        help="validation videos of each of the 100 held-out combinations (3)",
+        help="validation videos of each of the 100 held-out combinations (default: 3)",
     )
     add(
         "--shuffle-captions",
         action="store_true",
-        help="control: train with the captions of other videos; retrieval must be at chance",
+        help="control experiment: train with the captions of other videos; retrieval should be at "
+        "chance level",
     )
     known, overrides = parser.parse_known_args(argv)
     known.data = known.data or known.out / "data"

@@ -57,18 +57,18 @@ class RunConfig:
     """Files, logging and end of a run.
 
     Args:
-        dir: Run directory; None: a new one under `runs/`, named by configuration and time.
-        time_budget_seconds: Training time after which the run ends, its schedule carried out, if
-            `trainer.max_steps` did not end it before; None: no limit.
-        checkpoint_every_n_steps: Steps between two writes of `checkpoints/last.ckpt`.
-        ema_decay: Decay of a moving average of the weights, which is then what is validated and
-            what the checkpoint's model is; 0.999 averages over about 1000 steps. None: no average.
-        wandb: `auto`: online with a key, else offline.
+        dir: Run folder. None: a new one under `runs/`, named by configuration and time.
+        time_budget_seconds: Maximum training time. The learning-rate schedule is completed within
+            it. None: no limit, only `trainer.max_steps`.
+        checkpoint_every_n_steps: Steps from one write of `checkpoints/last.ckpt` to the next.
+        ema_decay: Decay of a moving average of the weights; 0.999 averages over about 1000 steps.
+            The averaged weights are validated and stored as the model. None: no average.
+        wandb: Mode of Weights & Biases; `auto`: online if there is a key, else offline.
         wandb_project: Project of the W&B run.
-        wandb_checkpoints: Whether each checkpoint is sent to W&B, too, as an artifact.
-        tensorboard: Whether metrics are written for TensorBoard, too.
-        media_every_n_validations: How often some validation clips are kept with the captions that
-            the model finds for them, see `vatt.runs.media_log`. None: never.
+        wandb_checkpoints: Whether to upload each checkpoint to W&B as an artifact.
+        tensorboard: Whether to write metrics for TensorBoard, too.
+        media_every_n_validations: Store some validation clips, with the captions that the model
+            finds for them, at every n-th validation (`vatt.runs.media_log`). None: never.
     """
 
     dir: str | None = None
