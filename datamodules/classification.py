@@ -31,37 +31,37 @@ RECIPE = AugmentConfig(crop="area", audio_noise=0.0)  # as the official code in 
 
 @dataclass(eq=False, repr=False)
 class ClassificationData(StreamedData):
-    """Clips of labelled files: video, sound or images, as the model's classifier reads.
+    """Clips of labelled files: video, sound or images, depending on the model's classifier.
 
     Args:
-        train: Annotation file, or for the layout `folder` a folder with one for each class.
-        validation: The same for evaluation. None: no validation; of ESC-50 the fold.
-        layout: Form of the annotations, see `vatt.sets.annotations`.
-        media: Folder of the media. None: where they usually are; Kinetics and AudioSet need it.
-        validation_media: The same for `validation`; None: as `media`.
-        classes: File of the classes in their order; None: all of `train`, sorted.
-        allow_missing: Whether files that are not there are left out and counted, not refused.
-        fold: Fold of ESC-50 (1 to 5) that is left out of training, for validation.
-        predict: Folder of media without labels, for `vatt predict`; None: as for validation.
-        video: Geometry of the picture, linked from the model.
-        audio: Geometry of the sound, linked from the model.
+        train: Annotation file; with the layout `folder`, a folder that has a sub-folder per class.
+        validation: The same for validation. None: no validation; for ESC-50, the fold.
+        layout: Format of the annotations (`vatt.sets.annotations`).
+        media: Folder of the media; required for Kinetics and AudioSet. None: the usual place.
+        validation_media: Folder of the media of `validation`. None: the same as `media`.
+        classes: File that lists the classes in order. None: all classes of `train`, sorted.
+        allow_missing: Whether to leave out and count missing files instead of stopping.
+        fold: Fold of ESC-50 (1 to 5) that is used for validation and not for training.
+        predict: Folder of media without labels, for `vatt predict`. None: as for validation.
+        video: Geometry of video clips, linked from the model.
+        audio: Geometry of audio clips, linked from the model.
         classifier: Classes and modality, linked from the model.
-        batch_size: Clips of a step over all ranks.
-        num_workers: Processes per rank that read.
-        start_method: How the processes start.
-        batches_per_epoch: Length of the nominal epoch; None: as many batches as the files give.
-        seed: Names the order and all draws.
+        batch_size: Clips per step over all ranks.
+        num_workers: Reader processes per rank.
+        start_method: How reader processes start: `forkserver` or `fork`.
+        batches_per_epoch: Batches per nominal epoch. None: as many as the files give.
+        seed: Seed of the order and of all random draws.
         augment: Random changes of training clips.
-        mixup_alpha: Mixes each clip with another by a share of Beta(alpha, alpha); None: no mixing.
-        max_failure_rate: Share of unreadable files above which training stops.
+        mixup_alpha: Mixup: the share of each clip is drawn from Beta(alpha, alpha). None: no mixup.
+        max_failure_rate: Share of unreadable files, in [0, 1], above which training stops.
         num_windows: Windows of each file in `validate`, `test` and `predict`.
         num_crops: Crops of each window, 1 or 3.
-        fit_windows: Windows in the validations during a fit, which need not take long.
-        fit_crops: Crops in these.
-        validation_batch_size: Files of an evaluation batch per rank, each with all its views.
+        fit_windows: Windows of each file in validations during training; fewer are faster.
+        fit_crops: Crops of each window in validations during training.
+        validation_batch_size: Files per evaluation batch and rank, each with all its views.
 
     Raises:
-        UserError: what cannot be used, and what to do.
+        UserError: a setting is invalid; the message says what to change.
     """
 
     OTHER_VOCABULARY = (
@@ -97,7 +97,7 @@ class ClassificationData(StreamedData):
     validation_batch_size: int = 1
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be used before any file is opened."""
+        """Refuses invalid settings before any file is opened."""
         super().__init__()
         if self.classifier is None:
             raise UserError("model.init_args.model.classifier is null: say what is classified")

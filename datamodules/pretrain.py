@@ -35,34 +35,37 @@ class PretrainData(StreamedData):
     """Clips with captions from tar shards.
 
     Args:
-        train: Shard folders or addresses; as a mapping folder → weight they are mixed in that
-            proportion, else every clip comes equally often.
-        validation: Shard folder of the retrieval set; None: no validation.
-        video: Geometry of the picture, linked from the model.
-        audio: Geometry of the sound, linked from the model.
-        text: Geometry of the captions, linked from the model.
-        batch_size: Clips of a step over all ranks; a rank takes batch_size / world size of them.
-        micro_batch_size: Clips of a part of a rank's batch, linked from the model; None: no parts.
-        num_workers: Processes per rank that read. None is started where the cache holds everything.
-        start_method: How they start; `forkserver` is safe beside threads and CUDA, `fork` is
-            quicker.
-        tokenizer: `tokenizer.json`; None: a word-level one is trained from the training captions,
-            with at most `text.vocab_size` ids, and kept beside the first folder's shards.
-        num_candidates: Captions nearest in time that make the bag of multi-instance NCE.
-        captions_per_step: Captions drawn from a bag every epoch; None: all.
-        batches_per_epoch: Length of the nominal epoch; None: as many batches as all sets give.
-        seed: Names the order and all draws.
+        train: Shard folders or addresses. A list makes every clip equally likely; a mapping folder
+            → weight mixes the folders in proportion to the weights.
+        validation: Shard folder of the retrieval set. None: no validation.
+        video: Geometry of video clips, linked from the model.
+        audio: Geometry of audio clips, linked from the model.
+        text: Geometry of captions, linked from the model.
+        batch_size: Clips per step over all ranks; each rank reads batch_size / world size of them.
+        micro_batch_size: Clips per micro-batch of a rank, linked from the model. None: no
+            micro-batches.
+        num_workers: Reader processes per rank; not started if the cache holds all clips.
+        start_method: How reader processes start: `forkserver` is safe with threads and CUDA, `fork`
+            is faster.
+        tokenizer: Path of a `tokenizer.json`. None: a word-level tokenizer with at most
+            `text.vocab_size` ids is trained on the training captions, and stored beside the shards
+            of the first folder.
+        num_candidates: Number of captions, nearest in time, in the bag of multi-instance NCE.
+        captions_per_step: Number of captions drawn from the bag in each epoch. None: all.
+        batches_per_epoch: Batches per nominal epoch. None: as many as all sets give.
+        seed: Seed of the order and of all random draws.
         augment: Random changes of training clips; the default is the published recipe.
-        max_failure_rate: Share of unreadable clips above which training stops.
-        cache_gib: Memory for decoded clips, per rank; clips beyond it are decoded each time. 0: no
-            cache.
-        cache_views: Views of a clip that are kept; epoch e takes view e % cache_views.
-        validation_batch_size: Rows of a validation batch per rank; None: as in training.
-        max_validation_captions: Most captions of a clip in the retrieval set.
-        max_validation_clips: The first so many records of the retrieval set; None: all.
+        max_failure_rate: Share of unreadable clips, in [0, 1], above which training stops.
+        cache_gib: Memory for decoded clips per rank, in GiB; clips that do not fit are decoded
+            every time. 0: no cache.
+        cache_views: Number of cached views of each clip; epoch e uses view e % cache_views.
+        validation_batch_size: Rows of a validation batch per rank. None: as in training.
+        max_validation_captions: Maximum number of captions per clip in the retrieval set.
+        max_validation_clips: Number of records of the retrieval set to use, from the first. None:
+            all.
 
     Raises:
-        UserError: what cannot be used, and what to do.
+        UserError: a setting is invalid; the message says what to change.
     """
 
     OTHER_VOCABULARY = (
@@ -94,7 +97,7 @@ class PretrainData(StreamedData):
     max_validation_clips: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be used before any file is opened."""
+        """Refuses invalid settings before any file is opened."""
         super().__init__()
         self.train_folders = [local_or_remote(folder) for folder in self.train]
         self.validation_folder = self.validation and local_or_remote(self.validation)
@@ -131,10 +134,10 @@ class PretrainData(StreamedData):
             )
 
     def prepare_data(self) -> None:
-        """Trains the tokenizer where none is given; Lightning runs this on one rank.
+        """Trains a tokenizer if none is given; Lightning calls this on one rank.
 
         Raises:
-            ShardError: shards that are missing; before anybody has made a folder for the run.
+            ShardError: shards are missing; raised before the run folder is created.
         """
         fits = self.trainer is None or self.trainer.state.fn == "fit"
         if fits:

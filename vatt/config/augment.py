@@ -12,23 +12,23 @@ class AugmentConfig:
     """Random changes of training clips. The defaults are the published recipe.
 
     Args:
-        crop: `scale` cuts a random square after a random scaling (pre-training); `area` cuts a
-            piece of random area and aspect and stretches it to the square (paper, fine-tuning).
-            Reading takes longer for `area`: more of the picture is scaled.
-        scale_range: For `scale`: the short side is decoded at this multiple of the image size,
-            drawn uniformly, before the square is cut; (1, 1) cuts along the longer side only.
-        area_range: For `area`: smallest and largest share of the picture.
-        aspect_range: For `area`: smallest and largest width / height of the piece.
-        flip_rate: Share of the clips that are mirrored. Use 0 where captions speak of left and
-            right.
-        color_jitter_rate: Share of the clips whose colours are changed. Use 0 where captions speak
-            of colours.
-        audio_noise: Standard deviation of the noise as a share of the clip's largest amplitude.
-        num_time_masks: SpecAugment: stretches of time that are blanked in a log-mel spectrogram.
-            Only for models that see one.
-        num_mel_masks: The same along the mel bins.
-        largest_time_mask: Largest share of the windows under one mask.
-        largest_mel_mask: Largest share of the mel bins under one mask.
+        crop: `scale` scales the picture randomly and crops a random square (pre-training); `area`
+            crops a rectangle of random area and aspect and stretches it to a square (paper,
+            fine-tuning). `area` takes longer to read, because more of the picture is scaled.
+        scale_range: For `scale`: range of a uniform factor; before cropping, the short side is
+            scaled to this factor times the image size. (1, 1) crops along the longer side only.
+        area_range: For `area`: smallest and largest share of the picture, in [0, 1].
+        aspect_range: For `area`: smallest and largest ratio of width to height.
+        flip_rate: Share of clips that are mirrored. Use 0 if captions mention left and right.
+        color_jitter_rate: Share of clips whose colours are changed. Use 0 if captions mention
+            colours.
+        audio_noise: Standard deviation of added noise, relative to the largest amplitude of the
+            clip.
+        num_time_masks: SpecAugment: number of time intervals to blank in a log-mel spectrogram.
+            Only for models that take spectrograms.
+        num_mel_masks: SpecAugment: number of intervals of mel bins to blank.
+        largest_time_mask: Maximum share of the windows that one mask covers.
+        largest_mel_mask: Maximum share of the mel bins that one mask covers.
 
     Raises:
         UserError: a value out of range.
@@ -48,7 +48,7 @@ class AugmentConfig:
 
     @property
     def masks_spectrogram(self) -> bool:
-        """Whether anything is blanked in spectrograms."""
+        """Whether spectrograms are masked."""
         return self.num_time_masks + self.num_mel_masks > 0
 
     def __post_init__(self) -> None:

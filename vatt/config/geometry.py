@@ -19,10 +19,10 @@ class VideoConfig:
         frame_rate: Frames per second at which a clip is sampled; 32 frames at 10 fps = 3.2 s.
         image_size: Height and width in pixels.
         patch_size: Frames, rows and columns of one token.
-        position_grid: Learned positions along time, height and width; None: one for each token of
-            this geometry. Where a clip has another grid, they are interpolated.
-        input_scale: Factor on the pixels in [-1, 1] before patching, 1 [P, C]. Small models that
-            train for minutes learn faster when tokens are as large as their positions.
+        position_grid: Number of learned positions along time, height and width; interpolated if a
+            clip has another grid. None: one per token of this geometry.
+        input_scale: Factor applied to the pixels in [-1, 1] before patching, 1 [P, C]. Small models
+            that train for minutes learn faster if tokens are as large as their positions.
     """
 
     num_frames: int = 32
@@ -33,7 +33,7 @@ class VideoConfig:
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses a grid that the patches do not fill."""
+        """Refuses a clip that patches do not fill exactly."""
         check_positive(self, "video", "num_frames", "frame_rate", "image_size")
         check_sizes("video.patch_size", self.patch_size, 3)
         check_sizes("video.position_grid", self.position_grid, 3)
@@ -67,15 +67,15 @@ class SpectrogramConfig:
     """Log-mel spectrogram of a waveform, `[M, F]` in [0, 1] (`vatt.network.log_mel.LogMel`).
 
     Args:
-        window_samples: Samples under one Hann window; 2048 at 48 kHz = 43 ms.
+        window_samples: Length of a Hann window in samples; 2048 at 48 kHz = 43 ms.
         hop_samples: Samples from one window to the next.
-        num_mels: Mel bins, `F`.
+        num_mels: Number of mel bins, `F`.
         min_hertz: Lower edge of the lowest mel bin.
         max_hertz: Upper edge of the highest mel bin.
-        patch_size: Windows and mel bins of one token; what fills no patch is left out.
-        transposed_positions: Numbers the tokens mel bin by mel bin when their positions are looked
-            up, though they are stored window by window: a fault of the official code that its
-            released weights need [C].
+        patch_size: Windows and mel bins of one token; an incomplete patch is left out.
+        transposed_positions: Whether positions are looked up in mel-major order, although tokens
+            are in time-major order: an error of the official code that its released weights need
+            [C].
     """
 
     window_samples: int = 2048
@@ -107,13 +107,14 @@ class AudioConfig:
     """Geometry of a mono waveform in [-1, 1].
 
     Args:
-        sample_rate: Hz.
+        sample_rate: Sample rate in Hz.
         num_samples: Samples per clip, `S`; 153,600 at 48 kHz = 3.2 s.
-        patch_size: Samples of one token, where tokens are pieces of the waveform.
-        spectrogram: Makes tokens of a log-mel spectrogram instead. None: of the waveform.
-        position_grid: Learned positions, (tokens,) for a waveform, (time, mel) for a spectrogram;
-            None: one for each token of this geometry. Otherwise they are interpolated.
-        input_scale: Factor on the waveform before patching, 1 [P, C]; as for video.
+        patch_size: Samples per token, if tokens are patches of the waveform.
+        spectrogram: Log-mel spectrogram whose patches become tokens. None: patches of the waveform.
+        position_grid: Number of learned positions, (tokens,) for a waveform, (time, mel) for a
+            spectrogram; interpolated if a clip has another grid. None: one per token of this
+            geometry.
+        input_scale: Factor applied to the waveform before patching, 1 [P, C]; see `VideoConfig`.
     """
 
     sample_rate: int = 48_000
@@ -124,7 +125,7 @@ class AudioConfig:
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuses a length that the patches do not fill."""
+        """Refuses a length that patches do not fill exactly."""
         check_positive(self, "audio", "sample_rate", "num_samples", "patch_size")
         check_sizes("audio.position_grid", self.position_grid, len(self.grid))
         if self.spectrogram is not None and self.spectrogram.max_hertz > self.sample_rate / 2:
@@ -160,18 +161,18 @@ class AudioConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Geometry of a caption, and what is particular to a text tower of its own.
+    """Geometry of a caption, and settings of text towers.
 
     Args:
         tower: Text tower of the specific arrangement: `t5`, or `linear`: relu(Dense) of each word
-            vector, maximum over all words, padding included.
-        vocab_size: Number of ids, padding included; id 0 is padding.
-        max_words: Words kept of a caption, `J`.
-        d_embedding: Width of the word vectors. The agnostic arrangement projects it to `d_model`
-            with a GELU, as the T5 tower does.
-        train_embedding: Whether word vectors learn. The release keeps them frozen; without given
-            vectors they must learn.
-        relative_buckets: Buckets of the T5 relative attention bias.
+            vector, then the maximum over all words including padding.
+        vocab_size: Number of ids including padding; id 0 is padding.
+        max_words: Maximum number of words of a caption, `J`; further words are cut.
+        d_embedding: Width of the word vectors. Both the agnostic arrangement and the T5 tower
+            project it to `d_model`, with a GELU.
+        train_embedding: Whether word vectors are trained. The official release keeps pre-trained
+            ones frozen; random ones must be trained.
+        relative_buckets: Number of buckets of T5's relative attention bias.
         relative_max_distance: Distance from which all words share the last bucket.
         d_linear: Width of the linear tower.
     """

@@ -18,16 +18,16 @@ FORMAT_VERSION = 1  # of config.json and of the dict in a checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """One transformer encoder.
+    """Settings of a transformer encoder.
 
     Args:
-        num_layers: Pre-norm blocks.
+        num_layers: Number of pre-norm blocks.
         d_model: Width of the residual stream, `D`.
-        d_ff: Width inside the MLP.
-        num_heads: Attention heads, `N`.
+        d_ff: Hidden width of the MLP.
+        num_heads: Number of attention heads, `N`.
         d_kv: Width per head, `E`; num_heads · d_kv need not equal d_model.
-        bias: Whether attention and MLP have biases; the spectrogram tower's have none [C], T5's
-            never.
+        bias: Whether attention and MLP have biases. The spectrogram tower has none [C], and T5
+            never has any.
         dropout: Rate of every dropout of the encoder ([C]: attention weights, MLP, residual
             branches, after the final norm, after adding positions, T5's input).
     """
@@ -41,7 +41,7 @@ class EncoderConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuses sizes that make no network."""
+        """Refuses sizes and rates out of range."""
         check_positive(self, "encoder", "num_layers", "d_model", "d_ff", "num_heads", "d_kv")
         if not 0 <= self.dropout < 1:
             raise UserError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
@@ -49,19 +49,20 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """The common spaces.
+    """Settings of the heads, which project features into the common spaces.
 
     Args:
-        kind: `fac`: a fine space for video and audio, and below it a coarse one for video and text
-            [P, C]; `joint`: one space for the three, ReLU → Dense → BatchNorm each [C], whose
-            statistics leave out clips without the modality; [C] takes them in as zeros.
+        kind: `fac`: a fine-grained space for video and audio, and a coarse space for video and text
+            that is computed from the fine one [P, C]. `joint`: one space for all three modalities,
+            with a head ReLU → Dense → BatchNorm each [C]; statistics leave out clips without the
+            modality, which [C] counts as zeros.
         d_va: Width of the video-audio space.
         d_vt: Width of the video-text space.
         d_joint: Width of the joint space.
-        batch_norm: `video`: only the video head normalises, audio and text heads are one Dense with
-            bias [C]; `all`: BatchNorm after each linear layer of every head [P].
-        audio_layers: Linear layers of the audio head, 1 [P, C] or 2 (with ReLU between, as the
-            video head has).
+        batch_norm: `video`: only the video head has BatchNorm; audio and text heads are one Dense
+            with bias [C]. `all`: BatchNorm after each linear layer of every head [P].
+        audio_layers: Number of linear layers of the audio head: 1 [P, C], or 2 with a ReLU between
+            them, as in the video head.
     """
 
     kind: Literal["fac", "joint"] = "fac"
@@ -72,21 +73,21 @@ class HeadConfig:
     audio_layers: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
-        """Refuses spaces without width and arrangements that there are not."""
+        """Refuses unknown kinds and widths that are not positive."""
         check_choices(self, "head")
         check_positive(self, "head", "d_va", "d_vt", "d_joint")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Dropout and a Dense on the pooled features of one modality.
+    """Settings of a classifier: dropout and a Dense on the pooled features of one modality.
 
     Args:
-        modality: Whose features; images are video of as many frames as a patch has.
-        num_classes: Classes.
-        dropout: On the features: 0.5 for video, 0 for audio [C].
-        multi_label: Whether a clip may have several labels (AudioSet): sigmoid instead of softmax,
-            and a bias that starts at −log(num_classes − 1).
+        modality: Modality of the features; an image is a video with the frames of one patch.
+        num_classes: Number of classes.
+        dropout: Dropout rate of the features: 0.5 for video, 0 for audio [C].
+        multi_label: Whether a clip may have several labels (AudioSet): uses sigmoid instead of
+            softmax, and a bias that starts at −log(num_classes − 1).
     """
 
     modality: Literal["video", "audio"] = "video"
@@ -95,7 +96,7 @@ class ClassifierConfig:
     multi_label: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses a classifier that has nothing to choose between."""
+        """Refuses fewer than two classes, and rates out of range."""
         check_choices(self, "classifier")
         if self.num_classes < 2 or not 0 <= self.dropout < 1:
             raise UserError(
@@ -106,27 +107,27 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VATTConfig:
-    """A whole model.
+    """Settings of a whole model.
 
     Args:
-        modalities: Which it has; a fine-tuned classifier has one.
-        arrangement: `agnostic`: one encoder for the three modalities; `specific`: one each, text by
-            T5.
-        video: Geometry of the video clip.
-        audio: Geometry of the sound.
-        text: Geometry of the caption.
-        encoder: The shared encoder; in the specific arrangement the one of each tower that has none
-            of its own below.
-        video_encoder: Own encoder of the video tower (specific arrangement only).
-        audio_encoder: Own encoder of the audio tower (specific arrangement only).
-        text_encoder: Own encoder of the text tower (specific arrangement only).
-        head: The common spaces. None: there are none.
-        classifier: A classifier on one modality's features. None: there is none.
+        modalities: Modalities of the model; a fine-tuned classifier has one.
+        arrangement: `agnostic`: one encoder for all three modalities; `specific`: one encoder per
+            modality, T5 for text.
+        video: Geometry of video clips.
+        audio: Geometry of audio clips.
+        text: Geometry of captions.
+        encoder: The shared encoder; in the specific arrangement, the encoder of every modality for
+            which none is given below.
+        video_encoder: Encoder of video (specific arrangement only).
+        audio_encoder: Encoder of audio (specific arrangement only).
+        text_encoder: Encoder of text (specific arrangement only).
+        head: Heads for the common spaces. None: no common spaces.
+        classifier: Classifier on the features of one modality. None: no classifier.
         drop_token: Share of video and audio tokens dropped in training, in [0, 1).
-        audio_drop_token: Share of audio tokens, where it is another one; None: as `drop_token`.
+        audio_drop_token: Share of audio tokens dropped in training. None: as `drop_token`.
         d_post: Width of the Dense(GELU) after the shared encoder (agnostic arrangement only) [C:
             1024].
-        format_version: Of this configuration where it is stored.
+        format_version: Version of the stored format.
     """
 
     format_version: int = FORMAT_VERSION
@@ -146,7 +147,7 @@ class VATTConfig:
     d_post: int = 1024
 
     def __post_init__(self) -> None:
-        """Refuses rates out of range, and parts that the model would not use or has not."""
+        """Refuses rates out of range, and parts that are missing or would not be used."""
         _check_version(self.format_version)
         object.__setattr__(self, "modalities", tuple(self.modalities))  # YAML has lists
         check_choices(self, "model")
@@ -177,7 +178,7 @@ class VATTConfig:
             raise UserError(f"the classifier reads {self.classifier.modality}, {has}")
 
     def tower(self, modality: str) -> EncoderConfig:
-        """The encoder configuration that a modality goes through."""
+        """Encoder configuration of a modality."""
         own: EncoderConfig | None = getattr(self, f"{modality}_encoder")
         return own or self.encoder
 
@@ -190,12 +191,12 @@ class VATTConfig:
         return self.tower(modality).d_model
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers only, for JSON and checkpoints that load with `weights_only=True`."""
+        """This configuration as plain containers, for JSON and `torch.load(weights_only=True)`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "VATTConfig":
-        """Inverse of `to_dict`.
+        """Configuration from a dict that `to_dict` made.
 
         Raises:
             UserError: an unknown key, or a format version that this code does not read.

@@ -42,22 +42,23 @@ PAIRS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Choice of the contrastive loss.
+    """Settings of the contrastive loss.
 
     Args:
-        form: `asymmetric`: both directions share one denominator [C, default]; `symmetric`: a ratio
-            for each, added; `sigmoid`: every pair of clips by itself, SigLIP.
-        temperature: What similarities are divided by; the start value if it is learned. None: 0.07
+        form: `asymmetric`: both directions share one denominator [C, default]; `symmetric`: the sum
+            of one loss per direction; `sigmoid`: SigLIP, a binary loss for every pair of clips.
+        temperature: Divisor of the similarities; if it is learned, its initial value. None: 0.07
             [P, C], and 0.1 for the sigmoid form.
-        learn_temperature: Whether each pair learns its own temperature, and its bias in the sigmoid
-            form. None: as published, only in the sigmoid form.
-        sigmoid_bias: Start of what the sigmoid form adds to the scaled similarities.
-        video_audio_weight: Weight of the video-audio pair; the total is the weighted mean.
+        learn_temperature: Whether each pair of modalities learns its own temperature (and bias, in
+            the sigmoid form). None: as published, only in the sigmoid form.
+        sigmoid_bias: Initial bias that the sigmoid form adds to the scaled similarities.
+        video_audio_weight: Weight of the video-audio pair; the total loss is the weighted mean.
         video_text_weight: Weight of the video-text pair.
         audio_text_weight: Weight of the audio-text pair, which needs the joint head.
-        official_masking: What the official code does where one of two modalities is absent: the
-            asymmetric form minds only the second of a pair, the symmetric one weighs rows by the
-            shares of both. Otherwise a row counts where both are there, and all alike.
+        official_masking: Whether to treat clips that lack a modality as the official code does: the
+            asymmetric form checks only the second modality of a pair, and the symmetric form weighs
+            rows by the shares of both. False: a row counts if it has both modalities, and all rows
+            count equally.
     """
 
     form: Form = "asymmetric"
@@ -70,7 +71,7 @@ class LossConfig:
     official_masking: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses values for which there is no loss."""
+        """Refuses values for which no loss is defined."""
         check_choices(self, "loss")
         if not self.start_temperature > 0:
             raise UserError(f"loss.temperature must be positive, got {self.temperature}")

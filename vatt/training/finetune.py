@@ -33,23 +33,23 @@ class FinetuneModule(TrainingModule):
     """Trains a classifier on one tower of a VATT.
 
     Args:
-        model: The network's configuration, with one modality, a classifier and no head
+        model: Configuration of the network, with one modality, a classifier and no head
             (`vatt.config.presets.as_classifier`).
-        optimizer: Which optimiser.
-        schedule: The learning rate over the run.
-        init_from: Model folder or checkpoint whose tower training starts from; its heads and other
-            towers are left behind, positions are interpolated where the clips are larger. Not read
+        optimizer: Optimiser and its settings.
+        schedule: Learning rate over the run.
+        init_from: Model folder or checkpoint that gives the initial weights of the tower; its heads
+            and other towers are not used. If clips are larger, positions are interpolated. Ignored
             when a run is resumed. None: random weights.
-        label_smoothing: Share of the truth that is spread over all classes; 0.1 for video [P, C].
-            Not for classifiers with several labels.
-        frozen: Part that keeps its weights and has no dropout. 0: none; n: the patching and the
-            first n transformer blocks; `backbone`: all but the classifier.
-        compile_towers: Whether training runs through `torch.compile`.
-        checkpoint_activations: Whether training keeps only what enters each transformer block and
-            computes the rest again.
+        label_smoothing: Share of each target that is spread over all classes; 0.1 for video [P, C].
+            Must be 0 for classifiers with several labels per clip.
+        frozen: Part that is not trained and has no dropout. 0: nothing; n: the patch projection and
+            the first n transformer blocks; `backbone`: everything except the classifier.
+        compile_towers: Whether to compile the encoder with `torch.compile`.
+        checkpoint_activations: Whether to store only the input of each transformer block and
+            recompute the rest in the backward pass.
 
     Raises:
-        UserError: a model without classifier or with a head, or more frozen blocks than it has.
+        UserError: the model has no classifier or has a head, or `frozen` exceeds its blocks.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class FinetuneModule(TrainingModule):
             part.requires_grad_(False)
 
     def load_start(self, source: str) -> None:
-        """Takes the tower, not the classifier."""
+        """Loads the weights of the tower, but not of the classifier."""
         load_backbone(self.network, source)
 
     def _frozen_parts(self) -> list[nn.Module]:
-        """Modules that do not learn."""
+        """Modules that are not trained."""
         network = self.network
         tokens = network.tokens_of(self.classifier.modality)
         if self.frozen == "backbone":

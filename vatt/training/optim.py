@@ -19,19 +19,19 @@ from vatt.network.layers import RelativeBias
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Optimiser of the trainable weights; defaults are those of pre-training [P, C].
+    """Settings of the optimiser; the defaults are those of pre-training [P, C].
 
     Args:
-        name: `adam` (Keras' form, see `KerasAdam`), `adamw` (torch's, decoupled weight decay) or
-            `sgd` (Keras' form, see `KerasSGD`).
-        learning_rate: The schedule's peak.
-        betas: Adam's averages of gradient and its square.
-        eps: Adam's epsilon.
-        momentum: SGD's.
-        weight_decay: On the weights of linear layers and word vectors only.
-        clip_backbone: Largest global norm of the backbone's gradients; None: not clipped. 0.75 in
-            video fine-tuning [C].
-        clip_head: The same for the projection or classification heads and what the loss learns.
+        name: `adam` (as in Keras, see `KerasAdam`), `adamw` (torch's, with decoupled weight decay)
+            or `sgd` (as in Keras, see `KerasSGD`).
+        learning_rate: Peak learning rate of the schedule.
+        betas: Decay rates of Adam's averages of the gradient and its square.
+        eps: Epsilon of Adam.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay, applied to the weights of linear layers and word vectors only.
+        clip_backbone: Maximum global norm of the backbone's gradients, 0.75 in video fine-tuning
+            [C]. None: no clipping.
+        clip_head: The same for projection heads, classifiers and learned parameters of the loss.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -44,7 +44,7 @@ class OptimizerConfig:
     clip_head: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuses an unknown optimiser, and values that cannot train."""
+        """Refuses unknown optimisers and values out of range."""
         check_choices(self, "optimizer")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise UserError(
@@ -60,7 +60,7 @@ class OptimizerConfig:
 
     @property
     def clips(self) -> bool:
-        """Whether the gradients of any part are clipped."""
+        """Whether any gradients are clipped."""
         return self.clip_backbone is not None or self.clip_head is not None
 
 
@@ -69,14 +69,14 @@ class ScheduleConfig:
     """Learning rate over a run, as a factor of the peak.
 
     Args:
-        kind: After the linear warm-up: `half_cosine` [C] or `quarter_cosine` [P] from the peak to
-            `final_factor`; or `constant_then_linear`: the peak until `constant_until`, then
-            straight to `final_factor`.
+        kind: Form after the linear warm-up. `half_cosine` [C] and `quarter_cosine` [P] fall from
+            the peak to `final_factor`; `constant_then_linear` stays at the peak until
+            `constant_until`, then falls linearly to `final_factor`.
         max_steps: Optimiser steps of the run.
-        start_step: Steps that were made before the run, by the weights that it starts from; the
-            schedule is that of all steps together.
-        warmup_steps: Steps from 0 to the peak.
-        final_factor: Factor at the last step; 1e-4 → 5e-5 in the paper.
+        start_step: Steps already trained before this run, in the initial weights; the schedule
+            covers these and the steps of the run.
+        warmup_steps: Steps of the linear warm-up from 0 to the peak.
+        final_factor: Factor at the last step; the paper goes from 1e-4 to 5e-5.
         constant_until: Share of the run, in [0, 1], at which `constant_then_linear` begins to fall.
     """
 
@@ -88,7 +88,7 @@ class ScheduleConfig:
     constant_until: float = 0.7
 
     def __post_init__(self) -> None:
-        """Refuses a warm-up that never ends and shares out of range."""
+        """Refuses a warm-up that is as long as the schedule, and shares out of range."""
         check_choices(self, "schedule")
         if self.max_steps < 1 or self.start_step < 0:
             raise UserError(
@@ -105,7 +105,7 @@ class ScheduleConfig:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole schedule, those before the run included."""
+        """Steps of the whole schedule, including those before the run."""
         return self.start_step + self.max_steps
 
 
@@ -114,7 +114,7 @@ def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
 
     Args:
         config: The schedule.
-        progress: Share of the schedule that is done, step / total_steps; beyond 1 counts as 1.
+        progress: Completed share of the schedule, step / total_steps; clamped to [0, 1].
 
     Returns:
         In [0, 1], finite everywhere (the official schedule is NaN at its last step).

@@ -27,24 +27,25 @@ class PretrainModule(TrainingModule):
     """Trains a VATT by contrasting video with audio and video with text.
 
     Args:
-        model: The network's configuration.
-        loss: Which contrastive loss.
-        optimizer: Which optimiser.
-        schedule: The learning rate over the run.
-        init_from: Model folder or checkpoint whose weights training starts from, for example a
-            converted one; not read when a run is resumed. None: random weights.
-        init_optimizer: Whether the optimiser starts from the state beside them, too
-            (`vatt convert --optimizer`).
-        micro_batch_size: Clips whose activations are in memory at a time, per rank: the encoders
-            see so many, heads and loss the whole batch (`vatt.training.accumulation`). It costs a
-            second forward pass. None: all clips of a rank at once.
-        compile_towers: Whether training runs through `torch.compile`: the first steps take minutes,
-            the others less time.
-        checkpoint_activations: Whether training keeps only what enters each transformer block and
-            computes the rest again: far less memory, a third more computing.
+        model: Configuration of the network.
+        loss: Contrastive loss and its settings.
+        optimizer: Optimiser and its settings.
+        schedule: Learning rate over the run.
+        init_from: Model folder or checkpoint that gives the initial weights, for example a
+            converted checkpoint; ignored when a run is resumed. None: random weights.
+        init_optimizer: Whether to load the optimiser's state from `init_from`, too
+            (`vatt convert --optimizer` stores it).
+        micro_batch_size: Number of clips per rank whose activations are in memory at a time. The
+            encoders run on this many clips, heads and loss on the whole batch
+            (`vatt.training.accumulation`). It costs a second forward pass. None: all clips of a
+            rank at once.
+        compile_towers: Whether to compile the encoders with `torch.compile`: the first steps take
+            minutes, later steps are faster.
+        checkpoint_activations: Whether to store only the input of each transformer block and
+            recompute the rest in the backward pass: far less memory, a third more computation.
 
     Raises:
-        UserError: the model's head has no space for a pair that the loss weighs.
+        UserError: the loss uses a pair of modalities for which the model's head has no space.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class PretrainModule(TrainingModule):
         self.micro_batch_size = micro_batch_size
 
     def load_start(self, source: str) -> None:
-        """Takes the weights and, where asked for, the state of the optimiser."""
+        """Loads the initial weights and, if `init_optimizer` is set, the optimiser's state."""
         load_weights(self.network, source)
         if self.init_optimizer:
             load_optimizer_state(self._optimizer(), self.network, source)
 
     def check_shardable(self) -> None:
-        """Refuses what needs whole weights."""
+        """Refuses settings that need whole weights in every process."""
         if self.micro_batch_size is not None or self.init_optimizer:
             raise UserError(
                 "micro_batch_size and init_optimizer need whole weights: set them to null and "
