@@ -29,9 +29,9 @@ from vatt.pages.pictures import (
     read_spectrogram,
 )
 from vatt.pages.report import write_report
-from vatt.pages.report_clips import choose_examples
 from vatt.pages.report_data import AttentionExample, AttributeConfusion, ReportClip, ReportData
-from vatt.pages.report_sections import duration
+from vatt.pages.report_examples import choose_examples
+from vatt.pages.templates import duration
 
 NUM_CLIPS = 12
 SILENT = 4

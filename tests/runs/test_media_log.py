@@ -15,14 +15,8 @@ from wandb_files import end_wandb, pieces, read_history
 from vatt.cli import main
 from vatt.evaluation.embedding_table import EmbeddingTable
 from vatt.media.clip import probe
-from vatt.pages.clip_table import (
-    COLUMNS,
-    MediaRow,
-    paint_map,
-    paint_sound,
-    paint_strip,
-    write_media,
-)
+from vatt.pages.clip_table import COLUMNS, MediaRow, paint_map, paint_strip, write_media
+from vatt.pages.pictures import paint_sound
 from vatt.runs.media_log import similarity_maps, with_found
 
 SILENT_MODEL = ["--model.init_args.model.modalities=[video,text]"]

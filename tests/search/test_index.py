@@ -28,7 +28,7 @@ from vatt.features.folders import FeatureFolder
 from vatt.media.clip import probe
 from vatt.search.answer import clock
 from vatt.search.files import RowWriter, read_index_json
-from vatt.search.page import render_player
+from vatt.search.page import encode_tile
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -433,11 +433,11 @@ def test_a_page_plays_only_the_segment(built: Path, media: Path, tmp_path: Path)
 def test_a_sound_plays_beside_its_picture_and_an_image_for_a_moment(tmp_path: Path) -> None:
     make_file(tmp_path / "sound.flac", KINDS["sound.flac"])
     make_still(tmp_path / "still.png", "png")
-    still = render_player(tmp_path / "still.png", 0, 60)
-    seconds = probe(base64.b64decode(re.search('base64,(.*?)"', still)[1])).duration_seconds
-    assert seconds < 0.2
-    player = render_player(str(tmp_path / "sound.flac"), 0.5, 1.0)
-    assert player.count("data:audio/wav") == player.count("data:image/png") == 1
+    still = encode_tile(tmp_path / "still.png", 0, 60)
+    assert probe(base64.b64decode(still.video.split(",")[1])).duration_seconds < 0.2
+    player = encode_tile(str(tmp_path / "sound.flac"), 0.5, 1.0)
+    assert player.sound.startswith("data:audio/wav")
+    assert [picture[:14] for picture in player.pictures] == ["data:image/png"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")

@@ -1,6 +1,5 @@
 """Pictures, sound and points for the report, as data URIs and plain lists."""
 
-import base64
 import math
 from fractions import Fraction
 from itertools import pairwise
@@ -12,6 +11,7 @@ import torch
 
 from vatt.media.clip import MediaInfo, read_frames, read_waveform
 from vatt.media.source import MediaSource
+from vatt.pages.templates import data_uri
 
 POSTER_SHORT_SIDE = 96  # pixels; 2–5 kB of JPEG
 POSTER_QUANTISER = 4  # of JPEG: 2 is the best, 31 the worst
@@ -22,13 +22,15 @@ SPECTROGRAM_RANGE = 4.0  # natural logarithms below the loudest that still show:
 SILENCE = math.log(1e-2)  # logarithm of a spectrum's value: some 90 dB below the loudest tone
 WINDOW = 1024  # samples, 64 ms: bands of 16 Hz
 
+SOUND_SCALE = 2  # pixels for each band and column of a painted spectrogram
+
+# Dark to light, in order without colours, too. Source: five points of matplotlib's viridis.
+DARK_TO_LIGHT = np.array(
+    [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)], dtype=np.float64
+)
+
 # Light to dark, one hue: the overlay of attention weights.
 HEAT = np.array([(255, 196, 61), (255, 122, 26), (229, 38, 62)], dtype=np.float64)
-
-
-def data_uri(content: bytes, media_type: str) -> str:
-    """Content as an address that needs no file and no network."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -119,16 +121,36 @@ def loudness(waveform: torch.Tensor, sample_rate: int = SPECTROGRAM_RATE) -> np.
     return ((level - loudest) / SPECTROGRAM_RANGE + 1).clamp(0, 1).numpy()
 
 
-def colour(shares: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Colours on a scale.
+def paint_sound(sound: torch.Tensor, sample_rate: int) -> np.ndarray:
+    """Paints a spectrogram, low notes below, the louder the lighter.
 
     Args:
-        shares: float `[…]` in [0, 1].
-        colours: float `[points, 3]`, evenly spaced on the scale.
+        sound: float `[S]`, or a log-mel spectrogram in [0, 1] `[M, F]`.
+        sample_rate: Hz, of a waveform.
 
     Returns:
-        float64 `[…, 3]`.
+        uint8 `[height, width, 3]`.
     """
+    if sound.ndim == 1:
+        levels = loudness(sound.float(), sample_rate)
+    else:
+        levels = sound.float().T.flip(0).clamp(0, 1).numpy()
+    return paint_shares(levels, SOUND_SCALE)
+
+
+def paint_shares(shares: np.ndarray, scale: int) -> np.ndarray:
+    """Squares of so many pixels, dark to light, uint8 `[scale * n, scale * m, 3]`.
+
+    Args:
+        shares: float `[n, m]` in [0, 1].
+        scale: Pixels of each side.
+    """
+    pixels = _colour(shares, DARK_TO_LIGHT).round().astype(np.uint8)
+    return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _colour(shares: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Colours `[…, 3]` of shares in [0, 1] on a scale of evenly spaced colours `[points, 3]`."""
     points = np.linspace(0, 1, len(colours))
     return np.stack([np.interp(shares, points, channel) for channel in colours.T], axis=-1)
 
@@ -141,7 +163,7 @@ def overlay_heat(attention: np.ndarray) -> list[str]:
     """
     strength = attention / max(float(attention.max()), 1e-12)
     alpha = 255 * strength[..., None] ** 0.8
-    rgba = np.concatenate([colour(strength, HEAT), alpha], axis=-1)
+    rgba = np.concatenate([_colour(strength, HEAT), alpha], axis=-1)
     return [data_uri(encode_png(picture), "image/png") for picture in rgba.round().astype(np.uint8)]
 
 

@@ -60,14 +60,13 @@ function setUpTile(button) {
 
 function setUpListening(button) {
   const number = button.dataset.sound, bar = button.querySelector(".spectrogram");
-  const icon = button.querySelector("use");
   if (clips[number].spectrogram) bar.style.setProperty("--sound", `url(${clips[number].spectrogram})`);
   button.disabled = !clips[number].media;
   let audio = null;
   const stop = () => {
     if (audio) audio.pause();
     audio = null;
-    icon.setAttribute("href", "#i-play");
+    delete button.dataset.state;
     bar.style.setProperty("--progress", "0%");
   };
   const advance = () => {
@@ -81,7 +80,7 @@ function setUpListening(button) {
     stopSounding = stop;
     audio = new Audio(mediaUrl(number));
     audio.addEventListener("ended", stop);
-    icon.setAttribute("href", "#i-stop");
+    button.dataset.state = "sound";
     audio.play().catch(stop);
     advance();
   });

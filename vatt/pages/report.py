@@ -1,30 +1,40 @@
 """The report of a run: one HTML file that needs no network, with charts and clips that play.
 
-`write_report` makes the page of a `ReportData`. `report.html` is the frame, `report.css` the look,
-`report_charts.js` and `report.js` the behaviour; `report_sections` and `report_clips` write what
-needs no script, `pictures` paints pictures and sound.
+`write_report` makes the page of a `ReportData`. `report.html` is the template, `style.css` the
+look, `report_charts.js` and `report.js` the behaviour; `report_examples` chooses queries, and
+`pictures` paints pictures and sound.
 """
 
 import base64
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
 from vatt.media.clip import MediaInfo, probe
-from vatt.pages.pictures import project_to_plane, read_poster, read_spectrogram
-from vatt.pages.report_clips import Example, choose_examples
-from vatt.pages.report_data import ReportClip, ReportData
-from vatt.pages.report_sections import CARDS, render_sections
-from vatt.system.files import write_atomically
+from vatt.pages.pictures import (
+    encode_jpeg,
+    overlay_heat,
+    project_to_plane,
+    read_poster,
+    read_spectrogram,
+)
+from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
+from vatt.pages.report_examples import NUM_RESULTS, Example, choose_examples, spread
+from vatt.pages.templates import data_uri, write_html
 
+CARDS = {  # heading, arrow, hue
+    "text_to_video": ("A sentence finds its clip", "text → video", "text"),
+    "video_to_text": ("A clip finds its sentence", "video → text", "text"),
+    "audio_to_video": ("A sound finds its clip", "audio → video", "audio"),
+    "video_to_audio": ("A clip finds its sound", "video → audio", "audio"),
+}
+MAX_WALL = 200  # clips shown together
+MAX_FRAMES = 16  # frames shown of a clip with its attention
 MEDIA_BUDGET_BYTES = 9_000_000  # of clips; base64 makes 4 bytes of 3: the page stays below 15 MB
 MAX_POINTS = 400  # of a curve: about half the width of a chart in pixels
 MISSING_LEVEL = 65535  # stands for a similarity that is NaN
@@ -44,21 +54,53 @@ def write_report(path: Path, data: ReportData) -> None:
     infos = [probe(clip.media) for clip in data.clips]
     data = replace(data, similarity=_without_silent_queries(data.similarity, infos))
     examples = {name: choose_examples(values) for name, values in data.similarity.items()}
-    payload = {
-        "attributes": data.attributes,
-        "clips": _clips(data.clips, infos, examples),
-        "charts": _charts(data.history),
-        "maps": {name: _heat_map(values) for name, values in data.similarity.items()},
-        "spaces": [_space(modalities) for modalities in data.spaces.values()],
-    }
-    page = Template(_read_part("report.html")).substitute(
-        title=escape(data.title),
-        style=_read_part("report.css"),
-        sections=render_sections(data, examples),
-        payload=_to_json(payload),
-        script=_read_part("report_charts.js") + _read_part("report.js"),
+    charts = _charts(data.history)
+    seconds = data.metrics.get("seconds", {})
+    seconds = {name: value for name, value in seconds.items() if name != "total" and value > 0}
+    linear = data.metrics.get("linear_evaluation", {})
+    metrics = json.dumps(data.metrics, indent=2, default=str)
+    listings = {"Metrics": metrics}
+    if data.config:
+        listings["Configuration"] = json.dumps(data.config, indent=2, default=str)
+    sections = (
+        ("result", "Result", True),
+        ("clips", "The candidates", data.clips),
+        ("by-sentence", "Search by sentence", examples.get("text_to_video")),
+        ("by-sound", "Search by sound", examples.get("audio_to_video")),
+        ("training", "Training", charts or seconds),
+        ("similarity", "Similarities", data.similarity),
+        ("spaces", "Common spaces", data.spaces),
+        ("attention", "Attention", data.attention),
+        ("confusions", "Confusions", data.confusions),
+        ("linear", "Linear classifiers", linear.get("rows")),
+        ("run", "This run", True),
     )
-    write_atomically(Path(path), page.encode("utf-8"))
+    num_candidates = data.metrics.get("num_candidates")
+    write_html(
+        Path(path),
+        "report.html",
+        title=data.title,
+        data=data,
+        metrics=data.metrics,
+        cards=CARDS,
+        chance=100 / num_candidates if num_candidates else None,
+        sections={name: heading for name, heading, content in sections if content},
+        examples=examples,
+        num_results=NUM_RESULTS,
+        wall=spread(np.arange(len(data.clips)), MAX_WALL),
+        seconds=seconds,
+        linear=linear,
+        attention_frames=_attention_frames,
+        listings=listings,
+        metrics_uri=data_uri(metrics.encode(), "application/json"),
+        payload={
+            "attributes": data.attributes,
+            "clips": _clips(data.clips, infos, examples),
+            "charts": charts,
+            "maps": {name: _heat_map(values) for name, values in data.similarity.items()},
+            "spaces": [_space(modalities) for modalities in data.spaces.values()],
+        },
+    )
 
 
 def _without_silent_queries(
@@ -71,13 +113,13 @@ def _without_silent_queries(
     return {**similarity, "audio_to_video": values}
 
 
-def _read_part(name: str) -> str:
-    return (resources.files("vatt.pages") / name).read_text(encoding="utf-8")
-
-
-def _to_json(values: Any) -> str:
-    # "<" could end the script element that carries the text.
-    return json.dumps(values, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+def _attention_frames(example: AttentionExample) -> Iterator[tuple[int, str, str]]:
+    """Numbers of frames from 1, their pictures and the attention over them."""
+    heat = overlay_heat(example.attention)
+    num_frames = len(example.frames)
+    for t in range(0, num_frames, math.ceil(num_frames / MAX_FRAMES)):
+        frame = data_uri(encode_jpeg(example.frames[t]), "image/jpeg")
+        yield t + 1, frame, heat[t * len(heat) // num_frames]
 
 
 def _clips(

@@ -26,6 +26,12 @@ class AttributeConfusion:
         """Percent of queries whose best candidate has the attribute right."""
         return 100.0 * float(self.counts.diagonal().sum()) / max(int(self.counts.sum()), 1)
 
+    @property
+    def shares(self) -> list[list[float]]:
+        """Percent of each row."""
+        counts = self.counts.double()
+        return (100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).tolist()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportClip:
@@ -57,6 +63,11 @@ class AttentionExample:
     title: str
     frames: np.ndarray
     attention: np.ndarray
+
+    @property
+    def peak(self) -> float:
+        """The largest weight as a multiple of an even share."""
+        return float(self.attention.max()) / max(float(self.attention.mean()), 1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,3 +137,11 @@ class ReportData:
         lengths = {len(clip.attributes) for clip in self.clips}
         if len(lengths) > 1 or lengths - {0, len(self.attributes)}:
             raise ValueError(f"all clips need a value for each of {self.attributes}, or none")
+
+    def sound_alike(self, one: int, other: int) -> bool:
+        """Whether two clips share all attributes that sound can tell."""
+        pairs = zip(
+            self.attributes, self.clips[one].attributes, self.clips[other].attributes, strict=False
+        )
+        heard = [a == b for name, a, b in pairs if name in self.audible]
+        return bool(heard) and all(heard)

@@ -1,0 +1,81 @@
+"""Pages from the templates beside this file; Jinja2 escapes all text that they are given."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vatt.system.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A clip in `clips.html`; addresses are file names or data URIs.
+
+    Args:
+        name: Heading.
+        value: Number beside it.
+        video: Address of an mp4 file, or nothing.
+        sound: Address of its sound, where no video has it.
+        pictures: Addresses of further pictures.
+        lines: Texts below the heading, and the numbers beside them.
+    """
+
+    name: str = ""
+    value: str = ""
+    video: str = ""
+    sound: str = ""
+    pictures: Sequence[str] = ()
+    lines: Sequence[tuple[str, str]] = ()
+
+
+def write_html(path: Path, template: str, **values: Any) -> None:
+    """Writes a page without need of a network; it appears whole or not at all.
+
+    Args:
+        path: The HTML file.
+        template: Name of the template.
+        values: Its variables; one that is missing is an error.
+    """
+    page = _environment().get_template(template).render(values)
+    write_atomically(path, page.encode("utf-8"))
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("vatt.pages", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.filters |= {"percent": percent, "duration": duration}
+    return environment
+
+
+def data_uri(content: bytes, media_type: str) -> str:
+    """Content as an address that needs no file and no network."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def percent(value: float, format_spec: str = ".1f") -> str:
+    """`71.3 %`, which does not break over a line."""
+    return f"{value:{format_spec}}\u00a0%"
+
+
+def duration(seconds: float) -> str:
+    """Time in words: "8.0 s", "5 min 12 s", "1 h 4 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}\u00a0s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest}\u00a0s"
+    if minutes < 60:
+        return f"{minutes}\u00a0min {rest}\u00a0s"
+    return f"{minutes // 60}\u00a0h {minutes % 60}\u00a0min"
