@@ -171,6 +171,7 @@ def test_a_resumed_fit_sees_what_the_uninterrupted_one_would_have_seen(
     assert resumed == whole[stop:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", [PLAIN, AugmentConfig()])
 def test_a_fit_resumes_with_workers_in_the_middle_of_validation_steps(make, tmp_path, augment):
     path = tmp_path / "saved.ckpt"

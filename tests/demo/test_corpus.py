@@ -225,6 +225,7 @@ def band_energies(waveform: np.ndarray, sample_rate: int) -> np.ndarray:
     return decibels - decibels.max()
 
 
+@pytest.mark.slow
 def test_shapes_are_told_apart_by_the_bands_of_their_sound_whatever_the_motion() -> None:
     heard: dict[str, list[np.ndarray]] = {shape: [] for shape in SHAPES}
     for number, (shape, motion) in enumerate(itertools.product(SHAPES, MOTIONS)):
@@ -258,6 +259,7 @@ def test_a_growing_object_gets_louder_and_a_shrinking_one_fainter(motion: str, s
         assert (np.diff(fifths) * sign > 0).all()
 
 
+@pytest.mark.slow
 def test_impacts_are_heard_in_the_file_at_the_frame_where_they_are_seen(tmp_path: Path) -> None:
     bounces = [i for i in range(80) if combination_of(0, "train", i)[2] == "bounce"]
     checked = 0

@@ -72,6 +72,7 @@ def test_the_model_of_the_demo_is_a_folder_that_loads(out: Path) -> None:
     assert "| data | `shards/train` (" in card
 
 
+@pytest.mark.slow
 def test_a_second_demo_makes_nothing_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = [*(out / "data").rglob("*.mp4"), *(out / "data").rglob("*.tar")]
     times = [path.stat().st_mtime_ns for path in made]

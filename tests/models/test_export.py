@@ -107,7 +107,13 @@ def expected(model: VATT, modality: str, raw: Tensor) -> dict[str, Tensor]:
     return made
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if place % 2 else ())  # half of them by default
+        for place, name in enumerate(CONFIGS)
+    ],
+)
 def test_both_formats_give_what_the_model_gives(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     model, out = saved(config, tmp_path / "model"), tmp_path / "out"

@@ -313,6 +313,7 @@ def test_a_classifier_has_one_tower() -> None:
     assert model.head is None
 
 
+@pytest.mark.slow
 def test_the_whole_base_model_does_on_the_cpu_what_is_counted() -> None:
     config = preset("ma-base")
     config = replace(config, encoder=replace(config.encoder, dropout=0.0))

@@ -100,12 +100,14 @@ def test_the_blocks_on_vectors_run(workplace: Path) -> None:
     assert names["readable"].tolist() == [True, False]
 
 
+@pytest.mark.slow
 def test_the_blocks_on_many_files_and_search_run(workplace: Path) -> None:
     names = run_features("Many files", "Search")
     assert len(names["hits"]) == 5
     assert (workplace / "found.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_blocks_on_exported_models_run(workplace: Path) -> None:
     names = run_features("Export: ONNX and torch.export", "Publish a model")
     same = names["fx"].extract("kitchen.mp4", space="vt", modalities=["video"])["video_vt"][:1]

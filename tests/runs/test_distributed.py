@@ -12,7 +12,7 @@ import pytest
 from rank_processes import run_vatt
 from training_runs import EXACT, STEPS, fit_arguments, read_keys, read_losses, signal_options
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.slow]  # on two cores two ranks wait for each other
 
 RECORD = ["--trainer.callbacks+=training_runs.RecordKeys"]
 
@@ -57,9 +57,9 @@ def test_losses_do_not_depend_on_the_number_of_ranks(tiny_shards: Path, tmp_path
         (2, 2, 0),
         (2, 1, 0),
         (1, 2, 0),
-        pytest.param(1, 1, 0, marks=pytest.mark.slow),
-        pytest.param(1, 1, 2, marks=pytest.mark.slow),
-        pytest.param(2, 2, 2, marks=pytest.mark.slow),
+        (1, 1, 0),
+        (1, 1, 2),
+        (2, 2, 2),
     ],
 )
 def test_killed_run_goes_on_with_any_number_of_ranks(
@@ -94,7 +94,6 @@ def test_run_ends_with_an_error_where_one_of_two_ranks_is_killed(
     assert (run / "checkpoints" / "last.ckpt").exists()
 
 
-@pytest.mark.slow
 def test_torchrun_starts_a_run_again_that_lost_a_rank(
     tiny_shards: Path, whole_runs: dict[int, Path], tmp_path: Path
 ) -> None:

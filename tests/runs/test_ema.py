@@ -158,6 +158,7 @@ def test_decay_that_averages_nothing_is_refused(
     assert "run.ema_decay must be in (0, 1), got" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_demo_evaluates_and_keeps_the_average(tmp_path: Path) -> None:
     sizes = ["--num-train=24", "--num-renderings=1", SHORT, "--trainer.limit_val_batches=0"]
     assert main(["demo", f"--out={tmp_path}", "--config=tiny", *sizes, AVERAGE]) == 0

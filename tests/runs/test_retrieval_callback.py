@@ -20,7 +20,7 @@ def options(shards, **settings):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_logs_what_the_command_would_say_of_its_checkpoint(tiny_shards, tmp_path, world_size):
     run = tmp_path / "run"
     arguments = fit_arguments(tiny_shards, run, "--trainer.val_check_interval=10")

@@ -18,6 +18,7 @@ BOUNDS = {  # of every section: how many figures it has, and how many of them mu
 }
 
 
+@pytest.mark.slow
 def test_every_section_says_what_it_measured(tmp_path, capsys):
     json_path = tmp_path / "results" / "bench.json"
     assert main(["--quick", "--folder", str(tmp_path), "--json", str(json_path)]) == 0

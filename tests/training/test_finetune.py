@@ -368,6 +368,7 @@ def test_wrong_setting_gets_one_sentence(
     assert len(shown.splitlines()) <= 2  # a run that has begun says so first
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_processes_train_and_measure_as_one(corpus: Path, tmp_path: Path) -> None:
     exact = ["--trainer.precision=64-true", "--model.init_args.model.classifier.dropout=0"]
