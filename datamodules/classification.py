@@ -197,7 +197,7 @@ class ClassificationData(StreamedData):
         )
 
     def on_after_batch_transfer(self, batch: LabelledBatch, dataloader_idx: int) -> LabelledBatch:
-        """Changes and mixes training clips, on the device, as their seeds say."""
+        """Augments and mixes training clips on the device, with random numbers from their seeds."""
         if self.trainer is None or not self.trainer.training or batch.seeds is None:
             return batch
         changed = augment_batch(batch, self.augment, self._log_mel)
@@ -205,11 +205,11 @@ class ClassificationData(StreamedData):
         return changed if self.mixup_alpha is None else mix(changed, self.mixup_alpha)
 
     def vocabulary(self) -> dict[str, Any]:
-        """The classes in the order of their numbers."""
+        """Classes in the order of their indices."""
         return {"classes": list(self.run_classes.labels)} if self.run_classes else {}
 
     def save_classes(self, folder: Path) -> None:
-        """Keeps the classes in their order as `classes.csv`, which `classes` reads."""
+        """Writes the classes in order to `classes.csv`, which the setting `classes` accepts."""
         assert self.run_classes is not None
         text = io.StringIO(newline="")
         writer = csv.writer(text)

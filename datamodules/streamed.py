@@ -103,7 +103,7 @@ class StreamedData(LightningDataModule):
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the stream and its vocabulary; empty before there is a stream."""
+        """Position of the stream and its vocabulary; empty before the stream exists."""
         vocabulary = self.vocabulary()
         if self._loader is None or not vocabulary:
             return {}

@@ -46,7 +46,7 @@ class VideoConfig:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tokens along time, height and width."""
+        """Number of tokens along time, height and width."""
         frames, height, width = self.patch_size
         return self.num_frames // frames, self.image_size // height, self.image_size // width
 
@@ -141,7 +141,7 @@ class AudioConfig:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Tokens along time or, for a spectrogram, along time and mel bins."""
+        """Number of tokens along time or, for a spectrogram, along time and mel bins."""
         mel = self.spectrogram
         if mel is None:
             return (self.num_samples // self.patch_size,)

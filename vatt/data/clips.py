@@ -57,12 +57,12 @@ class Geometry:
 
     @property
     def video_shape(self) -> tuple[int, int, int, int]:
-        """`T, H, W, C`."""
+        """Shape of a video clip, `(T, H, W, C)`."""
         return self.video.num_frames, self.video.image_size, self.video.image_size, 3
 
     @property
     def window_seconds(self) -> float:
-        """Time that picture and sound of a clip need."""
+        """Length of a clip: that of its video or its audio, whichever is longer."""
         return max(self.video.duration_seconds, self.audio.duration_seconds)
 
 

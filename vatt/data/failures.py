@@ -57,7 +57,7 @@ class ReadCounts:
         """Counts a clip that could not be read as planned.
 
         Raises:
-            TooManyFailuresError: they are too many by now.
+            TooManyFailuresError: the share of unreadable clips exceeds `max_failure_rate`.
         """
         self._counts[_row(), 1] += 1
         self._last = [*self._last, error][-NUM_NAMED:]
@@ -66,7 +66,7 @@ class ReadCounts:
             raise self.too_many(f"{failures} of {attempts} clips")
 
     def too_many(self, what: str) -> TooManyFailuresError:
-        """The error that names the files and what to do."""
+        """Error that lists the last unreadable files and says what to do."""
         named = "\n".join(f"  {error}" for error in self._last)
         return TooManyFailuresError(
             f"{what} could not be read (max_failure_rate is {self.max_failure_rate:g}); the last "
@@ -84,13 +84,14 @@ def _row() -> int:
 def read_or_replace(
     ref: SampleRef, size: int, read: Callable[[SampleRef, int], T], counts: ReadCounts
 ) -> T:
-    """The sample of a reference or, if that cannot be read, another sample of its set.
+    """Reads a sample or, if it is unreadable, another sample of the same set.
 
     Args:
-        ref: The sample.
-        size: Samples of its set.
-        read: Reads a sample, at its planned start or, in a second attempt, at another.
-        counts: Counts what could be read and what not.
+        ref: Sample to read.
+        size: Number of samples in its set.
+        read: Reads a sample: in the first attempt from its planned start, in the second from
+            another start.
+        counts: Counts successes and failures.
 
     Raises:
         TooManyFailuresError: more clips are unreadable than allowed.

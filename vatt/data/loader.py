@@ -121,7 +121,7 @@ class PositionedLoader:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, the same on every rank and for any number of them."""
+        """Position in the order; it is the same on every rank and for any number of ranks."""
         return {
             "position": self.position,
             "batches_in_pass": self._batches_in_pass,

@@ -84,17 +84,17 @@ def narrate(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
 def narrate_carelessly(
     scene: Scene, others: Sequence[Combination], rng: np.random.Generator
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Draws timed captions as in the wild: partial ones, some about the company, wrong ones.
+    """Draws timed captions as in real videos: some are incomplete, off topic or wrong.
 
     Args:
-        scene: The scene.
+        scene: Scene that most captions describe.
         others: Combinations that wrong captions may describe.
-        rng: Source of chance.
+        rng: Random generator.
 
     Returns:
-        Segments like those of `narrate`; and for each wrong one its number, `segment`, and its
-        `kind`: `late` (the first, still about an earlier scene), `early` (the last, already about
-        a later scene) or `other` (in between, about something else).
+        Segments like those of `narrate`. For each wrong segment, also its index, `segment`, and its
+        `kind`: `late` (the first segment, still about an earlier scene), `early` (the last segment,
+        already about a later scene) or `other` (in between, about something else).
     """
     shown = (scene.shape, scene.colour, scene.motion)
     segments, faults = narrate(scene, rng), _draw_faults(rng)

@@ -82,7 +82,7 @@ class Scene:
 
 
 def draw_scene(shape: str, colour: str, motion: str, rng: np.random.Generator) -> Scene:
-    """Draws a scene with these attributes."""
+    """Draws a random scene with given attributes."""
     frame_rate = int(rng.choice(FRAME_RATES))
     width, height = SIZES[rng.integers(len(SIZES))]
     if rng.random() < 0.5:

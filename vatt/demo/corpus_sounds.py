@@ -46,10 +46,11 @@ TIMBRES: dict[str, tuple[float, Callable[[Signal, np.random.Generator], Signal]]
 
 
 def synthesize_sound(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """The sound of a scene, sample 0 at the time of frame 0.
+    """Sound of a scene.
 
     Returns:
-        float32 `[S]` in [-1, 1] at the scene's sample rate, as long as its picture.
+        float32 `[S]` in [-1, 1] at the scene's sample rate. It starts with frame 0 and is as long
+        as the video.
     """
     num_samples = round(scene.duration_seconds * scene.sample_rate)
     control = np.arange(math.ceil(scene.duration_seconds * CONTROL_RATE) + 2) / CONTROL_RATE

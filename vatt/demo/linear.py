@@ -94,7 +94,7 @@ def evaluate_linearly(
 
 
 def untrained(model: VATT, seed: int) -> VATT:
-    """The network with the weights that training with this seed begins with, for evaluation."""
+    """Network with the random weights from which training with this seed starts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VATT(model.config).eval()

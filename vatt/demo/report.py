@@ -59,7 +59,7 @@ def collect_report(
     metrics: Mapping[str, Any],
     out: Path,
 ) -> ReportData:
-    """Content of the report, from one gallery: a rendering of each combination."""
+    """Content of the report, with one rendering of each combination as candidates."""
     gallery = validation.gallery()
     shown = table.select(gallery)
     assert shown.video_va is not None

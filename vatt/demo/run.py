@@ -345,7 +345,7 @@ def measure_linearly(
 def measure(
     table: EmbeddingTable, validation: ValidationSet, options: DemoOptions
 ) -> dict[str, Any]:
-    """Retrieval metrics of the trained model, with oracles and figures of its training."""
+    """Retrieval metrics of the trained model, with those of oracles and numbers of its training."""
     return {
         **demo_retrieval(table, validation.combinations, validation.renderings),
         "oracles": two_attribute_oracles(validation.combinations),

@@ -69,7 +69,7 @@ class ItemViews:
 
 
 def read_item(job: tuple[Item, ViewPlan]) -> ItemViews:
-    """Reads the views of a clip; runs in a process of its own."""
+    """Reads the views of a clip; called in a worker process."""
     from vatt.media.clip import probe
     from vatt.preprocess.evaluation_views import read_audio_views, read_video_views
 

@@ -179,7 +179,7 @@ def train_logistic(
 
 
 def predict_views(predict: Predict, features_NVD: Tensor) -> Tensor:
-    """Mean of the probabilities of the views of each clip: `[N, V, D]` → `[N, C]`."""
+    """Class probabilities of each clip, averaged over its views: `[N, V, D]` → `[N, C]`."""
     num_clips, num_views = features_NVD.shape[:2]
     return predict(features_NVD.flatten(0, 1)).unflatten(0, (num_clips, num_views)).mean(dim=1)
 

@@ -52,17 +52,17 @@ def retrieval_ranks(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def on_grid(x: Tensor) -> Tensor:
-    """Embeddings of which dot products are exact, in whatever order they are summed.
+    """Rounds embeddings so that their dot products are exact in any order of summation.
 
-    Values become multiples of 2^-25. Of vectors no longer than 1 every product is then a multiple
-    of 2^-50 and every partial sum at most 1, which float64 holds without rounding. Equal candidates
-    so tie to the bit, and ranks depend neither on chunks nor on threads nor on processes.
+    Values become multiples of 2^-25. For vectors of length at most 1, every product is then a
+    multiple of 2^-50 and every partial sum is at most 1, so float64 needs no rounding. Equal
+    candidates therefore tie exactly, and ranks do not depend on chunks, threads or processes.
 
     Args:
-        x: float, any shape, the last axis of length at most 1.
+        x: float of any shape; vectors along the last axis have length at most 1.
 
     Returns:
-        float64, the same shape, at most 2^-26 away.
+        float64 of the same shape; values differ from `x` by at most 2^-26.
     """
     return (x.double() / GRID).round() * GRID
 
@@ -172,14 +172,15 @@ class Search:
 
 
 def retrieval(table: EmbeddingTable) -> dict[str, dict[str, float]]:
-    """R@1, R@5, R@10 and MedR of every direction, where each clip is its own only answer.
+    """R@1, R@5, R@10 and MedR of every direction; the only match of a clip is the clip itself.
 
-    Every caption is a query of text→video. In video→text the candidates are one caption per clip,
-    once for each caption slot, and the metrics are averages over the slots. A clip takes part in
-    a direction if it has both modalities as query, and if it has the candidate's as candidate.
+    In text→video, every caption is a query. In video→text, the candidates are one caption per clip;
+    this is repeated for each caption slot, and the metrics are averaged over the slots. A clip is a
+    query if it has both modalities of the direction, and a candidate if it has the candidate's
+    modality.
 
     Returns:
-        `{direction: {"R@1": percent, …}}`, without the directions that have no query.
+        `{direction: {"R@1": percent, …}}`, without directions that have no query.
     """
     rows = torch.arange(len(table))
     return metrics_by_direction(searches(table, labels=rows, galleries=[rows]))

@@ -30,13 +30,14 @@ PROMPTS = ("{}",)
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """Similarities of clips and classes.
+    """Similarities between clips and classes.
 
     Args:
-        items: Clips that can be read.
-        embeddings: float64 `[N, C]`, cosines of the mean of the windows' embeddings.
-        similarities: float64 `[N, C]`, means of the windows' cosines.
-        faults: The other clips, and why.
+        items: Clips that could be read.
+        embeddings: float64 `[N, C]`; cosine between a class and the mean embedding of a clip's
+            windows.
+        similarities: float64 `[N, C]`; mean over a clip's windows of their cosines with a class.
+        faults: Clips that could not be read, with reasons.
     """
 
     items: tuple[Item, ...]

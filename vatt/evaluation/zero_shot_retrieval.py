@@ -56,19 +56,19 @@ def embed_items(
 ) -> WindowedTables:
     """Embeds all windows of every clip; each rank of a process group reads its share.
 
-    Rank `r` of `W` has the clips `r::W`, no more: no clip is embedded twice, and all ranks get the
-    table of all clips, in their order.
+    Rank `r` of `W` embeds the clips `r::W` only, so no clip is embedded twice. All ranks get the
+    table of all clips in their order.
 
     Args:
-        model: A model with common spaces, in evaluation mode.
-        tokenizer: Captions → ids; None: captions are left out.
+        model: Model with common spaces, in evaluation mode.
+        tokenizer: Tokenizer of the captions. None: captions are left out.
         items: Clips with media and distinct keys.
-        plan: The views of each clip.
-        batch_size: Clips that are embedded at once.
+        plan: Views of each clip.
+        batch_size: Clips per batch.
         num_workers: Processes that read.
 
     Raises:
-        UserError: a model without common spaces, or no clip can be read.
+        UserError: the model has no common spaces, or no clip can be read.
     """
     if model.config.head is None:
         raise UserError("this model has no common spaces (its head is null): retrieval needs them")
@@ -197,15 +197,15 @@ def evaluation_plan(
     stride: int = 2,
     modalities: Sequence[str] = ("video", "audio"),
 ) -> ViewPlan:
-    """The views that a model takes.
+    """Plan of the views that a model reads in an evaluation.
 
     Args:
-        model: Gives the geometry of clips.
+        model: Model whose clips have the sizes to read.
         num_windows: Windows of each clip.
         num_crops: Crops of each window, 1 or 3.
-        frame_rate: At which frames are shown; None: the model's own. The paper trains at 10 and
-            evaluates at 12.5, every second frame of 25 [P, C].
-        stride: Frames of the base rate from one shown to the next.
+        frame_rate: Frames per second. None: the model's rate. The paper trains at 10 and evaluates
+            at 12.5, every second frame of 25 [P, C].
+        stride: Distance of the frames to read, in frames of the base rate.
         modalities: Modalities to read; those that the model lacks are left out.
     """
     config, wanted = model.config, set(modalities) & set(model.config.modalities)

@@ -140,7 +140,12 @@ class FrameRequest:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """A mono waveform of `num_samples` at `sample_rate` (Hz)."""
+    """Length and rate of a mono waveform to read.
+
+    Args:
+        num_samples: Samples of the waveform, `S`.
+        sample_rate: Hz.
+    """
 
     num_samples: int
     sample_rate: int
@@ -238,21 +243,23 @@ def read_frames(
     short_side: int | None = None,
     size_rule: SizeRule | None = None,
 ) -> tuple[Tensor, float]:
-    """Reads pictures from a start.
+    """Reads the frames of one clip.
 
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
-        start_seconds: From the file's start.
-        num_frames: `T`.
-        frame_rate: Frames per second.
-        short_side: Pixels of the frames' shorter side; the other side keeps the aspect.
-        size_rule: Instead: takes width and height as displayed, gives those of the frames.
+        start_seconds: Start of the clip, from the start of the file.
+        num_frames: Number of frames, `T`.
+        frame_rate: Frames per second of the result.
+        short_side: Length of the frames' shorter side in pixels; the aspect is kept.
+        size_rule: Instead of `short_side`: maps the displayed width and height to those of the
+            frames.
 
     Returns:
-        uint8 `[T, H, W, C]`, and the share of the frames' times at which the file has a picture.
+        Frames uint8 `[T, H, W, C]`, and the share of them, in [0, 1], that the file covers; the
+        rest repeats the last frame.
 
     Raises:
-        MediaError: the file is unreadable, damaged in this place, ends before the start, or has no
+        MediaError: the file is unreadable, damaged at these times, ends before the start, or has no
             picture.
     """
     size = short_side if size_rule is None else size_rule

@@ -27,10 +27,10 @@ def codec_name(stream: MediaStream | None) -> str | None:
 
 
 def prepare_decoder(stream: MediaStream) -> Any:
-    """The stream's decoder, on one thread: the processes that load data are the parallelism.
+    """Decoder of a stream, with one thread; data is loaded in parallel by processes instead.
 
     Raises:
-        Damage: no decoder, or a picture too large to be one.
+        Damage: there is no decoder for the stream, or its pictures are too large.
     """
     decoder: Any = stream.codec_context
     if decoder is None:

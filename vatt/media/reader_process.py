@@ -7,9 +7,10 @@ MEMORY_BYTES = 6 << 30  # that a process may use; the largest picture takes 0.2 
 
 
 def prepare_worker() -> None:
-    """Imports what decodes, so that no sample's time goes into it, and limits the memory.
+    """Prepares a process that decodes samples: limits its memory and imports the decoder.
 
-    A file of 1 MB can unpack to 1 GB. (FFmpeg then has no memory and gives an error.)
+    The import then does not count in the time of the first sample. The limit matters because a file
+    of 1 MB can unpack to 1 GB; FFmpeg reports an error if it gets no memory.
     """
     import vatt.media.clip  # noqa: F401
 

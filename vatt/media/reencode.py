@@ -274,13 +274,13 @@ def _add_video(
 def reencoded_size(
     width: int, height: int, short_side: int, pixel_aspect: Fraction | None = None
 ) -> tuple[int, int]:
-    """Even width and height with square pixels, the shorter at most `short_side`.
+    """Width and height of a re-encoded picture: even, with square pixels.
 
     Args:
-        width: Stored pixels.
-        height: Stored pixels.
-        short_side: Pixels, even.
-        pixel_aspect: Width of a pixel by its height.
+        width: Stored width in pixels.
+        height: Stored height in pixels.
+        short_side: Maximum length of the shorter side in pixels, even.
+        pixel_aspect: Ratio of a stored pixel's width to its height.
     """
     displayed = width * float(pixel_aspect or 1)
     factor = min(1.0, short_side / min(displayed, height))

@@ -36,24 +36,25 @@ def write_mp4(
     key_frame_distance: int = 12,
     quality: int = 23,
 ) -> None:
-    """Writes frames, and sound if there is any, as an mp4 file that appears whole or not at all.
+    """Writes frames and sound as an mp4 file; the file is complete or absent.
 
     The same input gives the same bytes: one encoder thread, no dates, no version of the muxer. The
-    file is built in memory, so this is for clips, not for films.
+    file is built in memory, so use this for short clips only.
 
     Args:
-        path: Where the file goes; its folder must exist.
-        frames: uint8 `[T, H, W, 3]` RGB, array or CPU tensor; H and W even, as 4:2:0 chroma needs.
+        path: File to write; its folder must exist.
+        frames: RGB frames uint8 `[T, H, W, 3]`, array or CPU tensor; H and W must be even for
+            4:2:0 chroma.
         frame_rate: Frames per second.
-        waveform: float `[S]`, one channel in [-1, 1]; sample 0 is heard when frame 0 is shown.
-        sample_rate: Hz, one that AAC knows.
-        key_frame_distance: Frames from one key frame to the next, at most: as many as a reader has
-            to decode to reach any one frame.
-        quality: Constant rate factor of x264; 0 is lossless, 23 its default, 51 the worst.
+        waveform: Mono sound, float `[S]` in [-1, 1]; it starts with frame 0. None: no sound.
+        sample_rate: Rate of the waveform in Hz; AAC must support it.
+        key_frame_distance: Maximum distance between key frames, in frames. A reader decodes up to
+            this many frames to reach any frame.
+        quality: Constant rate factor of x264: 0 is lossless, 23 is x264's default, 51 the worst.
 
     Raises:
-        ValueError: arrays or rates that do not fit the above.
-        OSError: the file could not be written; names the path.
+        ValueError: an array or rate is not as described above.
+        OSError: the file cannot be written; the error names the path.
     """
     frames = _check_frames(np.asarray(frames))
     sound = None if waveform is None else _check_waveform(np.asarray(waveform), sample_rate)

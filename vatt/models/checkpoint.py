@@ -55,12 +55,13 @@ def save_model(
 
 
 def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathLike[str]) -> None:
-    """Writes `optimizer.safetensors` beside a model.
+    """Writes the state of the optimiser into a model folder, as `optimizer.safetensors`.
 
     Args:
-        state: The optimiser's tensors as `KIND.PARAMETER`, such as `exp_avg.video_tokens.agg`, and
-            the number of `steps` that it has made. None: one that is there, of other weights, goes.
-        folder: Of `save_model`.
+        state: Tensors named `KIND.PARAMETER`, such as `exp_avg.video_tokens.agg`, and the number
+            of `steps` that the optimiser has made. None: an existing file is deleted, because it
+            belongs to other weights.
+        folder: Model folder that `save_model` wrote.
     """
     from safetensors.torch import save
 
@@ -72,7 +73,9 @@ def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathL
 
 
 def load_model(source: str | os.PathLike[str]) -> VATT:
-    """Loads a folder of `save_model` or a Lightning checkpoint of pre-training, in evaluation mode.
+    """Loads a model from a model folder or a checkpoint of a run, in evaluation mode.
+
+    Example: `vatt.load_model("runs/demo/model")` or `load_model("runs/x/checkpoints/last.ckpt")`.
 
     Raises:
         CheckpointError: there is no model at `source`, or its weights do not fit its configuration.

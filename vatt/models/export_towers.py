@@ -58,11 +58,11 @@ class Tower(nn.Module):
 def tower_outputs(
     backbone: VATT, head: FACHead | JointHead | None, modality: str, features: Tensor
 ) -> dict[str, Tensor]:
-    """Outputs of `Tower.forward` from the features of one modality.
+    """Outputs of `Tower.forward`, computed from the features of one modality.
 
     Args:
-        backbone: A model that has the modality; its own head is passed over.
-        head: That of the model, or the part of it that the modality goes through.
+        backbone: Model with this modality; its own head is not used.
+        head: Head of the model, or the part of it that this modality needs.
         modality: `video`, `audio` or `text`.
         features: float `[B, D]`.
     """

@@ -117,13 +117,14 @@ def contrast_sigmoid(
 
 
 class BagScores(NamedTuple):
-    """Scores of local clips with the bags of a chunk.
+    """Scores between local clips and the bags of one chunk.
 
     Args:
-        all_bags_B: float, of all candidates together.
-        own_bag_BK: float, scores of the own candidates; 0 where these are in another chunk.
-        best_B: float, the highest score.
-        own_is_best_B: bool, whether the own bag has it.
+        all_bags_B: float; logsumexp of a clip's scores with all candidates of the chunk.
+        own_bag_BK: float; scores of a clip with the candidates of its own bag, 0 if that bag is in
+            another chunk.
+        best_B: float; highest score of a clip.
+        own_is_best_B: bool; whether the highest score is that of the clip's own bag.
     """
 
     all_bags_B: Tensor

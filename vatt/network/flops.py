@@ -119,23 +119,24 @@ def count_flops(
 ) -> Flops:
     """FLOPs of the forward pass of one sample that has all modalities of the model.
 
-    Only products of matrices count, not norms, activations, softmax, Fourier transforms or
-    positions. Captions have `max_words` words; shorter ones cost less.
+    Only matrix products count, not norms, activations, softmax, Fourier transforms or positions.
+    Captions are assumed to have `max_words` words; shorter captions cost less.
 
     Args:
-        config: The model.
+        config: Configuration of the model.
         num_captions: Captions of the sample, `K`; 5 in the paper's pre-training.
-        drop_token: Share of video and audio tokens dropped, in [0, 1): 0 is evaluation. None: as
-            the model does in training, `drop_token` and `audio_drop_token` of its configuration.
-        convention: `true`: what the hardware does, equal to `torch.utils.flop_counter` over
-            `vatt.VATT`. `paper`: one of the two products of attention, and all patches projected,
-            dropped or not; within 1 % of the paper's pre-training figures, and 0.7 to 1.4 % below
-            those of fine-tuning.
+        drop_token: Share of video and audio tokens dropped, in [0, 1); 0 for evaluation. None: as
+            in training, by `drop_token` and `audio_drop_token` of the configuration.
+        convention: `true`: FLOPs that the hardware computes, equal to those of
+            `torch.utils.flop_counter` for `vatt.VATT`. `paper`: counts one of the two matrix
+            products of attention, and the projection of all patches even if they are dropped;
+            within 1 % of the paper's numbers for pre-training, and 0.7 to 1.4 % below those for
+            fine-tuning.
 
     Raises:
-        UserError: less than one caption, or a rate out of range.
+        UserError: fewer than one caption, or a rate out of range.
 
-    Source: the paper does not say how it counts; the convention is what fits its Tables 5 and 6.
+    Source: the paper does not say how it counts; the convention `paper` fits its Tables 5 and 6.
     """
     if num_captions < 1:
         raise UserError(f"num_captions must be at least 1, got {num_captions}")

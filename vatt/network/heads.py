@@ -88,11 +88,11 @@ class Dense(nn.Module):
 
 
 class FACHead(nn.Module):
-    """Features → the video-audio (va) and video-text (vt) spaces; vt hangs below va.
+    """Projects features into the video-audio (va) and video-text (vt) spaces; va leads to vt.
 
     Args:
-        config: Widths and where BatchNorm stands.
-        d_features: Width of the features of each modality that the model has.
+        config: Widths, and the layers that have BatchNorm.
+        d_features: Width of the features of each modality of the model.
     """
 
     def __init__(self, config: HeadConfig, d_features: Mapping[str, int]) -> None:
@@ -112,7 +112,7 @@ class FACHead(nn.Module):
             self.text_vt = Dense(d_text, config.d_vt, batch_norm=everywhere)
 
     def forward(self, modality: str, features: Tensor) -> dict[str, Tensor]:
-        """Features of one modality in the spaces that it has.
+        """Embeddings of one modality in each of its spaces.
 
         Args:
             modality: `video`, `audio` or `text`.
@@ -159,7 +159,15 @@ class JointHead(nn.Module):
         )
 
     def forward(self, modality: str, features: Tensor) -> dict[str, Tensor]:
-        """Float `[rows, D]` → `joint` float `[rows, d_joint]`."""
+        """Embeddings of one modality in the joint space.
+
+        Args:
+            modality: `video`, `audio` or `text`.
+            features: float `[rows, D]`.
+
+        Returns:
+            `joint`, float `[rows, d_joint]`, not normalised.
+        """
         return {"joint": self.joint[modality](F.relu(features))}
 
 

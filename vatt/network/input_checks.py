@@ -75,5 +75,5 @@ def expect_tensor(name: str, value: object) -> None:
 
 
 def described(value: Tensor) -> str:
-    """Dtype and shape, for messages."""
+    """Dtype and shape of a tensor for error messages, such as `float32 [2, 16]`."""
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

@@ -211,10 +211,10 @@ class PatchTokens(nn.Module):
         return prepend_agg(self.agg, self.position_dropout(x_BLD + positions)), None
 
     def grid_of(self, raw: Tensor) -> tuple[int, ...]:
-        """Tokens along each axis that an input is cut into.
+        """Number of tokens of an input along each axis.
 
         Raises:
-            ValueError: as `forward`.
+            ValueError: wrong rank, dtype or size of the input.
         """
         if isinstance(self.geometry, VideoConfig):
             expect_video(raw, self.kernel)
@@ -274,13 +274,18 @@ class WordTokens(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The word vectors are the embedding's own N(0, 1): [C] has them from word2vec."""
+        """Draws the initial weights; word vectors from N(0, 1), where [C] loads word2vec's."""
         init_agg(self.agg)
 
     def forward(self, ids_BJ: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids int64 `[B, J]` → tokens float `[B, 1 + J, D]` and their mask.
+        """Tokens of captions.
 
-        The mask, bool `[B, 1 + J]`, is False for padding.
+        Args:
+            ids_BJ: Word ids, int64 `[B, J]`; 0 is padding.
+
+        Returns:
+            Tokens float `[B, 1 + J, D]` with the AGG token first, and a mask bool `[B, 1 + J]`,
+            False for padding.
 
         Raises:
             ValueError: wrong rank or dtype, or more words than the model has positions.

@@ -26,12 +26,12 @@ PATCHING = {
 
 
 class Part(NamedTuple):
-    """One of our tensors, and the official variables that make it.
+    """One of our tensors, with the official variables that it is made of.
 
     Args:
         ours: Name in our state dict.
-        official: Variables that are stacked along our first axis, mostly one.
-        is_kernel: Whether they are kernels, `[…, in, out]`, which we keep as `[out, in]`.
+        official: Official variables, stacked along our first axis; mostly one.
+        is_kernel: Whether the variables are kernels, `[…, in, out]`; ours are `[out, in]`.
     """
 
     ours: str

@@ -166,10 +166,10 @@ def complete(name: object, kwargs: Settings) -> dict[str, Any]:
 
 
 def part(settings: Settings, key: str) -> Settings:
-    """An object within settings; empty where it is not given.
+    """A nested object of the settings; empty if it is absent.
 
     Raises:
-        ConversionError: something else stands there.
+        ConversionError: the value is not an object.
     """
     value = settings.get(key) or {}
     if not isinstance(value, Mapping):

@@ -41,17 +41,17 @@ class BuildReport:
     """Report of `build_shards`.
 
     Args:
-        out: The shard folder.
-        num_samples: Samples in all shards.
+        out: Shard folder.
+        num_samples: Number of samples in all shards.
         num_shards: Number of tars.
-        num_captions: Captions of all samples.
-        num_without_text: Samples without captions.
-        num_bytes: Of the media.
-        seconds: Time it took.
-        reused: Whether the shards were there already, from the same files.
+        num_captions: Number of captions of all samples.
+        num_without_text: Number of samples without captions.
+        num_bytes: Size of the media files in bytes.
+        seconds: Duration of the build.
+        reused: Whether the shards already existed, built from the same files.
         faults: Files and captions that were left out.
-        num_blank_captions: Captions without a word, which were dropped.
-        num_unused_videos: Videos that HowTo100M's captions describe and the folder lacks.
+        num_blank_captions: Number of captions without words, which were dropped.
+        num_unused_videos: Number of videos in HowTo100M's captions that the folder lacks.
     """
 
     out: str

@@ -203,7 +203,7 @@ def check_sample(place: Place) -> SampleCheck:
     """Reads and decodes one sample.
 
     Args:
-        place: Shard, key, and the sample's row of the index.
+        place: Shard, key and index row of the sample.
     """
     from vatt.media.clip import probe
     from vatt.media.decode_whole import decode_whole

@@ -33,17 +33,17 @@ class IndexReport:
     """Report of `index_shards`.
 
     Args:
-        folder: The folder with the indexes.
-        is_linked: Whether the tars there are links.
-        is_usable: Whether no shard that cannot be read is left in the folder.
-        num_samples: Samples in all shards.
-        num_shards: Usable tars.
-        num_new: Indexes that were missing; the others were up to date.
-        num_captions: Captions of all samples.
-        num_without_text: Samples without captions.
-        num_without_media: Samples without media.
-        num_bytes: Of the media.
-        seconds: Time it took.
+        folder: Folder of the indexes.
+        is_linked: Whether the tars in this folder are links.
+        is_usable: Whether all shards in this folder can be read.
+        num_samples: Number of samples in all shards.
+        num_shards: Number of usable tars.
+        num_new: Number of indexes that were written; the others were up to date.
+        num_captions: Number of captions of all samples.
+        num_without_text: Number of samples without captions.
+        num_without_media: Number of samples without media.
+        num_bytes: Size of the media in bytes.
+        seconds: Duration of indexing.
         unusable: Shards that cannot be read; they get no link.
         faults: Samples with damaged texts.
     """

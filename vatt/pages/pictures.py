@@ -66,10 +66,10 @@ def _encode(pixels: np.ndarray, pixel_format: str, encoder: Any, encoded_format:
 
 
 def read_poster(source: MediaSource, info: MediaInfo) -> str:
-    """The picture a third into the clip, as a JPEG data URI.
+    """Reads the frame at one third of a clip, as a JPEG data URI.
 
     Raises:
-        MediaError: there is no picture to read.
+        MediaError: no frame can be read.
     """
     start = info.duration_seconds / 3
     frames, _ = read_frames(
@@ -122,11 +122,11 @@ def loudness(waveform: torch.Tensor, sample_rate: int = SPECTROGRAM_RATE) -> np.
 
 
 def paint_sound(sound: torch.Tensor, sample_rate: int) -> np.ndarray:
-    """Paints a spectrogram, low notes below, the louder the lighter.
+    """Paints a spectrogram: low frequencies at the bottom, loud sounds light.
 
     Args:
-        sound: float `[S]`, or a log-mel spectrogram in [0, 1] `[M, F]`.
-        sample_rate: Hz, of a waveform.
+        sound: Waveform float `[S]`, or log-mel spectrogram `[M, F]` in [0, 1].
+        sample_rate: Sample rate of a waveform in Hz.
 
     Returns:
         uint8 `[height, width, 3]`.

@@ -13,17 +13,17 @@ from vatt.preprocess import transforms
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A piece of a picture by area and aspect, whatever the picture's size.
+    """A crop given by area and aspect ratio, for pictures of any size.
 
-    Source: `sample_distorted_bounding_box` of TensorFlow, which the official code calls: the aspect
-    is uniform, the height is uniform between those of the smallest and the largest area that fit.
-    Where not even the smallest area fits, that code draws again; here the largest piece of the
-    aspect is taken.
+    Source: `sample_distorted_bounding_box` of TensorFlow, which the official code calls. The aspect
+    ratio is uniform, and the height is uniform between the heights of the smallest and the largest
+    area that fit. If not even the smallest area fits, that code draws again; this one takes the
+    largest crop of the drawn aspect ratio.
 
     Args:
-        aspect: Width / height of the piece as displayed.
-        extent: 0…1, from the smallest to the largest height.
-        area_range: Smallest and largest share of the picture.
+        aspect: Ratio of width to height of the crop as displayed.
+        extent: Position of the height in its range, in [0, 1]: 0 is the smallest, 1 the largest.
+        area_range: Smallest and largest share of the picture, in [0, 1].
     """
 
     aspect: float

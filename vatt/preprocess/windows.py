@@ -57,10 +57,10 @@ class WindowPlan:
         return [start for start in starts if not start or start < duration_seconds]
 
     def read(self, media: Media, start_seconds: float) -> Clip:
-        """Reads a window.
+        """Reads the window of a file or of `Frames` that starts at `start_seconds`.
 
         Raises:
-            MediaError: the file is unreadable, damaged in this place, or has nothing of this kind.
+            MediaError: the file is unreadable, damaged at these times, or has no picture or sound.
         """
         if isinstance(media, Frames):
             assert self.video is not None

@@ -42,7 +42,7 @@ class MetricsCsv(Logger):
 
     @property
     def save_dir(self) -> str:
-        """The run directory."""
+        """Run folder."""
         return str(self.path.parent)
 
     @rank_zero_only

@@ -15,13 +15,14 @@ TIME_SLACK = 0.1  # share of a time budget before time can lead, see `TimeBudget
 
 
 class StepSeed(Callback):
-    """Makes the random draws of a training step a function of seed, rank and step.
+    """Seeds each training step by seed, rank and step.
 
-    Dropout and DropToken then repeat exactly after a resume, whatever validation, another number of
-    loader workers or the interruption itself drew in between: there is no random state to restore.
+    Dropout and DropToken then repeat exactly after a resume, whatever random numbers were drawn
+    elsewhere: by validation, by loader workers or before the interruption. No random state needs
+    to be restored.
 
     Args:
-        seed: The run's seed. A checkpoint's seed replaces it on resume.
+        seed: Seed of the run. On a resume, the seed in the checkpoint replaces it.
     """
 
     def __init__(self, seed: int) -> None:
@@ -120,16 +121,16 @@ class StepClock(Callback):
 
 
 class TimeBudget(Callback):
-    """Ends training within a time, however slow the machine, with the schedule carried out.
+    """Ends training within a time budget, and completes the learning-rate schedule within it.
 
-    The module's progress becomes the further of its share of the steps and of the time, where a
-    share t of the budget counts as (t - 0.1) / 0.9: 0 at first, 1 at the end. On a machine that
-    needs the budget or less for all steps, a slow first step or another pause of up to a tenth of
-    it leaves the lead with the steps: the same seed then gives the same losses.
+    The progress of the schedule is the larger of two shares: that of the steps, and that of the
+    time, where a share t of the budget counts as (t - 0.1) / 0.9. A machine that is fast enough to
+    make all steps within the budget therefore follows the steps, even if pauses take up to a tenth
+    of the budget: the same seed then gives the same losses.
 
     Args:
-        clock: Measures the training time; part of the checkpoint, so a resume goes on with it.
-        seconds: Training time of the whole run.
+        clock: Measures the training time. The checkpoint stores it, so a resumed run continues it.
+        seconds: Time budget of the whole run.
 
     Raises:
         UserError: the budget is not positive.
@@ -142,7 +143,7 @@ class TimeBudget(Callback):
         self.seconds = seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes up the time of an interrupted run."""
+        """Continues with the training time of an interrupted run."""
         self._share(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -61,7 +61,7 @@ class StopOnSignal(Checkpoint):
                 signal.signal(number, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes SIGTERM from Lightning, which would end the run without a checkpoint."""
+        """Installs the handler of SIGTERM; Lightning's would end the run without a checkpoint."""
         self._training = True
         if signal.getsignal(signal.SIGINT) == self._receive:
             signal.signal(signal.SIGTERM, self._receive)

@@ -109,12 +109,14 @@ def _choose_groups(
 
 
 def mean_recall(truth: list[Rows], answers: list[Rows], queries: Rows) -> float:
-    """Share of the true nearest rows that were found; a query's own row does not count.
+    """Mean share, in [0, 1], of the true nearest rows that an approximate search finds.
+
+    The row of the query itself does not count.
 
     Args:
-        truth: Nearest rows of each query by exact search, one more than counts.
-        answers: Nearest rows of each query by another search.
-        queries: Rows of the queries themselves.
+        truth: The `RECALL_AT + 1` nearest rows of each query by exact search.
+        answers: Nearest rows of each query by approximate search.
+        queries: Row of each query.
     """
     shares = []
     for nearest, answer, query in zip(truth, answers, queries.tolist(), strict=True):

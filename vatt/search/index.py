@@ -120,11 +120,11 @@ class Index:
 
     @functools.cached_property
     def extractor(self) -> "FeatureExtractor":
-        """The model that made the features.
+        """Feature extractor with the model that made the features.
 
         Raises:
-            UserError: the model is another one, or the features do not say which.
-            CheckpointError: there is no model.
+            UserError: the model is another one, or the features do not name their model.
+            CheckpointError: the model does not exist or cannot be loaded.
         """
         from vatt.features.extractor import FeatureExtractor
         from vatt.models.checkpoint import weights_digest

@@ -54,7 +54,7 @@ class AnnotationError(UserError):
 
 
 def line_fault(line: int, reason: str) -> Fault:
-    """The fault of a line, counted from 1."""
+    """Fault of a line; lines are counted from 1."""
     return Fault(f"line {line}", reason)
 
 

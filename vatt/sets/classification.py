@@ -38,15 +38,16 @@ _HMDB_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
 def read_classification_set(
     data: str | os.PathLike[str], media: str | os.PathLike[str]
 ) -> EvaluationSet:
-    """A set from its lists or csv file.
+    """Reads a labelled set from its lists or its csv file.
 
     Args:
-        data: Folder of UCF101's or HMDB51's lists, ESC-50's csv or one's own.
-        media: Folder of the files that these name.
+        data: Folder with the lists of UCF101 or HMDB51, ESC-50's csv, or a csv of your own.
+        media: Folder of the files that the lists name.
 
     Raises:
-        UserError: no annotation, wrong entries, named by line, or no file of any clip.
-        ShardError: no media in the folder.
+        UserError: there are no annotations, entries are invalid (the error names the lines), or
+            all files are missing.
+        ShardError: the folder contains no media.
     """
     path = Path(data)
     if path.is_dir():
@@ -64,11 +65,11 @@ def read_classification_set(
 
 
 def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """UCF101; the class of a video is its folder's name.
+    """Reads UCF101; the class of a video is the name of its folder.
 
     Raises:
-        UserError: lines of another form, other numbers of classes than `classInd.txt` has, videos
-            that stand twice in a fold, or a fold without one of its lists; named by line.
+        UserError: a list is missing, a line is invalid, a class number differs from `classInd.txt`,
+            or a fold lists a video twice; the error names the lines.
     """
     classes = _read_classes(folder / "classInd.txt")
     lists = {
@@ -100,10 +101,11 @@ def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
 
 
 def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """HMDB51; the class of a video is in its list's name, and that of the folder it lies in.
+    """Reads HMDB51; the class of a video is the name of its folder and part of its list's name.
 
     Raises:
-        UserError: lines of another form, or videos that stand twice in a fold; named by line.
+        UserError: a list is missing, a line is invalid, or a fold lists a video twice; the error
+            names the lines.
     """
     lists = [
         (match, inner)

@@ -61,7 +61,7 @@ class EvaluationSet:
 
     @property
     def missing(self) -> tuple[Fault, ...]:
-        """The absent clips as faults: where they are described, and why they are absent."""
+        """Faults of missing clips: where the annotations name them, and why they are missing."""
         return tuple(Fault(item.place, item.absence) for item in self.absent)
 
     @property

@@ -141,7 +141,7 @@ def _segment_from_json(value: Any) -> Segment:
 
 
 def segment_to_json(segment: Segment) -> dict[str, Any]:
-    """A segment as it stands in a shard; its end is null where it has none."""
+    """JSON form of a segment in a shard; a missing end becomes null."""
     end_seconds = None if math.isinf(segment.end_seconds) else segment.end_seconds
     times = {"start_seconds": segment.start_seconds, "end_seconds": end_seconds}
     return {**times, "text": segment.text}

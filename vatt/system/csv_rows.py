@@ -41,12 +41,13 @@ def read_rows(path: Path) -> Iterator[Row]:
 def read_table(
     path: Path, columns: Collection[str], faults: list[Fault] | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number, and cells by column, of each row under a header.
+    """Reads a csv file with a header: line number and cells by column of each row.
 
     Args:
-        path: UTF-8.
-        columns: Those that there must be.
-        faults: Collects rows with more or fewer cells than the header. None: the first is an error.
+        path: csv file in UTF-8.
+        columns: Required columns.
+        faults: List that collects rows with more or fewer cells than the header. None: the first
+            such row raises an error.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or has such a row.

@@ -141,13 +141,14 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, refusal: UserError | None = None) -> Iterator[None]:
-    """Holds the lock of a file or folder against all other processes and threads.
+    """Context that holds an exclusive lock of a file or folder.
 
-    It ends with the process, however that ends. A file system without locks holds nobody up.
+    The lock excludes other processes and threads, and is released when the process ends for any
+    reason. On a file system without locks this does nothing.
 
     Args:
-        path: A folder, or a file, which is made where it is missing and stays.
-        refusal: Raised while somebody else holds the lock; None: waits for it.
+        path: Folder, or file; a missing file is created and remains.
+        refusal: Error to raise if the lock is taken. None: wait for the lock.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags, 0o666)

@@ -70,7 +70,7 @@ class RowLayout(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Rows of all ranks, `G`."""
+        """Number of rows over all ranks, `G`."""
         return sum(self.rows)
 
 

@@ -155,7 +155,7 @@ class FinetuneModule(TrainingModule):
         return logits
 
     def score_batch(self, batch: LabelledBatch) -> "ScoreTable":
-        """Scores of one batch: the logits of a clip's views are averaged, before any softmax."""
+        """Scores of one batch; the logits of a clip's views are averaged before the softmax."""
         views = batch.num_views
         return ScoreTable(
             logits=average_views(self._logits(batch), views).float().cpu(),

@@ -36,16 +36,17 @@ class NonFiniteLossError(UserError):
 
 
 class TrainingModule(LightningModule):
-    """Trains a VATT; subclasses say from what to start, and by which loss.
+    """Trains a VATT; subclasses define the loss and load the initial weights.
 
     Args:
-        model: The network's configuration.
-        optimizer: Which optimiser.
-        schedule: The learning rate over the run.
-        init_from: Model folder or checkpoint whose weights training starts from; not read when a
-            run is resumed. None: random weights.
-        compile_towers: Whether training runs through `torch.compile`.
-        checkpoint_activations: Whether training keeps only what enters each transformer block.
+        model: Configuration of the network.
+        optimizer: Optimiser and its settings.
+        schedule: Learning rate over the run.
+        init_from: Model folder or checkpoint that gives the initial weights; ignored when a run is
+            resumed. None: random weights.
+        compile_towers: Whether to compile the encoders with `torch.compile`.
+        checkpoint_activations: Whether to store only the input of each transformer block and
+            recompute the rest in the backward pass.
     """
 
     def __init__(
@@ -210,10 +211,10 @@ class TrainingModule(LightningModule):
             self.log_dict(values, sync_dist=world_size() > 1)  # the same on every rank
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Logs the norm of all gradients, before clipping.
+        """Logs the norm of all gradients before clipping.
 
-        A weight that the batch does not reach has gradient 0, not None: its moments decay, which
-        the official code does, and DDP.
+        A weight that the batch does not use gets gradient 0 instead of None, so its moments decay,
+        as in the official code and with DDP.
         """
         trainable = [p for p in self.parameters() if p.requires_grad]
         for parameter in trainable:

@@ -37,7 +37,7 @@ class ShardedStrategy(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """All processes share the weights; Lightning's `auto` would be the number of nodes."""
+        """Shards over all processes; Lightning's `auto` would shard over the number of nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
@@ -51,7 +51,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Loads a checkpoint after the module has looked at it, before any weight is touched."""
+        """Loads a checkpoint; before any weight changes, the module may refuse the checkpoint."""
         assert self.lightning_module is not None
         checkpoint = self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
         self.lightning_module.on_load_checkpoint(checkpoint)
@@ -60,11 +60,11 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(module: LightningModule, mesh: "DeviceMesh") -> None:
-    """Shards a module in place; its steps gather what they need.
+    """Shards a module in place; its steps gather the weights that they need.
 
     Args:
-        module: With all its weights there, the same on all ranks.
-        mesh: Of one dimension.
+        module: Module with all its weights, which are the same on all ranks.
+        mesh: Device mesh of one dimension.
     """
     for encoder in module.modules():
         if isinstance(encoder, Encoder):
@@ -76,7 +76,7 @@ def shard(module: LightningModule, mesh: "DeviceMesh") -> None:
 
 
 def is_sharded(module: LightningModule) -> bool:
-    """Whether `shard` was called on it."""
+    """Whether a module is sharded."""
     return any(isinstance(weight, DTensor) for weight in module.parameters())
 
 
