@@ -22,8 +22,8 @@ class Form:
 
     Args:
         space: A common space; None: features of the backbone.
-        tokens: Features of every token instead of the pooled ones.
-        normalize: Scale vectors, not tokens, to unit length.
+        tokens: Whether to return features of every token instead of pooled features.
+        normalize: Whether to scale vectors to unit length; tokens are never scaled.
     """
 
     space: Space | None
@@ -35,7 +35,7 @@ class Embedder:
     """A model on a device, in evaluation mode.
 
     Args:
-        model: Moves to the device.
+        model: Model, which is moved to the device.
         device: "auto": CUDA, else MPS, else the CPU.
         dtype: Precision of the encoders' products; weights and heads stay float32. "auto": bfloat16
             on CUDA, else float32.
@@ -52,12 +52,12 @@ class Embedder:
     def spaces(self, modality: str) -> tuple[Space, ...]:
         """Common spaces of a modality; empty without a head.
 
-        Sound enters the video-text space by the last step of the video head.
+        Audio enters the video-text space through the last step of the video head.
         """
         return spaces_of(self.model.config, modality)
 
     def check(self, modality: str, space: Space | None) -> None:
-        """Refuses what the model does not have.
+        """Refuses a modality or space that the model lacks.
 
         Raises:
             UserError: the model lacks the modality, or that space for it.
@@ -77,7 +77,7 @@ class Embedder:
         return_tokens: bool = False,
         normalize: bool = True,
     ) -> dict[str, tuple[str, Form]]:
-        """Names of the arrays of `extract`, each with its modality and form.
+        """Modality and form of each array of `extract`, by the array's name.
 
         Raises:
             UserError: a space or modality that the model lacks.
@@ -102,12 +102,12 @@ class Embedder:
         return_tokens: bool,
         normalize: bool,
     ) -> Form:
-        """The form of the vectors of a modality.
+        """Form of the vectors of a modality.
 
         Args:
             modality: `video`, `audio` or `text`.
-            space: "auto": `va` for audio, `vt` for others, `joint` where there is only that.
-            return_tokens: Tokens of the backbone instead.
+            space: "auto": `va` for audio, `vt` for others, `joint` if the model has only that.
+            return_tokens: Whether to return features of all tokens of the backbone instead.
             normalize: Scale vectors to unit length.
 
         Raises:
@@ -126,7 +126,7 @@ class Embedder:
         return Form(space=space, tokens=return_tokens, normalize=normalize)
 
     def shared_space(self, first: str, second: str) -> Space:
-        """The space in which two modalities are compared.
+        """Space in which two modalities are compared.
 
         Raises:
             UserError: there is none.
@@ -153,12 +153,12 @@ class Embedder:
 
     @torch.no_grad()
     def embed(self, modality: str, raw: Tensor, forms: Sequence[Form]) -> list[Tensor]:
-        """Vectors of a batch, in several forms by one pass of the encoder.
+        """Vectors of a batch in several forms, computed by one pass of the encoder.
 
         Args:
             modality: `video`, `audio` or `text`.
-            raw: As the model takes it: uint8 `[B, T, H, W, 3]`, float `[B, S]` or int64 `[B, J]`.
-            forms: Either all with `tokens`, or none.
+            raw: Input of the model: uint8 `[B, T, H, W, 3]`, float `[B, S]` or int64 `[B, J]`.
+            forms: Forms to return; `tokens` must be the same for all.
 
         Returns:
             float32 `[B, D]`, or tokens `[B, 1 + L, D]`, on the CPU.
@@ -190,11 +190,11 @@ class Embedder:
 
         Args:
             clips: Windows of equal length.
-            forms: Name of each array: its modality and form.
+            forms: Modality and form of each array, by the array's name.
 
         Returns:
-            float32 `[N, …]` on the CPU by name; rows of windows without the modality are zeros.
-            Arrays of modalities that no window has are left out.
+            float32 `[N, …]` on the CPU, by name; rows of windows without the modality are zeros. If
+            no window has a modality, its arrays are left out.
         """
         arrays: dict[str, Tensor] = {}
         for modality in dict.fromkeys(modality for modality, _ in forms.values()):

@@ -39,11 +39,11 @@ def encode_sources(
         embedder: The model.
         modality: `video`, `audio` or `text`.
         form: Kind of vectors.
-        sources: In order; read as they are needed.
-        read: Reads the rows of a source, as the model takes them.
-        batch_size: Rows encoded at a time.
-        on_error: "skip" warns of a source that cannot be read instead of raising.
-        show_progress: Draw a bar.
+        sources: Sources in order; they are read lazily.
+        read: Reads the rows of a source as inputs of the model.
+        batch_size: Rows per batch.
+        on_error: "raise", or "skip" to warn of a source that cannot be read.
+        show_progress: Whether to show a progress bar.
 
     Returns:
         float32 `[N, …]`, the mean over the rows of each source; NaN for skipped sources.

@@ -31,14 +31,14 @@ def extract(
     Args:
         sources: Folders of media or shards, media files, URLs, patterns and lists of paths.
         out: Folder for the results.
-        model: Model folder, checkpoint, or `org/name` of the Hugging Face Hub.
+        model: Model folder, checkpoint, or `org/name` on the Hugging Face Hub.
         options: Windows and vectors.
-        device: "auto": CUDA, with a GPU for each process of a machine, else MPS, else the CPU.
+        device: "auto": CUDA (one GPU per process of a machine), else MPS, else the CPU.
         dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
-        show_progress: Draw a bar in the first process, of its share.
+        show_progress: Whether the first process shows a progress bar of its share.
 
     Returns:
-        The report of all processes.
+        Joint report of all processes.
 
     Raises:
         UserError: no input, or options that do not go together.
@@ -63,12 +63,12 @@ def extract(
 
 @contextlib.contextmanager
 def only_run_in(out: Path) -> Iterator[None]:
-    """Makes a folder and holds it: no other run removes or replaces what this one is writing.
+    """Context that creates and locks a folder, so that no other run changes it meanwhile.
 
-    The lock is on the folder itself: no file remains.
+    The lock is on the folder itself; no lock file remains.
 
     Raises:
-        UserError: another run holds it.
+        UserError: another run holds the lock.
     """
     out.mkdir(parents=True, exist_ok=True)
     refusal = UserError(
@@ -80,7 +80,7 @@ def only_run_in(out: Path) -> Iterator[None]:
 
 
 def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:
-    """One report of several processes, failures sorted by name."""
+    """Joins the reports of several processes; failures are sorted by name."""
     failures = [fault for report in reports for fault in report.failures]
     return ExtractReport(
         num_extracted=sum(report.num_extracted for report in reports),
@@ -92,7 +92,7 @@ def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:
 
 
 def write_failures(out: Path, failures: Sequence[Fault]) -> None:
-    """Writes `failures.jsonl`; without failures removes that of an earlier run."""
+    """Writes `failures.jsonl`, or removes that of an earlier run if there are no failures."""
     path = out / FAILURES
     if failures:
         rows = [json.dumps({"source": fault.where, "reason": fault.reason}) for fault in failures]

@@ -37,14 +37,14 @@ FORMAT_VERSION = 1  # of the files; another one makes them anew
 
 @dataclass
 class ExtractReport:
-    """Outcome for the inputs.
+    """Report of an extraction.
 
     Args:
-        num_extracted: Inputs whose features were extracted now.
-        num_present: Inputs whose features were in the folder already.
-        num_windows: Windows encoded.
-        seconds: Time that it took.
-        failures: The other inputs by name, with the reason.
+        num_extracted: Number of inputs whose features this run extracted.
+        num_present: Number of inputs whose features were already in the folder.
+        num_windows: Number of encoded windows.
+        seconds: Duration of the extraction.
+        failures: Failed inputs by name, with the reason.
     """
 
     num_extracted: int = 0
@@ -55,7 +55,7 @@ class ExtractReport:
 
     @property
     def num_inputs(self) -> int:
-        """Inputs with an outcome so far."""
+        """Number of inputs that are done so far."""
         return self.num_extracted + self.num_present + len(self.failures)
 
     def __str__(self) -> str:
@@ -69,15 +69,15 @@ class ExtractReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Some windows of an input, read in one go.
+    """Some windows of an input, which are read together.
 
     Args:
         item: The input.
-        stamp: Of its content.
+        stamp: Stamp of the input's content.
         media: The file to read.
         plan: Positions and geometry of windows.
-        count: Most windows.
-        starts: Starts of the windows; None: the first of the file, whose length is not yet known.
+        count: Maximum number of windows.
+        starts: Starts of the windows. None: the first windows of a file of unknown length.
     """
 
     item: Item
@@ -90,7 +90,7 @@ class Part:
 
 @dataclass(frozen=True)
 class PartRead:
-    """The windows of a part; the file's length with its first part, else 0."""
+    """Windows of a part, and the length of the file (0 except with the first part)."""
 
     duration_seconds: float
     clips: list[Clip]
@@ -117,10 +117,10 @@ def read_part(part: Part) -> PartRead | Fault:
 
 
 class PartQueue:
-    """Parts to read: the further parts of files that are begun come before new files.
+    """Queue of parts to read; parts of a file already begun come before new files.
 
     The length of a file is known from its first part, so parts are added while others are read.
-    `results_in_order` asks for items again as long as results come.
+    `results_in_order` keeps asking for items as long as results arrive.
 
     Args:
         first_parts: The first part of each file.
@@ -155,12 +155,12 @@ class Extraction:
 
     Args:
         extractor: The model.
-        out: Folder for the results; made if missing.
+        out: Folder for the results; created if missing.
         options: Windows and vectors.
-        model: Where the model lies, recorded in the results.
+        model: Location of the model, which is recorded in the results.
 
     Raises:
-        UserError: options that do not fit the model, each other, or the folder.
+        UserError: the options do not fit the model, each other, or the folder.
     """
 
     def __init__(
@@ -202,11 +202,11 @@ class Extraction:
         return json.dumps(values, sort_keys=True)
 
     def prepare(self, items: Sequence[Item]) -> None:
-        """Removes outdated and half-written results; in one process, before the others write."""
+        """Removes outdated and half-written results; one process calls this before any writes."""
         self._store.clean(items)
 
     def run(self, items: Sequence[Item], show_progress: bool = False) -> ExtractReport:
-        """Extracts missing features; an interrupted run keeps those that are complete."""
+        """Extracts missing features; if interrupted, complete results are kept."""
         began = time.monotonic()
         self._store.open()
         report = ExtractReport()

@@ -38,13 +38,13 @@ MOST_AXES = {"video": 4, "audio": 2}  # of one array; more are a batch
 
 
 class FeatureExtractor:
-    """Encodes videos, sounds and texts.
+    """Encodes videos, sounds and texts as vectors.
 
-    The same source gives the same vector (to 1e-5 at float32), alone or in any batch or order.
+    A source gives the same vector (to 1e-5 in float32) alone, in any batch and in any order.
 
     Args:
-        model: Moves to the device and into evaluation mode.
-        tokenizer: The tokenizer that the model was trained with; None: the extractor takes no text.
+        model: Model, which is moved to the device and set to evaluation mode.
+        tokenizer: Tokenizer that the model was trained with. None: texts cannot be encoded.
         device: "auto": CUDA, else MPS, else the CPU.
         dtype: Precision of the encoders' products; weights and heads stay float32. "auto": bfloat16
             on CUDA, else float32.
@@ -86,17 +86,18 @@ class FeatureExtractor:
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
     ) -> Self:
-        """Loads a model with its tokenizer; no code that comes with it is ever run.
+        """Loads a model with its tokenizer; code that comes with a model is never run.
 
         Args:
-            source: Model folder, checkpoint of `vatt fit`, or `org/name` of the Hugging Face Hub,
+            source: Model folder, checkpoint of `vatt fit`, or `org/name` on the Hugging Face Hub,
                 which is downloaded once.
             device: "auto": CUDA, else MPS, else the CPU.
             dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
-            CheckpointError: there is no model, or it cannot be read; says what to do.
+            CheckpointError: the model does not exist or cannot be read; the message says what to
+                do.
 
         Example:
             >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo/checkpoints/last.ckpt")
@@ -124,27 +125,28 @@ class FeatureExtractor:
         """Encodes videos and images, one vector each.
 
         Args:
-            sources: One or several (a generator is read as it goes) of: path, http(s) URL, bytes,
-                binary file, uint8 array or tensor `[T, H, W, 3]`, image `[H, W, 3]`. An image is a
-                video that stands still; `[N, T, H, W, 3]` are N videos.
+            sources: One source or several (a list or a generator, which is read lazily): path,
+                http(s) URL, bytes, binary file, uint8 array or tensor `[T, H, W, 3]`, or image
+                `[H, W, 3]`. An image becomes a still video; an array `[N, T, H, W, 3]` is N videos.
             space: `vt`, `va`, `joint`, or None: features of the backbone. "auto": `vt` if the model
                 has it, else `va` or `joint`, else None.
             frame_rate: Frames per second of arrays.
-            num_windows: Windows of training length, evenly spread, whose mean is the vector. A
-                short video takes fewer. What is shorter than a window is padded.
-            return_tokens: Return the backbone's features of each token of the middle window.
-            normalize: Scale vectors to unit length, after the mean. Tokens stay as they are.
-            batch_size: Windows encoded at a time.
-            on_error: "raise", or "skip": a source that cannot be read gives a row of NaN and a
-                warning.
-            show_progress: Draw a bar.
+            num_windows: Maximum number of windows of training length, evenly spread over the video.
+                The vector is their mean. A video shorter than a window is padded.
+            return_tokens: Whether to return the backbone's features of every token of the middle
+                window instead.
+            normalize: Whether to scale vectors to unit length, after the mean. Tokens are never
+                scaled.
+            batch_size: Windows per batch.
+            on_error: "raise", or "skip": an unreadable source gives a row of NaN and a warning.
+            show_progress: Whether to show a progress bar.
 
         Returns:
             float32 `[N, D]` on the CPU; tokens `[N, 1 + L, D]`, AGG first.
 
         Raises:
             MediaError: a source cannot be read.
-            UserError: no source, not a valid array, or a space that the model lacks.
+            UserError: there is no source, an array is invalid, or the model lacks the space.
 
         Example:
             >>> fx.encode_video(["dog.mp4", "cat.mp4"])  # [2, D]
@@ -179,27 +181,29 @@ class FeatureExtractor:
         """Encodes sounds and sound tracks of videos, one vector each.
 
         Args:
-            sources: One or several (a generator is read as it goes) of: path, http(s) URL, bytes,
-                binary file, float array or tensor `[S]` or `[channels, S]` in [-1, 1].
-                `[N, channels, S]` are N sounds.
+            sources: One source or several (a list or a generator, which is read lazily): path,
+                http(s) URL, bytes, binary file, or float array or tensor `[S]` or `[channels, S]`
+                in [-1, 1]. An array `[N, channels, S]` is N sounds.
             space: `va`, `vt`, `joint`, or None: features of the backbone. "auto": `va` or `joint`.
-                `vt` compares with text: the last step of the video head takes the sound there.
-            sample_rate: Hz of arrays.
-            num_windows: Windows of training length, evenly spread, whose mean is the vector. A
-                short sound takes fewer. What is shorter than a window is padded.
-            return_tokens: Return the backbone's features of each token of the middle window.
-            normalize: Scale vectors to unit length, after the mean. Tokens stay as they are.
-            batch_size: Windows encoded at a time.
-            on_error: "raise", or "skip": a source that cannot be read gives a row of NaN and a
-                warning.
-            show_progress: Draw a bar.
+                Use `vt` to compare with text; audio enters it through the last step of the video
+                head.
+            sample_rate: Sample rate of arrays in Hz.
+            num_windows: Maximum number of windows of training length, evenly spread over the sound.
+                The vector is their mean. A sound shorter than a window is padded.
+            return_tokens: Whether to return the backbone's features of every token of the middle
+                window instead.
+            normalize: Whether to scale vectors to unit length, after the mean. Tokens are never
+                scaled.
+            batch_size: Windows per batch.
+            on_error: "raise", or "skip": an unreadable source gives a row of NaN and a warning.
+            show_progress: Whether to show a progress bar.
 
         Returns:
             float32 `[N, D]` on the CPU; tokens `[N, 1 + L, D]`, AGG first.
 
         Raises:
             MediaError: a source cannot be read, has no sound, or holds NaN.
-            UserError: no source, not a valid array, or a space that the model lacks.
+            UserError: there is no source, an array is invalid, or the model lacks the space.
 
         Example:
             >>> fx.encode_audio("dog.mp4", space="vt")  # [1, D], to compare with text
@@ -229,23 +233,25 @@ class FeatureExtractor:
         on_error: OnError = "raise",
         show_progress: bool = False,
     ) -> Tensor:
-        """Encodes texts, one vector each; a text longer than the model reads is cut with a warning.
+        """Encodes texts, one vector each; texts longer than the model's limit are cut with a warning.
 
         Args:
-            texts: One or several (a generator is read as it goes).
+            texts: One text or several (a list or a generator, which is read lazily).
             space: `vt`, `joint`, or None: features of the backbone. "auto": `vt` or `joint`.
-            return_tokens: Return the backbone's features of each word; padding is zeros.
-            normalize: Scale vectors to unit length. Tokens stay as they are.
-            batch_size: Texts encoded at a time.
+            return_tokens: Whether to return the backbone's features of every word instead; padding
+                is zeros.
+            normalize: Whether to scale vectors to unit length. Tokens are never scaled.
+            batch_size: Texts per batch.
             on_error: "raise", or "skip": a text without words gives a row of NaN and a warning.
-            show_progress: Draw a bar.
+            show_progress: Whether to show a progress bar.
 
         Returns:
             float32 `[N, D]` on the CPU; tokens `[N, 1 + J, D]`, AGG first (the linear tower has no
             AGG).
 
         Raises:
-            UserError: no text, one without words, no tokenizer, or a space that the model lacks.
+            UserError: there is no text, a text has no words, there is no tokenizer, or the model
+                lacks the space.
 
         Example:
             >>> fx.encode_text(["a dog barks", "a cat sleeps"])  # [2, D]
@@ -337,17 +343,17 @@ class FeatureExtractor:
             audio: One sound or several: paths, URLs, bytes, files or float arrays `[S]`.
             video: One video or several: paths, URLs, bytes, files or uint8 arrays `[T, H, W, 3]`.
             frame_rate: Frames per second of video arrays.
-            sample_rate: Hz of audio arrays.
-            batch_size: Windows or texts encoded at a time.
-            on_error: "raise", or "skip": the cosines of what cannot be read are -inf.
-            show_progress: Draw bars.
+            sample_rate: Sample rate of audio arrays in Hz.
+            batch_size: Windows or texts per batch.
+            on_error: "raise", or "skip": cosines of unreadable sources are -inf.
+            show_progress: Whether to show progress bars.
 
         Returns:
             float32 `[rows, columns]` in [-1, 1]. Rows are texts, or sounds if no text is given;
             columns are videos, or sounds if no video is given.
 
         Raises:
-            UserError: not two modalities, or they share no space.
+            UserError: not exactly two modalities are given, or they share no space.
             MediaError: a source cannot be read.
 
         Example:
@@ -388,31 +394,34 @@ class FeatureExtractor:
         sample_rate: int | None = None,
         show_progress: bool = False,
     ) -> Features:
-        """Encodes windows that slide over a file.
+        """Encodes all windows of a file, at a constant hop.
 
         Args:
             source: Path, http(s) URL, bytes, binary file, pictures as uint8 `[T, H, W, 3]` or
                 `[H, W, 3]` or, with `sample_rate`, sound as float `[S]` or `[channels, S]`.
             window_seconds: Length of a window, rounded to whole patches; positions are then
                 interpolated. None: as in training.
-            hop_seconds: From start to start of windows; None: one follows the other.
-            modalities: `video`, `audio`; None: those of the model. What the file lacks is left out.
-            space: A common space, None: features of the backbone, or "all": arrays `video_va`,
-                `video_vt`, `audio_va`, … of every space.
-            return_tokens: Return `video_tokens` and `audio_tokens` of the backbone.
-            normalize: Scale vectors to unit length.
-            batch_size: Windows encoded at a time.
+            hop_seconds: Time from the start of one window to the next. None: the length of a
+                window.
+            modalities: `video`, `audio` or both. None: those of the model. Modalities that the file
+                lacks are left out.
+            space: A common space; "all": arrays `video_va`, `video_vt`, `audio_va`, … for all
+                spaces; or None: features of the backbone.
+            return_tokens: Whether to return `video_tokens` and `audio_tokens` of the backbone
+                instead.
+            normalize: Whether to scale vectors to unit length.
+            batch_size: Windows per batch.
             frame_rate: Frames per second of an array of pictures.
             sample_rate: Hz of an array of sound.
-            show_progress: Draw a bar.
+            show_progress: Whether to show a progress bar.
 
         Returns:
-            Arrays with one row for each window, their times, and how much of each window the file
-            gave.
+            Arrays with one row per window, the times of the windows, and the share of each window
+            that the file fills.
 
         Raises:
             MediaError: the file cannot be read, or has none of the modalities.
-            UserError: not a valid time, or a space or modality that the model lacks.
+            UserError: a time is invalid, or the model lacks the space or modality.
 
         Example:
             >>> features = fx.extract("talk.mp4", hop_seconds=1.0)
@@ -436,7 +445,7 @@ class FeatureExtractor:
 
 
 def media_modalities(model: VATT) -> list[str]:
-    """The modalities of a model that media have: `video`, `audio`."""
+    """Modalities that both the model and the media have: `video`, `audio`."""
     return [name for name in model.config.modalities if name != "text"]
 
 

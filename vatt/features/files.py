@@ -25,7 +25,7 @@ _METADATA = "metadata"  # as JSON: an entry of an npz; safetensors would shuffle
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Vectors of the windows of one file; `features["video_vt"]` is an array.
+    """Vectors of the windows of one file, by name: `features["video_vt"]` is an array.
 
     Args:
         arrays: float32 `[N, D]` on the CPU by name: `video_va`, `video_vt`, `audio_va`, … in the
@@ -33,7 +33,7 @@ class Features:
             A modality that the file lacks has no array; rows of windows without it are zeros.
         start_seconds: float64 `[N]`, from the file's start.
         end_seconds: float64 `[N]`; not after the file's end.
-        coverage: By modality, float32 `[N]`: the share of each window that the file gave.
+        coverage: float32 `[N]` by modality: share of each window that the file fills.
         metadata: Further facts, such as the model.
 
     Example:
@@ -68,14 +68,15 @@ class Features:
         return self.arrays[name]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one file, all of it or nothing; the same features give the same bytes.
+        """Writes the features to one file; the same features give the same bytes.
 
         Args:
-            path: Ends in `.npz` (numpy) or `.safetensors`.
+            path: File to write, `.npz` (numpy) or `.safetensors`. An interrupted call leaves no
+                partial file.
 
         Raises:
-            UserError: another ending.
-            OSError: the file cannot be written; names it.
+            UserError: the file has another extension.
+            OSError: the file cannot be written; the error names it.
         """
         from safetensors.torch import save
 
@@ -174,12 +175,12 @@ class WindowTable:
         self._rows: dict[str, list[tuple[int, Tensor]]] = {}
 
     def batches(self, size: int) -> list[list[float]]:
-        """The starts of all windows, `size` at a time."""
+        """Starts of all windows, in batches of `size`."""
         return [self.starts[first : first + size] for first in range(0, len(self.starts), size)]
 
     @property
     def is_complete(self) -> bool:
-        """Whether all windows were added."""
+        """Whether all windows have been added."""
         return self._num_windows == len(self.starts)
 
     def add(self, clips: Sequence[Clip], arrays: dict[str, Tensor]) -> None:
@@ -191,7 +192,7 @@ class WindowTable:
             shares += [clip.coverage(modality) for clip in clips]
 
     def features(self, metadata: dict[str, str]) -> Features:
-        """The features of the complete table."""
+        """Features of the complete table."""
         start_seconds = torch.tensor(self.starts, dtype=torch.float64)
         ends = start_seconds + self._plan.window_seconds
         return Features(

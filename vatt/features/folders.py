@@ -22,15 +22,15 @@ EXTRACT = "make features with `vatt extract MEDIA -o FEATURES --model MODEL`"
 
 @dataclass(frozen=True, kw_only=True)
 class SourceWindows:
-    """Windows of one input, all of them or the next ones.
+    """All windows of an input, or the next ones.
 
     Args:
         source: Name of the input.
-        file: Which holds them.
-        settings: With which they were made, JSON.
-        origin: Where the media lie, and the model.
+        file: File that holds the vectors.
+        settings: Settings of the extraction, as JSON.
+        origin: Location of the media and the model.
         arrays: float32 `[n, D]` by name; zeros for windows without the modality.
-        coverage: By modality, float32 `[n]`: the share of each window that the file gave.
+        coverage: float32 `[n]` by modality: share of each window that the file fills.
         start_seconds: float64 `[n]`.
         end_seconds: float64 `[n]`.
     """
@@ -46,13 +46,13 @@ class SourceWindows:
 
 
 class FeatureFolder:
-    """The results of `vatt extract` in a folder.
+    """Folder with results of `vatt extract`.
 
     Args:
-        folder: Its `--out`.
+        folder: `--out` of `vatt extract`.
 
     Raises:
-        UserError: no such folder, nothing in it, or more than one kind of results.
+        UserError: the folder does not exist, is empty, or has results in several formats.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -17,13 +17,13 @@ LISTS = (".txt", ".list")
 
 @dataclass(frozen=True)
 class Item:
-    """One input.
+    """An input of `vatt extract`.
 
     Args:
-        name: Of its output, without ending: a relative path that no other input has.
-        path: Of the file, or its URL; "" for a sample of a shard.
-        shards: Where the sample is.
-        sample: Its number.
+        name: Name of its output without extension: a relative path, unique among the inputs.
+        path: Path or URL of the file; "" for a sample of a shard.
+        shards: Shards that hold the sample.
+        sample: Index of the sample.
     """
 
     name: str
@@ -32,10 +32,10 @@ class Item:
     sample: int = 0
 
     def locate(self) -> tuple[str | FileRange, str]:
-        """An input to read, and a stamp that changes when the content does.
+        """Media of the input, and a stamp that changes with their content.
 
         Raises:
-            MediaError: it is not there.
+            MediaError: the media do not exist.
         """
         if self.shards is not None:
             window = self.shards[self.sample].media
@@ -56,11 +56,11 @@ def find_items(sources: Sequence[str]) -> list[Item]:
 
     Args:
         sources: Folders of media or of shards, addresses of shards, media files, URLs, patterns
-            such as `videos/**/*.mp4`, and lists (`.txt`) with a path or URL a line.
+            such as `videos/**/*.mp4`, and lists (`.txt`) with one path or URL per line.
 
     Raises:
-        UserError: a source without any input, or two inputs of the same name.
-        ShardError: no such folder, or no media or shards in it.
+        UserError: a source has no inputs, or two inputs have the same name.
+        ShardError: a folder does not exist, or has no media or shards.
     """
     items: dict[str, Item] = {}
     for source in sources:

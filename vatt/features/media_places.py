@@ -12,13 +12,14 @@ MEDIA, OFFSET, SIZE = "media", "offset", "size"  # in the metadata of features
 
 
 def describe_media(media: str | FileRange) -> dict[str, str]:
-    """Facts with which media are found again.
+    """Description of media by which `find_described` finds them again.
 
     Args:
         media: Path, URL, or the bytes of a tar shard.
 
     Returns:
-        `media`: absolute path or address; of a sample of a shard also `offset` and `size` in bytes.
+        `media`: absolute path or address; for a sample of a shard also `offset` and `size` in
+            bytes.
     """
     if isinstance(media, FileRange):
         shard = media.origin
@@ -30,15 +31,15 @@ def describe_media(media: str | FileRange) -> dict[str, str]:
 def find_described(
     described: Mapping[str, str], source: str, folder: Path | None = None
 ) -> str | FileRange:
-    """The media that `describe_media` was told of.
+    """Media that `describe_media` described.
 
     Args:
-        described: What it said; nothing for features of earlier versions.
+        described: Result of `describe_media`; empty for features of earlier versions.
         source: Name of the input, a path in its folder.
-        folder: Where media or shards lie now; None: where they were.
+        folder: Present folder of the media or shards. None: as described.
 
     Raises:
-        MediaError: they are not there.
+        MediaError: the media are missing.
     """
     place = described.get(MEDIA, "")
     if folder is not None:

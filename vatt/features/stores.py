@@ -31,21 +31,21 @@ class FileStore:
     Args:
         out: Folder.
         suffix: `.npz` or `.safetensors`.
-        settings: With which features are made.
+        settings: Settings of the extraction.
     """
 
     def __init__(self, out: Path, suffix: str, settings: str) -> None:
         self._out, self._suffix, self._settings = out, suffix, settings
 
     def clean(self, items: Sequence[Item]) -> None:
-        """Removes what a killed run has left half-written; while no other process writes."""
+        """Removes partial files of a killed run; no other process may write meanwhile."""
         remove_partial(self._out, self._suffix)
 
     def open(self) -> None:
-        """Nothing to look up before."""
+        """Does nothing: files are looked up one by one."""
 
     def holds(self, name: str, stamp: str) -> bool:
-        """Whether an input's features are there, made with these settings from this content."""
+        """Whether the folder has the features of an input with this content and these settings."""
         try:
             metadata = read_metadata(self._path(name))
         except UserError:
@@ -60,21 +60,21 @@ class FileStore:
         Features(**(vars(features) | {"metadata": {**features.metadata, **own}})).save(path)
 
     def close(self) -> None:
-        """Everything is written already."""
+        """Does nothing: every file is already written."""
 
     def _path(self, name: str) -> Path:
         return self._out / f"{name}{self._suffix}"
 
 
 class ParquetStore:
-    """One data set, `OUT/part-….parquet`: a row for each window, with its source and times.
+    """One data set, `OUT/part-….parquet`, with a row for each window, its source and times.
 
     Args:
         out: Folder.
         widths: Columns of vectors, with their widths.
-        settings: With which features are made.
-        part_windows: A part is written when it has so many rows, or
-        part_seconds: so many seconds after the one before.
+        settings: Settings of the extraction.
+        part_windows: Number of rows after which a part is written.
+        part_seconds: Time after which a part is written, even if it has fewer rows.
 
     Raises:
         UserError: pyarrow is missing.
@@ -96,9 +96,9 @@ class ParquetStore:
         load_pyarrow()
 
     def clean(self, items: Sequence[Item]) -> None:
-        """Removes what a killed run left half-written, and parts that are not as they would be.
+        """Removes partial files of a killed run, and outdated parts.
 
-        Those are made with other settings, or hold an input whose content has changed.
+        A part is outdated if it has other settings, or an input whose content has changed.
         """
         remove_partial(self._out, ".parquet")
         described = {path: _described(path) for path in self._parts()}
@@ -111,16 +111,16 @@ class ParquetStore:
                 path.unlink()
 
     def open(self) -> None:
-        """Looks up which inputs there are."""
+        """Looks up the inputs that the parts contain."""
         for path in self._parts():
             self._held |= _described(path).get("stamps", {})
 
     def holds(self, name: str, stamp: str) -> bool:
-        """As `FileStore.holds`."""
+        """Whether a part has the features of an input with this content and these settings."""
         return self._held.get(name) == stamp
 
     def write(self, name: str, stamp: str, features: Features) -> None:
-        """Keeps the features of an input, on disk when there are enough of them."""
+        """Adds the features of an input; writes a part when it is full or due."""
         self._waiting[name] = (stamp, features)
         num_windows = sum(len(one) for _, one in self._waiting.values())
         late = time.monotonic() - self._written_at >= self._part_seconds
@@ -128,7 +128,7 @@ class ParquetStore:
             self.close()
 
     def close(self) -> None:
-        """Writes what waits."""
+        """Writes the rows that are not yet on disk."""
         if not self._waiting:
             return
         names = sorted(self._waiting)
@@ -170,10 +170,10 @@ class ParquetStore:
 
 
 def load_pyarrow(part: str = "") -> ModuleType:
-    """The optional package, or a part of it.
+    """Imports the optional package pyarrow, or a module of it.
 
     Raises:
-        UserError: it is not installed.
+        UserError: pyarrow is not installed.
     """
     from importlib import import_module
 
@@ -184,7 +184,7 @@ def load_pyarrow(part: str = "") -> ModuleType:
 
 
 def remove_partial(out: Path, suffix: str) -> None:
-    """Removes temporary files that `write_atomically` of a killed process left in a folder."""
+    """Removes temporary files of `write_atomically` that a killed process left in a folder."""
     for path in out.rglob(f".*{suffix}.*.partial"):
         path.unlink(missing_ok=True)
 

@@ -31,9 +31,9 @@ class Card:
     """Facts of a model card that the model itself does not hold.
 
     Args:
-        facts: Of the training.
+        facts: Facts of the training.
         measured: Results of `vatt evaluate`.
-        licence: Of the weights; None: its owner must choose one.
+        licence: Licence of the weights. None: the owner must choose one.
     """
 
     facts: TrainingFacts
@@ -49,18 +49,18 @@ def read_card(
     results: Sequence[str | os.PathLike[str]] = (),
     licence: str | None = None,
 ) -> Card:
-    """Collects what is known of a model.
+    """Collects the known facts of a model.
 
     Args:
-        model: That the card is about.
-        source: Where it is from: a folder, whose card says what is not given here, or a checkpoint
-            of the run. None: the last one of the run.
-        run: Folder of the run that trained it.
-        results: `results.json` files of `vatt evaluate`, of this model.
-        licence: Identifier of the Hub, such as `apache-2.0`.
+        model: Model that the card describes.
+        source: Origin of the model: a folder, whose card is used for facts not given here, or a
+            checkpoint of the run. None: the last checkpoint of the run.
+        run: Folder of the run that trained the model.
+        results: `results.json` files that `vatt evaluate` wrote for this model.
+        licence: Licence identifier of the Hub, such as `apache-2.0`.
 
     Raises:
-        UserError: a file cannot be read, or results are of another model.
+        UserError: a file cannot be read, or results belong to another model.
     """
     is_checkpoint = source is not None and source.is_file()
     old = _data_of(None if is_checkpoint else source)
@@ -77,10 +77,10 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
     """Writes `README.md` into a model folder.
 
     Args:
-        folder: Which holds everything else already; the card tells of the files in it.
-        model: Of the folder.
-        card: What is known of it.
-        name: Title.
+        folder: Model folder with all other files; the card describes them.
+        model: Model in the folder.
+        card: Known facts of the model.
+        name: Title of the card.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -101,7 +101,7 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
 
 
 def pipeline_tag(model: VATT) -> str:
-    """The Hub's name of the task."""
+    """Name of the model's task on the Hub."""
     classifier = model.config.classifier
     return "feature-extraction" if classifier is None else f"{classifier.modality}-classification"
 

@@ -36,12 +36,12 @@ def card_body(
     """The card without its head.
 
     Args:
-        folder: With the files that the card tells of.
-        model: Of the folder.
-        name: Title.
-        facts: Of its training.
+        folder: Model folder, whose files the card describes.
+        model: Model in the folder.
+        name: Title of the card.
+        facts: Facts of the training.
         measured: Results of `vatt evaluate`.
-        licence: As in the head.
+        licence: Licence, as in the head of the card.
     """
     config = model.config
     kind = "classifier" if config.classifier is not None else "model"

@@ -27,16 +27,17 @@ NETWORK_PREFIX = "network."  # where training modules keep their VATT
 def save_model(
     model: VATT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None
 ) -> None:
-    """Writes a self-describing folder.
+    """Writes a model folder, which contains all that is needed to load the model.
 
     Args:
-        model: What to save.
-        folder: Made if missing; files in it are replaced one by one, atomically.
-        tokenizer: Goes along as `tokenizer.json`. What else is to be known before the network
-            stands in `preprocess.json`, for those who run it without vatt.
+        model: Model to save.
+        folder: Folder to write, created if missing; existing files are replaced one by one,
+            atomically.
+        tokenizer: Tokenizer to store as `tokenizer.json`. `preprocess.json` describes the rest of
+            the preprocessing, for use without vatt.
 
     Raises:
-        OSError: a file cannot be written, for example for want of space; names it.
+        OSError: a file cannot be written, for example because the disk is full; the error names it.
     """
     from safetensors.torch import save
 
@@ -96,10 +97,10 @@ def read_model(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
 
 
 def load_strictly(model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Loads weights into a model that has exactly these.
+    """Loads weights into a model; their names and shapes must match exactly.
 
     Raises:
-        UserError: missing, unexpected or differently shaped weights; names `path`.
+        UserError: weights are missing, unexpected or of another shape; the error names `path`.
     """
     expected = set(model.state_dict())
     if missing := sorted(expected - set(weights)):
@@ -117,7 +118,7 @@ def load_strictly(model: VATT, weights: dict[str, Tensor], path: str | os.PathLi
 
 
 def read_config(source: str | os.PathLike[str]) -> VATTConfig:
-    """The configuration of a model folder, without its weights, or of a checkpoint.
+    """Configuration of a model folder or a checkpoint; a folder's weights are not read.
 
     Raises:
         CheckpointError: there is no model at `source`.
@@ -152,7 +153,7 @@ def _config_of(values: dict[str, Any], path: Path) -> VATTConfig:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; a pickle, or anything else, is refused unread."""
+    """Tensors of a safetensors file; pickles and other files are refused without reading them."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -165,10 +166,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_steps(checkpoint: str | os.PathLike[str]) -> int | None:
-    """Optimiser steps of a checkpoint, read without its weights; None if it does not say.
+    """Number of optimiser steps of a checkpoint, or None if unknown; the weights are not read.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: the file is not a checkpoint.
     """
     steps = _open_checkpoint(Path(checkpoint), mmap=True).get("global_step")
     return steps if isinstance(steps, int) else None
@@ -207,7 +208,7 @@ def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
 
 def weights_digest(model: VATT) -> str:
-    """A name for configuration and weights, the same wherever they are loaded from.
+    """Hash of configuration and weights; it does not depend on the file they are loaded from.
 
     Returns:
         SHA-256 in hexadecimal digits.
@@ -220,9 +221,9 @@ def weights_digest(model: VATT) -> str:
 
 
 def find_tokenizer(model: Path) -> Path | None:
-    """The `tokenizer.json` in a model folder, beside a checkpoint, or up to two folders above.
+    """Finds the `tokenizer.json` in a model folder, beside a checkpoint, or up to two folders above.
 
-    A run keeps its checkpoints in a folder of their own, with the tokenizer above it.
+    A run stores its checkpoints in a sub-folder, and the tokenizer above it.
     """
     path = model.absolute()
     files = (folder / TOKENIZER for folder in (path, *path.parents[:2]))
@@ -230,10 +231,10 @@ def find_tokenizer(model: Path) -> Path | None:
 
 
 def tokenizer_of(model: Path) -> Tokenizer | None:
-    """Loads the tokenizer that `find_tokenizer` finds; None without one.
+    """Loads the tokenizer that `find_tokenizer` finds; None if there is none.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     file = find_tokenizer(model)
     return None if file is None else Tokenizer.load(file)

@@ -13,10 +13,10 @@ DROP_RATES = (0.0, 0.25, 0.5, 0.75)  # DropToken in the paper's Table 5
 
 
 def describe(name: str) -> list[str]:
-    """Lines of a table for one model, or for every preset.
+    """Lines of a table with the costs of one model, or of every preset.
 
     Args:
-        name: A preset, a model folder, a checkpoint, or `all`: a table of all presets.
+        name: Preset, model folder or checkpoint; `all` gives a table of all presets.
 
     Raises:
         UserError: there is no such model.

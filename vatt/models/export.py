@@ -37,13 +37,13 @@ CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """How far an exported output is from the model's.
+    """Difference between an exported output and that of the model.
 
     Args:
-        modality: Of the tower.
+        modality: Modality of the tower.
         output: `features`, `va`, …
         form: `onnx` or `torch`.
-        error: Largest difference as a share of the model's largest value, over all inputs compared.
+        error: Largest difference over all inputs, relative to the model's largest value.
     """
 
     modality: str
@@ -57,10 +57,10 @@ class ExportReport:
     """Report of an export.
 
     Args:
-        out: The folder.
-        parity: Of each output in each format.
-        num_bytes: Of each file.
-        card: What the model card says.
+        out: Folder of the export.
+        parity: Difference of each output in each format.
+        num_bytes: Size of each file in bytes.
+        card: Facts in the model card.
         lacks_tokenizer: Whether the model reads text and came without a tokenizer.
     """
 
@@ -92,28 +92,29 @@ def export_model(
     licence: str | None = None,
     tolerance: float = TOLERANCE,
 ) -> ExportReport:
-    """Writes a folder that can be used without vatt, and published as it is.
+    """Exports a model to a folder that can be used without vatt, and published as it is.
 
-    It always gets `preprocess.json`, the model card `README.md` and, if there is one,
-    `tokenizer.json`. Nothing appears at `out` before all is written and compared with the model on
-    noise, in batches of 1 and 3, and on captions of several lengths.
+    The folder always contains `preprocess.json`, the model card `README.md` and, if there is one,
+    `tokenizer.json`. `out` appears only after all files were written and compared with the model,
+    on noise in batches of 1 and 3 and on captions of several lengths.
 
     Args:
         source: Model folder, checkpoint, run folder (its last one), or `org/name` on the Hub.
         out: New or empty folder.
         formats: `model`: config.json and model.safetensors; `onnx`: MODALITY.onnx; `torch`:
-            MODALITY.pt2, for `torch.export.load`. Towers have a free batch axis and hold float32.
-        modalities: Whose towers; None: all that the model has.
-        opset: Of ONNX.
-        run: Folder of the run that trained the model, for the card; None: that of a checkpoint.
+            MODALITY.pt2 for `torch.export.load`. Towers are float32 and accept any batch size.
+        modalities: Modalities whose towers to export. None: all of the model.
+        opset: Version of the ONNX operator set.
+        run: Folder of the run that trained the model, for the card. None: the run of the
+            checkpoint.
         results: `results.json` files of `vatt evaluate` for the card.
-        licence: Identifier of the Hub such as `apache-2.0`, for the card; None: as before.
-        tolerance: Largest difference from the model as a share of its largest value.
+        licence: Licence identifier of the Hub for the card, such as `apache-2.0`. None: unchanged.
+        tolerance: Largest allowed difference from the model, relative to its largest value.
 
     Raises:
-        UserError: a package is missing, `out` is taken, the model lacks a modality, or an export
-            is too far from it.
-        CheckpointError: there is no model.
+        UserError: a package is missing, `out` is not empty, the model lacks a modality, or an
+            exported output differs too much.
+        CheckpointError: there is no model at `source`.
     """
     folder = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow links
     _check_formats(formats, opset)

@@ -18,13 +18,13 @@ BATCHES = (1, 3)  # rows with which an export is compared with the model
 
 
 class Tower(nn.Module):
-    """Input, encoder, common spaces and classifier of one modality, float32, for evaluation.
+    """Input, encoder, heads and classifier of one modality, in float32 and evaluation mode.
 
-    It shares the weights of the model and holds no others, so that an export has no idle ones.
+    It shares the weights of the model and has no others, so an export contains no unused ones.
 
     Args:
-        model: What it is taken from; stays as it is.
-        modality: One of the model's.
+        model: Model that contains the tower; it is not changed.
+        modality: A modality of the model.
 
     Raises:
         UserError: the model lacks the modality.
@@ -41,14 +41,14 @@ class Tower(nn.Module):
         self.float().cpu().requires_grad_(False).eval()
 
     def forward(self, raw: Tensor) -> dict[str, Tensor]:
-        """All that the model makes of an input, not normalised.
+        """All outputs of the model for an input, not normalised.
 
         Args:
             raw: uint8 `[B, T, H, W, 3]`, float32 in [-1, 1] `[B, S]`, or int64 `[B, J]` with 0 for
                 padding, at the sizes of the model's configuration.
 
         Returns:
-            float32 `[B, width]`: `features` of the backbone, then `va`, `vt` or `joint` where the
+            float32 `[B, width]`: `features` of the backbone, then `va`, `vt` or `joint` if the
             model has them, and `logits` of a classifier.
         """
         features = self.backbone.encode(self.modality, raw, has_padding=True)
@@ -102,7 +102,7 @@ def _head(head: FACHead | JointHead, modality: str) -> FACHead | JointHead:
 
 
 def parity_inputs(config: VATTConfig, modality: str) -> list[Tensor]:
-    """Inputs with which an export is compared; among them texts of one word and of none."""
+    """Inputs for comparing an export with the model, including texts of one word and of none."""
     inputs = [random_input(config, modality, rows) for rows in BATCHES]
     if modality == "text":
         padded = inputs[-1].clone()
@@ -113,10 +113,10 @@ def parity_inputs(config: VATTConfig, modality: str) -> list[Tensor]:
 
 
 def random_input(config: VATTConfig, modality: str, num_rows: int) -> Tensor:
-    """Noise that fills a window, or a caption of words drawn at random; always the same.
+    """Noise that fills a window, or a caption of random words; the same in every call.
 
     Returns:
-        As `Tower.forward` takes it.
+        Input of `Tower.forward`.
     """
     generator = torch.Generator().manual_seed(num_rows)
     if modality == "video":

@@ -12,14 +12,14 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "README.md"
 
 
 def model_path(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Path of a model on this machine; downloads it from the Hub if needed.
+    """Local path of a model, which is downloaded from the Hub if needed.
 
     Args:
-        source: Folder, checkpoint, or, where there is neither, `org/name` on the Hub.
+        source: Folder or checkpoint; if neither exists, `org/name` on the Hub.
         revision: Branch, tag or commit on the Hub; None: the newest.
 
     Raises:
-        CheckpointError: there is no such file or folder, and the Hub does not give it either.
+        CheckpointError: there is no such file or folder, and the download from the Hub fails.
     """
     path = Path(source)
     if path.exists():

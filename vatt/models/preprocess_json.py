@@ -18,14 +18,14 @@ BATCH = "batch"  # the axis whose length is free
 
 
 def preprocess_constants(config: VATTConfig, *, has_tokenizer: bool = True) -> dict[str, Any]:
-    """All that is needed before the network, and what comes out of it.
+    """Description of the preprocessing that a model needs, and of its outputs.
 
     Args:
-        config: Of the model.
-        has_tokenizer: Whether a `tokenizer.json` lies beside it.
+        config: Configuration of the model.
+        has_tokenizer: Whether there is a `tokenizer.json` beside it.
 
     Returns:
-        Plain values for JSON; by modality its rules, its `input` and its `outputs`.
+        Plain values for JSON: rules, `input` and `outputs` by modality.
     """
     rules = {
         "video": lambda: _video_rules(config.video),
@@ -48,7 +48,7 @@ def preprocess_constants(config: VATTConfig, *, has_tokenizer: bool = True) -> d
 
 
 def preprocess_json(constants: dict[str, Any]) -> bytes:
-    """The content of `preprocess.json`."""
+    """Content of `preprocess.json`."""
     return (json.dumps(constants, indent=2, ensure_ascii=False) + "\n").encode()
 
 

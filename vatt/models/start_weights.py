@@ -28,18 +28,19 @@ CLIP_SIZES = (
 def load_optimizer_state(
     optimizer: Optimizer, network: nn.Module, folder: str | os.PathLike[str]
 ) -> int:
-    """Gives an optimiser the state that lies beside a model.
+    """Loads the optimiser's state that is stored with a model.
 
     Args:
-        optimizer: Of the same kind as the one that the state is of.
-        network: Whose parameters it moves; those without state, such as frozen ones, start afresh.
-        folder: Of `save_model`.
+        optimizer: Optimiser of the same kind as the stored one.
+        network: Network that it trains; parameters without stored state, such as frozen ones, start
+            without.
+        folder: Model folder that `save_model` wrote.
 
     Returns:
-        Number of steps that the state has seen.
+        Number of steps that the optimiser had made.
 
     Raises:
-        CheckpointError: there is no state, or it is not of this network.
+        CheckpointError: there is no state, or it belongs to another network.
     """
     state = read_tensors(Path(folder) / "optimizer.safetensors")
     steps = int(state.pop("steps", torch.tensor(0)))
@@ -66,17 +67,18 @@ def load_optimizer_state(
 
 
 def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
-    """Gives a model the weights of another one, such as a converted one.
+    """Loads the weights of another model, such as a converted one.
 
-    Both must compute the same, for clips of whatever length and size: positions of another grid
-    are interpolated.
+    Both models must have the same architecture. Lengths and sizes of clips may differ; positions
+    are then interpolated.
 
     Args:
-        model: What gets the weights.
+        model: Model that receives the weights.
         source: A model folder, or a checkpoint of a run.
 
     Raises:
-        CheckpointError: there is no model at `source`, or it is another one; names what differs.
+        CheckpointError: there is no model at `source`, or it has another architecture; the error
+            names the difference.
     """
     config, weights = read_model(Path(source))
     check_same(config, model.config, source, apart_from=CLIP_SIZES)
@@ -85,18 +87,18 @@ def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
 
 
 def load_backbone(model: VATT, source: str | os.PathLike[str]) -> None:
-    """Gives a classifier the tower of another model; the classifier itself stays as it is.
+    """Loads the tower of another model into a classifier; the classifier head does not change.
 
-    The other model's head and its other towers are left behind. Positions of another grid are
-    interpolated.
+    Heads and other towers of that model are not used. Positions are interpolated if clips have
+    another size.
 
     Args:
-        model: What gets the weights; it has some of the other model's modalities.
+        model: Model that receives the weights; its modalities are among those of the other model.
         source: A model folder, or a checkpoint of a run.
 
     Raises:
-        CheckpointError: there is no model at `source`, or its tower is another one; names what
-            differs.
+        CheckpointError: there is no model at `source`, or its tower has another architecture; the
+            error names the difference.
     """
     config, weights = read_model(Path(source))
     theirs = _narrowed(config, model.config, source)
@@ -141,16 +143,16 @@ def check_same(
     *,
     apart_from: Collection[str] = (),
 ) -> None:
-    """Refuses weights of a model that computes something else, also where the shapes are the same.
+    """Refuses weights of another architecture, even if all shapes are equal.
 
     Args:
-        theirs: Configuration of the weights.
-        ours: Configuration that they are for.
-        source: Where the weights are from, for the message.
-        apart_from: Dotted names that may differ.
+        theirs: Configuration of the weights to load.
+        ours: Configuration of the model that receives them.
+        source: Origin of the weights, for the message.
+        apart_from: Dotted names of settings that may differ.
 
     Raises:
-        CheckpointError: names the first setting that differs, with both values.
+        CheckpointError: a setting differs; the error names the first one, with both values.
     """
     there, here = _settings(theirs), _settings(ours)
     names = [*here, *(there.keys() - here.keys())]

@@ -26,11 +26,11 @@ VERSIONS = ("vatt", "torch", "python")
 
 
 class TrainingSet(TypedDict, total=False):
-    """Some data of a run.
+    """Training data of a run.
 
     Args:
-        name: End of its path, or its address.
-        clips: Records in it, where its index is at hand.
+        name: Last part of the path, or the address.
+        clips: Number of records, if the index can be read.
     """
 
     name: str
@@ -42,20 +42,20 @@ class TrainingFacts(TypedDict, total=False):
 
     Args:
         configs: Names of its configurations.
-        data: What it was trained on.
-        steps: Made by the optimiser.
-        batch_size: Clips of a step, over all devices.
-        started_from: The model whose weights it began with.
-        optimizer: Its name.
-        learning_rate: The highest.
-        precision: Of the computation.
-        seed: Of all that is drawn.
-        devices: On which it ran.
-        versions: Of packages.
-        git_commit: Of the code.
-        validation: Metrics by name, as last measured.
-        validation_set: What they were measured on.
-        validation_step: After how many steps.
+        data: Training data.
+        steps: Number of optimiser steps.
+        batch_size: Clips per step over all devices.
+        started_from: Model that gave the initial weights.
+        optimizer: Name of the optimiser.
+        learning_rate: Highest learning rate.
+        precision: Precision of the computation.
+        seed: Seed of all random draws.
+        devices: Devices that it ran on.
+        versions: Versions of packages.
+        git_commit: Commit of the code.
+        validation: Last validation metrics by name.
+        validation_set: Name of the validation set.
+        validation_step: Step of the last validation.
     """
 
     configs: list[str]
@@ -86,7 +86,7 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
         A folder or checkpoint, and the run folder if it is known.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no model at `source`.
     """
     path = Path(source)
     if path.is_dir() and (path / RUN_CONFIG).is_file():
@@ -104,8 +104,9 @@ def read_run(
     """Reads the facts of a checkpoint from its run folder.
 
     Args:
-        run: Of `vatt fit`; the settings of the last resume count.
-        checkpoint: Metrics that were measured after it are left out. None: the run's last one.
+        run: Run folder of `vatt fit`; the settings of its last resume are used.
+        checkpoint: Checkpoint to describe; metrics measured after it are left out. None: the last
+            one of the run.
 
     Raises:
         UserError: there is no run, or its configuration is damaged.
@@ -201,7 +202,7 @@ def _facts_of_environment(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns of `metrics.csv`, and its rows without empty cells; no rows without a file."""
+    """Columns and rows of `metrics.csv`, without empty cells; no rows if the file is missing."""
     if not path.exists():
         return ["step"], []
     with path.open(newline="", encoding="utf-8") as file:
