@@ -233,7 +233,7 @@ class FeatureExtractor:
         on_error: OnError = "raise",
         show_progress: bool = False,
     ) -> Tensor:
-        """Encodes texts, one vector each; texts longer than the model's limit are cut with a warning.
+        """Encodes texts, one vector each; too long texts are cut with a warning.
 
         Args:
             texts: One text or several (a list or a generator, which is read lazily).

@@ -221,7 +221,7 @@ def weights_digest(model: VATT) -> str:
 
 
 def find_tokenizer(model: Path) -> Path | None:
-    """Finds the `tokenizer.json` in a model folder, beside a checkpoint, or up to two folders above.
+    """Path of a model's `tokenizer.json`: in its folder, or up to two folders above a checkpoint.
 
     A run stores its checkpoints in a sub-folder, and the tokenizer above it.
     """

@@ -11,19 +11,19 @@ from vatt.system.ranks import sum_over_ranks
 
 
 def classification_loss(logits_BC: Tensor, targets_BC: Tensor, *, multi_label: bool) -> Tensor:
-    """Mean loss over clips, scalar.
+    """Mean classification loss over the clips of all ranks, scalar.
 
-    One label each: cross entropy of the softmax. Several: sigmoid cross entropy summed over
-    classes, each clip weighted by the mean over its labels of 1 / (how often the batch has that
-    label), so that frequent labels do not rule; clips of all ranks count.
+    With one label per clip: softmax cross entropy. With several: sigmoid cross entropy, summed over
+    classes. Each clip is then weighted by the mean of 1 / (count of a label in the batch) over its
+    labels, so that frequent labels do not dominate.
 
     Args:
         logits_BC: float `[B, C]`.
-        targets_BC: float `[B, C]`: probabilities (label smoothing, mixup), or 0 and 1.
+        targets_BC: float `[B, C]`: 0 and 1, or probabilities (label smoothing, mixup).
         multi_label: Whether a clip may have several labels.
 
     Raises:
-        ValueError: logits and targets of different shapes.
+        ValueError: logits and targets have different shapes.
     """
     if logits_BC.shape != targets_BC.shape:
         raise ValueError(
@@ -43,17 +43,17 @@ def classification_loss(logits_BC: Tensor, targets_BC: Tensor, *, multi_label: b
 
 
 def average_views(logits: Tensor, num_views: int) -> Tensor:
-    """Mean of the logits of all views of a clip, before any softmax.
+    """Mean of the logits over all views of a clip, before the softmax.
 
     Args:
         logits: float `[B · num_views, C]`, the views of a clip one after another.
-        num_views: Windows times crops of a clip.
+        num_views: Number of views per clip, windows × crops.
 
     Returns:
         float `[B, C]`.
 
     Raises:
-        ValueError: a number of rows that is no multiple of `num_views`.
+        ValueError: the number of rows is not a multiple of `num_views`.
     """
     if num_views < 1 or len(logits) % num_views:
         raise ValueError(
@@ -63,5 +63,5 @@ def average_views(logits: Tensor, num_views: int) -> Tensor:
 
 
 def probabilities(logits_BC: Tensor, *, multi_label: bool) -> Tensor:
-    """Logits `[B, C]` → probabilities, of each class by itself or over all classes."""
+    """Probabilities of logits `[B, C]`: sigmoid if a clip may have several labels, else softmax."""
     return logits_BC.sigmoid() if multi_label else logits_BC.softmax(dim=-1)

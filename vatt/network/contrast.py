@@ -21,13 +21,13 @@ T = TypeVar("T")
 
 
 class Sides(NamedTuple):
-    """Both modalities of some clips, embeddings float32 and of unit length.
+    """Embeddings of two modalities of some clips, float32, of unit length.
 
     Args:
-        first_BD: The one whose rows are contrasted.
-        second_BKD: Bags of candidates: captions, or audio (K = 1).
-        first_mask_B: bool, clips that have the first modality.
-        second_mask_BK: bool, candidates that are present.
+        first_BD: Modality whose rows are contrasted.
+        second_BKD: Bags of candidates of the other modality: captions, or audio (K = 1).
+        first_mask_B: bool; whether a clip has the first modality.
+        second_mask_BK: bool; whether a candidate is present.
     """
 
     first_BD: Tensor
@@ -40,9 +40,9 @@ class Rows(NamedTuple):
     """Losses of the local rows, all `[B]`.
 
     Args:
-        losses: float, meaningless where not valid.
-        correct: bool, whether the own bag scores highest.
-        valid: bool, rows that have both modalities.
+        losses: float; undefined if a row is not valid.
+        correct: bool; whether the row's own bag scores highest.
+        valid: bool; whether a row has both modalities.
     """
 
     losses: Tensor
@@ -53,14 +53,14 @@ class Rows(NamedTuple):
 def contrast(
     local: Sides, everyone: Sides, first_row: int, scale: Tensor, *, symmetric: bool
 ) -> Rows:
-    """Multi-instance NCE of local clips against all ranks' candidates; NCE where `K` is 1.
+    """Multi-instance NCE of local clips against the candidates of all ranks; NCE if `K` is 1.
 
     Args:
         local: This rank's clips.
-        everyone: Those of all ranks.
-        first_row: Place of the first local clip among those of all ranks.
+        everyone: Clips of all ranks.
+        first_row: Index of the first local clip among those of all ranks.
         scale: 1 / temperature, scalar.
-        symmetric: Separate ratios for the two directions instead of one denominator.
+        symmetric: Whether each direction has its own denominator; else both share one.
 
     Source: AsymmetricNCE and SymmetricNCE of `utils/train/objectives.py`.
     """
@@ -90,15 +90,15 @@ def contrast(
 def contrast_sigmoid(
     local: Sides, everyone: Sides, first_row: int, scale: Tensor, bias: Tensor
 ) -> Rows:
-    """SigLIP's loss of local clips against all ranks' candidates, each a yes or no.
+    """SigLIP's loss of local clips against the candidates of all ranks.
 
-    All candidates of the own bag are a yes; each is weighted by 1 / (how many the bag has), so that
-    a bag weighs as much as one.
+    All candidates of a clip's own bag count as matching. Each is weighted by 1 / (size of the bag),
+    so that a bag weighs as much as a single candidate.
 
     Args:
         local: This rank's clips.
-        everyone: Those of all ranks.
-        first_row: Place of the first local clip among those of all ranks.
+        everyone: Clips of all ranks.
+        first_row: Index of the first local clip among those of all ranks.
         scale: 1 / temperature, scalar.
         bias: Added to the scores, scalar.
 
@@ -134,13 +134,13 @@ class BagScores(NamedTuple):
 
 
 def score_bags(clips_BD: Tensor, bags_JKD: Tensor, mask_JK: Tensor, own_B: Tensor) -> BagScores:
-    """Log of the summed exponentials of local clips' scores with some of all clips' bags.
+    """Logsumexp of the scores between local clips and a chunk of the bags of all clips.
 
     Args:
-        clips_BD: float, times 1 / temperature.
-        bags_JKD: float.
-        mask_JK: bool.
-        own_B: int64, place of the own bag, outside of [0, J) where it is in another chunk.
+        clips_BD: float; embeddings of local clips divided by the temperature.
+        bags_JKD: float; embeddings of the chunk's candidates.
+        mask_JK: bool; whether a candidate is present.
+        own_B: int64; index of a clip's own bag, outside [0, J) if it is in another chunk.
     """
     score_BJK = _score(clips_BD, bags_JKD).masked_fill(~mask_JK, BLOCKED)
     inside_B = (own_B >= 0) & (own_B < len(bags_JKD))
@@ -153,7 +153,7 @@ def score_bags(clips_BD: Tensor, bags_JKD: Tensor, mask_JK: Tensor, own_B: Tenso
 def score_clips(
     bags_BKD: Tensor, bag_mask_BK: Tensor, clips_JD: Tensor, clip_mask_J: Tensor
 ) -> Tensor:
-    """`score_bags` the other way round, local bags with some of all clips: float `[B]`."""
+    """Logsumexp of the scores between local bags and a chunk of all clips: float `[B]`."""
     score_BKJ = bags_BKD @ clips_JD.T
     score_BKJ = score_BKJ.masked_fill(~(bag_mask_BK[:, :, None] & clip_mask_J), BLOCKED)
     return score_BKJ.flatten(1).logsumexp(dim=1)

@@ -25,7 +25,7 @@ Form = Literal["asymmetric", "symmetric", "sigmoid"]
 
 
 class Pair(NamedTuple):
-    """Two modalities that a loss brings together, and where the FAC head lets them meet."""
+    """Two modalities that a loss contrasts, and their common space in the FAC head."""
 
     first: str
     second: str
@@ -92,13 +92,13 @@ class LossConfig:
 
     @property
     def start_temperature(self) -> float:
-        """The temperature at the start, and throughout unless it learns."""
+        """Initial temperature; it stays constant unless temperatures are learned."""
         default = 0.1 if self.form == "sigmoid" else 0.07
         return default if self.temperature is None else self.temperature
 
     @property
     def learns_temperature(self) -> bool:
-        """Whether temperatures, and biases, are parameters."""
+        """Whether temperatures (and biases) are learned."""
         default = self.form == "sigmoid"
         return default if self.learn_temperature is None else self.learn_temperature
 
@@ -107,15 +107,15 @@ class LossConfig:
 class LossOutput:
     """Scalars of one step, by the names of the pairs whose weight is above zero.
 
-    Accuracies in [0, 1] say how often the own bag scores highest. A pair without a single valid row
-    has loss 0 and accuracy NaN.
+    An accuracy is the share of rows, in [0, 1], whose own bag scores highest. A pair without any
+    valid row has loss 0 and accuracy NaN.
 
     Args:
         total: Weighted mean of the pairs' losses, with gradient.
-        losses: Of each pair.
-        accuracies: Of each pair.
-        temperatures: Of each pair.
-        biases: Of each pair, in the sigmoid form.
+        losses: Loss of each pair.
+        accuracies: Accuracy of each pair.
+        temperatures: Temperature of each pair.
+        biases: Bias of each pair, in the sigmoid form.
     """
 
     total: Tensor
@@ -126,11 +126,11 @@ class LossOutput:
 
 
 class ContrastiveLoss(nn.Module):
-    """The pre-training loss over a batch of all ranks.
+    """Pre-training loss over a batch that is distributed over all ranks.
 
-    Its values are those of one process with the whole batch, on every rank. A rank's gradient is
-    that of its own rows times the number of ranks, so that the mean over ranks, which DDP and FSDP
-    take, is the gradient of one process with the whole batch.
+    On every rank, the loss equals that of a single process with the whole batch. The gradient of a
+    rank is that of its own rows times the number of ranks. DDP and FSDP average over ranks, which
+    gives the gradient of a single process with the whole batch.
     """
 
     def __init__(self, config: LossConfig) -> None:
@@ -147,12 +147,12 @@ class ContrastiveLoss(nn.Module):
             self.bias = nn.Parameter(start_bias, requires_grad=learns)
 
     def bound_temperatures(self) -> None:
-        """Keeps learned temperatures above their bound; in the graph there were no way back."""
+        """Clamps learned temperatures; a clamp in the graph would stop their gradient."""
         if self.config.learns_temperature:
             self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
 
     def forward(self, output: VATTOutput, batch: Batch | MicroBatches) -> LossOutput:
-        """Losses of the model's output for `batch`.
+        """Losses for the model's output of a batch.
 
         Raises:
             UserError: a pair has a weight, but the model's head has no space for it.
@@ -186,7 +186,7 @@ class ContrastiveLoss(nn.Module):
 
 
 def embeddings_of(pair: Pair, embeddings: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """Embeddings of both modalities in the space where they meet; None for what is absent.
+    """Embeddings of both modalities in their common space; None for an absent modality.
 
     Raises:
         UserError: the model's head has no such space.
@@ -210,19 +210,19 @@ def pair_loss(
     scale: Tensor,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of one pair of modalities, and the share of rows whose own bag scores highest.
+    """Loss of one pair of modalities, and the share of rows whose own bag scores highest.
 
-    Both are over the rows of all ranks, and the same on each; the gradient is that of this rank's
-    rows times the number of ranks. A collective.
+    Both cover the rows of all ranks, and are equal on all ranks. The gradient is that of this
+    rank's rows times the number of ranks. All ranks must call this function together.
 
     Args:
         config: Form and masking.
-        first: float `[B, D]`, not normalised; None: no row of any rank has it.
+        first: float `[B, D]`, not normalised. None: no row of any rank has this modality.
         second: float `[B, D]` or a bag of candidates `[B, K, D]`.
-        first_mask: bool `[B]`; None: no row of this rank has it.
+        first_mask: bool `[B]`. None: no row of this rank has this modality.
         second_mask: bool `[B]` or `[B, K]`.
         scale: 1 / temperature, scalar.
-        bias: Of the sigmoid form, scalar.
+        bias: Bias of the sigmoid form, scalar.
     """
     if first is None or second is None:
         return scale * 0.0, scale.new_tensor(float("nan"))

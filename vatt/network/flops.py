@@ -45,14 +45,13 @@ PAPER_VIDEO_FLOPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """FLOPs of the forward pass of one sample, 2 for each multiply-add, by part.
+    """FLOPs of the forward pass of one sample by part; a multiply-add counts as 2.
 
     Args:
-        video: Tokens, encoder and projections; in the agnostic arrangement the shared encoder's
-            work on video.
-        audio: The same for audio, with the mel bins of a spectrogram.
+        video: Tokens, encoder and projections of video; with a shared encoder, its work on video.
+        audio: The same for audio, including the mel filter bank of a spectrogram.
         text: The same for all captions of the sample.
-        heads: Common spaces and classifier.
+        heads: Heads of the common spaces and classifier.
     """
 
     video: int
@@ -62,22 +61,23 @@ class Flops:
 
     @property
     def total(self) -> int:
-        """FLOPs of all parts."""
+        """Sum over all parts."""
         return self.video + self.audio + self.text + self.heads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Numbers that a model holds, BatchNorm's statistics included, by part.
+    """Number of parameters of a model by part, including statistics of BatchNorm.
 
     Args:
-        video: Tokens and projections, and the encoder where the modality has one of its own.
+        video: Tokens and projections of video, and its encoder unless it is shared.
         audio: The same for audio.
         text: The same for text, without the word vectors.
-        shared: The encoder of all modalities (agnostic arrangement only).
-        word_vectors: The table of word vectors, whether it learns or not.
-        heads: Common spaces and classifier.
-        trainable: How many of all these learn: not BatchNorm's statistics, nor frozen word vectors.
+        shared: Shared encoder (agnostic arrangement only).
+        word_vectors: Word vectors, trained or frozen.
+        heads: Heads of the common spaces and classifier.
+        trainable: Number of these that are trained; statistics of BatchNorm and frozen word vectors
+            are not.
     """
 
     video: int
@@ -90,19 +90,19 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """Numbers of all parts, as the official code counts them."""
+        """Sum over all parts, as the official code counts."""
         towers = self.video + self.audio + self.text + self.shared
         return towers + self.word_vectors + self.heads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Published figures of a model.
+    """Published numbers of a model.
 
     Args:
-        parameters: The paper's number of them, rounded to millions; None: not reported.
-        official_parameters: Their exact number in the official code; None: unknown.
-        flops: The paper's FLOPs of one sample by DropToken's rate, empty where it reports none.
+        parameters: Number of parameters in the paper, rounded to millions. None: not reported.
+        official_parameters: Exact number of parameters in the official code. None: unknown.
+        flops: FLOPs of one sample in the paper, by DropToken rate; empty if not reported.
     """
 
     parameters: float | None
@@ -153,7 +153,7 @@ def count_flops(
 
 
 def count_parameters(config: VATTConfig) -> Parameters:
-    """Parameters of a model, counted on the meta device: no weights are drawn or held."""
+    """Counts the parameters of a model on the meta device, without memory for weights."""
     with torch.device("meta"):
         model = VATT(config)
     text_tokens = model.text_tokens
@@ -170,9 +170,9 @@ def count_parameters(config: VATTConfig) -> Parameters:
 
 
 def published(config: VATTConfig) -> Published:
-    """Figures of the paper and the official code for a model.
+    """Numbers of the paper and the official code for a model.
 
-    Rates of DropToken, and whether word vectors learn, may be others than in the preset.
+    The DropToken rates and `train_embedding` may differ from those of the preset.
     """
     name = next((n for n in PRESETS if _comparable(PRESETS[n]) == _comparable(config)), "")
     flops = PAPER_FLOPS.get(name, {})
@@ -191,14 +191,14 @@ def published(config: VATTConfig) -> Published:
 
 
 def drop_rate(config: VATTConfig, modality: str) -> float:
-    """DropToken's rate in training."""
+    """DropToken rate of a modality in training."""
     if modality == "audio" and config.audio_drop_token is not None:
         return config.audio_drop_token
     return config.drop_token
 
 
 def kept_tokens(geometry: VideoConfig | AudioConfig, rate: float) -> int:
-    """Tokens that DropToken leaves (`tokens.draw_kept_tokens`), AGG not among them."""
+    """Number of tokens that DropToken keeps (`tokens.draw_kept_tokens`), without AGG."""
     return max(1, geometry.num_tokens - int(rate * geometry.num_tokens))
 
 

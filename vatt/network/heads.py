@@ -19,9 +19,9 @@ BATCH_NORM_MOMENTUM = 0.1  # torch's convention; 0.9 in TensorFlow's
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over the rows of all ranks, whose running variance is the biased one [C].
+    """BatchNorm over the rows of all ranks, with a biased running variance [C].
 
-    torch's SyncBatchNorm needs CUDA and keeps the unbiased variance.
+    torch's SyncBatchNorm needs CUDA and stores the unbiased variance.
     """
 
     running_mean: Tensor
@@ -35,13 +35,13 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_variance", torch.ones(width))
 
     def reset_parameters(self) -> None:
-        """The identity, with the statistics of rows of mean 0 and variance 1."""
+        """Resets to the identity, with statistics of mean 0 and variance 1."""
         for ones, zeros in ((self.weight, self.bias), (self.running_variance, self.running_mean)):
             nn.init.ones_(ones)
             nn.init.zeros_(zeros)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float `[rows, D]` → float32 `[rows, D]`; training takes all ranks' rows together."""
+        """Float `[rows, D]` → float32 `[rows, D]`; training uses the rows of all ranks."""
         x = at_least_float32(x)  # statistics of bfloat16 rows would lose digits
         if self.training:
             mean, variance, num_rows = self._batch_statistics(x)
@@ -69,12 +69,12 @@ class BatchNorm(nn.Module):
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float64, for those who check digits, stays."""
+    """Converts half precision to float32; float32 and float64 do not change."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 class Dense(nn.Module):
-    """A linear layer, with BatchNorm in place of the bias where asked."""
+    """Linear layer with a bias or, if `batch_norm` is set, with BatchNorm instead."""
 
     def __init__(self, d_in: int, d_out: int, *, batch_norm: bool) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class FACHead(nn.Module):
             features: float `[rows, D]`.
 
         Returns:
-            `va` `[rows, d_va]` of video and audio, `vt` `[rows, d_vt]` of video and text.
+            `va` `[rows, d_va]` for video and audio, `vt` `[rows, d_vt]` for video and text.
         """
         if modality == "video":
             va = self.video_va(F.relu(self.video_hidden(features)))
@@ -133,20 +133,20 @@ class FACHead(nn.Module):
         return {"vt": self.text_vt(features)}
 
     def va_to_vt(self, va: Tensor) -> Tensor:
-        """The video head's last step, ReLU → Dense → BatchNorm: `[rows, d_va]` → `[rows, d_vt]`.
+        """Last step of the video head, ReLU → Dense → BatchNorm: `[rows, d_va]` → `[rows, d_vt]`.
 
-        Only where the model has text.
+        Only for models with text.
         """
         assert self.va_vt is not None
         return self.va_vt(F.relu(va))
 
 
 class JointHead(nn.Module):
-    """Features → one space for all modalities, ReLU → Dense → BatchNorm each.
+    """Projects the features of each modality into one joint space: ReLU → Dense → BatchNorm.
 
     Args:
-        config: Width.
-        d_features: Width of the features of each modality that the model has.
+        config: Width of the space.
+        d_features: Width of the features of each modality of the model.
     """
 
     def __init__(self, config: HeadConfig, d_features: Mapping[str, int]) -> None:
@@ -172,12 +172,12 @@ class JointHead(nn.Module):
 
 
 def all_spaces(head: FACHead | JointHead, modality: str, features: Tensor) -> dict[str, Tensor]:
-    """Features of one modality in every space that it can be put into.
+    """Embeddings of one modality in all spaces that it can be projected into.
 
-    Sound gets into the video-text space by the video head's last step.
+    Audio enters the video-text space through the last step of the video head.
 
     Args:
-        head: Of the model.
+        head: Head of the model.
         modality: `video`, `audio` or `text`.
         features: float `[rows, D]`.
 
@@ -208,7 +208,7 @@ class Classifier(nn.Module):
         return at_least_float32(self.linear(self.dropout(features)))
 
     def reset_parameters(self) -> None:
-        """Glorot normal; where a clip may have several labels, uniform and rare at first [C]."""
+        """Draws Glorot normal weights; for several labels, Glorot uniform and a low bias [C]."""
         rows, columns = self.linear.weight.shape
         if self.config.multi_label:
             nn.init.xavier_uniform_(self.linear.weight)

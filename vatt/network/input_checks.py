@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def expect_video(video: Tensor, patch_size: tuple[int, ...]) -> None:
-    """Raises ValueError unless patches cut `video`, `[B, T, H, W, 3]`, without remainder."""
+    """Raises ValueError unless `video` is `[B, T, H, W, 3]` and patches divide it exactly."""
     expect_tensor("video", video)
     wanted = "video must be uint8 or float [B, T, H, W, 3]"
     if video.ndim != 5 or video.shape[-1] != 3 or not is_raw(video, torch.uint8):
@@ -24,7 +24,7 @@ def expect_image(image: Tensor) -> None:
 
 
 def expect_waveform(audio: Tensor, patch_size: int) -> None:
-    """Raises ValueError unless patches cut `audio`, `[B, S]`, without remainder."""
+    """Raises ValueError unless `audio` is `[B, S]` and patches divide it exactly."""
     expect_tensor("audio", audio)
     if audio.ndim != 2 or not is_raw(audio) or audio.shape[1] == 0 or audio.shape[1] % patch_size:
         raise ValueError(
@@ -34,7 +34,7 @@ def expect_waveform(audio: Tensor, patch_size: int) -> None:
 
 
 def expect_spectrogram(audio: Tensor, patch_size: tuple[int, ...], hop_samples: int) -> None:
-    """Raises ValueError unless `audio` is a waveform or log-mel of one patch or more."""
+    """Raises ValueError unless `audio` is a waveform or log-mel of at least one patch."""
     expect_tensor("audio", audio)
     waveform_samples = (patch_size[0] - 1) * hop_samples + 1  # the windows of one patch
     smallest = (waveform_samples,) if audio.ndim == 2 else patch_size
@@ -50,26 +50,26 @@ def expect_spectrogram(audio: Tensor, patch_size: tuple[int, ...], hop_samples: 
 
 
 def expect_text(ids_BJ: Tensor, max_words: int) -> None:
-    """Raises ValueError unless `ids_BJ` are word ids, not too many."""
+    """Raises ValueError unless `ids_BJ` are word ids and not longer than the model's captions."""
     expect_tensor("text", ids_BJ)
     if ids_BJ.ndim != 2 or ids_BJ.dtype != torch.int64 or ids_BJ.shape[1] > max_words:
         raise ValueError(f"text must be int64 [B, J ≤ {max_words}], got {described(ids_BJ)}")
 
 
 def expect_ids(lowest: int, highest: int, vocab_size: int) -> None:
-    """Raises ValueError unless all ids of a text, `lowest` to `highest`, are of the vocabulary."""
+    """Raises ValueError unless the vocabulary has all ids from `lowest` to `highest`."""
     if lowest < 0 or highest >= vocab_size:
         wrong = lowest if lowest < 0 else highest
         raise ValueError(f"text id {wrong} is outside the vocabulary of {vocab_size}")
 
 
 def is_raw(value: Tensor, *also: torch.dtype) -> bool:
-    """Whether a tensor has a dtype that an input may have: floating point, or one of `also`."""
+    """Whether a tensor has a valid dtype: floating point, or one of `also`."""
     return value.is_floating_point() or value.dtype in also
 
 
 def expect_tensor(name: str, value: object) -> None:
-    """Raises ValueError for anything but a tensor."""
+    """Raises ValueError unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
 

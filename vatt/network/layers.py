@@ -44,7 +44,7 @@ class Attention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot bounds of the three projections that the fused one stands for."""
+        """Draws weights with the Glorot bounds of the three separate projections."""
         for part in self.query_key_value.weight.chunk(3):
             nn.init.xavier_uniform_(part.data)
 
@@ -55,9 +55,9 @@ class Attention(nn.Module):
 
         Args:
             x_BLD: float `[B, L, D]`.
-            score_bias: Added to the scores, float, broadcast to `[B, N, L, L]`. None: nothing.
-            seen: Takes the attention weights, float `[B, N, L, L]`; slow, and without dropout.
-                None: they are not wanted, which allows the fast kernels.
+            score_bias: Bias added to the scores, float, broadcast to `[B, N, L, L]`. None: no bias.
+            seen: List that receives the attention weights, float `[B, N, L, L]`; this is slow, and
+                disables dropout of attention. None: fast kernels are used.
 
         Returns:
             float `[B, L, D]`.
@@ -124,18 +124,18 @@ class Block(nn.Module):
     def forward(
         self, x_BLD: Tensor, score_bias: Tensor | None, seen: list[Tensor] | None = None
     ) -> Tensor:
-        """`[B, L, D]` → `[B, L, D]`; arguments of `Attention.forward`."""
+        """`[B, L, D]` → `[B, L, D]`; for the arguments see `Attention.forward`."""
         attended_BLD = self.attention(self.attention_norm(x_BLD), score_bias, seen)
         x_BLD = x_BLD + self.dropout(attended_BLD)
         return x_BLD + self.dropout(self.mlp(self.mlp_norm(x_BLD)))
 
 
 class RelativeBias(nn.Embedding):
-    """T5's bias of attention scores by the distance between two words.
+    """T5's bias of attention scores, which depends on the distance of two words.
 
     Args:
-        num_buckets: Distances that are told apart.
-        num_heads: Each has its own biases.
+        num_buckets: Number of buckets of distances.
+        num_heads: Attention heads; each has its own biases.
         max_distance: Distance from which all words share the last bucket.
     """
 
@@ -144,12 +144,12 @@ class RelativeBias(nn.Embedding):
         self.max_distance = max_distance
 
     def reset_parameters(self) -> None:
-        """Small and uniform."""
+        """Draws small uniform biases."""
         super().reset_parameters()  # drawn in vain, so that a seed's other weights stay the same
         nn.init.uniform_(self.weight, -RELATIVE_BIAS_RANGE, RELATIVE_BIAS_RANGE)
 
     def forward(self, length: int) -> Tensor:  # type: ignore[override]
-        """Bias of a caption's scores, float `[1, N, L, L]`."""
+        """Bias of the scores of a caption, float `[1, N, L, L]`."""
         buckets_LL = relative_position_buckets(
             length, self.num_embeddings, self.max_distance, self.weight.device
         )
@@ -161,8 +161,8 @@ class Encoder(nn.Module):
 
     Args:
         config: Sizes.
-        t5: T5's variant of the blocks, with the relative bias of this text, which all blocks
-            share. None: the plain variant, without a relative bias.
+        t5: Settings of the text for T5's variant of the blocks, which share one relative bias.
+            None: the plain variant, without relative bias.
     """
 
     def __init__(self, config: EncoderConfig, *, t5: TextConfig | None = None) -> None:
@@ -191,10 +191,11 @@ class Encoder(nn.Module):
 
         Args:
             x_BLD: float `[B, L, D]`.
-            token_mask_BL: bool `[B, L]`, False for padding, to which no token attends. None: no
+            token_mask_BL: bool `[B, L]`, False for padding; no token attends to padding. None: no
                 padding.
-            seen: Takes the attention weights, float `[B, N, L, L]`, of block `layer`; of all blocks
-                for `rollout`, their means over heads `[B, 1, L, L]`. None: they are not wanted.
+            seen: List that receives the attention weights of block `layer`, float `[B, N, L, L]`;
+                for `rollout`, the means over heads `[B, 1, L, L]` of all blocks. None: weights are
+                not stored.
             layer: Index of a block, negative from the end; or `rollout`.
 
         Returns:
@@ -228,12 +229,13 @@ class Encoder(nn.Module):
 
 
 def roll_out(means: Sequence[Tensor]) -> Tensor:
-    """Attention rollout: product over all blocks of their attention.
+    """Attention rollout: product of the attention matrices of all blocks.
 
     Half of each block's attention is replaced by the identity, for the residual branch.
 
     Args:
-        means: Attention of each block, first block first, mean over heads: float `[B, 1, L, L]`.
+        means: Mean over heads of each block's attention, float `[B, 1, L, L]`, from the first block
+            on.
 
     Returns:
         float `[B, 1, L, L]`, rows sum to 1.
@@ -248,12 +250,12 @@ def roll_out(means: Sequence[Tensor]) -> Tensor:
 def relative_position_buckets(
     length: int, num_buckets: int, max_distance: int, device: torch.device
 ) -> Tensor:
-    """Bidirectional T5 buckets: near words exact, far ones logarithmic.
+    """Bidirectional buckets of T5: exact for near words, logarithmic for far ones.
 
     The lower half of the buckets is for words before, the upper half for words after.
 
     Returns:
-        int64 `[length, length]`, bucket of key position minus query position.
+        int64 `[length, length]`: bucket of (key position − query position).
 
     Source: Raffel et al. 2020, section 2.1.
     """
@@ -269,10 +271,10 @@ def relative_position_buckets(
 
 
 def init_weights(module: nn.Module) -> None:
-    """Draws a module's weights as Keras draws those of the official one; for `nn.Module.apply`.
+    """Draws the weights of a module as Keras does in the official code; for `nn.Module.apply`.
 
-    A Dense is Glorot uniform with bias zero; what a module does otherwise is its own
-    `reset_parameters`, after those of its parts.
+    A Dense gets Glorot uniform weights and bias zero. A module that deviates has its own
+    `reset_parameters`, which runs after those of its parts.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
@@ -283,5 +285,5 @@ def init_weights(module: nn.Module) -> None:
 
 
 def truncated_normal(tensor: Tensor, std: float) -> None:
-    """Fills with Keras' `TruncatedNormal`: what lies beyond two of `std` is drawn again."""
+    """Fills a tensor as Keras' `TruncatedNormal`: values beyond two `std` are drawn again."""
     nn.init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)

@@ -24,21 +24,21 @@ LOG_FACTOR = 1e4  # log(1 + 1e4 * mel), official preprocessing
 class LogMel(nn.Module):
     """Waveform → log-mel spectrogram in [0, 1], the input of the spectrogram models.
 
-    Without parameters and buffers. 153,600 samples → 150 frames × 80 bins with the defaults, which
-    are those of the release for 48 kHz.
+    The module has no parameters or buffers. The defaults are those of the official release for 48
+    kHz: 153,600 samples become 150 frames × 80 bins.
 
     Args:
-        sample_rate: Of the waveforms, in Hz.
+        sample_rate: Sample rate of the waveforms in Hz.
         window_samples: Length of the periodic Hann window; the Fourier transform is as long as the
             next power of two.
-        hop_samples: From one frame to the next.
-        num_mels: Mel bins.
+        hop_samples: Samples from one frame to the next.
+        num_mels: Number of mel bins.
         min_hertz: Lower edge of the first bin's triangle.
         max_hertz: Upper edge of the last bin's triangle.
 
     Raises:
-        UserError: a size is below 1, the range of frequencies is empty or passes sample_rate / 2,
-            or a bin is so narrow that it holds no frequency of the Fourier transform.
+        UserError: a size is below 1, the frequency range is empty or exceeds sample_rate / 2, or a
+            bin is too narrow to contain a frequency of the Fourier transform.
 
     Source: google-research/vatt, audio preprocessing (`tf.signal.stft` with `pad_end`).
     """
@@ -76,14 +76,14 @@ class LogMel(nn.Module):
         )
 
     def forward(self, waveform_BS: Tensor) -> Tensor:
-        """Log-mel spectrogram of each clip, stretched to [0, 1].
+        """Log-mel spectrogram of each clip, scaled to [0, 1].
 
         Args:
             waveform_BS: float `[B, S]` in [-1, 1], on any device.
 
         Returns:
-            float32 `[B, M, F]` with M = ceil(S / hop_samples): the smallest value of each clip is
-            0, the largest 1; a spectrogram with one value everywhere, such as silence, is all 0.
+            float32 `[B, M, F]` with M = ceil(S / hop_samples). The smallest value of each clip is
+            0, the largest 1. A constant spectrogram, such as that of silence, is all 0.
 
         Raises:
             ValueError: the waveform has another rank or dtype, or is empty.
@@ -94,9 +94,10 @@ class LogMel(nn.Module):
         return (log_mel_BMF - lowest) / torch.where(span > 0, span, 1.0)
 
     def log_mel(self, waveform_BS: Tensor) -> Tensor:
-        """log(1 + 1e4 · mel) of each clip, before it is stretched to [0, 1].
+        """log(1 + 1e4 · mel) of each clip, before scaling to [0, 1].
 
-        Computed in float32 also under autocast: a spectrogram spans more than bfloat16 resolves.
+        Computed in float32 even under autocast: bfloat16 is too coarse for the range of a
+        spectrogram.
 
         Args:
             waveform_BS: float `[B, S]` in [-1, 1], on any device.
@@ -141,7 +142,7 @@ class LogMel(nn.Module):
 
 
 def log_mel_of(audio: AudioConfig) -> LogMel | None:
-    """Spectrogram of a model of this geometry; None: it sees waveforms."""
+    """Spectrogram module for an audio geometry; None if its models take waveforms."""
     mel = audio.spectrogram
     if mel is None:
         return None
@@ -156,7 +157,7 @@ def log_mel_of(audio: AudioConfig) -> LogMel | None:
 
 
 def num_spectrogram_frames(num_samples: int, hop_samples: int) -> int:
-    """Frames of a waveform's spectrogram: one for each hop begun."""
+    """Number of frames of a waveform's spectrogram: ceil(samples / hop)."""
     return -(-num_samples // hop_samples)
 
 
@@ -168,16 +169,16 @@ def mel_filter_bank(
     min_hertz: float,
     max_hertz: float,
 ) -> Tensor:
-    """Triangles that gather the frequencies of a Fourier transform into mel bins.
+    """Triangular filters that map the frequencies of a Fourier transform to mel bins.
 
-    The triangles are linear in mel, 1127 ln(1 + f / 700), peak at 1 and are not divided by their
-    area; frequency 0 is in none of them. (`torchaudio.functional.melscale_fbanks` makes triangles
-    that are linear in Hz.) Computed in float64.
+    The triangles are linear in mel, 1127 ln(1 + f / 700), have peak 1 and are not normalised by
+    area; none contains frequency 0. (`torchaudio.functional.melscale_fbanks` makes triangles that
+    are linear in Hz.) Computed in float64.
 
     Args:
-        num_frequencies: Of the Fourier transform, from 0 to sample_rate / 2.
-        num_mels: Bins.
-        sample_rate: In Hz.
+        num_frequencies: Number of frequencies of the Fourier transform, from 0 to sample_rate / 2.
+        num_mels: Number of bins.
+        sample_rate: Sample rate in Hz.
         min_hertz: Lower edge of the first triangle.
         max_hertz: Upper edge of the last one.
 
@@ -185,7 +186,7 @@ def mel_filter_bank(
         float32 `[Q, F]` in [0, 1], on the CPU.
 
     Raises:
-        UserError: the range is empty or passes sample_rate / 2, or a bin holds no frequency.
+        UserError: the range is empty or exceeds sample_rate / 2, or a bin contains no frequency.
 
     Source: tf.signal.linear_to_mel_weight_matrix.
     """

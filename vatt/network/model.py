@@ -29,12 +29,12 @@ class VATTOutput:
 
     Args:
         features: Pooled AGG features: `video` and `audio` float `[B, D]`, `text` float `[B, K, D]`.
-        embeddings: In the common spaces, not normalised, float32. FAC head: `video_va`, `audio_va`
-            `[B, d_va]`, `video_vt` `[B, d_vt]`, `text_vt` `[B, K, d_vt]`; joint head:
+        embeddings: Embeddings in the common spaces, not normalised, float32. FAC head: `video_va`,
+            `audio_va` `[B, d_va]`, `video_vt` `[B, d_vt]`, `text_vt` `[B, K, d_vt]`; joint head:
             `video_joint`, `audio_joint` `[B, d_joint]`, `text_joint` `[B, K, d_joint]`.
-        logits: Of the classifier, float32 `[B, num_classes]`. None: no classifier.
-        attention: Where asked for, by modality: float `[B, N, 1 + L, 1 + L]`, text
-            `[B, K, N, 1 + L, 1 + L]` with `L` of the longest caption, AGG first; `N` is 1 for
+        logits: Logits of the classifier, float32 `[B, num_classes]`. None: no classifier.
+        attention: Attention by modality, if requested: float `[B, N, 1 + L, 1 + L]`, for text
+            `[B, K, N, 1 + L, 1 + L]` with `L` of the longest caption; AGG first. `N` is 1 for
             rollout.
     """
 
@@ -77,7 +77,7 @@ class VATT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draws all weights anew, as Keras draws those of the official model."""
+        """Draws new weights, as Keras does for the official model."""
         self.apply(init_weights)
 
     def _patch_tokens(self, modality: str) -> PatchTokens:
@@ -133,23 +133,23 @@ class VATT(nn.Module):
     def encode_image(self, image: Tensor) -> Tensor:
         """Images uint8 or float in [-1, 1], `[B, H, W, C]` → features float `[B, D]`.
 
-        An image enters as a video that stands still for one patch [P].
+        An image is treated as a still video of one patch [P].
         """
         expect_image(image)
         num_frames = self.config.video.patch_size[0]
         return self.encode_video(image.unsqueeze(1).expand(-1, num_frames, -1, -1, -1))
 
     def encode_audio(self, audio: Tensor) -> Tensor:
-        """Waveforms float in [-1, 1], `[B, S]` → pooled features float `[B, D]`.
+        """Waveforms float in [-1, 1], `[B, S]` → features float `[B, D]`.
 
-        A spectrogram model takes its log-mel, float in [0, 1], `[B, M, F]`, too.
+        Spectrogram models also accept log-mel spectrograms, float in [0, 1], `[B, M, F]`.
         """
         return self.encode("audio", audio)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Captions int64 `[B, J]`, 0 = padding → pooled features float `[B, D]`.
+        """Captions int64 `[B, J]`, 0 = padding → features float `[B, D]`.
 
-        Captions are cut to the longest of them; where none is padded no mask is made.
+        Padding that all captions share is cut off. If none is left, no mask is made.
         """
         return self.encode("text", text)
 
@@ -166,10 +166,11 @@ class VATT(nn.Module):
         Args:
             modality: `video`, `audio` or `text`.
             raw: Input of `encode_video`, `encode_audio` or `encode_text`.
-            has_padding: Whether a text holds padding, which needs a mask. None: its values are
-                looked at, and padding that all captions share is cut off.
-            seen: Takes attention weights, see `Encoder.forward`; the linear text tower has none.
-            layer: The block, see `Encoder.forward`.
+            has_padding: Whether captions contain padding, which needs a mask. None: the ids decide,
+                and padding that all captions share is cut off.
+            seen: List that receives attention weights (`Encoder.forward`); the linear text tower
+                has none.
+            layer: Block whose weights to store (`Encoder.forward`).
 
         Returns:
             float `[B, D]`.
@@ -179,14 +180,14 @@ class VATT(nn.Module):
         return self._project(modality, hidden.amax(dim=1) if is_linear else hidden[:, 0])
 
     def encode_tokens(self, modality: str, raw: Tensor) -> Tensor:
-        """Encoder output for every token; in training, for those that DropToken keeps.
+        """Encoder output for every token; in training, for the tokens that DropToken keeps.
 
         Args:
             modality: `video`, `audio` or `text`.
             raw: Input of `encode_video`, `encode_audio` or `encode_text`.
 
         Returns:
-            float `[B, 1 + L, D]`, AGG first; of the linear text tower `[B, L, D]`, it has no AGG.
+            float `[B, 1 + L, D]`, AGG first; for the linear text tower `[B, L, D]`, without AGG.
         """
         return self._project(modality, self._hidden(modality, raw))
 
@@ -195,7 +196,7 @@ class VATT(nn.Module):
         return self._embed("video", self.encode_video(video))
 
     def embed_audio(self, audio: Tensor) -> dict[str, Tensor]:
-        """Waveforms → `va` float32 `[B, d_va]`, or `joint`; not normalised, as all of these."""
+        """Waveforms → `va` float32 `[B, d_va]`, or `joint`; not normalised."""
         return self._embed("audio", self.encode_audio(audio))
 
     def embed_text(self, text: Tensor) -> dict[str, Tensor]:
@@ -209,18 +210,18 @@ class VATT(nn.Module):
         return_attention: bool = False,
         attention_layer: AttentionLayer = -1,
     ) -> VATTOutput:
-        """Encodes the rows that are present; absent rows and empty captions cost nothing.
+        """Encodes a batch; rows without a modality and empty captions cost nothing.
 
         Args:
-            batch: Clips; modalities that the model does not have are passed over.
-            return_attention: Whether to return where tokens look; costs nothing when off. When on,
-                attention has no dropout; in training DropToken leaves out tokens. The linear text
-                tower has none.
-            attention_layer: The block whose attention to return, which all encoders must have, or
-                `rollout` (`vatt.network.layers.roll_out`).
+            batch: Clips; modalities that the model lacks are ignored.
+            return_attention: Whether to return attention weights. It disables dropout of attention;
+                in training, the weights cover only tokens that DropToken keeps. The linear text
+                tower has no attention.
+            attention_layer: Index of the block whose attention to return, which all encoders must
+                have, or `rollout` (`vatt.network.layers.roll_out`).
 
         Raises:
-            ValueError: inputs that `vatt.network.input_checks` refuses.
+            ValueError: an input is invalid (`vatt.network.input_checks`).
             UserError: no such block.
         """
         if not isinstance(batch, Batch):
@@ -238,16 +239,17 @@ class VATT(nn.Module):
         attention: dict[str, Tensor] | None = None,
         attention_layer: AttentionLayer = -1,
     ) -> dict[str, Tensor]:
-        """The first half of `forward`: by modality, features of the rows that are present.
+        """First half of `forward`: features of the rows that have a modality, by modality.
 
         Args:
-            batch: Clips; modalities that the model does not have are passed over.
-            attention: Takes the attention of these rows, by modality. None: it is not wanted.
-            attention_layer: The block, or `rollout`.
+            batch: Clips; modalities that the model lacks are ignored.
+            attention: Dict that receives the attention of these rows by modality. None: it is not
+                stored.
+            attention_layer: Index of the block, or `rollout`.
 
         Returns:
-            float `[rows, D]` each, captions as rows of their own; nothing for a modality that the
-            batch or the model lacks.
+            float `[rows, D]` by modality; every caption is a row. Modalities that the batch or the
+            model lacks have no entry.
         """
         if attention is not None:
             self._check_layer(attention_layer)
@@ -266,11 +268,11 @@ class VATT(nn.Module):
         return features
 
     def embed_rows(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> VATTOutput:
-        """The second half of `forward`: heads, and rows put in their places.
+        """Second half of `forward`: applies the heads, and puts rows in their places in the batch.
 
         Args:
-            features: Those of `encode_batch`, or of several batches behind each other.
-            masks: By modality, bool `[B]` or, of text, `[B, K]`: the places of these rows.
+            features: Features of `encode_batch`, or those of several batches concatenated.
+            masks: Places of these rows by modality, bool `[B]`, for text `[B, K]`.
         """
         output = VATTOutput()
         for modality in self.config.modalities:  # in the same order on all ranks
@@ -339,14 +341,15 @@ class VATT(nn.Module):
 
         Args:
             video: uint8 or float in [-1, 1], `[B, T, H, W, C]`.
-            layer: The block, negative from the end, or `rollout`.
+            layer: Index of the block, negative from the end, or `rollout`.
 
         Returns:
-            float `[B, T', H', W']` on the token grid; a row's sum is 1 minus what AGG gives to
-            itself.
+            float `[B, T', H', W']` on the token grid; each clip sums to 1 minus the attention of
+            AGG to itself.
 
         Raises:
-            RuntimeError: the model is in training mode, where DropToken leaves holes in the grid.
+            RuntimeError: the model is in training mode, in which DropToken removes parts of the
+                grid.
         """
         if self.training:
             raise RuntimeError(
@@ -366,9 +369,9 @@ def _attention_of(seen: list[Tensor], layer: AttentionLayer) -> Tensor:
 
 
 def present_rows(batch: Batch, modality: str) -> Tensor | None:
-    """Raw input of the rows that have a modality, `[rows, …]`, captions each a row.
+    """Raw input `[rows, …]` of the rows that have a modality; every caption is a row.
 
-    None: no row has it. The rows stand where the mask of the batch is True.
+    These are the rows at which the mask of the batch is True. Returns None if there are none.
     """
     raw, mask = getattr(batch, modality), getattr(batch, f"{modality}_mask")
     num_rows = batch.facts.num_rows(modality)
@@ -383,7 +386,7 @@ def present_rows(batch: Batch, modality: str) -> Tensor | None:
 
 
 def place_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """Puts computed rows where the mask is True: `[rows, …]` → `[*mask.shape, …]`, else zeros."""
+    """Places rows where the mask is True, zeros elsewhere: `[rows, …]` → `[*mask.shape, …]`."""
     if len(values) == mask.numel():
         return values.unflatten(0, mask.shape)
     full = values.new_zeros(*mask.shape, *values.shape[1:])
@@ -391,7 +394,7 @@ def place_rows(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def backbone_and_head(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters of a network in its two parts: the tower, and the heads on its features."""
+    """Parameters of a network in two groups: backbone, and heads with classifier."""
     named = list(network.named_parameters())
     backbone = [parameter for name, parameter in named if not name.startswith(HEAD_PREFIXES)]
     head = [parameter for name, parameter in named if name.startswith(HEAD_PREFIXES)]

@@ -28,7 +28,7 @@ def patch_video(video_BTHWC: Tensor, patch_size: tuple[int, int, int]) -> Tensor
 
 
 def patch_spectrogram(mel_BMF: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """`[B, M, F]` → patches `[B, L, P]`, time-major; what fills no patch is left out [C]."""
+    """`[B, M, F]` → patches `[B, L, P]`, time-major; incomplete patches are left out [C]."""
     time, mel = patch_size
     num_time, num_mel = mel_BMF.shape[1] // time, mel_BMF.shape[2] // mel
     whole = mel_BMF[:, : num_time * time, : num_mel * mel]
@@ -36,19 +36,19 @@ def patch_spectrogram(mel_BMF: Tensor, patch_size: tuple[int, int]) -> Tensor:
 
 
 def draw_kept_tokens(num_rows: int, num_tokens: int, drop: float, device: torch.device) -> Tensor:
-    """Draws the tokens that DropToken keeps, for each row its own, in their original order.
+    """Draws the tokens that DropToken keeps, separately for each row, in their original order.
 
     Args:
         num_rows: `B`.
-        num_tokens: Tokens before the drop.
-        drop: Share dropped, in [0, 1).
-        device: Where the random numbers are drawn.
+        num_tokens: Number of tokens before dropping.
+        drop: Share of tokens to drop, in [0, 1).
+        device: Device of the random numbers.
 
     Returns:
         int64 `[B, kept]`, ascending; kept = num_tokens − floor(drop · num_tokens), at least 1.
 
-    Source: paper section 3.3. The official code draws one permutation for the whole batch and keeps
-    it shuffled.
+    Source: paper section 3.3. The official code draws one permutation for the whole batch and
+    leaves tokens shuffled.
     """
     num_kept = max(1, num_tokens - int(drop * num_tokens))
     order = torch.rand(num_rows, num_tokens, device=device).argsort(dim=1)
@@ -56,16 +56,16 @@ def draw_kept_tokens(num_rows: int, num_tokens: int, drop: float, device: torch.
 
 
 def select_tokens(x_BLD: Tensor, kept_BL: Tensor) -> Tensor:
-    """Rows `kept_BL` of every clip: `[B, L, D]`, `[B, kept]` → `[B, kept, D]`."""
+    """Tokens `kept_BL` of every clip: `[B, L, D]`, `[B, kept]` → `[B, kept, D]`."""
     return x_BLD.gather(1, kept_BL[:, :, None].expand(-1, -1, x_BLD.shape[2]))
 
 
 @lru_cache(maxsize=64)
 def interpolation_matrix(num_from: int, num_to: int) -> Tensor:
-    """Weights that carry a table of positions to another length: float32 `[num_to, num_from]`.
+    """Matrix that interpolates a table to another length: float32 `[num_to, num_from]`.
 
-    The cubic polyharmonic spline, a sum of |distance|³ and a straight line, through entry i of the
-    table at i / num_from, read at j / num_to.
+    It evaluates a cubic polyharmonic spline (a sum of |distance|³ and a straight line) at j /
+    num_to; the spline passes through entry i of the table at i / num_from.
 
     Source: `ExpandableEmbedding` of google-research/vatt `modeling/common/transformers.py`.
     """
@@ -88,12 +88,12 @@ def _interpolation_matrix(num_from: int, num_to: int) -> Tensor:
 
 
 class Positions(nn.Module):
-    """Learned tables, one per axis, whose sum is normalised by a LayerNorm.
+    """Learned positions: one table per axis, whose sum is normalised by a LayerNorm.
 
     Args:
         grid: Entries of each table: (8, 14, 14) for the paper's video, (1200,) for its waveform.
         d_model: Width.
-        transposed: Reads a grid of two axes as if its second were the slower
+        transposed: Whether to read a grid of two axes as if the second were the slower one
             (`SpectrogramConfig.transposed_positions`).
     """
 
@@ -106,14 +106,15 @@ class Positions(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal [C]; the norm makes its scale matter to Adam only."""
+        """Draws a truncated normal [C]; because of the norm, its scale matters to Adam only."""
         for table in self.tables:
             truncated_normal(table, std=table.shape[1] ** -0.5)
 
     def forward(self, grid: tuple[int, ...] | None = None) -> Tensor:
-        """Positions of a whole grid, float `[L, D]`, first axis slowest; None: of the tables' own.
+        """Positions of all tokens of a grid, float `[L, D]`, first axis slowest.
 
-        Each axis that has another length than its table is interpolated.
+        If an axis is longer or shorter than its table, the table is interpolated. Without `grid`,
+        the grid is that of the tables.
         """
         tables = [
             self._resize(table, size)
@@ -137,14 +138,15 @@ class Positions(nn.Module):
 class PatchTokens(nn.Module):
     """Video, waveform or spectrogram patches → tokens with AGG in front.
 
-    Patches are dropped before they are projected, so that what DropToken drops costs nothing.
+    DropToken drops patches before they are projected, so dropped tokens cost nothing.
 
     Args:
-        geometry: Which modality and its sizes.
+        geometry: Modality and sizes of the input.
         d_model: Width.
-        agnostic: Adds the Dense(GELU) that leads into the shared encoder.
-        drop_token: Share of tokens dropped in training.
-        dropout: The encoder's dropout rate; 0 switches the one after positions off as well.
+        agnostic: Whether to add the Dense(GELU) in front of the shared encoder.
+        drop_token: Share of tokens dropped in training, in [0, 1).
+        dropout: Dropout rate of the encoder; 0 also disables the fixed dropout after adding
+            positions.
     """
 
     def __init__(
@@ -176,22 +178,22 @@ class PatchTokens(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot uniform of the convolution, whose fans count all positions of its kernel [C]."""
+        """Draws Glorot uniform weights; fans count all positions of the kernel [C]."""
         init_agg(self.agg)
         d_model, num_values = self.patch_projection.weight.shape
         bound = math.sqrt(6 / (num_values + math.prod(self.kernel) * d_model))
         nn.init.uniform_(self.patch_projection.weight, -bound, bound)
 
     def forward(self, raw: Tensor) -> tuple[Tensor, None]:
-        """Raw input → tokens float `[B, 1 + L, D]`, and no mask: none of them is padding.
+        """Tokens of video or audio, float `[B, 1 + L, D]` with AGG first, and None for the mask.
 
         Args:
-            raw: Video uint8 or float in [-1, 1] `[B, T, H, W, C]`; waveform float in [-1, 1]
-                `[B, S]`; for a spectrogram model also the log-mel itself, float in [0, 1]
-                `[B, M, F]`. Another geometry than the model's gets interpolated positions.
+            raw: Video uint8 or float in [-1, 1] `[B, T, H, W, C]`; or waveform float in [-1, 1]
+                `[B, S]`; for spectrogram models also log-mel float in [0, 1] `[B, M, F]`. Positions
+                are interpolated if the geometry differs from the model's.
 
         Raises:
-            ValueError: wrong rank, dtype or channels, or sizes that the patches do not divide.
+            ValueError: wrong rank, dtype or channels, or patches do not divide the sizes.
         """
         patches_BLP, grid = self._patch(raw)
         positions_LD = self.positions(grid)
@@ -242,7 +244,7 @@ class PatchTokens(nn.Module):
 
 
 def patch_kernel(geometry: VideoConfig | AudioConfig) -> tuple[tuple[int, ...], int]:
-    """Extent of a patch along each axis of the grid, and channels."""
+    """Size of a patch along each axis of the grid, and channels."""
     if isinstance(geometry, VideoConfig):
         return geometry.patch_size, 3
     if geometry.spectrogram is not None:
@@ -256,9 +258,10 @@ class WordTokens(nn.Module):
     Args:
         config: Vocabulary and lengths.
         d_model: Width.
-        agnostic: Learned absolute positions, AGG in `d_model` after the projection; else AGG among
-            the word vectors, before it, and no positions (T5's relative bias does that).
-        dropout: The encoder's dropout rate.
+        agnostic: Whether to use learned absolute positions and to add AGG after the projection to
+            `d_model`. Otherwise AGG is added to the word vectors before the projection, without
+            positions (T5 has a relative bias).
+        dropout: Dropout rate of the encoder.
     """
 
     def __init__(self, config: TextConfig, d_model: int, *, agnostic: bool, dropout: float) -> None:
@@ -313,7 +316,7 @@ class LinearText(nn.Module):
         self.projection = nn.Linear(config.d_embedding, config.d_linear)
 
     def forward(self, ids_BJ: Tensor) -> tuple[Tensor, None]:
-        """Ids int64 `[B, J]` → float `[B, max_words, D]`, padding included, and no mask.
+        """Ids int64 `[B, J]` → float `[B, max_words, D]` including padding, and None for the mask.
 
         Raises:
             ValueError: wrong rank or dtype, or more words than `max_words`.
@@ -324,7 +327,7 @@ class LinearText(nn.Module):
 
 
 def word_vectors(config: TextConfig) -> nn.Embedding:
-    """The table of word vectors, frozen or not."""
+    """Embedding of words, frozen if `train_embedding` is False."""
     embedding = nn.Embedding(config.vocab_size, config.d_embedding)
     embedding.weight.requires_grad_(config.train_embedding)
     return embedding
@@ -336,12 +339,12 @@ def prepend_agg(agg: Tensor, x_BLD: Tensor) -> Tensor:
 
 
 def init_agg(agg: Tensor) -> None:
-    """Glorot normal of a vector, whose fans are both its length [C]."""
+    """Draws a Glorot normal vector; both fans are its length [C]."""
     truncated_normal(agg, std=agg.shape[0] ** -0.5 / TRUNCATED_STD)
 
 
 def normalize_video(video: Tensor) -> Tensor:
-    """uint8 0…255, any shape → float32 in [-1, 1]; on the device, so that bytes travel there."""
+    """uint8 0…255, any shape → float32 in [-1, 1]; on the device, to transfer uint8 only."""
     if video.dtype != torch.uint8:
         raise ValueError(f"normalize_video takes uint8 pictures, got {video.dtype}")
     return video.float() / 127.5 - 1

@@ -7,13 +7,13 @@ from vatt.errors import UserError
 
 
 def load_torchaudio() -> ModuleType:
-    """torchaudio, without its compiled part where that does not load.
+    """Imports torchaudio, without its compiled part if that does not load.
 
-    That part is built for one version of torch and CUDA, and is missing its libraries beside a
-    torch for CPU; spectrograms are written in Python and do without.
+    The compiled part is built for one version of torch and CUDA; with torch for CPU its libraries
+    are missing. Spectrograms are written in Python and do not need it.
 
     Raises:
-        UserError: torchaudio is not installed, or does not load in any way.
+        UserError: torchaudio is not installed, or does not load even without that part.
     """
     try:
         import torchaudio
