@@ -17,14 +17,14 @@ from torch import Tensor
 
 
 class Facts(NamedTuple):
-    """Facts about a batch in plain numbers, one per clip: the host knows them without waiting.
+    """Facts about a batch as plain numbers, one per clip, which need no transfer from a device.
 
     Args:
-        video: 1 where the clip has a picture, else 0.
-        audio: 1 where it has sound, else 0.
-        text: Number of its captions.
-        longest: Words of its longest caption, with padding between them.
-        fewest: Words of the caption that has the fewest.
+        video: 1 if the clip has a picture, else 0.
+        audio: 1 if the clip has sound, else 0.
+        text: Number of captions of the clip.
+        longest: Length of its longest caption, including padding between words.
+        fewest: Number of words of its shortest caption.
         lowest_id: Smallest token id of its captions, at most 0.
         highest_id: Largest token id of its captions.
     """
@@ -47,7 +47,7 @@ class Facts(NamedTuple):
 
     @property
     def longest_caption(self) -> int:
-        """Words of the longest caption, at least 1."""
+        """Length of the longest caption, at least 1."""
         return max((1, *self.longest))
 
     @property
@@ -62,22 +62,23 @@ class Facts(NamedTuple):
 
 @dataclass(kw_only=True)
 class Batch:
-    """Clips with whichever modalities each of them has.
+    """Clips; each may lack some modalities.
 
-    Rows of the three modalities belong together; where a mask is False the values of that row are
-    zeros without meaning. A modality that the whole batch lacks may be left out (None).
+    Row i of all three modalities belongs to clip i. If a mask is False, the values of that row are
+    zeros without meaning. A modality that the whole batch lacks may be None.
 
     Args:
         video: uint8 `[B, T, H, W, C]` in 0…255, or float in [-1, 1].
         audio: float32 `[B, S]` in [-1, 1]; or log-mel spectrograms in [0, 1], `[B, M, F]`.
         text: int64 `[B, K, J]` token ids, 0 = padding.
-        video_mask: bool `[B]`, True where the clip has a picture. None: every row has.
-        audio_mask: bool `[B]`, True where the clip has sound. None: every row has.
-        text_mask: bool `[B, K]`, True for captions with words. None: derived, ids not all zero.
-        seeds: int64 `[B]`, names the random changes of each clip (colours, noise, masks): the same
-            clip in another batch, worker or rank is changed alike. None: nothing is drawn, as in
+        video_mask: bool `[B]`, True if the clip has a picture. None: all True.
+        audio_mask: bool `[B]`, True if the clip has sound. None: all True.
+        text_mask: bool `[B, K]`, True for captions with words. None: derived from the ids, True
+            unless all are 0.
+        seeds: int64 `[B]`, seeds of the random changes of each clip (colours, noise, masks), which
+            therefore do not depend on batch, worker or rank. None: no random changes, as in
             evaluation.
-        keys: `B` names of the clips, for error messages.
+        keys: Names of the clips for error messages.
 
     Raises:
         ValueError: wrong rank, dtype or number of rows.
@@ -147,18 +148,18 @@ class Batch:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """By modality, bool `[B]` or `[B, K]`; a modality that the batch lacks has none."""
+        """Masks by modality, bool `[B]` or `[B, K]`; absent modalities have no entry."""
         masks = ((name, getattr(self, f"{name}_mask")) for name in ("video", "audio", "text"))
         return {name: mask for name, mask in masks if mask is not None}
 
     @property
     def device(self) -> torch.device:
-        """Device of its tensors."""
+        """Device of the tensors."""
         return next(v for v in (self.video, self.audio, self.text) if v is not None).device
 
     @property
     def facts(self) -> Facts:
-        """Facts about the clips; a batch that was made on a device is asked once, at first use."""
+        """Facts about the clips; for a batch made on a device, read at first use."""
         if self._facts is None:
             self._facts = self._read_facts()
         return self._facts
@@ -186,12 +187,12 @@ class Batch:
         return Facts(*map(tuple, torch.stack([column.long() for column in columns]).tolist()))
 
     def with_inputs(self, **changes: Tensor | None) -> Self:
-        """The same clips with other tensors: moved, other pictures, sound or labels.
+        """The same clips with some tensors replaced, such as moved or augmented ones.
 
-        `dataclasses.replace` reads the facts anew and so waits for a device; this keeps them.
+        `dataclasses.replace` would read the facts again, and wait for the device; this keeps them.
 
         Args:
-            changes: Fields by name. Rows, masks and captions must say the same as before.
+            changes: New values of fields by name. Rows, masks and captions must not change.
         """
         changed = replace(self, **changes)  # type: ignore[arg-type]
         changed._facts = self._facts
@@ -215,16 +216,16 @@ class Batch:
 class LabelledBatch(Batch):
     """Clips with their labels.
 
-    In evaluation the rows are views, those of a clip one after another, each with its clip's labels
-    and key.
+    In evaluation the rows are views; the views of a clip follow each other and have its labels and
+    key.
 
     Args:
-        labels: float32 `[B, C]`, 1 for the classes of a clip, 0 for others; shares between them
-            where clips are mixed. Here `C` are classes.
-        num_views: Rows of each clip.
+        labels: float32 `[B, C]`, where `C` are classes: 1 for the classes of a clip, 0 for others,
+            or shares in between after mixup.
+        num_views: Number of rows per clip.
 
     Raises:
-        ValueError: labels of another rank or dtype, or rows that are not views of whole clips.
+        ValueError: labels have another rank or dtype, or the rows are not all views of all clips.
     """
 
     labels: Tensor
@@ -244,12 +245,12 @@ class LabelledBatch(Batch):
 
 @dataclass(kw_only=True)
 class MicroBatches:
-    """One batch in parts, which stay where they are until they are looked at.
+    """A batch in parts, each of which moves to the device only when it is read.
 
     Args:
         parts: Batches of any size.
-        device: Where each part goes when its turn comes.
-        change: Function of each part that is applied there, every time anew.
+        device: Device to which a part moves when it is read.
+        change: Function that is applied to a part on the device whenever it is read.
     """
 
     parts: tuple[Batch, ...]
@@ -258,7 +259,7 @@ class MicroBatches:
 
     @classmethod
     def split(cls, batch: Batch, size: int) -> Self:
-        """A batch in parts of `size` clips; the last may be smaller."""
+        """Splits a batch into parts of `size` clips; the last may be smaller."""
         parts = []
         for start in range(0, len(batch), size):
             rows = slice(start, start + size)
@@ -278,7 +279,7 @@ class MicroBatches:
             yield moved if self.change is None else self.change(moved)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same parts, each bound for another device."""
+        """The same parts, to be moved to another device."""
         return replace(self, device=torch.device(device))
 
     @property
@@ -294,7 +295,7 @@ class MicroBatches:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """On the device, by modality: bool `[B]`, or `[B, K]` with `K` of the largest part."""
+        """Masks on the device by modality: bool `[B]`, or `[B, K]` with the largest `K`."""
         masks, parts = {}, [part.masks for part in self.parts]
         for name in dict.fromkeys(name for part in parts for name in part):
             rest = max(part[name].shape[1:] for part in parts if name in part)

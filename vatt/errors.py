@@ -7,7 +7,7 @@ SHOWN_FAULTS = 20  # in printed reports; the report objects hold all
 
 
 class VattError(Exception):
-    """An error that ends a command with one sentence; any other exception is a bug.
+    """Error that a command reports as one sentence; any other exception is a bug.
 
     Args:
         message: What is wrong and what to do.
@@ -20,26 +20,26 @@ class VattError(Exception):
 
 
 class UserError(VattError, ValueError):
-    """An argument, a setting, a file or a circumstance that the user can put right."""
+    """Invalid argument, setting, file or environment that the user can correct."""
 
 
 class ShardError(VattError, ValueError):
-    """A shard or a folder of shards that cannot be used or written."""
+    """Shard or folder of shards that cannot be used or written."""
 
 
 class CheckpointError(VattError, ValueError):
-    """A checkpoint or model that is not there, is damaged, or is of a kind that is not read."""
+    """Checkpoint or model that is missing, damaged or of an unsupported kind."""
 
 
 class ConversionError(VattError, ValueError):
-    """An official checkpoint that does not fit its settings, or a part that ours lacks."""
+    """Official checkpoint that does not fit its settings, or has parts that our models lack."""
 
 
 class MediaError(VattError):
-    """A media file that cannot give what was asked of it.
+    """Media file that cannot be read, or lacks the requested content.
 
     Args:
-        path: The file, URL or a description of the source.
+        path: File, URL or description of the source.
         reason: What is wrong and what to do.
     """
 
@@ -56,11 +56,11 @@ class MediaError(VattError):
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that was left out, and why.
+    """Entry of a report: something that was left out, and the reason.
 
     Args:
         where: File, sample, or line of a file.
-        reason: What is wrong with it.
+        reason: Reason why it was left out.
     """
 
     where: str
@@ -72,7 +72,7 @@ class Fault:
 
 
 def fault_lines(faults: Sequence[Fault], verdict: str = "") -> list[str]:
-    """The first faults as lines of a report or message, under a word such as `left out`."""
+    """First faults as lines of a report or message, under a title such as `left out`."""
     head = f"  {verdict}: " if verdict else "  "
     lines = [f"{head}{fault}" for fault in faults[:SHOWN_FAULTS]]
     if len(faults) > SHOWN_FAULTS:
@@ -81,10 +81,10 @@ def fault_lines(faults: Sequence[Fault], verdict: str = "") -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean …?' for a mistyped name; "" where nothing known is near.
+    """' Did you mean …?' for a mistyped name, or "" if no known name is similar.
 
     Args:
-        name: The mistyped name. Of a dotted one the last part counts most.
+        name: The mistyped name; the last part of a dotted name counts most.
         known: Names that exist.
     """
     import difflib

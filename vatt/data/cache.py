@@ -33,12 +33,13 @@ _INT16_MAX = 32_767  # sound is kept as int16: an error of 1.5e-5, below that of
 class ClipCache:
     """Slots for clips in shared memory.
 
-    Slot `n` is for entry `n`; entries beyond the capacity are not kept.
+    Slot `n` holds entry `n`; entries beyond the capacity are not cached.
 
     Args:
-        num_entries: Number of clips to keep.
+        num_entries: Number of clips to cache.
         geometry: Shapes of a clip.
-        max_bytes: Most memory. This machine may share less, with a warning.
+        max_bytes: Maximum memory; less, with a warning, if the machine has too little shared
+            memory.
     """
 
     def __init__(self, num_entries: int, geometry: Geometry, max_bytes: int) -> None:
@@ -62,16 +63,16 @@ class ClipCache:
 
     @property
     def num_filled(self) -> int:
-        """Slots that hold a clip."""
+        """Number of slots that hold a clip."""
         return int((self._slots["state"] & _FILLED).sum())
 
     @property
     def complete(self) -> bool:
-        """Whether every entry is there, so that nothing is left to decode."""
+        """Whether all entries are cached, so that no clip needs decoding."""
         return self.num_filled == self.num_entries
 
     def empty_slots(self) -> list[int]:
-        """Entries that the cache will keep but does not hold yet."""
+        """Entries that have a slot but are not cached yet."""
         return (self._slots["state"] == 0).nonzero()[:, 0].tolist()
 
     def keeps(self, entry: int) -> bool:
@@ -79,7 +80,7 @@ class ClipCache:
         return entry < self.capacity
 
     def missing(self, entries: Sequence[int]) -> list[int]:
-        """Rows of a batch whose clips are not here and must be read."""
+        """Rows of a batch whose clips are not cached and must be read."""
         slots = torch.tensor(entries)
         filled = self._slots["state"][slots.clamp(max=self.capacity - 1)] != 0
         return ((slots >= self.capacity) | ~filled).nonzero()[:, 0].tolist()
@@ -87,14 +88,14 @@ class ClipCache:
     def batch(
         self, entries: Sequence[int], clips: Mapping[int, ClipSample]
     ) -> tuple[Batch, list[int]]:
-        """The batch of some entries; with all of them here, one copy per modality.
+        """Batch of some entries; if all are cached, this is one copy per modality.
 
         Args:
-            entries: One per row.
-            clips: The clips of the `missing` rows, by row; those that have a slot are put into it.
+            entries: Entry of each row.
+            clips: Clips of the `missing` rows, by row; those with a slot are stored.
 
         Returns:
-            The batch, see `collate`, but without keys; and each row's `sample_index`.
+            A batch like that of `collate`, but without keys, and the `sample_index` of each row.
         """
         for row, clip in clips.items():
             self.put(entries[row], clip)
@@ -118,7 +119,7 @@ class ClipCache:
         return batch, index.tolist()
 
     def put(self, entry: int, sample: ClipSample) -> None:
-        """Fills the slot of an entry, if it has one; its state last: nobody reads half a clip."""
+        """Stores a clip in the slot of an entry; the slot is marked as full last."""
         if not self.keeps(entry):
             return
         state = _FILLED
@@ -135,11 +136,11 @@ class ClipCache:
 
 
 class CachedSamples(Protocol):
-    """A data set whose clips a cache keeps."""
+    """Data set with cached clips."""
 
     @property
     def cache(self) -> ClipCache | None:
-        """None: it keeps none."""
+        """Cache of the data set; None if it has none."""
 
     def fill_cache(self, entries: Sequence[int]) -> None:
         """Reads some entries into the cache."""
@@ -156,10 +157,10 @@ def warm_up(
     """Fills the cache of a data set before it is used.
 
     Args:
-        samples: The data set.
-        num_workers: Processes that read; 0 reads in this one.
+        samples: Data set.
+        num_workers: Processes that read; 0: this process.
         start_method: How the processes start.
-        show_progress: Whether to show a bar, in clips.
+        show_progress: Whether to show a progress bar, in clips.
         title: Title of the bar.
 
     Raises:

@@ -27,9 +27,9 @@ class ClipSample:
     Args:
         key: Name of the record.
         sample_index: Index of the record in its set.
-        video: uint8 `[T, H, W, C]`; None where the file has no picture at that time.
-        audio: float32 `[S]`; None where the file has no sound at that time.
-        text: int64 `[K, J]`, zero rows where there are fewer captions.
+        video: uint8 `[T, H, W, C]`; None if the file has no picture at that time.
+        audio: float32 `[S]`; None if the file has no sound at that time.
+        text: int64 `[K, J]`, with rows of zeros if there are fewer captions.
     """
 
     key: str
@@ -67,7 +67,7 @@ class Geometry:
 
 
 def collate(samples: Sequence[ClipSample], geometry: Geometry) -> Batch:
-    """Samples to a batch; zeros and a mask where a sample lacks a modality.
+    """Batch of samples; zeros and a mask replace absent modalities.
 
     Returns:
         video uint8 `[B, T, H, W, C]`, audio float32 `[B, S]` in about [-1, 1], text int64
@@ -101,7 +101,7 @@ def read_sample(
     captions: Sequence[str],
     view: View = CENTER,
 ) -> ClipSample:
-    """Reads the clip of a record at a time.
+    """Reads the clip of a record that starts at a given time.
 
     Raises:
         MediaError: the clip cannot be read, or the record has no media.
@@ -129,9 +129,9 @@ def read_sample(
 def nearest_segments(
     segments: Sequence[Segment], start_seconds: float, end_seconds: float, ties: NDArray[np.uint64]
 ) -> list[int]:
-    """All segments by their distance in time from a window, nearest first.
+    """All segments, sorted by their distance in time from a window.
 
-    Distance is the gap between them, then that of their centres; equal ones go by `ties`.
+    Distance is the gap between segment and window, then that of their centres, then `ties`.
     """
     starts = np.array([segment.start_seconds for segment in segments])
     ends = np.array([segment.end_seconds for segment in segments])
@@ -143,13 +143,13 @@ def nearest_segments(
 def place_window(
     segment: Segment | None, duration_seconds: float, window_seconds: float, share: float
 ) -> float:
-    """Start of a window by a segment: around it, inside it if it is longer, always inside the file.
+    """Start of a window that covers a segment, or lies inside a longer one, within the file.
 
     Args:
-        segment: The segment; None: anywhere in the file.
+        segment: Segment. None: the window may be anywhere in the file.
         duration_seconds: Length of the file.
         window_seconds: Length of the window.
-        share: Place between the earliest (0) and the latest (1) such start.
+        share: Position in [0, 1] between the earliest (0) and the latest (1) such start.
     """
     first, last = 0.0, duration_seconds - window_seconds
     if segment is not None:
@@ -160,7 +160,7 @@ def place_window(
 
 
 class Durations:
-    """Lengths of files, each read once for all epochs and processes.
+    """Lengths of files in seconds, each read only once for all epochs and processes.
 
     Args:
         size: Number of files.
@@ -171,7 +171,7 @@ class Durations:
         self._known = torch.full((size,), torch.nan, dtype=torch.float64).share_memory_()
 
     def seconds(self, index: int, read: Callable[[], float]) -> float:
-        """Length of a file; `read` reads it from the file."""
+        """Length of a file in seconds; `read` reads it at first use."""
         known = float(self._known[index])
         if math.isnan(known):
             known = read()
@@ -180,10 +180,10 @@ class Durations:
 
 
 def read_duration(record: Record) -> float:
-    """Length of a record's file.
+    """Length of a record's file in seconds.
 
     Raises:
-        MediaError: it cannot be read, or there is none.
+        MediaError: the file cannot be read, or the record has no media.
     """
     with media_of(record) as media:
         return probe(media).duration_seconds
@@ -191,7 +191,7 @@ def read_duration(record: Record) -> float:
 
 @contextmanager
 def media_of(record: Record) -> Iterator[FileRange]:
-    """The media of a record; errors name the record and not a range of bytes.
+    """Media of a record; errors name the record instead of a byte range.
 
     Raises:
         MediaError: the record has no media, or reading it failed.
@@ -205,7 +205,7 @@ def media_of(record: Record) -> Iterator[FileRange]:
 
 @contextmanager
 def named_errors(name: str) -> Iterator[None]:
-    """Gives the media errors of a block a name.
+    """Context that names the source in the media errors of a block.
 
     Raises:
         MediaError: reading failed.

@@ -14,7 +14,7 @@ from vatt.preprocess.view import Piece, View
 
 
 class Purpose(IntEnum):
-    """Purpose of a draw, one of the integers that name it. Another value would be another run."""
+    """Purpose of a draw, one of its integer keys. Changing a value changes all runs."""
 
     SHARDS = 1
     SAMPLES = 2
@@ -29,8 +29,8 @@ class Purpose(IntEnum):
 def draw_bits(*keys: ArrayLike) -> NDArray[np.uint64]:
     """One well-mixed 64-bit number for every combination of integer keys, which broadcast.
 
-    For fixed other keys the map from the last key is one to one, so that sorting the numbers of
-    0…n-1 is a permutation.
+    With the other keys fixed, the map from the last key is one-to-one, so sorting the numbers of
+    0…n-1 gives a permutation.
 
     Source: the finaliser of SplitMix64 (Steele et al., "Fast splittable pseudorandom number
     generators", 2014).
@@ -51,20 +51,20 @@ def draw_uniforms(*keys: ArrayLike) -> NDArray[np.float64]:
 
 
 def draw_permutation(size: int, *keys: int) -> NDArray[np.int64]:
-    """A shuffled 0…size-1, named by integer keys."""
+    """A permutation of 0…size-1, determined by integer keys."""
     return np.argsort(draw_bits(*keys, np.arange(size)), kind="stable")
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """One sample of the stream.
+    """Reference to a sample of the stream.
 
     Args:
-        set_index: Number of the set among the mixed sets.
+        set_index: Index of the set among the mixed sets.
         sample_index: Index within the set.
         epoch: Number of earlier passes through the set.
-        position: Global samples handed out before this one since the start of the run; None where
-            the sample is read for the cache and not handed out.
+        position: Number of samples that the run read before this one, over all ranks. None: the
+            sample is read for the cache only.
     """
 
     set_index: int
@@ -74,11 +74,11 @@ class SampleRef:
 
 
 def draw_view(augment: AugmentConfig, draws: Sequence[float]) -> View:
-    """A random view.
+    """Draws a random view.
 
     Args:
         augment: Ranges of the changes.
-        draws: Five uniform numbers.
+        draws: Five uniform numbers in [0, 1).
     """
     extent, vertical, horizontal, flip, aspect = draws
     piece, scale = None, 1.0
@@ -102,13 +102,13 @@ def _between(ends: tuple[float, float], share: float) -> float:
 
 
 def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: int) -> Tensor:
-    """Some captions of each bag; blank ones come last.
+    """Draws some captions of each bag; blank captions come last.
 
     Args:
         text: int64 `[B, K, J]`.
-        refs: The rows' samples, which name the draws.
-        count: Captions to keep.
-        seed: Names the draws.
+        refs: Sample of each row; it determines the draw.
+        count: Number of captions to keep.
+        seed: Seed of the draws.
 
     Returns:
         int64 `[B, count, J]`.
@@ -121,11 +121,11 @@ def draw_captions(text: Tensor, refs: Sequence[SampleRef], *, count: int, seed: 
 
 
 def name_seeds(refs: Sequence[SampleRef], *, seed: int) -> Tensor:
-    """Seeds of the random changes of each clip; they depend on sample and epoch, not on the rank.
+    """Seeds of the random changes of each clip; they depend on sample and epoch, not on rank.
 
     Args:
-        refs: The rows' samples.
-        seed: Names the draws.
+        refs: Sample of each row.
+        seed: Seed of the draws.
 
     Returns:
         int64 `[B]`, at least 0.

@@ -19,17 +19,17 @@ NUM_NAMED = 5
 
 
 class TooManyFailuresError(UserError):
-    """More clips are unreadable than a run should go on with."""
+    """Too many clips are unreadable."""
 
 
 class ReadCounts:
-    """Successes and failures in memory that worker processes share.
+    """Counts of successes and failures, in memory that worker processes share.
 
     Args:
         max_failure_rate: Share of failures above which `add_failure` raises.
 
     Raises:
-        UserError: a rate out of range.
+        UserError: the rate is out of range.
     """
 
     def __init__(self, max_failure_rate: float) -> None:
@@ -41,16 +41,16 @@ class ReadCounts:
 
     @property
     def successes(self) -> int:
-        """Clips read since the start of this run's processes."""
+        """Number of clips read since the processes of this run started."""
         return int(self._counts[:, 0].sum())
 
     @property
     def failures(self) -> int:
-        """Clips that could not be read as planned."""
+        """Number of clips that could not be read as planned."""
         return int(self._counts[:, 1].sum())
 
     def add_success(self) -> None:
-        """Counts a clip."""
+        """Counts a clip that was read."""
         self._counts[_row(), 0] += 1
 
     def add_failure(self, error: MediaError) -> None:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierInput:
-    """The part of a file that a classifier reads: picture or sound.
+    """Input of a classifier: picture or sound.
 
     Args:
         video: Geometry of the picture; None: the classifier reads sound.
@@ -44,7 +44,7 @@ class ClassifierInput:
 
     @property
     def window_seconds(self) -> float:
-        """Time that a clip spans."""
+        """Length of a clip in seconds."""
         geometry = self.video or self.audio
         assert geometry is not None
         return geometry.duration_seconds
@@ -52,14 +52,15 @@ class ClassifierInput:
     def batch(
         self, rows: Sequence[tuple[LabelledFile, Tensor | None]], num_views: int
     ) -> LabelledBatch:
-        """The batch of some files.
+        """Batch of some files.
 
         Args:
-            rows: Each file with its views `[num_views, …]`, or None where it cannot be read.
+            rows: Files with their views `[num_views, …]`, or None if a file cannot be read.
             num_views: Views per file, `V`.
 
         Returns:
-            uint8 video `[B · V, T, H, W, C]` or float32 audio `[B · V, S]`, its mask, labels, keys.
+            Batch with uint8 video `[B · V, T, H, W, C]` or float32 audio `[B · V, S]`, its mask,
+            labels and keys.
         """
         blank = self._blank(num_views)
         pixels = torch.cat([blank if views is None else views for _, views in rows])
@@ -93,7 +94,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
     Args:
         files: The files.
         classifier_input: The part of each file that is read.
-        seed: Names the draws.
+        seed: Seed of the draws.
         augment: Random views; colours and noise are changed later, on the device.
         max_failure_rate: Share of unreadable files above which reading stops.
     """
@@ -197,7 +198,7 @@ class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
             return file, None
 
     def __getitems__(self, indices: list[int]) -> LabelledBatch:
-        """The batch of some files."""
+        """Batch of some files."""
         num_views = self.num_windows * (
             1 if self.classifier_input.video is None else self.num_crops
         )

@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LabelledFile:
-    """A file, or a part of one.
+    """A file or a part of a file.
 
     Args:
-        key: Its path in the media folder, with the times of the part; unique.
+        key: Unique name: the path in the media folder, with the times of the part.
         path: Path of the file.
-        labels: Numbers of its classes.
+        labels: Indices of its classes.
         start_seconds: Start of the part.
         end_seconds: End of the part; `inf`: the end of the file.
     """
@@ -45,12 +45,12 @@ class LabelledFile:
 
 
 class LabelledFiles(Sequence[LabelledFile]):
-    """Files in memory that worker processes share: about 70 bytes each beside the path.
+    """Files in memory that worker processes share; about 70 bytes per file besides its path.
 
     Args:
         root: Folder of the media.
-        names: Paths in it.
-        labels: Numbers of each file's classes.
+        names: Paths relative to it.
+        labels: Indices of the classes of each file.
         spans: Start and end of each part in seconds.
     """
 
@@ -126,22 +126,22 @@ def read_files(
     allow_missing: bool = False,
     takes: Callable[[Annotation], bool] = lambda _: True,
 ) -> LabelledFiles:
-    """The files that an annotation file names, with the numbers of their classes.
+    """Reads the files that an annotation file names, with the indices of their classes.
 
     Args:
-        path: The file, or a folder with one for each class.
-        layout: Its form.
+        path: Annotation file, or folder with a sub-folder per class.
+        layout: Format of the annotations.
         classes: All classes.
         multi_label: Whether a file may have several labels, or none.
-        media: Folder of the media; None: where they usually are.
-        allow_missing: Whether files that are not there are left out, with a warning that counts
-            them, instead of refused.
-        takes: Says of a line whether it is wanted.
+        media: Folder of the media. None: the usual place.
+        allow_missing: Whether to leave out missing files with a warning instead of raising an
+            error.
+        takes: Tells whether to use a line.
 
     Raises:
-        AnnotationError: lines with unknown labels, absent files, or files that come twice; all are
-            counted and the first are named.
-        UserError: the file cannot be used at all.
+        AnnotationError: labels are unknown, or files are missing or repeated; the error counts all
+            such lines and names the first ones.
+        UserError: the annotation file cannot be read.
     """
     root, find = media_finder(path, layout, media)
     numbers = {label: number for number, label in enumerate(classes.labels)}

@@ -28,34 +28,35 @@ StartMethod = Literal["fork", "forkserver", "spawn"]
 
 
 class PositionedLoader:
-    """Batches of an endless stream of samples, resumable at any position.
+    """Loader of batches from an endless stream of samples; it can resume at any position.
 
-    Rank `r` of `W` takes the references `r::W` of every global batch, so that all ranks make the
-    same number of steps, and a run goes on with another number of ranks or workers where it
-    stopped. The workers live on from one pass to the next. It has a length because Lightning loses
-    a batch on resume otherwise, and it moves on before it yields because Lightning never takes a
-    sized loader to its end.
+    Rank `r` of `W` reads the references `r::W` of every global batch. All ranks therefore make the
+    same number of steps, and a run can resume with another number of ranks or workers. Workers stay
+    alive between passes. The loader has a length, because Lightning otherwise loses a batch on
+    resume. It advances its position before it yields, because Lightning never exhausts a sized
+    loader.
 
     Args:
-        samples: A map-style data set over `SampleRef`; its `__getitems__` makes the batch of a list
+        samples: Map-style data set over `SampleRef`; its `__getitems__` makes the batch of a list
             of references.
-        order: The global order.
-        batch_size: Samples of a global batch, over all ranks.
-        micro_batch_size: Hand out a rank's share as `MicroBatches` of so many samples, which are
-            made apart. None: as one batch.
-        rank: This process.
+        order: Order of the samples.
+        batch_size: Samples per global batch, over all ranks.
+        micro_batch_size: Samples per micro-batch, if a rank's share is yielded as `MicroBatches`,
+            which are read separately. None: one batch.
+        rank: Index of this process.
         world_size: Number of processes.
-        batches_per_epoch: Length of a pass, Lightning's nominal epoch. None: as many whole batches
-            as all sets give.
-        num_workers: Processes that read; 0 reads in this one.
-        start_method: How they start. `forkserver` is safe beside threads and CUDA; `fork` is
-            quicker.
-        prefetch_factor: Batches that a worker prepares ahead.
-        pin_memory: Hand out batches in page-locked memory.
-        announce: Told of each position when its batch is about to be made.
+        batches_per_epoch: Batches per pass, which is Lightning's nominal epoch. None: as many whole
+            batches as all sets give.
+        num_workers: Processes that read; 0: this process.
+        start_method: How the processes start: `forkserver` is safe with threads and CUDA, `fork` is
+            faster.
+        prefetch_factor: Batches that each worker prepares ahead.
+        pin_memory: Whether to yield batches in page-locked memory.
+        announce: Function that is called with each position before its batch is made.
 
     Raises:
-        UserError: a batch size that the ranks cannot share, or a negative number of workers.
+        UserError: the ranks cannot share the batch size equally, or the number of workers is
+            negative.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class PositionedLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position; the next pass is the rest of the interrupted one."""
+        """Resumes at a saved position; the next pass is the rest of the interrupted one."""
         if state["order"] != self.order.fingerprint():
             warnings.warn(
                 "the training sets, their weights or data.seed are not those of the checkpoint: "
@@ -143,7 +144,7 @@ class PositionedLoader:
         self._resumed = True
 
     def close(self) -> None:
-        """Ends the workers; a later pass starts new ones at the same position."""
+        """Stops the workers; a later pass starts new ones at the same position."""
         self._stream = None
 
     def _next_share(self) -> Any:
@@ -192,10 +193,10 @@ class _GlobalBatches:
 
 
 def share_of_batch(batch_size: int, world_size: int, micro_batch_size: int | None = None) -> int:
-    """Samples of a global batch that each rank has.
+    """Number of samples of a global batch that each rank reads.
 
     Raises:
-        UserError: the ranks, or micro-batches, cannot share it.
+        UserError: the ranks or micro-batches cannot share the batch equally.
     """
     share, rest = divmod(batch_size, world_size)
     if batch_size < 1 or rest:
@@ -218,20 +219,20 @@ def open_loader(
     start_method: StartMethod,
     **options: Any,
 ) -> DataLoader[Any]:
-    """A torch loader that has batches made in worker processes.
+    """Torch loader whose worker processes make batches.
 
     Args:
-        samples: Its `__getitems__` makes the batch of a list of indices.
-        batches: The indices of each batch.
-        num_workers: Processes that read; 0 reads in this one.
+        samples: Data set; its `__getitems__` makes the batch of a list of indices.
+        batches: Indices of each batch.
+        num_workers: Processes that read; 0: this process.
         start_method: How the processes start.
-        options: Further ones of `DataLoader`.
+        options: Further options of `DataLoader`.
 
     Returns:
         The loader; pass its batches through `raise_if_error`.
 
     Raises:
-        UserError: a negative number of workers.
+        UserError: the number of workers is negative.
     """
     return DataLoader(
         _ErrorsAsValues(samples),
@@ -246,7 +247,7 @@ def open_loader(
 
 
 def raise_if_error(batch: Any) -> Any:
-    """The batch; raises the error that a worker returned in its place."""
+    """Returns a batch, or raises the error that a worker returned instead."""
     if isinstance(batch, VattError):
         raise batch
     return batch
@@ -288,19 +289,19 @@ def _identity(batch: Any) -> Any:
 
 
 class EvaluationLoader:
-    """Batches of a set for evaluation. Rank `r` of `W` takes the records `r::W`.
+    """Loader of a set for evaluation; rank `r` of `W` reads the records `r::W`.
 
-    So that all ranks make the same number of steps, the first records come again at the end of some
-    ranks; their keys tell. Lightning leaves loaders alone that are not its own kind: it neither
-    splits this one again nor advises on workers.
+    All ranks must make the same number of steps, so some ranks repeat the first records at the end;
+    their keys show it. Lightning does not change loaders of other types: it does not split this one
+    again, and gives no advice on workers.
 
     Args:
-        samples: The set; its `__getitems__` makes the batch of a list of indices.
+        samples: Data set; its `__getitems__` makes the batch of a list of indices.
         batch_size: Rows per rank.
-        rank: This process.
+        rank: Index of this process.
         world_size: Number of processes.
-        num_workers: Processes that read, started for each pass. With everything cached none is
-            needed.
+        num_workers: Processes that read, started for each pass; none are started if all clips are
+            cached.
         start_method: How the processes start.
     """
 

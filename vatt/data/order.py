@@ -20,23 +20,22 @@ T = TypeVar("T")
 
 
 class GlobalOrder:
-    """The samples of an endless stream by position.
+    """Order of an endless stream: the sample at each position.
 
-    An epoch shuffles the shards, then the samples inside each window of shards, so that reading
-    stays local. With weights, each set has its own epochs, and every `MIX_BLOCK` positions hold the
-    sets in the proportion of their weights; without, all sets together are gone through once an
-    epoch. Memory: the shards' sizes, and the samples of a few windows.
+    An epoch shuffles the shards, then the samples within each group of shards, so that reading
+    stays local. With weights, each set has its own epochs, and every `MIX_BLOCK` positions contain
+    the sets in proportion to their weights. Without weights, an epoch covers all sets once. Memory
+    holds the sizes of the shards and the samples of a few groups.
 
     Args:
-        shard_sizes: Per set, the number of samples in each of its shards.
-        weights: Share of each set in the stream (need not sum to 1), or None: each sample of any
-            set equally often.
-        seed: Names the order.
-        shuffle_shards: Shards whose samples are shuffled together.
+        shard_sizes: Number of samples in each shard of each set.
+        weights: Share of each set in the stream; need not sum to 1. None: all samples are equally
+            likely.
+        seed: Seed of the order.
+        shuffle_shards: Number of shards whose samples are shuffled together.
 
     Raises:
-        UserError: no samples.
-        UserError: weights that are not one positive number per set.
+        UserError: there are no samples, or `weights` is not one positive number per set.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class GlobalOrder:
         return sum(self.set_sizes)
 
     def ref(self, position: int) -> SampleRef:
-        """The sample at a position, 0, 1, 2, … without end."""
+        """Sample at a position, 0, 1, 2, … without end."""
         if self._counts is None:
             epoch, flat = self._streams[0].sample(position)
             set_index = int(np.searchsorted(self._first_of_set, flat, side="right")) - 1
@@ -82,10 +81,10 @@ class GlobalOrder:
         return SampleRef(set_index, sample_index, epoch, position)
 
     def shards_ahead(self, position: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Shards of the windows that a position is in, of every set, and of the windows after them.
+        """Shards that are shuffled together at a position, and those that come next, of every set.
 
         Returns:
-            Twice: each shard as its set, and its number in the set.
+            Both groups of shards; each shard is the index of its set and its index in the set.
         """
         now: list[tuple[int, int]] = []
         after: list[tuple[int, int]] = []
@@ -112,7 +111,7 @@ class GlobalOrder:
         return set_index, shard - int(self._first_shard_of_set[set_index])
 
     def fingerprint(self) -> str:
-        """Names what the order depends on besides the position: changes when the sequence would."""
+        """Hash of all that determines the order; it changes if the sequence would change."""
         if self._fingerprint is None:  # every state asks for it, and many shards take a second
             self._fingerprint = self._hash()
         return self._fingerprint

@@ -16,13 +16,13 @@ NUM_THREADS = 4  # downloads at a time; one process of a machine makes them for 
 
 
 class ShardPrefetch:
-    """Downloads the shards of the windows that a stream is in, and of those that come next.
+    """Downloads the shards that a stream is reading, and those that come next.
 
-    Samples of shards that are shuffled together are needed at once. A failed download is no error
-    here: reading the shard tries again, and names the fault. The threads end with the process.
+    Shards that are shuffled together are needed at the same time. A failed download raises no error
+    here: reading the shard tries again and reports the fault. The threads end with the process.
 
     Args:
-        sets: The sets of the stream.
+        sets: Sets of the stream.
         order: Order of their samples.
     """
 
@@ -34,7 +34,7 @@ class ShardPrefetch:
         self._threads: list[threading.Thread] = []
 
     def reach(self, position: int) -> None:
-        """Asks for what a position and those after it need; returns at once."""
+        """Requests the shards for a position and those after it; returns at once."""
         now, after = (self._remote(places) for places in self._order.shards_ahead(position))
         if sum(shard.size or 0 for shard in {*now, *after}) > cache_bytes():
             after = []  # they would push out what is being read

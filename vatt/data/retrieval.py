@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def count_captions(shards: ShardSet) -> int:
-    """Captions of the record that has most."""
+    """Largest number of captions of any record."""
     counts = [0]
     for sample_index in range(len(shards)):
         try:
@@ -39,18 +39,17 @@ def count_captions(shards: ShardSet) -> int:
 
 @dataclass(eq=False, repr=False)
 class RetrievalSamples(Dataset[ClipSample]):
-    """Every record of a shard set, always the same way.
+    """All records of a shard set, for evaluation; each read gives the same clip.
 
-    A record that cannot be read gives a row whose masks are all False, and a warning that names the
-    file.
+    An unreadable record gives a row whose masks are all False, and a warning that names the file.
 
     Args:
-        shards: The shard set.
-        tokenizer: Captions → ids.
-        geometry: Shapes; of records with more than `num_candidates` captions those nearest to the
-            window are taken.
-        cache: Keeps decoded clips.
-        num_clips: The first so many records; None: all.
+        shards: Shard set.
+        tokenizer: Tokenizer of the captions.
+        geometry: Shapes of a sample. If a record has more than `num_candidates` captions, those
+            nearest to the window are used.
+        cache: Cache of decoded clips.
+        num_clips: Number of records to use, from the first. None: all.
     """
 
     shards: ShardSet

@@ -11,14 +11,14 @@ from vatt.shards.shard_set import ShardSet
 
 
 def trained_tokenizer(sets: Sequence[ShardSet], vocab_size: int) -> Path:
-    """The tokenizer of the sets' captions, which is made if it is not there.
+    """Path of a tokenizer for the captions of the sets; trains it if it does not exist.
 
     Args:
-        sets: It is kept beside the shards of the first.
-        vocab_size: At most so many ids.
+        sets: Shard sets; the tokenizer is stored beside the shards of the first.
+        vocab_size: Maximum number of ids.
 
     Raises:
-        UserError: it cannot be written, or there are no captions.
+        UserError: the file cannot be written, or there are no captions.
     """
     path = sets[0].folder / f"tokenizer-{_fingerprint(sets, vocab_size)}.json"
     if not path.exists():
@@ -33,7 +33,7 @@ def _fingerprint(sets: Sequence[ShardSet], vocab_size: int) -> str:
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
-    """Names what each id stands for, whatever wrote the file."""
+    """Hash of the words of all ids; it does not depend on the format of the file."""
     words = ["", *tokenizer.tokens[1:]]  # padding as nothing, as the checkpoints so far have it
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
 

@@ -46,17 +46,17 @@ class ClipSamples(Dataset[ClipSample]):
     """Training samples of one or more shard sets.
 
     Args:
-        sets: The shard sets, in the order of `GlobalOrder`.
-        tokenizer: Captions → ids.
-        geometry: Shapes of a sample; `num_candidates` nearest captions make the MIL-NCE bag.
-        seed: Names the draws.
-        augment: Random views; colours and noise are changed later, on the device, as the batch's
-            seeds say.
-        captions_per_step: Number of captions drawn from a bag every epoch. None: the whole bag.
+        sets: Shard sets, in the order of `GlobalOrder`.
+        tokenizer: Tokenizer of the captions.
+        geometry: Shapes of a sample; the `num_candidates` nearest captions are the bag of MIL-NCE.
+        seed: Seed of the draws.
+        augment: Random views. Colours and noise are changed later on the device, by the seeds of
+            the batch.
+        captions_per_step: Number of captions drawn from the bag in each epoch. None: the whole bag.
         max_failure_rate: Share of unreadable clips above which reading stops.
-        cache: Keeps decoded clips, one for each of `num_views` views of a sample.
-        num_views: Views of a cached sample, which the epochs share; the views of other samples
-            are drawn anew every epoch.
+        cache: Cache of decoded clips, one for each of `num_views` views of a sample.
+        num_views: Number of views of a cached sample, which the epochs reuse. Samples that are not
+            cached get a new view in every epoch.
     """
 
     sets: Sequence[ShardSet]

@@ -33,19 +33,19 @@ def crop(
     vertical: float = 0.5,
     horizontal: float = 0.5,
 ) -> Tensor:
-    """The same square, or rectangle, of every picture.
+    """Crops the same square or rectangle from every picture.
 
     Args:
         frames: `[..., H, W, C]`, any dtype.
         size: Side of the square in pixels, or height and width.
-        vertical: Place along the height, 0 = top, 1 = bottom.
-        horizontal: Place along the width, 0 = left, 1 = right.
+        vertical: Position along the height, 0 = top, 1 = bottom.
+        horizontal: Position along the width, 0 = left, 1 = right.
 
     Returns:
         A view of `frames`, `[..., size, size, C]`.
 
     Raises:
-        ValueError: pictures smaller than the square.
+        ValueError: the pictures are smaller than the square.
     """
     rows, columns = (size, size) if isinstance(size, int) else size
     height, width = frames.shape[-3:-1]
@@ -56,14 +56,14 @@ def crop(
 
 
 def stretch(frames: Tensor, size: int) -> Tensor:
-    """Scales pictures to a square, bilinear, with antialiasing where they become smaller.
+    """Scales pictures to a square, bilinearly, with antialiasing if they become smaller.
 
     Args:
         frames: uint8 or float `[T, H, W, C]`.
         size: Side of the square in pixels.
 
     Returns:
-        The same dtype, `[T, size, size, C]`; `frames` itself where they have that size.
+        The same dtype, `[T, size, size, C]`; `frames` itself if it has that size.
     """
     if frames.shape[1:3] == (size, size):
         return frames
@@ -79,8 +79,8 @@ def flip_horizontally(frames: Tensor) -> Tensor:
 def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
     """Changes brightness, saturation, hue and contrast of a share of the clips.
 
-    All four together are one affine map of RGB per clip, so that a clip is read and written once,
-    and one clipping at the end.
+    All four changes together are one affine map of RGB per clip, so a clip is read and written
+    once. Values are clipped once at the end.
 
     Source: `color_default_augm` of DMVR, which the official code calls in fine-tuning (not in
     pre-training, where the paper's augmentation has it): the same rate and ranges. That code takes
@@ -90,10 +90,10 @@ def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
     Args:
         video: Float `[B, T, H, W, C]`, RGB in [-1, 1].
         rate: Share of the clips that are changed, in [0, 1].
-        seeds: int64 `[B]`, on the video's device; they name what is drawn for each clip.
+        seeds: int64 `[B]`, seed of each clip, on the video's device.
 
     Returns:
-        The same dtype, shape and range; `video` itself stays as it is.
+        The same dtype, shape and range; `video` is not changed.
     """
     draws = draw_uniforms(seeds, _COLOR, 5)
     active = draws[:, 0] < rate
@@ -136,28 +136,28 @@ def add_audio_noise(audio: Tensor, level: float, seeds: Tensor) -> Tensor:
     Args:
         audio: Float `[B, S]`, in about [-1, 1].
         level: Standard deviation as a share of the largest amplitude.
-        seeds: int64 `[B]`, on the audio's device; they name what is drawn for each clip.
+        seeds: int64 `[B]`, seed of each clip, on the audio's device.
 
     Returns:
-        The same dtype and shape, not clipped; `audio` itself stays as it is.
+        The same dtype and shape, not clipped; `audio` is not changed.
     """
     noise = draw_normals(seeds, _NOISE, audio.shape[1]).to(audio.dtype)
     return audio + noise * (level * audio.abs().amax(dim=-1, keepdim=True))
 
 
 def mask_spectrogram(log_mel_BMF: Tensor, augment: AugmentConfig, seeds: Tensor) -> Tensor:
-    """Blanks stretches of time and of mel bins: SpecAugment without its warping of time.
+    """Masks intervals of time and of mel bins: SpecAugment without time warping.
 
-    The width of each mask is uniform from 0 to the largest, and so is its place.
+    Width and position of each mask are uniform.
 
     Args:
         log_mel_BMF: Float `[B, M, F]` in [0, 1].
         augment: Number and largest size of the masks.
-        seeds: int64 `[B]`, on the spectrograms' device; they name what is drawn for each clip.
+        seeds: int64 `[B]`, seed of each clip, on the spectrograms' device.
 
     Returns:
         The same dtype, shape and range, 0 (the clip's smallest value) under the masks;
-        `log_mel_BMF` itself stays as it is.
+        `log_mel_BMF` is not changed.
 
     Source: Park et al., "SpecAugment", arXiv 1904.08779.
     """
@@ -182,25 +182,24 @@ def _draw_masks(seeds: Tensor, purpose: int, size: int, count: int, largest: flo
 def mixup(
     inputs: Tensor, targets: Tensor, seeds: Tensor, *, alpha: float, beta: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mixes each clip with another of the batch, and its labels in the same proportion.
+    """Mixes each clip with another one of the batch, and their labels in the same proportion.
 
-    Which clips are mixed depends on the batch; each clip's share of itself does not. Several
-    modalities of the same clips are mixed alike by the same seeds.
+    The partner of a clip depends on the batch, its own share does not. With the same seeds, several
+    modalities of the same clips are mixed alike.
 
     Args:
         inputs: Float `[B, …]`: waveforms, spectrograms or pictures.
-        targets: Float `[B, classes]`: shares of each class, one-hot or several.
-        seeds: int64 `[B]`, on the same device; they name what is drawn for each clip.
-        alpha: A clip's share of itself is of the distribution Beta(alpha, beta): 5 for audio
-            fine-tuning.
-        beta: None: the same as `alpha`.
+        targets: Float `[B, classes]`: share of each class, one-hot or several.
+        seeds: int64 `[B]`, seed of each clip, on the same device.
+        alpha: The own share of a clip is drawn from Beta(alpha, beta); 5 for audio fine-tuning.
+        beta: Second parameter of the distribution. None: `alpha`.
 
     Returns:
         Mixed inputs and targets, of the same dtypes and shapes.
 
     Raises:
-        ValueError: targets or inputs that are not of floating point or differ in rows, or alpha or
-            beta is not positive.
+        ValueError: targets or inputs are not floating point or differ in rows, or alpha or beta is
+            not positive.
 
     Source: Zhang et al., "mixup", arXiv 1710.09412; one share for each clip, as official.
     """

@@ -20,18 +20,18 @@ AVERAGING_STATE = "averaging_state"  # Lightning's key in a checkpoint whose mod
 def has_stepped(trainer: Trainer) -> bool:
     """Whether the optimiser stepped after the last batch.
 
-    Between the batches that one step accumulates, their gradients are in no checkpoint.
+    A checkpoint between the accumulated batches of one step would lack their gradients.
     """
     return not trainer.fit_loop._should_accumulate()
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` of a run: every so many steps, and at the end.
+    """Writes `last.ckpt` of a run every `every_n_steps` steps, and at the end.
 
     Args:
-        folder: Where it is written.
-        every_n_steps: Steps between two writes.
-        wandb: Gets a copy of each that is written; None: none is sent.
+        folder: Folder of the checkpoint.
+        every_n_steps: Steps from one write to the next.
+        wandb: W&B run that gets a copy of each checkpoint. None: none is sent.
 
     Raises:
         UserError: `every_n_steps` is not positive.
@@ -48,10 +48,10 @@ class RunCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuses to train averaged weights on, as if they were those that the optimiser moved.
+        """Refuses to continue training from averaged weights.
 
         Raises:
-            UserError: the checkpoint's model is an average, and this run keeps none.
+            UserError: the checkpoint's model is an average, and this run has no `ema_decay`.
         """
         callbacks = cast(Any, trainer).callbacks
         keeps_average = any(isinstance(callback, WeightAveraging) for callback in callbacks)
@@ -62,21 +62,21 @@ class RunCheckpoint(Checkpoint):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run need not write what it was read from."""
+        """Marks the checkpoint of a resumed run as written."""
         self.saved_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Writes when it is time, or when this was the last step."""
+        """Writes a checkpoint when one is due, or after the last step."""
         due = trainer.should_stop or trainer.global_step % self.every_n_steps == 0
         if due and has_stepped(trainer):
             self.save_once(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes if training ended otherwise than by its steps."""
+        """Writes a checkpoint if training ended before its last step."""
         self.save_once(trainer)
 
     def save_once(self, trainer: Trainer) -> None:
-        """Writes unless this step is written; every rank must call this."""
+        """Writes a checkpoint unless one of this step exists; all ranks must call this."""
         if trainer.global_step != self.saved_step:
             trainer.save_checkpoint(self.path)
             self.saved_step = trainer.global_step
@@ -85,18 +85,19 @@ class RunCheckpoint(Checkpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; a failure leaves the old one good.
+    """Writes a checkpoint to a temporary file and renames it; a failure keeps the old checkpoint.
 
-    It is written as a stream: beside a large model there is no room for its bytes.
+    The file is written as a stream, because memory may be too small for a large model and its
+    bytes.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Writes `path` as a whole or not at all.
+        """Writes a checkpoint; an interrupted write leaves no partial file.
 
         Raises:
-            OSError: the file cannot be written, for example for want of space.
+            OSError: the file cannot be written, for example because the disk is full.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Reads a checkpoint.
 
         Raises:
-            UserError: it is damaged, or a file of another kind.
+            UserError: the file is damaged or not a checkpoint.
         """
         remedy = "give --ckpt_path a checkpoint that `vatt fit` wrote, whole"
         try:

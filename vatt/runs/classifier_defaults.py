@@ -18,17 +18,17 @@ CLASSIFIER = "model.init_args.model.classifier"
 
 
 def with_classifier(args: Sequence[str], given: Mapping[str, Any]) -> list[str]:
-    """The arguments of a fine-tuning, preceded by the settings that need not be written.
+    """Arguments of a fine-tuning run, preceded by defaults from its model and data.
 
-    Tower and clips are those of the model that it starts from, classes those of its data. Settings
-    of the user come later and count.
+    Sizes of tower and clips come from the initial model, and classes from the data. Settings of the
+    user come later and override them.
 
     Args:
         args: The subcommand and its arguments.
-        given: Values that they set, by dotted key.
+        given: Values that the arguments set, by dotted key.
 
     Raises:
-        UserError: there is no such model, or annotations that cannot be read.
+        UserError: the model does not exist, or the annotations cannot be read.
     """
     class_path = given.get("model.class_path")
     if not _is_fine_tuning(class_path):

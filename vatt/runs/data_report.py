@@ -12,20 +12,20 @@ from vatt.system.machine import num_cores
 
 
 class DataReport(Callback):
-    """Prepares and reports the data of a run, as far as the data module allows.
+    """Prepares the data of a run and reports on it, if the data module supports this.
 
-    Fills the cache before training, keeps the tokenizer or the classes in the run directory, and
+    It fills the cache before training, stores the tokenizer or the classes in the run folder, and
     logs `data/decode_failures`.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decodes ahead what the cache will hold, so that training does not wait for it."""
+        """Fills the cache, so that training does not wait for decoding."""
         data = cast(Any, trainer).datamodule
         if getattr(data, "cache_bytes", 0):
             data.warm_up_cache(num_workers=num_cores(), show_progress=sys.stderr.isatty())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keeps tokenizer or classes: the weights mean nothing with other ids or numbers."""
+        """Stores tokenizer or classes; the weights are useless with other ids or class indices."""
         if not trainer.is_global_zero:
             return
         data, folder = cast(Any, trainer).datamodule, Path(trainer.default_root_dir)
@@ -37,7 +37,7 @@ class DataReport(Callback):
             data.save_classes(folder)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Logs the count so far."""
+        """Logs the number of failures so far."""
         failures = getattr(cast(Any, trainer).datamodule, "decode_failures", None)
         if failures is not None:
             pl_module.log("data/decode_failures", float(failures), batch_size=1)

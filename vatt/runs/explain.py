@@ -11,11 +11,11 @@ BASE_CLASSES = ("lightning.LightningModule", "lightning.LightningDataModule")
 
 
 def explain(message: str, known_keys: Sequence[str] = ()) -> str:
-    """The one thing in jsonargparse's message that the user can act on.
+    """The part of jsonargparse's message that helps the user.
 
     Args:
-        message: Several lines, of which most list what else a value could have been.
-        known_keys: Dotted keys that the parser has.
+        message: Message of several lines, most of which list possible types of a value.
+        known_keys: Dotted keys of the parser.
     """
     found = re.search(
         r"(?:does not accept option|Option) '([^']+)'|unrecognized arguments: --([^\s=]+)", message

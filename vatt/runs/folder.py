@@ -24,11 +24,11 @@ from vatt.system.files import write_atomically
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Files of a run that trains.
+    """Files of a training run.
 
     Args:
-        folder: The run directory.
-        config: Configuration of this start; a resumed run may have another one.
+        folder: Run folder.
+        config: File with the configuration; each resume of a run has a new one.
     """
 
     folder: Path
@@ -36,7 +36,7 @@ class RunFiles:
 
     @classmethod
     def of(cls, folder: Path, *, resumes: bool) -> "RunFiles":
-        """Names the configuration of a new run, or the next one of a resumed run."""
+        """Files of a new run, or of the next resume of a run."""
         number = len(list(folder.glob("config.resume-*.yaml"))) + 1
         return cls(folder, folder / (f"config.resume-{number}.yaml" if resumes else "config.yaml"))
 
@@ -47,18 +47,18 @@ class RunFiles:
 
     @property
     def advice(self) -> str:
-        """The command that goes on with the run."""
+        """Command that resumes the run."""
         return f"go on with: vatt fit --config {self.config} --ckpt_path last"
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes configuration and environment into the run directory, and sends both to W&B.
+    """Writes configuration and environment into the run folder, and sends both to W&B.
 
     Args:
-        parser: Of the command.
-        config: What it has parsed.
-        path: Where the configuration goes; the environment beside it, named alike.
-        args: Of the `vatt` command.
+        parser: Parser of the command.
+        config: Parsed configuration.
+        path: File for the configuration; the environment is written beside it with a similar name.
+        args: Arguments of the `vatt` command.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RunRecord(SaveConfigCallback):
         self._args = args
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """On rank zero, once the data is known to be there."""
+        """Writes both files on rank zero, after the data was found."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config["ckpt_path"] = None  # a configuration says what to train, not where to go on
@@ -84,14 +84,14 @@ class RunRecord(SaveConfigCallback):
 
 
 def environment_path(config: Path) -> Path:
-    """`environment.json` for `config.yaml`, `environment.resume-1.json` for that of a resume."""
+    """File for the environment, such as `environment.resume-1.json` for `config.resume-1.yaml`."""
     return config.with_name(config.name.replace("config", "environment", 1)).with_suffix(".json")
 
 
 def choose_run_dir(
     given: str | None, ckpt_path: str | None, args: Sequence[str], *, new: bool
 ) -> Path | None:
-    """The run directory: the given one, the checkpoint's own, or a new one."""
+    """Chooses the run folder: the given one, that of the checkpoint, or a new one."""
     if given is not None:
         folder = Path(given)
         if new and not ckpt_path and (folder / "checkpoints" / LAST_CHECKPOINT).exists():
@@ -123,10 +123,10 @@ def _new_run_dir(args: Sequence[str]) -> Path:
 
 
 def tokenizer_beside(model: Path) -> Path:
-    """The tokenizer of a model to start from.
+    """Tokenizer of the model that training starts from.
 
     Raises:
-        UserError: there is none.
+        UserError: the model has no tokenizer.
     """
     file = find_tokenizer(model)
     if file is None:
@@ -139,7 +139,7 @@ def tokenizer_beside(model: Path) -> Path:
 
 
 def find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:
-    """The checkpoint to start from; None: random weights."""
+    """Checkpoint to load; None: random or initial weights."""
     last = None if run_dir is None else run_dir / "checkpoints" / LAST_CHECKPOINT
     if ckpt_path == "last" and subcommand == "fit" and last is not None and not last.exists():
         print(f"no checkpoint in {run_dir} yet: starting from the beginning", file=sys.stderr)

@@ -25,10 +25,10 @@ RUN_ID = "wandb_run_id"  # files in the run directory
 
 
 def tensorboard_logger(folder: Path) -> TensorBoardLogger:
-    """A logger whose files go to `tensorboard/` in the run directory.
+    """TensorBoard logger that writes to `tensorboard/` in the run folder.
 
     Raises:
-        UserError: the package is missing.
+        UserError: the package tensorboard is missing.
     """
     if find_spec("tensorboard") is None:
         raise UserError(
@@ -39,7 +39,7 @@ def tensorboard_logger(folder: Path) -> TensorBoardLogger:
 
 
 def check_pictures() -> None:
-    """Refuses media for W&B where it could not read the pictures.
+    """Refuses to log media to W&B if wandb cannot read pictures.
 
     Raises:
         UserError: Pillow is missing.
@@ -52,9 +52,9 @@ def check_pictures() -> None:
 
 
 def wandb_mode(mode: WandbMode) -> WandbMode:
-    """The mode that `auto` stands for: WANDB_MODE if it is set, online with a key, else offline.
+    """Mode of W&B; `auto` is WANDB_MODE if it is set, else online with a key, else offline.
 
-    Without the package, or where wandb itself is switched off, everything means `disabled`.
+    If the package is missing or wandb is disabled, the mode is always `disabled`.
     """
     if mode == "disabled" or find_spec("wandb") is None:
         return "disabled"
@@ -70,7 +70,7 @@ def wandb_mode(mode: WandbMode) -> WandbMode:
 
 
 def has_wandb_key() -> bool:
-    """Whether a key is in the environment or was stored by `wandb login`."""
+    """Whether there is a key, in the environment or stored by `wandb login`."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL", "")).hostname
@@ -83,16 +83,15 @@ def has_wandb_key() -> bool:
 
 
 class RunWandb(WandbLogger):
-    """Weights & Biases for a run directory: never a prompt, never a hang.
+    """W&B logger of a run folder, which never asks questions and never hangs.
 
-    Online only with a key, and if the server does not answer in time the run goes on offline. The
-    run's id is kept in the directory, so that a resumed run continues the same curves; steps that
-    it does again are not sent again, as W&B keeps what it has (they are the same: a resume is
-    exact). Nothing is written before the run begins, which is after Lightning has prepared the
-    data.
+    It is online only with a key; if the server does not answer in time, the run continues offline.
+    The run folder stores the id of the W&B run, so a resumed run continues the same curves.
+    Repeated steps are not sent again: a resume is exact, so they are equal. Nothing is written
+    before the run begins, which is after Lightning has prepared the data.
 
     Args:
-        folder: The run directory; W&B's files go to `wandb/` in it.
+        folder: Run folder; files of W&B are in its `wandb/`.
         project: W&B project.
         mode: `online` or `offline`, see `wandb_mode`.
     """
@@ -124,7 +123,7 @@ class RunWandb(WandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """The W&B run, begun when first used; offline if the server cannot be reached."""
+        """W&B run, started at first use; offline if the server cannot be reached."""
         import wandb
 
         if self._experiment is None:
@@ -145,13 +144,13 @@ class RunWandb(WandbLogger):
 
     @property
     def files(self) -> Path | None:
-        """Folder of the W&B run's files; None before it begins."""
+        """Folder of the W&B run's files; None before the run starts."""
         run = self._experiment
         return None if run is None else Path(run.settings.sync_dir)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Sends what was not sent before the run was resumed."""
+        """Sends metrics, except those of steps sent before a resume."""
         sent = self._sent.get(step or 0, set())
         new = {name: value for name, value in metrics.items() if name not in sent}
         if new.keys() - {"epoch"}:
@@ -159,7 +158,7 @@ class RunWandb(WandbLogger):
 
     @rank_zero_only
     def log_checkpoint(self, path: Path, step: int) -> None:
-        """Sends a checkpoint as a version of the artifact `checkpoint-<run id>`."""
+        """Uploads a checkpoint as a version of the artifact `checkpoint-<run id>`."""
         import wandb
 
         artifact = wandb.Artifact(
@@ -176,7 +175,7 @@ class RunWandb(WandbLogger):
         pictures: Mapping[str, Path],
         step: int,
     ) -> None:
-        """Sends a table, whose cells may be paths of png and mp4 files, and pictures by title."""
+        """Sends pictures by title, and a table whose cells may be paths of png and mp4 files."""
         import wandb
 
         def as_media(cell: Any) -> Any:
@@ -193,7 +192,7 @@ class RunWandb(WandbLogger):
 
     @rank_zero_only
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Sends the configuration; a resumed run may change it."""
+        """Sends the configuration, which a resumed run may change."""
         self.experiment.config.update(dict(config), allow_val_change=True)
 
 

@@ -21,16 +21,17 @@ FOLDER = "media"  # in the run directory
 
 
 class MediaLog(Callback):
-    """Writes clips with the captions found for them, and heat maps of similarity, and sends both.
+    """Writes validation clips with the captions found for them, and heat maps of similarity.
 
-    In the run directory as `media/step-<row of metrics.csv>/`: `index.html` to look at,
-    `clips.csv`, and the pictures; and to W&B, where the run has it. The first process does so, with
-    its share of the validation set, after the first validation, every so many after that, and the
-    last. It takes the embeddings that `validation_step` returns as fields of an `EmbeddingTable`:
-    nothing is encoded twice. A module that returns nothing of the kind gets the clips alone.
+    They are written to the run folder as `media/step-<row of metrics.csv>/`, with a page
+    `index.html`, `clips.csv` and the pictures, and sent to W&B if the run uses it. The first
+    process does this with its share of the validation set: after the first validation, every
+    `every_n_validations`-th one after it, and the last one. Embeddings come from `validation_step`,
+    which returns the fields of an `EmbeddingTable`, so nothing is encoded twice. If it returns
+    none, only the clips are written.
 
     Args:
-        every_n_validations: How often.
+        every_n_validations: Number of validations from one log to the next.
 
     Raises:
         UserError: `every_n_validations` is not positive.
@@ -50,7 +51,7 @@ class MediaLog(Callback):
         self._rows: list[MediaRow] = []
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decides whether this one counts."""
+        """Decides whether this validation is logged."""
         self._tables, self._captions, self._rows = [], [], []
         if trainer.sanity_checking:
             self._due = False
@@ -68,7 +69,7 @@ class MediaLog(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the embeddings of all clips, and the first clips themselves."""
+        """Collects the embeddings of all clips, and the first clips themselves."""
         if not self._due or not isinstance(batch, Batch):
             return
         if isinstance(outputs, Mapping):
@@ -80,7 +81,7 @@ class MediaLog(Callback):
         self._captions += captions
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes and sends."""
+        """Writes the pages and sends them."""
         if not self._due or not self._rows:
             return
         rows, maps = self._rows, {}
@@ -106,10 +107,11 @@ class MediaLog(Callback):
 
 
 def similarity_maps(table: EmbeddingTable) -> dict[str, Tensor]:
-    """Similarities of each clip's picture with every clip's first caption, and with its sound.
+    """Similarities of each clip's picture with the first caption and the sound of every clip.
 
     Returns:
-        float `[n, n]` by title, of the n clips that have both; no entry where none has.
+        float `[n, n]` by title, for the n clips that have both modalities; no entry if there are
+        none.
     """
     maps = {}
     for title, videos, others, mask in (
@@ -134,7 +136,7 @@ def _first_texts(table: EmbeddingTable) -> tuple[Tensor | None, Tensor]:
 def with_found(
     rows: list[MediaRow], table: EmbeddingTable, captions: list[str | None]
 ) -> list[MediaRow]:
-    """The rows with the first captions of all clips searched by their pictures."""
+    """Rows with the captions found for their pictures, among the first captions of all clips."""
     texts, has_text = _first_texts(table)
     if table.video_vt is None or texts is None or not has_text.any():
         return rows

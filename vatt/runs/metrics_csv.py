@@ -14,13 +14,13 @@ from vatt.system.files import write_atomically
 
 
 class MetricsCsv(Logger):
-    """One row per logged step in `metrics.csv`: `step`, then a column for each metric.
+    """Logger that writes one row per logged step to `metrics.csv`: `step`, then the metrics.
 
-    Rows are on disk as soon as they are logged. A resumed run goes on in the same file: rows of
-    steps that are done again are replaced.
+    Rows are on disk as soon as they are logged. A resumed run appends to the file; rows of repeated
+    steps are replaced.
 
     Args:
-        folder: The run directory.
+        folder: Run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,12 +32,12 @@ class MetricsCsv(Logger):
 
     @property
     def name(self) -> str:
-        """Empty: the run directory is the whole path."""
+        """Empty, because the run folder is the whole path."""
         return ""
 
     @property
     def version(self) -> str:
-        """Empty, as the name."""
+        """Empty, like the name."""
         return ""
 
     @property
@@ -47,11 +47,11 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml has them."""
+        """Does nothing: config.yaml has the hyperparameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds to the row of a step, making it if it is new."""
+        """Adds metrics to the row of a step."""
         step = step or 0
         if not self._opened:
             self._open(step)

@@ -12,6 +12,6 @@ MOVED = {
 
 
 def keep_old_class_paths() -> None:
-    """Makes the old modules importable; each is the new module under a second name."""
+    """Makes old module names importable; each becomes a second name of the new module."""
     for old, new in MOVED.items():
         sys.modules.setdefault(old, import_module(new))

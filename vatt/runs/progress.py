@@ -24,9 +24,9 @@ DIRECTIONS = ("text_to_video", "video_to_text", "audio_to_video", "video_to_audi
 
 
 class TrainingProgress(ProgressBar):
-    """The share of the training that is done, by steps or by time, with loss, speed and recall.
+    """Progress bar of training, by steps or by time, with loss, speed and recall.
 
-    A bar in a terminal; elsewhere a line now and then, which a log file can hold.
+    Outside a terminal, prints a line from time to time instead, for log files.
     """
 
     def __init__(self) -> None:
@@ -36,15 +36,15 @@ class TrainingProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks but the first."""
+        """Disables the bar; Lightning calls this on all ranks except the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """The reverse."""
+        """Enables the bar."""
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the bar where the run stands."""
+        """Shows the bar at the present step."""
         self._shown = time.monotonic()
         if self._enabled:
             weights = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
@@ -63,7 +63,7 @@ class TrainingProgress(ProgressBar):
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Moves on, not more often than an eye can follow."""
+        """Updates the bar, not too often for the eye."""
         wait = LINE_SECONDS if self._bar is None else REFRESH_SECONDS
         if self._enabled and time.monotonic() - self._shown >= wait:
             self._show(trainer, pl_module)
@@ -74,7 +74,7 @@ class TrainingProgress(ProgressBar):
             self._show(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the last line standing."""
+        """Keeps the last line on the screen."""
         if self._enabled:
             self._show(trainer, pl_module)
         self._close()
@@ -82,11 +82,11 @@ class TrainingProgress(ProgressBar):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Ends the line, so that the message gets its own."""
+        """Ends the line, so that the error message starts on a new one."""
         self._close()
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Prints above the bar."""
+        """Prints a text above the bar."""
         tqdm.write(" ".join(map(str, args)), file=sys.stderr)
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,12 +119,12 @@ def _progress(trainer: Trainer, pl_module: LightningModule) -> float:
 def fit_summary(
     trainer: Trainer, *, seconds: float, checkpoint: Path, config: Path, wandb_files: Path | None
 ) -> str:
-    """One screen after training: what came out, where it is, what to do next.
+    """Summary after training: metrics, files and next steps.
 
     Args:
-        trainer: Has the metrics.
+        trainer: Trainer with the metrics.
         seconds: Training time.
-        checkpoint: The last one.
+        checkpoint: Last checkpoint.
         config: Configuration of the run.
         wandb_files: Folder of the W&B run, if there is one.
     """
@@ -152,12 +152,12 @@ def fit_summary(
 
 
 def metric_lines(metrics: dict[str, float], prefix: str) -> list[str]:
-    """A small table of the retrieval or classification metrics that are there."""
+    """Table of the retrieval or classification metrics that were logged."""
     return [*retrieval_lines(metrics, prefix), *classification_lines(metrics, prefix)]
 
 
 def classification_lines(metrics: dict[str, float], prefix: str) -> list[str]:
-    """A line with the metrics of a classifier, and on how many clips they were computed."""
+    """Line with the metrics of a classifier and the number of clips."""
     named = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
     values = {shown: metrics.get(f"{prefix}/{name}") for name, shown in named.items()}
     found = [f"{shown} {value:.3g}" for shown, value in values.items() if value is not None]
@@ -169,7 +169,7 @@ def classification_lines(metrics: dict[str, float], prefix: str) -> list[str]:
 
 
 def retrieval_lines(metrics: dict[str, float], prefix: str) -> list[str]:
-    """A small table of the retrieval metrics that are there."""
+    """Table of the retrieval metrics that were logged."""
     lines = []
     for direction in DIRECTIONS:
         values = {

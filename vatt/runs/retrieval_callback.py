@@ -13,24 +13,26 @@ from vatt.sets.retrieval import Clips, read_retrieval_set
 
 
 class RetrievalEvaluation(Callback):
-    """Logs `NAME/DIRECTION/AVERAGING/R@1` and so on at validations, as `vatt evaluate retrieval`.
+    """Runs `vatt evaluate retrieval` at validations; logs `NAME/DIRECTION/AVERAGING/R@1` and so on.
 
-    The ranks share the clips. Not with FSDP2, whose ranks must make the same number of steps.
+    The ranks share the clips. It does not work with FSDP2, whose ranks must all make the same
+    number of steps.
 
     Args:
         data: Shards, or an annotation file.
-        videos: Folder of the files that annotations name.
-        split: Of annotations.
-        clips: Of shards: `records`, or `segments`.
-        name: Under which metrics are logged.
-        every_n_validations: How often; the first counts.
-        num_windows: Of each clip.
-        frame_rate: Frames shown a second; None: the model's.
-        batch_size: Clips that are embedded at once.
-        num_workers: Processes of each rank that read.
+        videos: Folder of the files that the annotations name.
+        split: Split of the annotations.
+        clips: Clips of shards: `records` or `segments`.
+        name: Prefix of the logged metrics.
+        every_n_validations: Number of validations from one evaluation to the next, starting with
+            the first.
+        num_windows: Number of windows of each clip.
+        frame_rate: Frames per second. None: the model's rate.
+        batch_size: Clips per batch.
+        num_workers: Reader processes per rank.
 
     Raises:
-        UserError: data that cannot be used, or invalid numbers.
+        UserError: the data cannot be used, or a number is invalid.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class RetrievalEvaluation(Callback):
         self._set: EvaluationSet | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reads the annotations, so that what is wrong in them is said before training."""
+        """Reads the annotations, so that errors in them are reported before training."""
         if any(isinstance(weight, DTensor) for weight in pl_module.parameters()):
             raise UserError("RetrievalEvaluation does not go with FSDP2: take it out")
         self._set = read_retrieval_set(
@@ -73,7 +75,7 @@ class RetrievalEvaluation(Callback):
                 print(line)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Embeds, measures and logs."""
+        """Embeds the clips, and computes and logs the metrics."""
         if trainer.sanity_checking or self._set is None:
             return
         turn = self._num_validations % self.every_n_validations == 0

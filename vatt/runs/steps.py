@@ -31,29 +31,29 @@ class StepSeed(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seeds torch's generators; micro-batches of one step differ."""
+        """Seeds torch's generators; accumulated batches of one step get different seeds."""
         numbers = (self.seed, trainer.global_rank, trainer.fit_loop.total_batch_idx)
         mixed = np.random.SeedSequence([number % 2**32 for number in numbers])
         torch.manual_seed(int(mixed.generate_state(1, np.uint64)[0]))
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed."""
+        """Seed of the run."""
         return {"seed": self.seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the seed of the interrupted run."""
+        """Restores the seed of the interrupted run."""
         self.seed = state_dict["seed"]
 
 
 class StepClock(Callback):
-    """Measures training time, from asking for a batch to the end of its step, and logs speed.
+    """Measures training time, from the request for a batch to the end of its step; logs speed.
 
-    Validation, checkpoints and logging are not training time. Waiting is measured by the
-    `PositionedLoader`; with a loader of another kind, steps begin when their batch is there. Logs
-    `perf/step_seconds`, `perf/data_wait_share`, in [0, 1], and `perf/clips_per_second`, over all
-    ranks, each as the mean since the last logged step. A step is one of the optimiser, with all
-    batches it accumulates. Where the device's peak is known (`vatt.training.utilisation`), also
-    `perf/model_flops_utilisation` of the first rank, in [0, 1].
+    Validation, checkpoints and logging do not count as training time. `PositionedLoader` measures
+    the time spent waiting for data; with other loaders, a step begins when its batch arrives. Logs
+    `perf/step_seconds`, `perf/data_wait_share` in [0, 1] and `perf/clips_per_second` over all
+    ranks, each as the mean since the last logged step. A step is an optimiser step with all batches
+    that it accumulates. If the peak rate of the device is known (`vatt.training.utilisation`), also
+    logs `perf/model_flops_utilisation` of the first rank, in [0, 1].
     """
 
     def __init__(self) -> None:
@@ -67,19 +67,19 @@ class StepClock(Callback):
         self._meter: FlopMeter | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finds out what the device can compute."""
+        """Looks up the peak rate of the device."""
         self.ran = True
         network, precision = getattr(pl_module, "network", None), str(trainer.precision)
         self._meter = flop_meter(network, trainer.strategy.root_device, precision)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Starts a step whose loader does not tell when its batch was asked for."""
+        """Starts a step, if the loader does not report when its batch was requested."""
         self._step_began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the step's time."""
+        """Adds the time of the step."""
         loader = trainer.train_dataloader
         seconds = time.perf_counter() - getattr(loader, "asked_at", self._step_began)
         self._wait_seconds += getattr(loader, "wait_seconds", 0.0)
@@ -96,7 +96,7 @@ class StepClock(Callback):
             self.log_speed(pl_module)
 
     def log_speed(self, pl_module: LightningModule) -> None:
-        """Logs what was measured since the last time, if there is anything."""
+        """Logs the means since the last logged step, if there are any."""
         if not self._num_steps:
             return
         values = {
@@ -112,11 +112,11 @@ class StepClock(Callback):
         self._num_clips = self._num_steps = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The time spent so far."""
+        """Training time so far."""
         return {"training_seconds": self.training_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on counting."""
+        """Restores the training time of an interrupted run."""
         self.training_seconds = state_dict["training_seconds"]
 
 
@@ -147,7 +147,7 @@ class TimeBudget(Callback):
         self._share(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Tells the module how much time is spent, and stops when it is all."""
+        """Updates the progress of the schedule, and stops training when the time is used up."""
         if self._share(trainer, pl_module) >= 1 and has_stepped(trainer):
             trainer.should_stop = True
 
@@ -160,19 +160,19 @@ class TimeBudget(Callback):
 
 
 class EndOfRun(Callback):
-    """Lets a run validate and log at its last step, whatever the intervals.
+    """Validates and logs at the last step of a run, whatever the intervals.
 
-    Comes after whatever may end a run.
+    Must be the last of the callbacks that can end a run.
 
     Args:
-        clock: Logs its part of the row.
+        clock: Clock that logs the speed of the last steps.
     """
 
     def __init__(self, clock: StepClock) -> None:
         self.clock = clock
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Asks Lightning to stop; it validates then, unless there is no validation at all."""
+        """Asks Lightning to stop, which then validates if the run has validation."""
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True
         untyped = cast(Any, trainer)

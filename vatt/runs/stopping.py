@@ -23,20 +23,20 @@ def _is_whole(trainer: Trainer) -> bool:
 
 
 class TrainingStoppedError(UserError):
-    """Training ended early because somebody asked; the message says how to go on."""
+    """Training was stopped by a signal; the message says how to resume."""
 
 
 class StopOnSignal(Checkpoint):
-    """On Ctrl-C or SIGTERM finishes the step, writes a checkpoint that resumes, and ends.
+    """On Ctrl-C or SIGTERM, finishes the step, writes a checkpoint for a resume, and ends.
 
-    Before the first step, and with a second Ctrl-C, it ends at once. During validation the
-    validation is cut short: the checkpoint is that of the last step, and the validation is not
-    repeated on resume. A `Checkpoint` because Lightning calls those last: what is saved is the
-    state after all other callbacks.
+    Before the first step, or on a second Ctrl-C, training ends at once. A signal during validation
+    ends the validation: the checkpoint is that of the last step, and a resume does not repeat the
+    validation. This is a `Checkpoint` because Lightning calls those last, so the saved state is
+    that after all other callbacks.
 
     Args:
-        checkpoint: Writes the checkpoint.
-        advice: How to go on, the end of the message.
+        checkpoint: Callback that writes the checkpoint.
+        advice: How to resume, as the end of the message.
     """
 
     def __init__(self, checkpoint: RunCheckpoint, advice: str) -> None:
@@ -49,7 +49,7 @@ class StopOnSignal(Checkpoint):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals while the block runs."""
+        """Context that handles the signals."""
         previous = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,21 +69,21 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Ends here, the last step being saved and logged."""
+        """Ends training if asked to; the last step is already saved and logged."""
         self._end_if_saved(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Saves if asked to stop; ending waits until Lightning has logged this step."""
+        """Saves if asked to stop; training ends after Lightning has logged this step."""
         self._save_if_asked(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends here, as before the next step."""
+        """Ends training if asked to, as before the next step."""
         self._end_if_saved(trainer)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, *_: Any
     ) -> None:
-        """Saves and ends if asked to; not in the trial run before training."""
+        """Saves and ends if asked to, except in the sanity check before training."""
         if self._training:
             self._save_if_asked(trainer)
             self._end_if_saved(trainer)
@@ -91,13 +91,13 @@ class StopOnSignal(Checkpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Saves what is whole: a signal to all processes may have ended those that read data."""
+        """Saves the last complete step; a signal to all processes may have killed readers."""
         alone = trainer.world_size == 1  # else the other ranks would have to save with this one
         if self._received is not None and self._training and alone and _is_whole(trainer):
             self.checkpoint.save_once(trainer)
 
     def error(self, trainer: Trainer) -> TrainingStoppedError:
-        """The error that ends the command."""
+        """Error that ends the command."""
         number = self._received or signal.SIGTERM
         if not self._training:
             rest = ": nothing was trained yet, run the same command again"

@@ -83,7 +83,7 @@ class RunConfig:
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI whose every run has a directory of its own.
+    """LightningCLI in which every run has its own run folder.
 
     Args:
         args: Arguments, the subcommand first.
@@ -119,13 +119,13 @@ class TrainingCLI(LightningCLI):
         return self._clock.training_seconds
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run's own settings, and what is written once and used twice."""
+        """Adds the settings of the run, and links settings that model and data share."""
         parser.add_class_arguments(RunConfig, "run")
         for source, target in LINKS.items():
             parser.link_arguments(source, target)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses, and turns what is wrong into one sentence."""
+        """Parses the arguments; reports an error as one sentence."""
         given = given_values(self._args)
         _refuse_linked_keys(given)
         try:
@@ -140,7 +140,7 @@ class TrainingCLI(LightningCLI):
         """Does nothing: settings in a checkpoint never override those of the user."""
 
     def before_instantiate_classes(self) -> None:
-        """Settles run directory, checkpoint and name of the configuration before any work."""
+        """Determines run folder, checkpoint and name of the configuration before any work."""
         run, config = self._of("run"), self.config[self.subcommand]
         fits, start = self.subcommand == "fit", config["ckpt_path"]
         self.run_dir = choose_run_dir(run["dir"], start, self._args, new=fits)
@@ -156,7 +156,7 @@ class TrainingCLI(LightningCLI):
             self.save_config_kwargs = {"path": self.files.config, "args": self._args}
 
     def instantiate_classes(self) -> None:
-        """Builds model, data and trainer; what they refuse is the configuration's fault."""
+        """Builds model, data and trainer; reports their errors as errors of the configuration."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError, MisconfigurationException, ArgumentError) as error:
@@ -165,7 +165,7 @@ class TrainingCLI(LightningCLI):
             raise refusal from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that writes into the run directory only."""
+        """Trainer that writes only into the run folder."""
         config = self._of("trainer")
         plugins = self.config_init[self.subcommand]["trainer"].get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -203,7 +203,7 @@ class TrainingCLI(LightningCLI):
                 raise
 
     def after_fit(self) -> None:
-        """Says where everything is."""
+        """Prints a summary of the run."""
         if not self.trainer.is_global_zero:
             return
         if not self._clock.ran:
@@ -229,7 +229,7 @@ class TrainingCLI(LightningCLI):
         self._evaluate("test", "test", kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes the embeddings of a set beside the checkpoint."""
+        """Writes the predictions for a set beside the checkpoint."""
         kwargs["return_predictions"] = True
         parts = self.trainer.predict(**kwargs)
         message = self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent)
@@ -311,7 +311,7 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
         args: The subcommand and its arguments; None: those of the process.
 
     Raises:
-        UserError: something that the user can put right.
+        UserError: an error that the user can correct.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):  # its notes; its warnings stay
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -15,18 +15,18 @@ from vatt.runs.checkpoint import AVERAGING_STATE
 
 
 class WeightAverage(WeightAveraging):
-    """Keeps an exponential moving average of the weights, for validation and for use.
+    """Exponential moving average of the weights, for validation and as the final model.
 
-    In a checkpoint the average is the model, so that whoever loads it gets the average; the
-    training weights are beside it for a resume. Everything in the module's state is averaged, the
-    running statistics of BatchNorm too: those of the training weights would not fit the averaged
-    ones (Keras averages trainable variables only).
+    In a checkpoint, the average is the model, and the training weights are stored beside it for a
+    resume. The whole state of the module is averaged, including the running statistics of
+    BatchNorm, because statistics of the training weights would not fit the averaged weights. (Keras
+    averages trainable variables only.)
 
-    Lightning's callback with these differences: the average is where the model is, on the CPU
-    otherwise, since Lightning makes it before it moves the model; a checkpoint written while the
-    two are exchanged, in a validation that is interrupted or at the end of the training, does not
-    mix them up; and there is no state of the callback itself, for which Lightning asks in every
-    command that reads the checkpoint.
+    This differs from Lightning's callback in three ways. The average is on the device of the model;
+    Lightning's stays on the CPU, because it is made before the model moves. A checkpoint that is
+    written while both are exchanged (in an interrupted validation, or at the end of training) does
+    not mix them up. And the callback has no state of its own, which Lightning would require in
+    every command that reads the checkpoint.
 
     Args:
         decay: Share of the old average in the new one, at each optimiser step, in (0, 1).
@@ -45,10 +45,10 @@ class WeightAverage(WeightAveraging):
         self._exchanged = False  # the module has the average now, and the average its weights
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Makes the average.
+        """Creates the average.
 
         Raises:
-            UserError: the weights are spread over processes, or too coarse to be averaged.
+            UserError: the weights are sharded, or their precision is too low for averaging.
         """
         precision = str(trainer.precision)
         if precision.endswith("true") and not precision.startswith(("32", "64")):
@@ -70,10 +70,10 @@ class WeightAverage(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Goes on with both kinds of weights.
+        """Restores the average and the training weights.
 
         Raises:
-            UserError: the checkpoint has only one.
+            UserError: the checkpoint has no average.
         """
         if AVERAGING_STATE not in checkpoint:
             raise UserError(
@@ -83,24 +83,24 @@ class WeightAverage(WeightAveraging):
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The steps of an interrupted run are in the average."""
+        """Continues after the steps that the average already contains."""
         self._latest_update_step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the average in the module, and keeps the training weights for the checkpoint."""
+        """Leaves the average in the module, and the training weights for the checkpoint."""
         self._swap_models(pl_module)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Saves the average as the model, wherever it is at the moment."""
+        """Saves the average as the model."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._exchanged:
             training, average = checkpoint["state_dict"], checkpoint["current_model_state"]
             checkpoint |= {"state_dict": average, "current_model_state": training}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step of the checkpoint says it all."""
+        """Empty: the step of the checkpoint is enough."""
         return {}
 
     def _swap_models(self, pl_module: LightningModule) -> None:

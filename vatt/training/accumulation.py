@@ -24,13 +24,12 @@ from vatt.training.rank_forward import no_row
 def forward_cached(network: VATT, batches: MicroBatches) -> VATTOutput:
     """Output of the network for all clips, with the activations of one micro-batch at a time.
 
-    All random numbers of the encoders are drawn from seeds, one for each micro-batch, and drawn
-    again for the gradient. The gradients of all weights arrive at once, so that DDP exchanges them
-    once per step.
+    Each micro-batch has a seed for all random numbers of the encoders, which are drawn again for
+    the gradient. The gradients of all weights arrive together, so DDP exchanges them once per step.
 
     Args:
-        network: In training mode.
-        batches: They are read twice and stay where they are.
+        network: Network in training mode.
+        batches: Micro-batches; they are read twice and not moved.
     """
     masks, facts = batches.masks, batches.facts
     modalities = tuple(name for name in network.config.modalities if facts.num_rows(name))
@@ -49,9 +48,9 @@ class Replay:
     """Encodes micro-batches, any number of times with the same random numbers.
 
     Args:
-        network: Whose encoders.
-        batches: What they encode.
-        modalities: Those that any of the micro-batches has.
+        network: Network with the encoders.
+        batches: Micro-batches to encode.
+        modalities: Modalities that any micro-batch has.
     """
 
     def __init__(self, network: VATT, batches: MicroBatches, modalities: Sequence[str]) -> None:

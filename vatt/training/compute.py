@@ -11,17 +11,16 @@ RECOMPILE_LIMIT = 32
 
 
 def compile_towers(network: VATT, backend: str = "inductor") -> None:
-    """Compiles the transformer blocks, in place: names in the state dict stay as they are.
+    """Compiles the transformer blocks in place; names in the state dict do not change.
 
-    A block's graph serves all blocks of its encoder, and batches and captions of any size: it is
-    compiled when first run, in training and in evaluation, with and without padding, for one row
-    (which torch takes for a constant) and for more, and then no more. Outside of the blocks nothing
-    is compiled: DropToken draws as ever, and spectrograms, whose tables are made at the first step
-    and kept, are no matter for a compiler.
+    All blocks of an encoder share one graph, for batches and captions of any size. It is compiled
+    at its first run in each of these cases: training or evaluation, with or without padding, one
+    row (which torch treats as a constant) or more. Nothing outside the blocks is compiled, such as
+    DropToken and spectrograms.
 
     Args:
-        network: Trained or used after this as before.
-        backend: Of `torch.compile`.
+        network: Network to compile; it is used as before.
+        backend: Backend of `torch.compile`.
     """
     limit = torch.compiler.config.recompile_limit
     torch.compiler.config.recompile_limit = max(limit, RECOMPILE_LIMIT)
@@ -31,13 +30,13 @@ def compile_towers(network: VATT, backend: str = "inductor") -> None:
 
 
 def checkpoint_activations(network: VATT) -> None:
-    """Keeps only the input of each transformer block and runs the block again for its gradient.
+    """Stores only the input of each transformer block, and runs the block again for its gradient.
 
-    Costs a third more computing. Gradients are the same: the second run gets the random state of
-    the first, so that dropout drops the same. Names in the state dict stay as they are.
+    It costs a third more computation. Gradients do not change: the second run has the random state
+    of the first, so dropout is the same. Names in the state dict do not change.
 
     Args:
-        network: Trained after this as before.
+        network: Network to change; it is trained as before.
 
     Source: Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174.
     """

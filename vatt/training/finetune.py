@@ -124,11 +124,11 @@ class FinetuneModule(TrainingModule):
     def save_predictions(self, parts: Sequence[dict[str, Any]], folder: Path) -> str:
         """Writes the results of `predict_step` for a set as `predictions.csv`.
 
-        Each file with its best classes and their probabilities; a file that could not be read has
+        The file lists the best classes of each file with their probabilities; unreadable files have
         none.
 
         Returns:
-            A line for the user that says what was written.
+            A line that tells the user what was written.
         """
         table = join_ranks(gather_objects(join_scores([ScoreTable(**part) for part in parts])))
         classes = getattr(cast(Any, self.trainer).datamodule, "classes", None)
@@ -165,7 +165,7 @@ class FinetuneModule(TrainingModule):
         )
 
     def measure(self, shares: Sequence[Sequence["ScoreTable"]]) -> dict[str, float]:
-        """Metrics over the clips of the whole set that could be read, and how many could not."""
+        """Metrics over all readable clips of the set, and the number of unreadable ones."""
         table = join_ranks([join_scores(share) for share in shares])
         seen = table.select(table.present.nonzero()[:, 0].tolist())
         counts = {"num_clips": float(len(seen)), "num_unread": float(len(table) - len(seen))}
@@ -183,9 +183,9 @@ class ScoreTable:
     """Scores of some clips.
 
     Args:
-        logits: float32 `[B, C]`, the mean over each clip's views.
+        logits: float32 `[B, C]`, mean over the views of each clip.
         labels: float32 `[B, C]`, 0 and 1.
-        present: bool `[B]`, False where a clip could not be read.
+        present: bool `[B]`, False if a clip could not be read.
         keys: Names of the clips.
     """
 
@@ -199,7 +199,7 @@ class ScoreTable:
         return len(self.keys)
 
     def select(self, rows: Sequence[int]) -> "ScoreTable":
-        """Some of the clips."""
+        """Table of some of the clips."""
         places = torch.tensor(rows, dtype=torch.int64)
         return ScoreTable(
             logits=self.logits[places],
@@ -210,7 +210,7 @@ class ScoreTable:
 
 
 def join_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """Tables below each other."""
+    """Concatenates tables."""
     return ScoreTable(
         logits=torch.cat([table.logits for table in tables]),
         labels=torch.cat([table.labels for table in tables]),
@@ -220,7 +220,7 @@ def join_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
 
 
 def join_ranks(ranks: Sequence[ScoreTable]) -> ScoreTable:
-    """The table of a set of which rank `r` of `W` scored the files `r::W`; each counts once."""
+    """Table of a set of which rank `r` of `W` scored the files `r::W`; each file counts once."""
     return join_scores(ranks).select(places_in_set([one.keys for one in ranks]))
 
 

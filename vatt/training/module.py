@@ -32,7 +32,7 @@ from vatt.training.sharding import is_sharded, shard, whole
 
 
 class NonFiniteLossError(UserError):
-    """The loss became NaN or infinite; raised before the weights are touched."""
+    """The loss is NaN or infinite; raised before the weights change."""
 
 
 class TrainingModule(LightningModule):
@@ -71,15 +71,15 @@ class TrainingModule(LightningModule):
         self._tables: list[Any] = []
 
     def load_start(self, source: str) -> None:
-        """Takes the weights of `init_from`.
+        """Loads the weights of `init_from`.
 
         Raises:
-            CheckpointError: they are not there, or are those of another model.
+            CheckpointError: the weights are missing or belong to another model.
         """
         raise NotImplementedError
 
     def check_shardable(self) -> None:
-        """Refuses settings that need whole weights, where the strategy is FSDP2.
+        """Refuses settings that do not work with FSDP2, because they need whole weights.
 
         Raises:
             UserError: there is such a setting.
@@ -87,23 +87,23 @@ class TrainingModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """Share of the schedule that is done, by steps or time, the further of both; in [0, 1]."""
+        """Completed share of the schedule, in [0, 1]: by steps or by time, whichever is larger."""
         schedule = self.schedule
         share = max(self.global_step / schedule.max_steps, self.time_share)
         return min(1.0, (schedule.start_step + share * schedule.max_steps) / schedule.total_steps)
 
     def setup(self, stage: str) -> None:
-        """Chooses how training computes; what is trained stays the same."""
+        """Compiles the network or sets up recomputation, if configured."""
         if stage == "fit" and self.checkpoint_activations:
             checkpoint_activations(self.network)
         if stage == "fit" and self.compile_towers:
             compile_towers(self.network)
 
     def configure_model(self) -> None:
-        """Shards the weights where the strategy is FSDP2, once they are there.
+        """Loads the initial weights and shards them, if the strategy is FSDP2.
 
         Raises:
-            UserError: what cannot be sharded, or what is wrong with the weights to start from.
+            UserError: a setting does not allow sharding, or the initial weights cannot be used.
         """
         if self._device_mesh is None or is_sharded(self):
             return
@@ -112,10 +112,10 @@ class TrainingModule(LightningModule):
         shard(self, self._device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        """Takes the weights to start from, unless a run goes on with its own.
+        """Loads the initial weights, unless a run is resumed.
 
         Raises:
-            UserError: they are not there, or are those of another model.
+            UserError: the weights are missing or belong to another model.
         """
         if not is_sharded(self):
             self._take_weights()
@@ -130,7 +130,7 @@ class TrainingModule(LightningModule):
             raise UserError(f"init_from: {error}") from error
 
     def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
-        """Sets the learning rate of this step: a function of the progress, so it needs no state."""
+        """Sets the learning rate of this step, which depends only on the progress."""
         factor = learning_rate_factor(self.schedule, self.progress)
         for group in self._optimizer().param_groups:
             group["lr"] = self.optimizer_config.learning_rate * factor
@@ -138,15 +138,15 @@ class TrainingModule(LightningModule):
     def refuse_non_finite(
         self, loss: Tensor, parts: Mapping[str, Tensor], batch: Batch | MicroBatches
     ) -> None:
-        """Stops the run where the loss is no number.
+        """Stops the run if the loss is not finite.
 
         Args:
-            loss: Of this step.
-            parts: What it is made of, by name.
-            batch: Whose clips are named.
+            loss: Loss of this step.
+            parts: Parts of the loss by name.
+            batch: Batch whose clips the error names.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite.
+            NonFiniteLossError: the loss is NaN or infinite.
         """
         if torch.isfinite(loss):
             return
@@ -159,10 +159,10 @@ class TrainingModule(LightningModule):
         )
 
     def score_batch(self, batch: Any) -> Any:
-        """Table of the clips of one batch, a dataclass; the tables of a set are measured together.
+        """Scores of one batch as a dataclass; `measure` gets those of the whole set.
 
         Args:
-            batch: Clips of the set, and what their table needs to know of them.
+            batch: Batch of the set.
         """
         raise NotImplementedError
 
@@ -170,29 +170,29 @@ class TrainingModule(LightningModule):
         """Metrics of a set by name.
 
         Args:
-            shares: Tables of each rank that has some, in the order of the ranks.
+            shares: Scores of each rank that has any, in the order of the ranks.
         """
         raise NotImplementedError
 
     def on_validation_epoch_start(self) -> None:
-        """Starts with no tables, also after a pass that was interrupted."""
+        """Clears the collected scores, also after an interrupted pass."""
         self._tables = []
 
     def on_test_epoch_start(self) -> None:
-        """Starts with no tables, also after a pass that was interrupted."""
+        """Clears the collected scores, also after an interrupted pass."""
         self._tables = []
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
-        """Keeps the table of one batch."""
+        """Collects the scores of one batch."""
         self._tables.append(self.score_batch(batch))
         return None
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Keeps the table of one batch."""
+        """Collects the scores of one batch."""
         self._tables.append(self.score_batch(batch))
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Fields of the table of one batch; Lightning refuses frozen dataclasses."""
+        """Scores of one batch as a dict; Lightning refuses frozen dataclasses."""
         return vars(self.score_batch(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -229,7 +229,7 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips backbone and the rest apart, or all gradients as the trainer's settings say."""
+        """Clips gradients of backbone and heads separately, or all by the trainer's settings."""
         if not self.optimizer_config.clips:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
@@ -239,10 +239,10 @@ class TrainingModule(LightningModule):
         clip_gradients(backbone, rest, self.optimizer_config)
 
     def configure_optimizers(self) -> Optimizer:
-        """The optimiser of all that learns, in the network and in the loss.
+        """Optimiser of all trainable parameters of the network and the loss.
 
         Raises:
-            UserError: the gradients would be clipped twice.
+            UserError: two settings would both clip the gradients.
         """
         if self.optimizer_config.clips and self.trainer.gradient_clip_val:
             raise UserError(
@@ -253,14 +253,15 @@ class TrainingModule(LightningModule):
         return build_optimizer(self, self.optimizer_config, fused=fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the configuration of the model into the checkpoint, in plain containers."""
+        """Stores the model's configuration in the checkpoint, as plain containers."""
         checkpoint[CONFIG_KEY] = self.network.config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses the weights of another geometry, naming what differs; orders what it takes.
+        """Refuses a checkpoint of another model; sorts the optimiser's state of an accepted one.
 
         Raises:
-            UserError: the checkpoint's model or its optimiser's state is not of this one.
+            UserError: the checkpoint's model or optimiser state does not fit; the error names the
+                difference.
         """
         if CONFIG_KEY not in checkpoint:
             raise UserError(

@@ -151,13 +151,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class KerasAdam(torch.optim.Adam):
-    """Adam as Keras has it: epsilon is added to the root of the uncorrected second moment.
+    """Adam as in Keras: epsilon is added to the root of the uncorrected second moment.
 
     `w -= lr · √(1 - β2^t) / (1 - β1^t) · m / (√v + ε)`, where torch divides `√v` by `√(1 - β2^t)`
-    before it adds ε. Torch's with `ε / √(1 - β2^t)` is the same, so its kernels do the work: at
-    step 1 that is 32 times ε. As in Keras, `t` counts the steps of all parameters, also of one
-    that had no gradient in some of them. A group of the state dict holds the configured ε as
-    `epsilon` and `t` as `num_steps`; its `eps` is that of the last step.
+    before it adds ε. Torch's Adam with `ε / √(1 - β2^t)` (32 ε at step 1) gives the same result, so
+    its kernels are used. As in Keras, `t` counts all steps, even for a parameter that had no
+    gradient in some of them. A group of the state dict stores the configured ε as `epsilon` and `t`
+    as `num_steps`; its `eps` is that of the last step.
 
     Source: `keras.optimizers.Adam`, with which google-research/vatt trains.
     """
@@ -192,11 +192,11 @@ class KerasAdam(torch.optim.Adam):
 
 
 class KerasSGD(Optimizer):
-    """SGD with momentum as Keras has it: the velocity holds learning rates along with gradients.
+    """SGD with momentum as in Keras: the velocity includes the learning rate.
 
     `velocity = momentum · velocity - lr · gradient`, then `w += velocity`, without Nesterov. Torch
-    multiplies by the learning rate after the momentum, which is another path wherever the rate
-    changes: in a warm-up from 0 its steps are longer.
+    multiplies by the learning rate after the momentum. The results differ whenever the rate
+    changes: in a warm-up from 0, torch's steps are longer.
 
     Source: `keras.optimizers.SGD`, with which google-research/vatt fine-tunes.
     """
@@ -206,7 +206,7 @@ class KerasSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Moves the parameters that have a gradient; `closure` computes the gradients before."""
+        """Updates the parameters that have a gradient; `closure` computes the gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -232,13 +232,13 @@ class KerasSGD(Optimizer):
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
-    """The optimiser over the trainable parameters of `model`, at the peak learning rate.
+    """Optimiser of the trainable parameters of `model`, at the peak learning rate.
 
     Args:
-        model: Whose parameters.
-        config: Which optimiser.
-        fused: One kernel for all parameters; not for `sgd`. Lightning refuses `adamw`'s beside
-            gradient clipping where it runs in mixed precision.
+        model: Model with the parameters.
+        config: Settings of the optimiser.
+        fused: Whether to use one kernel for all parameters; not for `sgd`. Lightning refuses this
+            for `adamw` with gradient clipping in mixed precision.
     """
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
     if config.name == "sgd":
@@ -248,17 +248,17 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = 
 
 
 def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable[str]) -> None:
-    """Brings an optimiser's state into the order that the parameters of `model` have now.
+    """Sorts the state of an optimiser into the present order of the parameters of `model`.
 
-    torch finds a parameter's state by its place alone and compares no shapes. State of a model
-    whose parts stood in another order would be taken in silence, and fused kernels then write
-    beyond its end: the process crashes later, anywhere.
+    torch finds the state of a parameter by its index only and compares no shapes. It would silently
+    accept the state of a model with another order of parts. Fused kernels would then write beyond
+    the end of the state, and the process would crash later.
 
     Args:
-        state: Of the state dict of an optimiser of `build_optimizer`, changed in place. One that
-            goes by names (FSDP2's) stays as it is.
-        model: Whose parameters the optimiser moves.
-        saved_names: Keys of the state dict of the model of that time, in their order.
+        state: State dict of an optimiser of `build_optimizer`, changed in place. One with names for
+            keys (FSDP2) is not changed.
+        model: Model whose parameters the optimiser updates.
+        saved_names: Keys of the saved model's state dict, in order.
 
     Raises:
         CheckpointError: a parameter and its state differ in shape.
