@@ -20,9 +20,9 @@ Truths = NDArray[np.bool_]
 
 
 def class_ranks(scores: Tensor, target: Tensor) -> Tensor:
-    """Place of each clip's class among all classes, 0 = best.
+    """Rank of each clip's class among all classes, 0 = best.
 
-    Of classes with the same score the last counts as the best, as scikit-learn has it.
+    Among classes with the same score, the last one ranks best, as in scikit-learn.
 
     Args:
         scores: float `[N, C]`.
@@ -32,7 +32,7 @@ def class_ranks(scores: Tensor, target: Tensor) -> Tensor:
         int64 `[N]`.
 
     Raises:
-        ValueError: shapes that do not fit, no clips, or scores that are NaN.
+        ValueError: shapes do not fit, there are no clips, or a score is NaN.
     """
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(
@@ -45,7 +45,7 @@ def class_ranks(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def top_k_percentages(ranks: Tensor, num_classes: int) -> dict[int, float]:
-    """Percent of clips whose class is the best or, of more than five, among the five best.
+    """Percentage of clips whose class ranks first, and among the first five of more classes.
 
     Args:
         ranks: Rank of each clip's class, 0 = best, `[N]`.
@@ -59,7 +59,7 @@ def top_k_percentages(ranks: Tensor, num_classes: int) -> dict[int, float]:
 
 
 def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """`top-1` and, of more than five classes, `top-5`, in percent; a tie over the edge is a miss.
+    """`top-1` and, with more than five classes, `top-5`, in percent; a tie at the limit is a miss.
 
     Args:
         scores_NC: float `[N, C]`, higher is better.
@@ -77,14 +77,14 @@ def fold_rows(name: str, folds: Sequence[dict[str, float]]) -> dict[str, dict[st
 
 
 def average_precision(scores: Scores, truths: Truths) -> float:
-    """Area under the steps of precision over recall of one class.
+    """Average precision of one class: area under the step curve of precision over recall.
 
     Args:
         scores: Score of each clip, `[N]`.
         truths: Whether each clip has the class, `[N]`.
 
     Returns:
-        In [0, 1]; NaN where no clip has the class.
+        Value in [0, 1]; NaN if no clip has the class.
     """
     hits, seen = _counts_by_threshold(scores, truths)
     if hits[-1] == 0:
@@ -94,14 +94,14 @@ def average_precision(scores: Scores, truths: Truths) -> float:
 
 
 def roc_auc(scores: Scores, truths: Truths) -> float:
-    """Chance that a clip with the class has a higher score than one without; a tie is a half.
+    """Probability that a clip with the class scores higher than one without; a tie counts half.
 
     Args:
         scores: Score of each clip, `[N]`.
         truths: Whether each clip has the class, `[N]`.
 
     Returns:
-        In [0, 1]; NaN where all clips have the class, or none.
+        Value in [0, 1]; NaN if all clips have the class, or none.
     """
     hits, seen = _counts_by_threshold(scores, truths)
     misses = seen - hits
@@ -119,14 +119,15 @@ def d_prime(auc: float) -> float:
 
 
 def single_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1` and, of more than five classes, `top5`, in percent.
+    """`top1` and, with more than five classes, `top5`, in percent.
 
     Args:
         scores: float `[N, C]`.
-        labels: float or bool `[N, C]`, one class each.
+        labels: float or bool `[N, C]`, one class per clip.
 
     Raises:
-        ValueError: shapes that do not fit, a clip without exactly one class, or no clip.
+        ValueError: shapes do not fit, a clip does not have exactly one class, or there are no
+            clips.
     """
     _check_labels(scores, labels)
     if not bool((labels.sum(dim=1) == 1).all()):
@@ -136,21 +137,21 @@ def single_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def multi_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """`mAP` and `AUC` in percent and `d_prime`, means over classes.
+    """`mAP` and `AUC` in percent, and `d_prime`, as means over classes.
 
-    Classes that no clip has, or all have, have no such values and are left out of the means;
-    `num_classes` says how many are in them; with none of them there is no mean.
+    Classes that no clip or every clip has are left out of the means. `num_classes` is the number of
+    the other classes; if there are none, there are no means.
 
-    d′ is the mean over classes of the d′ of each, which is what published figures are (AudioSet: an
-    AUC of 0.971 beside a d′ of 2.895; that of the mean AUC would be 2.68). A class whose clips all
-    score higher than the others makes it infinite.
+    d′ is the mean of the d′ of all classes, as in published results (AudioSet: AUC 0.971 with d′
+    2.895; the d′ of the mean AUC would be 2.68). It is infinite if all clips of a class score
+    higher than all others.
 
     Args:
         scores: float `[N, C]`.
         labels: float or bool `[N, C]`.
 
     Raises:
-        ValueError: shapes that do not fit, or no clip.
+        ValueError: shapes do not fit, or there are no clips.
     """
     _check_labels(scores, labels)
     values = scores.double().cpu().numpy()

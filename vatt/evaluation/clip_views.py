@@ -18,15 +18,15 @@ AHEAD_PER_WORKER = 2  # clips read while an earlier one hangs; 4 windows of 32 Ã
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """The views that are read of each clip.
+    """Plan of the views to read of each clip.
 
     Args:
-        video: Geometry of the picture, with the rate at which frames are shown; None: no picture.
-        audio: Geometry of the sound; None: no sound.
+        video: Geometry and frame rate of video. None: no video is read.
+        audio: Geometry of audio. None: no audio is read.
         num_windows: Windows, evenly spread over the clip.
         num_crops: Crops of each window of the picture, 1 or 3.
-        stride: Frames of the base rate from one shown to the next; only the grid of the windows'
-            starts depends on it.
+        stride: Distance of the frames to read, in frames of the base rate; it only affects the grid
+            of the windows' starts.
     """
 
     video: VideoConfig | None
@@ -36,7 +36,7 @@ class ViewPlan:
     stride: int = 2
 
     def describe(self) -> dict[str, Any]:
-        """The plan as plain values, for a result file."""
+        """Plan as plain values, for a result file."""
         plan: dict[str, Any] = {"num_windows": self.num_windows}
         if self.video is not None:
             plan |= {
@@ -60,7 +60,7 @@ class ItemViews:
     Args:
         video: uint8 `[windows Ã— crops, T, H, W, C]`; None: not asked for, or no picture.
         audio: float32 `[windows, S]` in about [-1, 1]; None: not asked for, or no sound.
-        fault: Why the clip cannot be used; "" if it can.
+        fault: Reason why the clip cannot be used; "" if it can.
     """
 
     video: NDArray[np.uint8] | None = None
@@ -101,12 +101,12 @@ def read_item(job: tuple[Item, ViewPlan]) -> ItemViews:
 
 
 def read_items(items: Sequence[Item], plan: ViewPlan, *, num_workers: int) -> Iterator[ItemViews]:
-    """The views of each clip, in order; a clip that hangs or crashes its process has a fault.
+    """Reads the views of each clip, in order; a clip that hangs or crashes its process has a fault.
 
     Args:
         items: Clips with media.
-        plan: The views of each clip.
-        num_workers: Processes that read; 0 reads in this one, where nothing is limited.
+        plan: Views of each clip.
+        num_workers: Processes that read; 0: this process, without limits of time and memory.
     """
     with results_in_order(
         read_item,

@@ -23,14 +23,14 @@ class EmbeddingTable:
 
     Args:
         keys: Names of the `N` clips.
-        video_va: float32 `[N, D_va]` on the CPU, of unit length, as all of these. A joint space
-            stands for both.
+        video_va: float32 `[N, D_va]` on the CPU, of unit length, like all embeddings here. With a
+            joint head, both spaces are the joint space.
         audio_va: float32 `[N, D_va]`.
         video_vt: float32 `[N, D_vt]`.
         text_vt: float32 `[N, K, D_vt]`; captions that a clip lacks are zeros.
-        video_mask: bool `[N]`, True where the clip has a picture.
-        audio_mask: bool `[N]`, True where the clip has sound.
-        text_mask: bool `[N, K]`, True where the clip has that caption.
+        video_mask: bool `[N]`, True if the clip has a picture.
+        audio_mask: bool `[N]`, True if the clip has sound.
+        text_mask: bool `[N, K]`, True if the clip has that caption.
     """
 
     keys: tuple[str, ...]
@@ -54,7 +54,7 @@ class EmbeddingTable:
         return len(self.keys)
 
     def select(self, rows: Sequence[int] | Tensor) -> "EmbeddingTable":
-        """The table of these rows, in this order."""
+        """Table of these rows, in this order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         return EmbeddingTable(
             keys=tuple(self.keys[i] for i in index.tolist()),
@@ -71,12 +71,12 @@ class EmbeddingTable:
 def embed(
     model: nn.Module, loader: Iterable[Batch], device: torch.device | str | None = None
 ) -> EmbeddingTable:
-    """Embeds every clip that a loader gives, in evaluation mode.
+    """Embeds all clips of a loader, in evaluation mode.
 
     Args:
-        model: A `vatt.VATT`; keeps its mode, and moves to `device`.
-        loader: Batches with all the captions of each clip.
-        device: Where to compute. None: where the model is.
+        model: Model; it moves to `device` and keeps its mode.
+        loader: Loader of batches with all captions of each clip.
+        device: Device. None: that of the model.
 
     Raises:
         UserError: the loader gives no batch.
@@ -93,7 +93,7 @@ def embed(
 
 @torch.no_grad()  # not inference_mode, in which FSDP2 would gather weights for inference only
 def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
-    """The table of one batch, for a validation step; the caller sets the model's mode."""
+    """Table of one batch, for a validation step; the caller sets the model's mode."""
     device = next(model.parameters()).device
     embeddings: dict[str, Tensor] = model(batch.to(device)).embeddings
     unit = {
@@ -114,7 +114,7 @@ def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
 
 
 def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
-    """One table of several, in order; modalities that some lack, and missing captions, are masked.
+    """Concatenates tables; modalities and captions that some lack are masked.
 
     Raises:
         UserError: there is no table.

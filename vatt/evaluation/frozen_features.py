@@ -25,12 +25,12 @@ CHUNK_ITEMS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenFeatures:
-    """Features of the clips that can be read.
+    """Features of all readable clips of a set.
 
     Args:
-        items: These clips.
+        items: Readable clips.
         values: float32 `[N, views, D]`, pooled features of the backbone.
-        faults: The other clips, and why.
+        faults: Unreadable clips, with reasons.
     """
 
     items: tuple[Item, ...]
@@ -49,16 +49,16 @@ def extract_features(
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> FrozenFeatures:
-    """Features of every view of each clip, from the cache where it has them.
+    """Features of every view of each clip, from the cache if it has them.
 
     Args:
-        model: The model, in evaluation mode.
+        model: Model in evaluation mode.
         items: Clips with media.
-        plan: The views of each clip.
-        modality: The modality that is encoded.
+        plan: Views of each clip.
+        modality: Modality to encode.
         digest: Digest of the weights, see `vatt.models.checkpoint.weights_digest`.
-        cache: Folder that keeps the features; None: they are not kept.
-        batch_size: Clips that are encoded at once.
+        cache: Folder that stores the features. None: they are not stored.
+        batch_size: Clips per batch.
         num_workers: Processes that read.
 
     Raises:

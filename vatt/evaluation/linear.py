@@ -28,11 +28,12 @@ class LowRankConfig:
 
     Args:
         rank: Width between its two linear layers [P, C].
-        dropout: Between them [P: a sampling of 10 %; C].
-        weight_decay: Times the sum of squares of the second layer's weights, added to the loss [C].
+        dropout: Dropout rate between the layers [P: a sampling of 10 %; C].
+        weight_decay: Factor of the sum of squares of the second layer's weights, which is added to
+            the loss [C].
         learning_rate: Learning rate of Adam [P, C].
-        batch_size: Features a step [P, C].
-        num_steps: 50,000 [P]; [C] 1,000 epochs.
+        batch_size: Features per step [P, C].
+        num_steps: Training steps: 50,000 [P]; [C] trains 1,000 epochs.
     """
 
     rank: int = 128
@@ -54,23 +55,23 @@ def evaluate_folds(
 ) -> dict[str, dict[str, float]]:
     """Accuracies of classifiers in each fold, and their means.
 
-    Every view of a training clip is a sample. Of a test clip the probabilities of its views are
+    Every view of a training clip is a sample. For a test clip, the probabilities of its views are
     averaged.
 
     Args:
         features: Features of all clips, with their labels and splits.
         classes: All labels.
         classifiers: Names of the classifiers.
-        low_rank: Settings of the paper's classifier; None: its own.
+        low_rank: Settings of the paper's classifier. None: the defaults.
         regularisation: `C` of scikit-learn's logistic regression, on standardised features.
         seed: Seed of weights, batches and dropout.
 
     Returns:
         Percent by row (`low-rank, fold 1`, …, `low-rank, mean of folds`) and column (`top-1`, and
-        `top-5` where there are more than 5 classes).
+        `top-5` with more than 5 classes).
 
     Raises:
-        UserError: a fold without training or test clips, or scikit-learn is needed and missing.
+        UserError: a fold has no training or test clips, or scikit-learn is missing.
     """
     labels = torch.tensor([classes.index(item.label) for item in features.items])
     num_folds = len(features.items[0].splits)
@@ -94,17 +95,17 @@ def evaluate_folds(
 def train_low_rank(
     features_ND: Tensor, labels_N: Tensor, num_classes: int, config: LowRankConfig, *, seed: int
 ) -> Predict:
-    """Trains the paper's classifier: two linear layers, dropout between them.
+    """Trains the paper's classifier: two linear layers with dropout between them.
 
     Args:
         features_ND: float32 `[N, D]`.
         labels_N: int64 `[N]`.
         num_classes: `C`.
-        config: Its settings.
+        config: Settings of the classifier.
         seed: Seed of weights, batches and dropout.
 
     Returns:
-        Features → probabilities.
+        Function from features to probabilities.
     """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -146,13 +147,13 @@ def train_logistic(
 
     Args:
         features_ND: float32 `[N, D]`.
-        labels_N: int64 `[N]`; classes that are not among them get probability 0.
+        labels_N: int64 `[N]`; classes without any label get probability 0.
         num_classes: `C`.
         regularisation: scikit-learn's `C`.
         seed: Seed of the solver.
 
     Raises:
-        UserError: scikit-learn is not installed, or all have one label.
+        UserError: scikit-learn is not installed, or all clips have the same label.
     """
     try:
         from sklearn.linear_model import LogisticRegression

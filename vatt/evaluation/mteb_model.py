@@ -38,29 +38,27 @@ Matrix = NDArray[np.float32] | Tensor
 
 @dataclass(eq=False, repr=False)
 class MtebModel:
-    """Fulfils mteb's `EncoderProtocol`, so that `mteb.evaluate(model, tasks=…)` runs.
+    """Model for `mteb.evaluate(model, tasks=…)`, which implements mteb's `EncoderProtocol`.
 
-    Everything of a task goes into one space: the one that all its modalities share, whichever side
-    is encoded. With separate heads this is `vt` as soon as the task has text (sound gets there by
-    the video head's last step) and `va` for pictures with sound. An image is a video that stands
-    still. A row with several modalities is the mean of their unit vectors, which is not something
-    that the model was trained for. A text without a known word is a vector of zeros, which is like
-    nothing else.
+    All queries and documents of a task are encoded in the space that all its modalities share. With
+    separate heads this is `vt` if the task has text (audio enters it through the last step of the
+    video head), and `va` for pictures with sound. An image is a still video. A row with several
+    modalities becomes the mean of their unit vectors, for which the model was not trained. A text
+    without a known word becomes a vector of zeros, which matches nothing.
 
-    Files are read by our reader at their own rates, and neither torchcodec nor torchvision is
-    needed: mteb's columns are taken before `datasets` decodes them.
+    Our reader reads the files at their own rates, before `datasets` decodes mteb's columns. Neither
+    torchcodec nor torchvision is needed.
 
     Args:
-        extractor: Encodes.
-        name: `organisation/model`, under which mteb keeps results.
+        extractor: Feature extractor.
+        name: Name for the results of mteb, `organisation/model`.
         space: `vt`, `va`, `joint`, or None: features of the backbone, for tasks of one modality.
-            "auto": as said above; for a single modality as `FeatureExtractor`.
+            "auto": as described above; for a single modality as in `FeatureExtractor`.
         num_windows: Windows of each video and sound.
-        on_error: "raise", or "skip": a file that cannot be read gets zeros and a warning.
+        on_error: "raise", or "skip": an unreadable file gets zeros and a warning.
 
     Raises:
-        UserError: mteb is not installed.
-        UserError: a name without `/`.
+        UserError: mteb is not installed, or the name has no `/`.
     """
 
     extractor: FeatureExtractor
@@ -92,18 +90,19 @@ class MtebModel:
         """Loads a model with its tokenizer.
 
         Args:
-            source: Model folder, `.ckpt` of a run, or name on the Hub.
-            name: Name in mteb; None: `vatt/` and the last two parts of the path, or the Hub's name.
+            source: Model folder, `.ckpt` of a run, or `org/name` on the Hub.
+            name: Name in mteb. None: `vatt/` with the last two parts of the path, or the name on
+                the Hub.
             space: `vt`, `va`, `joint`, None for features of the backbone, or "auto".
             num_windows: Windows of each video and sound.
             on_error: "raise", or "skip" for zeros and a warning.
-            device: Where to compute; "auto": a GPU if there is one.
-            dtype: Type of the weights; "auto": by device.
+            device: Device; "auto": a GPU if there is one.
+            dtype: Precision; "auto": depends on the device.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
             UserError: mteb is not installed.
-            CheckpointError: there is no model, or it cannot be read.
+            CheckpointError: the model does not exist or cannot be read.
         """
         extractor = FeatureExtractor.from_pretrained(
             source, device=device, dtype=dtype, revision=revision
@@ -117,7 +116,7 @@ class MtebModel:
 
     @cached_property
     def mteb_model_meta(self) -> "ModelMeta":
-        """The description that mteb keeps; the revision is the digest of the weights."""
+        """Description of the model for mteb; the revision is the digest of the weights."""
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
         model, modalities = self.extractor.model, self.modalities
@@ -146,7 +145,7 @@ class MtebModel:
 
     @property
     def modalities(self) -> list[str]:
-        """The model's modalities in mteb's names; `image` where there is `video`."""
+        """Modalities of the model by mteb's names; a model with `video` also has `image`."""
         has = self.extractor.model.config.modalities
         return [column for column, modality in MODALITY_OF.items() if modality in has]
 
@@ -160,16 +159,15 @@ class MtebModel:
         prompt_type: "PromptType | None" = None,
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """One unit vector for each row of a data set.
+        """Encodes each row of a data set as a unit vector.
 
         Args:
             inputs: mteb's DataLoader; its `dataset` is read, in order.
-            task_metadata: Its modalities decide on the space.
+            task_metadata: Description of the task, whose modalities determine the space.
             hf_split: Not used.
             hf_subset: Not used.
             prompt_type: Not used, since queries and documents share the space.
-            kwargs: `batch_size`, of windows or texts, and `show_progress_bar`; mteb's others are
-                for other models.
+            kwargs: `batch_size` (windows or texts) and `show_progress_bar`; others are ignored.
 
         Returns:
             float32 `[N, D]`.
@@ -177,7 +175,7 @@ class MtebModel:
         Raises:
             MediaError: a file cannot be read, unless `on_error` is "skip".
             UserError: the task's modalities share no space in this model.
-            TypeError: a column is of a kind that mteb does not document.
+            TypeError: a column has a type that mteb does not document.
         """
         rows = _undecoded(inputs.dataset)
         columns = [column for column in rows.features if column in self.modalities]
@@ -272,10 +270,10 @@ class MtebModel:
 
 
 def load_mteb() -> "ModuleType":
-    """The optional package.
+    """Imports the optional package mteb.
 
     Raises:
-        UserError: it is not installed.
+        UserError: mteb is not installed.
     """
     load_torchaudio()  # mteb's transformers import it too, and would stop at its compiled part
     try:

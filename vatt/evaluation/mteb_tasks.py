@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 def run_tasks(
     model: "MtebModel", tasks: Sequence["AbsTask"], folder: Path, *, batch_size: int = 8
 ) -> "Results":
-    """Runs tasks; what is done lies in `folder/mteb` in mteb's own form, and is not done again.
+    """Runs tasks of mteb; finished tasks are stored in `folder/mteb` and not run again.
 
     Args:
         model: The model to evaluate.
         tasks: Tasks of mteb.
         folder: Folder of the results.
-        batch_size: Windows or texts encoded at a time.
+        batch_size: Windows or texts per batch.
 
     Returns:
-        Main scores in percent; tasks whose data cannot be had are `missing`.
+        Main scores in percent; tasks without data are `missing`.
 
     Raises:
-        UserError: no task could be run, or the model lacks the modalities of one.
+        UserError: no task could be run, or the model lacks the modalities of a task.
         MediaError: a file cannot be read, unless the model skips those.
     """
     from vatt.evaluation.mteb_model import load_mteb

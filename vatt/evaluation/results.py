@@ -41,15 +41,15 @@ PUBLISHED_MODELS = {"specific": "VATT-MBS", "agnostic": "VATT-MA-Medium"}
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """The outcome of an evaluation.
+    """Results of an evaluation.
 
     Args:
         task: `retrieval`, `linear`, `zero-shot` or `mteb`.
         data_set: Name of the published set, or `own`.
         protocol: Settings of the evaluation, as plain values.
         data: Paths and choices of the data.
-        num_items: Clips (or of mteb: tasks) that were evaluated.
-        num_listed: Clips or tasks that the annotations or the user list.
+        num_items: Number of evaluated clips (or tasks of mteb).
+        num_listed: Number of clips or tasks in the annotations or on the command line.
         missing: Clips without media.
         unreadable: Clips whose media cannot be read.
         metrics: Metrics by row of the table, then by column.
@@ -78,13 +78,13 @@ def write_results(
     *,
     args: Sequence[str] = (),
 ) -> Path:
-    """Writes `results.json`; numbers that are not finite become null.
+    """Writes `results.json`; non-finite numbers become null.
 
     Args:
-        results: The results.
-        model: The model that was evaluated.
+        results: Results of the evaluation.
+        model: Evaluated model.
         source: Path or name of the model.
-        folder: Folder of the file; made if missing.
+        folder: Folder of the file, created if missing.
         args: Arguments of the `vatt` command.
 
     Returns:
@@ -113,17 +113,17 @@ def write_results(
 
 
 def published_numbers(results: Results, arrangement: str) -> dict[tuple[str, str], float]:
-    """The paper's numbers for this set and kind of model, by row and column of the table."""
+    """Numbers of the paper for this set and kind of model, by row and column of the table."""
     if results.num_listed != PUBLISHED_SIZES.get(results.data_set, results.num_listed):
         return {}
     return PUBLISHED.get((results.data_set, arrangement), {})
 
 
 def results_table(results: Results, arrangement: str) -> str:
-    """The metrics as text, each published number in brackets behind ours.
+    """Table of the metrics as text, with published numbers in brackets.
 
     Args:
-        results: The results.
+        results: Results of the evaluation.
         arrangement: Arrangement of the model, `agnostic` or `specific`.
     """
     published = published_numbers(results, arrangement)

@@ -21,19 +21,19 @@ GRID = 2.0**-25  # finer than the digits that float32 has near 1 / √D
 
 
 def retrieval_ranks(scores: Tensor, target: Tensor) -> Tensor:
-    """Place of the wanted candidate among all, 0 = best.
+    """Rank of the wanted candidate among all, 0 = best.
 
-    Candidates that tie with the wanted one count half each, which is the mean over all orders of
-    the tied ones: a model that gives every candidate the same score ranks in the middle, not first.
-    A NaN score is worse than any number; a query whose wanted candidate scores NaN gets an infinite
-    rank, so that it is a hit at no k, however few the candidates.
+    Each candidate that ties with the wanted one counts half, which is the mean over all orders of
+    the tied ones. A model that gives every candidate the same score therefore ranks in the middle.
+    A NaN score is worse than any number. If the wanted candidate scores NaN, the rank is infinite,
+    so it is no hit at any k.
 
     Args:
         scores: float `[Q, C]`, higher is better.
         target: int64 `[Q]`, index of the wanted candidate, in [0, C).
 
     Returns:
-        float64 `[Q]`: a multiple of one half in [0, C − 1], or infinity.
+        float64 `[Q]`: multiples of one half in [0, C − 1], or infinity.
 
     Raises:
         ValueError: shapes do not fit, or a target is out of range.
@@ -73,13 +73,13 @@ def embedding_ranks(
     target: Tensor,
     queries_per_chunk: int = QUERIES_PER_CHUNK,
 ) -> Tensor:
-    """Ranks by dot product, in chunks of queries: no more than one chunk's scores is in memory.
+    """Ranks by dot product, computed in chunks of queries to save memory.
 
     Args:
         queries: float `[Q, D]`.
         candidates: float `[C, D]`.
         target: int64 `[Q]`, index of the wanted candidate, in [0, C).
-        queries_per_chunk: Rows of scores that are held at once.
+        queries_per_chunk: Number of queries whose scores are in memory at a time.
 
     Returns:
         float64 `[Q]`, see `retrieval_ranks`.
@@ -104,13 +104,13 @@ def embedding_ranks(
 def top_candidates(
     queries: Tensor, candidates: Tensor, k: int, queries_per_chunk: int = QUERIES_PER_CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """The k best candidates of each query by dot product, best first, in chunks of queries.
+    """The k best candidates of each query by dot product, best first; computed in chunks.
 
     Args:
         queries: float `[Q, D]`.
         candidates: float `[C, D]`.
-        k: Number of candidates; with fewer than that all are given.
-        queries_per_chunk: Rows of scores that are held at once.
+        k: Number of candidates; if there are fewer, all are returned.
+        queries_per_chunk: Number of queries whose scores are in memory at a time.
 
     Returns:
         Scores, float `[Q, k]`, and indices, int64 `[Q, k]`; a NaN score counts as −infinity.
@@ -124,15 +124,15 @@ def top_candidates(
 
 
 def retrieval_metrics(ranks: Tensor) -> dict[str, float]:
-    """R@1, R@5, R@10 in percent; MedR and MeanR, median and mean of the ranks counted from 1.
+    """R@1, R@5 and R@10 in percent; MedR and MeanR, median and mean of the ranks counted from 1.
 
-    R@k counts the ranks of at most k − 1: a tie over the edge of the k best is no hit.
+    R@k counts ranks of at most k − 1, so a tie at the limit of the k best is no hit.
 
     Args:
-        ranks: float `[Q]`, 0-based.
+        ranks: float `[Q]`, counted from 0.
 
     Raises:
-        UserError: there is no rank.
+        UserError: there are no ranks.
     """
     if ranks.numel() == 0:
         raise UserError("no query to take metrics over")
@@ -152,15 +152,15 @@ def _check_range(target: Tensor, num_candidates: int) -> None:
 
 @dataclass(frozen=True)
 class Search:
-    """The queries of one direction and the candidates of one gallery.
+    """Queries of one direction with the candidates of one gallery.
 
     Args:
-        direction: From the queries' modality to the candidates'.
+        direction: Modalities of queries and candidates.
         queries: float `[Q, D]`.
         candidates: float `[C, D]`.
         target: int64 `[Q]`, index of each query's wanted candidate.
-        query_rows: int64 `[Q]`, the table's row of each query.
-        candidate_rows: int64 `[C]`, the table's row of each candidate.
+        query_rows: int64 `[Q]`, row of each query in the table.
+        candidate_rows: int64 `[C]`, row of each candidate in the table.
     """
 
     direction: Direction
@@ -202,11 +202,11 @@ def metrics_by_direction(all_searches: Iterable[Search]) -> dict[str, dict[str, 
 def searches(
     table: EmbeddingTable, labels: Tensor, galleries: Sequence[Tensor]
 ) -> Iterator[Search]:
-    """Every search of every direction.
+    """All searches of all directions.
 
     Args:
         table: Embeddings of `N` clips.
-        labels: int64 `[N]`; a query's answer is the candidate with the same label.
+        labels: int64 `[N]`; the match of a query is the candidate with the same label.
         galleries: Rows of the table that are searched together.
     """
     if table.video_vt is not None and table.text_vt is not None:

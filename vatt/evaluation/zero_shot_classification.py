@@ -62,7 +62,7 @@ class ClassScores:
 
 
 def class_words(label: str) -> str:
-    """The words of a label: `ApplyEyeMakeup` and `apply_eye_makeup` → `apply eye makeup`."""
+    """Words of a label: `ApplyEyeMakeup` and `apply_eye_makeup` → `apply eye makeup`."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", label)
     return " ".join(re.split(r"[\s_]+", spaced)).strip().lower()
 
@@ -74,19 +74,19 @@ def embed_classes(
     classes: Sequence[str],
     prompts: Sequence[str] = PROMPTS,
 ) -> Tensor:
-    """A vector for each class: the mean of its prompts' unit vectors, of unit length.
+    """Unit vector of each class: the mean of the unit vectors of its prompts, normalised.
 
     Args:
-        model: A model with text and common spaces, in evaluation mode.
-        tokenizer: The model's own.
+        model: Model with text and common spaces, in evaluation mode.
+        tokenizer: Tokenizer of the model.
         classes: Labels; the prompts take their `class_words`.
-        prompts: Texts with `{}` where the class goes.
+        prompts: Texts with `{}` for the class.
 
     Returns:
         float64 `[C, D]`, on the grid of exact products.
 
     Raises:
-        UserError: a prompt without a place, a class without a word, or a model without text.
+        UserError: a prompt has no `{}`, a class has no words, or the model has no text.
     """
     wrong = [prompt for prompt in prompts if "{}" not in prompt]
     if wrong or not prompts:
@@ -108,10 +108,10 @@ def embed_classes(
 
 @torch.no_grad()
 def embed_beside_text(model: VATT, modality: Modality, views: Tensor) -> Tensor:
-    """Embeddings in the space in which text is.
+    """Embeddings of views in the space of text.
 
     Args:
-        model: A model with common spaces.
+        model: Model with common spaces.
         modality: Modality of the views.
         views: uint8 `[n, T, H, W, C]`, or float `[n, S]`.
 
@@ -140,14 +140,14 @@ def score_classes(
     modality: Modality,
     num_workers: int = 0,
 ) -> ClassScores:
-    """Both averages of the cosines of each clip's windows with each class.
+    """Scores of each clip with each class, by both ways of averaging over windows.
 
     Args:
-        model: The model, in evaluation mode.
+        model: Model in evaluation mode.
         items: Clips with media.
         classes_CD: Unit vectors of the classes, float64 `[C, D]`, see `embed_classes`.
-        plan: The views of each clip.
-        modality: The modality that is compared with text.
+        plan: Views of each clip.
+        modality: Modality to compare with text.
         num_workers: Processes that read.
 
     Raises:

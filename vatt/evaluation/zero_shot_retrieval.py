@@ -27,12 +27,12 @@ AVERAGINGS: tuple[Averaging, ...] = ("embeddings", "similarities")
 
 @dataclass(frozen=True, kw_only=True)
 class WindowedTables:
-    """Clips of a set by both averages; rows are clips, float64 on the grid of exact products.
+    """Embeddings of the clips of a set by both ways of averaging over windows, float64.
 
     Args:
-        embeddings: For each clip the mean of its windows' embeddings, scaled to unit length.
-        similarities: For each clip the mean of its windows' unit vectors, of which a dot product is
-            the mean of the windows' cosines; of picture and sound, over all pairs of windows.
+        embeddings: Mean embedding of the windows of each clip, scaled to unit length.
+        similarities: Mean of the unit vectors of the windows of each clip. Their dot products are
+            means of cosines: over windows, and for video with audio over all pairs of windows.
         faults: Clips that could not be read, which have no row.
     """
 
@@ -96,13 +96,13 @@ def embed_items(
 
 
 def average_windows(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Both averages over the windows of clips.
+    """Averages the windows of clips in both ways.
 
     Args:
         embeddings: float `[N, windows, D]`, not normalised.
 
     Returns:
-        float64 `[N, D]` each: the normalised mean, and the mean of normalised ones.
+        The normalised mean, and the mean of normalised vectors, float64 `[N, D]`.
     """
     values = embeddings.double()
     mean = functional.normalize(values.mean(dim=1), dim=-1)

@@ -18,7 +18,7 @@ _IDR = re.compile(rb"\x00\x00\x01[\x25\x45\x65]")  # a NAL unit of type 5
 
 
 def has_storage_order(container: InputContainer, video: VideoStream) -> bool:
-    """Whether packets have times in the order of storage, and pictures are shown in another."""
+    """Whether packet times follow the order of storage, although pictures are shown in another."""
     decoder = video.codec_context
     return (
         container.format.name == "avi"
@@ -29,23 +29,23 @@ def has_storage_order(container: InputContainer, video: VideoStream) -> bool:
 
 
 def is_border(packet: Any) -> bool:
-    """Whether all that is stored before a packet is shown before it, and all after it after it."""
+    """Whether a packet separates earlier from later pictures, in storage and in display order."""
     return packet.is_keyframe and _IDR.search(bytes(packet)) is not None
 
 
 class StoredTimes:
-    """Gives the times of packets to the pictures that a decoder makes from them, in their order."""
+    """Assigns the times of packets, in order, to the pictures that a decoder makes from them."""
 
     def __init__(self) -> None:
         self._times: list[int] = []
 
     def take(self, packet: Any) -> None:
-        """Notes the time of a packet; None is the end."""
+        """Stores the time of a packet; None is the end."""
         if packet is not None and packet.pts is not None:
             heapq.heappush(self._times, packet.pts)
 
     def give(self, frames: list[Any]) -> None:
-        """Sets the times of frames that the decoder has given."""
+        """Sets the times of decoded frames."""
         for frame in frames:
             if self._times:
                 frame.pts = heapq.heappop(self._times)

@@ -38,14 +38,14 @@ class MediaInfo:
     """Contents of a media file.
 
     Args:
-        duration_seconds: From the file's start to its end; 0 for a still image.
-        width: Of the picture as displayed, in pixels.
-        height: Of the picture as displayed, in pixels.
+        duration_seconds: Length of the file; 0 for a still image.
+        width: Width of the picture as displayed, in pixels.
+        height: Height of the picture as displayed, in pixels.
         frame_rate: Mean frames per second.
         sample_rate: Hz.
-        num_channels: 1 mono, 2 stereo, 6 for 5.1.
-        video_codec: FFmpeg's name, `h264`.
-        audio_codec: FFmpeg's name, `aac`.
+        num_channels: Number of channels: 1 for mono, 2 for stereo, 6 for 5.1.
+        video_codec: FFmpeg's name of the codec, such as `h264`.
+        audio_codec: FFmpeg's name of the codec, such as `aac`.
     """
 
     duration_seconds: float
@@ -73,10 +73,10 @@ class Clip:
     """Picture and sound from one start.
 
     Args:
-        video: uint8 `[T, H, W, C]`; None where not asked for or not in the file.
-        audio: float32 `[S]`, mono, in about [-1, 1]; None where not asked for or not in the file.
-        video_coverage: Share of the frames' times at which the file has a picture.
-        audio_coverage: Share of the samples that come from the file; the rest is zero.
+        video: uint8 `[T, H, W, C]`; None if not requested or not in the file.
+        audio: float32 `[S]`, mono, in about [-1, 1]; None if not requested or not in the file.
+        video_coverage: Share of the frames, in [0, 1], that the file covers.
+        audio_coverage: Share of the samples, in [0, 1], that come from the file; the rest is zero.
         start_seconds: From the file's start.
     """
 
@@ -97,7 +97,7 @@ class Clip:
             raise ValueError(f"coverages must be from 0 to 1, got {self}")
 
     def coverage(self, modality: str) -> float:
-        """Share of the clip that the file gave of `video` or `audio`; 0 without that modality."""
+        """Share of `video` or `audio` that the file covers, in [0, 1]; 0 without that modality."""
         if getattr(self, modality) is None:
             return 0.0
         return self.video_coverage if modality == "video" else self.audio_coverage
@@ -119,7 +119,7 @@ def _clip_of_arrays(values: dict[str, Any]) -> Clip:
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """Frames at `frame_rate` (frames/s) of a size: pixels of the shorter side, or a rule."""
+    """Number, rate (frames/s) and size of frames to read; size is the shorter side or a rule."""
 
     num_frames: int
     frame_rate: float
@@ -134,7 +134,7 @@ class FrameRequest:
             )
 
     def times_seconds(self, first_seconds: float) -> list[float]:
-        """When each frame is shown."""
+        """Time of each frame."""
         return [first_seconds + place / self.frame_rate for place in range(self.num_frames)]
 
 
@@ -216,14 +216,15 @@ def read_clip(
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         start_seconds: From the file's start.
-        video: Number of frames, frame rate and size; None reads no picture.
-        audio: Number of samples and their rate; None reads no sound.
-        short_side: Pixels of the frames' shorter side, None is `video.image_size`; the other side
-            keeps the aspect.
-        size_rule: Instead: takes width and height as displayed, gives those of the frames.
+        video: Number of frames, frame rate and size. None: no picture is read.
+        audio: Number of samples and their rate. None: no sound is read.
+        short_side: Length of the frames' shorter side in pixels; the aspect is kept. None:
+            `video.image_size`.
+        size_rule: Instead of `short_side`: maps the displayed width and height to those of the
+            frames.
 
     Raises:
-        MediaError: the file is unreadable, damaged in this place, or ends before the start.
+        MediaError: the file is unreadable, damaged at these times, or ends before the start.
     """
     frames = samples = None
     if video is not None:
@@ -278,15 +279,15 @@ def read_waveform(
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         start_seconds: From the file's start.
-        num_samples: `S`.
-        sample_rate: Hz; the sound is resampled to it.
+        num_samples: Number of samples, `S`.
+        sample_rate: Hz; the sound is resampled to this rate.
 
     Returns:
-        float32 `[S]` in about [-1, 1], and the share of samples that come from the file; the rest
-        is zero.
+        float32 `[S]` in about [-1, 1], and the share of samples, in [0, 1], that come from the
+        file; the rest is zero.
 
     Raises:
-        MediaError: the file is unreadable, damaged in this place, ends before the start, or has no
+        MediaError: the file is unreadable, damaged at these times, ends before the start, or has no
             sound.
     """
     clip = _read(source, start_seconds, None, SampleRequest(num_samples, sample_rate))

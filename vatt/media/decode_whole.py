@@ -17,10 +17,10 @@ END_TOLERANCE_SECONDS = 0.5  # containers round durations; a lost end is longer
 
 
 def decode_whole(source: MediaSource) -> int:
-    """Decodes all pictures and all sound of a file and counts the pictures.
+    """Decodes all pictures and all sound of a file; returns the number of pictures.
 
     Raises:
-        MediaError: no picture and no sound, or damage anywhere.
+        MediaError: the file has neither picture nor sound, or is damaged.
     """
     with open_media(source) as container:
         video, audio = video_stream(container), audio_stream(container)

@@ -19,7 +19,7 @@ DECODING_ERRORS = (
 
 
 def codec_name(stream: MediaStream | None) -> str | None:
-    """FFmpeg's name of the format; `unknown` where this build has no decoder for it."""
+    """FFmpeg's name of the format; `unknown` if this build has no decoder for it."""
     if stream is None:
         return None
     decoder = stream.codec_context
@@ -51,7 +51,7 @@ def check_size(width: int, height: int) -> None:
     """Refuses pictures that are too large to decode.
 
     Raises:
-        Damage: a side or the area exceeds its limit.
+        Damage: a side or the area is above its limit.
     """
     if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_FRAME_PIXELS:
         raise Damage(
@@ -61,7 +61,7 @@ def check_size(width: int, height: int) -> None:
 
 
 def check_known_size(width: int, height: int) -> None:
-    """Refuses pictures whose size FFmpeg does not take from their header: both are 0 then."""
+    """Refuses pictures if FFmpeg finds no size in their header (width and height are 0)."""
     if not width or not height:
         raise Damage(
             f"its picture cannot be decoded: it is damaged, larger than {MAX_FRAME_PIXELS} pixels, "
@@ -70,7 +70,7 @@ def check_known_size(width: int, height: int) -> None:
 
 
 def decode_packet(decoder: Any, packet: MediaPacket | None, stream: MediaStream) -> list[Any]:
-    """The frames that a packet completes; None empties the decoder.
+    """Frames that a packet completes; None flushes the decoder.
 
     Raises:
         Damage: the packet or a frame of it is damaged.
@@ -93,6 +93,6 @@ def decode_packet(decoder: Any, packet: MediaPacket | None, stream: MediaStream)
 
 
 def at_time(what: str, pts: int | None, stream: MediaStream) -> str:
-    """A sentence about damage, with its time in seconds where that is known."""
+    """Sentence about damage, with its time in seconds if that is known."""
     when = "" if pts is None else f" at {pts * tick_seconds(stream):.2f} s"
     return f"{what}{when}: copy or encode the file again, or leave out this part"

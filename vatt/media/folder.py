@@ -18,7 +18,7 @@ def find_media(folder: Path) -> list[str]:
     """Paths of all media files under a folder, relative to it, sorted.
 
     Raises:
-        ShardError: no such folder, or no media in it.
+        ShardError: the folder does not exist or contains no media.
     """
     if not folder.is_dir():
         raise ShardError(f"no media folder {folder}: correct the path")
@@ -33,7 +33,7 @@ def find_media(folder: Path) -> list[str]:
 
 
 def walk_media(folder: Path) -> Iterator[str]:
-    """Each folder once, whatever links lead to it; under its own name if that is in `folder`."""
+    """Walks each folder once, even if links lead to it; by its own path if inside `folder`."""
     seen: set[str] = set()
     waiting = [folder]
     while waiting:

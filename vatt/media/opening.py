@@ -29,10 +29,10 @@ URL_TIMEOUT_SECONDS = 30.0  # to connect, and for each read
 
 
 class RangeReader:
-    """A seekable reader of a `FileRange`: a file object that FFmpeg reads through PyAV.
+    """Seekable file object of a `FileRange`, which FFmpeg reads through PyAV.
 
-    Measured on clips in a shard it costs the same as FFmpeg's own `subfile` protocol and as reading
-    the range into memory first; unlike these it takes any path and holds no copy.
+    On clips in a shard it is as fast as FFmpeg's own `subfile` protocol and as reading the range
+    into memory first. Unlike these, it works with any path and needs no copy.
     """
 
     def __init__(self, file_range: FileRange) -> None:
@@ -42,7 +42,7 @@ class RangeReader:
         self._descriptor = file_range.open()
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes from the position on; b"" at the end of the range."""
+        """Reads at most `size` bytes; b"" at the end of the range."""
         size = min(size, self._range.size - self._position)
         if size <= 0:
             return b""
@@ -57,11 +57,11 @@ class RangeReader:
         return self._position
 
     def tell(self) -> int:
-        """The position in the range."""
+        """Position in the range."""
         return self._position
 
     def close(self) -> None:
-        """Gives the file descriptor back."""
+        """Closes the file descriptor."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -69,10 +69,10 @@ class RangeReader:
 
 @contextmanager
 def open_media(source: MediaSource) -> Iterator[InputContainer]:
-    """Opens a source, closes it, and turns every fault on the way into a `MediaError`.
+    """Context that opens and closes a source; every fault in it becomes a `MediaError`.
 
     Raises:
-        MediaError: the source cannot be opened, or what ran inside failed because of it.
+        MediaError: the source cannot be opened, or the block failed because of it.
     """
     file: Any = None
     try:
@@ -103,7 +103,7 @@ class _Log:
 
 @contextmanager
 def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
-    """Level, name of the part and text of what FFmpeg reports in this thread as faults."""
+    """Errors that FFmpeg reports in this thread: level, name of the component, and text."""
     with _Log.lock:
         if not _Log.num_listeners:
             level = av.logging.get_level()

@@ -36,12 +36,12 @@ JUMP_PACKETS = 3  # to leave out fewer before a key frame does not pay for resta
 
 @dataclass(frozen=True)
 class Span:
-    """A clip on the file's own clock, in seconds.
+    """Times of a clip in seconds, on the file's own clock.
 
     Args:
-        first_seconds: Where picture and sound start.
-        video_last_seconds: Of the last frame.
-        audio_end_seconds: Where sound ends.
+        first_seconds: Start of picture and sound.
+        video_last_seconds: Time of the last frame.
+        audio_end_seconds: End of the sound.
     """
 
     first_seconds: float
@@ -51,16 +51,16 @@ class Span:
 
 @dataclass
 class Packets:
-    """The packets of one clip, in decoding order.
+    """Packets of one clip, in decoding order.
 
     Args:
-        video: From a key frame at or before the clip's start on.
-        audio: From the pre-roll on.
+        video: Packets from a key frame at or before the start of the clip.
+        audio: Packets from the pre-roll on.
         video_ended: Whether the video stream ended within the clip.
         exhausted: Whether the file was read to its end.
-        last_sound: The last packet of sound that was seen, wanted or not.
-        from_start: Whether reading began where the file begins.
-        stored: Whether the times of the video are in the order of storage.
+        last_sound: Last sound packet that was read, in the clip or not.
+        from_start: Whether reading began at the start of the file.
+        stored: Whether the times of the video follow the order of storage.
     """
 
     video: list[MediaPacket] = field(default_factory=list)
@@ -83,19 +83,21 @@ def read_packets(
 ) -> Packets:
     """Reads the packets of a clip, from a key frame that the decoder can start at.
 
-    A first attempt may land behind the key frame that is needed (a seek goes by decoding time, and
-    leading pictures cannot be decoded from their key frame): then it goes back further.
+    The first attempt may land after the key frame that is needed, because a seek goes by decoding
+    time, and leading pictures cannot be decoded from their key frame. The next attempt then seeks
+    further back.
 
     Args:
-        container: An open file.
-        video: Its video stream, if wanted.
-        audio: Its audio stream, if wanted.
-        span: The clip.
-        careful: Read some seconds more before the clip, and keep what is before the last key frame.
+        container: Open file.
+        video: Video stream. None: no video is read.
+        audio: Audio stream. None: no audio is read.
+        span: Times of the clip.
+        careful: Whether to read some seconds more before the clip, and to keep packets before the
+            last key frame.
         moved: Whether packets were read before.
 
     Raises:
-        Damage: the file breaks off before the clip ends, or is damaged between its packets.
+        Damage: the file is cut off before the clip ends, or is damaged between packets.
     """
     stream = video or audio
     assert stream is not None  # callers refuse files that have neither
@@ -224,7 +226,7 @@ def _end_seconds(stream: MediaStream, packets: list[MediaPacket], otherwise: flo
 
 
 def without_leading(packets: Packets) -> list[MediaPacket]:
-    """The video packets without those shown before the first key frame: they need earlier ones."""
+    """Video packets without those shown before the first key frame, which need earlier packets."""
     video = packets.video
     if packets.from_start or not video or video[0].pts is None:
         return video
@@ -233,13 +235,13 @@ def without_leading(packets: Packets) -> list[MediaPacket]:
 
 
 def decoding_runs(video: list[MediaPacket], needed: set[int]) -> list[list[MediaPacket]]:
-    """The packets to decode, in runs that each start at a key frame.
+    """Packets to decode, in runs that each start at a key frame.
 
-    What no needed frame is made from is left out.
+    Packets that no needed frame depends on are left out.
 
     Args:
         video: Packets in decoding order.
-        needed: Timestamps of the frames to show.
+        needed: Timestamps of the needed frames.
     """
     groups: list[list[MediaPacket]] = []
     for packet in video:

@@ -40,18 +40,19 @@ def decode_frames(
     *,
     careful: bool = False,
 ) -> tuple[np.ndarray, float]:
-    """Decodes the last frame at or before each wanted time; before the first there is the first.
+    """Decodes the last frame at or before each wanted time, or the first frame if there is none.
 
     Args:
         video: The stream.
         packets: Its packets around the clip.
-        wanted_seconds: Rising times on the file's own clock, one for each frame.
-        size: Pixels of the shorter side, or a rule for width and height.
-        careful: Decode every picture, in order. Costs more, and is right for streams whose key
-            frames are not complete.
+        wanted_seconds: Increasing times on the file's own clock, one per frame.
+        size: Length of the shorter side in pixels, or a rule for width and height.
+        careful: Whether to decode every picture in order: slower, but correct for streams whose key
+            frames are incomplete.
 
     Returns:
-        uint8 `[T, H, W, C]`, and the share of wanted times at which the stream has a picture.
+        uint8 `[T, H, W, C]`, and the share of wanted times, in [0, 1], at which the stream has a
+        picture.
 
     Raises:
         Damage: a frame is missing or damaged.
@@ -97,7 +98,7 @@ def _decode_stored(
 def choose_frames(
     video: VideoStream, packets: Packets, wanted_seconds: list[float]
 ) -> tuple[list[int], float]:
-    """Timestamp of the frame to show at each wanted time, and the share of times with a picture."""
+    """Timestamp of the frame for each wanted time, and the share of times with a picture."""
     tick = tick_seconds(video)
     shown = {
         packet.pts: packet.duration or 0
@@ -119,12 +120,12 @@ def choose_frames(
 
 
 class FrameCollector:
-    """The frames of a clip, taken from the decoder's, scaled and turned upright.
+    """Collects the frames of a clip from a decoder, scaled and upright.
 
     Args:
         video: The stream.
-        size: Pixels of the shorter side, or a rule for width and height.
-        times: Timestamp to show, for each frame of the clip.
+        size: Length of the shorter side in pixels, or a rule for width and height.
+        times: Timestamp of each frame of the clip.
     """
 
     def __init__(self, video: VideoStream, size: PictureSize, times: list[int]) -> None:
@@ -138,7 +139,7 @@ class FrameCollector:
         self._matrix: Matrix | None = None
 
     def take(self, decoded: list[VideoFrame]) -> None:
-        """Keeps the frames that are needed."""
+        """Stores those of the frames that are needed."""
         for frame in decoded:
             if frame.pts in self._missing:
                 self._missing.discard(frame.pts)
@@ -171,10 +172,10 @@ class FrameCollector:
         return self._size(width, height)
 
     def frames(self) -> np.ndarray:
-        """The clip, uint8 `[T, H, W, C]`.
+        """Frames of the clip, uint8 `[T, H, W, C]`.
 
         Raises:
-            Damage: a needed frame has not come.
+            Damage: the decoder gave no frame for a needed timestamp.
         """
         if self._missing or self._array is None:
             raise Damage(at_time("a picture is missing", min(self._missing), self._video))
@@ -196,7 +197,7 @@ def _check_clip_size(num_frames: int, width: int, height: int) -> None:
 def scaled_size(
     width: int, height: int, short_side: int, pixel_aspect: Fraction | None = None
 ) -> tuple[int, int]:
-    """Width and height with this short side; the other keeps the displayed aspect and is even."""
+    """Width and height with a given short side; the long side keeps the aspect and is even."""
     displayed = width * float(pixel_aspect) if pixel_aspect else float(width)
     if displayed <= height:
         return short_side, max(short_side, 2 * round(height * short_side / displayed / 2))
@@ -204,10 +205,10 @@ def scaled_size(
 
 
 def display_matrix(frame: VideoFrame, video: VideoStream) -> Matrix | None:
-    """The linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one.
+    """Linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one.
 
-    Of PNG only the angle is asked for: PyAV (18.1) and FFmpeg both free the name of a colour
-    profile once `side_data` was looked at, and the process crashes.
+    For PNG only the angle is read: after access to `side_data`, PyAV (18.1) and FFmpeg both free
+    the name of a colour profile, and the process crashes.
     """
     data: Any = None
     is_known = video.codec_context.codec.canonical_name not in NAMING_CODECS
@@ -228,12 +229,12 @@ def display_matrix(frame: VideoFrame, video: VideoStream) -> Matrix | None:
 
 
 def swaps_sides(matrix: Matrix | None) -> bool:
-    """Whether the displayed width is the stored height."""
+    """Whether display swaps width and height."""
     return matrix is not None and abs(matrix[1]) + abs(matrix[2]) > abs(matrix[0]) + abs(matrix[3])
 
 
 def upright(frames: np.ndarray, matrix: Matrix | None) -> np.ndarray:
-    """Turns and mirrors frames `[T, H, W, C]` to how they are shown; only quarter turns."""
+    """Rotates (by quarter turns) and mirrors frames `[T, H, W, C]` for display."""
     if matrix is None:
         return frames
     along_width, from_width, from_height, along_height = matrix

@@ -12,10 +12,10 @@ _PIECE_BYTES = 1 << 16
 
 
 def has_metadata_bomb(file: Any) -> bool:
-    """Whether a file is a PNG whose metadata unpack to more than `MAX_METADATA_BYTES`.
+    """Whether a file is a PNG whose metadata decompress to more than `MAX_METADATA_BYTES`.
 
     Args:
-        file: A binary file at its beginning, which can seek. Its position changes.
+        file: Seekable binary file at its beginning; its position changes.
     """
     if file.read(8) not in _SIGNATURES:
         return False

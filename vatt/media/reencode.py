@@ -53,23 +53,23 @@ FASTEST_RATE = 1000  # frames/s; what claims more does not know its rate
 
 
 def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> bool:
-    """Writes a video anew; memory does not grow with its length.
+    """Re-encodes a video; memory does not grow with its length.
 
-    Times count from the file's start, as `vatt.media.clip` counts them, and frames keep theirs.
-    Rotation and the shape of pixels are applied, so that none is left to apply. Of several streams
-    of a kind FFmpeg's choice is taken. AAC in mp4 is copied, other sound is encoded.
+    Times count from the start of the file, as in `vatt.media.clip`, and frames keep their times.
+    The result has no rotation and square pixels. Of several streams of a kind, FFmpeg chooses one.
+    AAC in mp4 is copied; other sound is encoded.
 
     Args:
-        source: The file.
-        target: The mp4 file to write; it appears when it is complete.
-        how: Size, key frames, quality.
+        source: File to read.
+        target: mp4 file to write; it appears when it is complete.
+        how: Size, key frames and quality.
 
     Returns:
-        Whether it was written: False for still images and for files without a picture.
+        Whether the file was written: False for still images and files without a picture.
 
     Raises:
         MediaError: the file is damaged anywhere.
-        ShardError: no space left.
+        ShardError: the disk is full.
     """
     with open_media(source) as container:
         video = video_stream(container)

@@ -22,10 +22,10 @@ FILLED_SECONDS = 0.1
 
 
 def may_copy(container: InputContainer, audio: AudioStream) -> bool:
-    """Whether the sound's packets can go into an mp4 file as they are.
+    """Whether packets of sound can be copied into an mp4 file.
 
-    Only from mp4 and its kin: Matroska rounds times to 1 ms, MPEG transport streams wrap each
-    packet in a header of its own.
+    This works only for mp4 and related formats: Matroska rounds times to 1 ms, and MPEG transport
+    streams add a header to each packet.
     """
     decoder = audio.codec_context
     return (
@@ -37,7 +37,7 @@ def may_copy(container: InputContainer, audio: AudioStream) -> bool:
 
 
 class CopiedSound:
-    """Takes packets of AAC over as they are, once they have been decoded without a fault."""
+    """Copies packets of AAC after decoding them without a fault."""
 
     def __init__(self, out: OutputContainer, audio: AudioStream, origin_seconds: float) -> None:
         self._audio = audio
@@ -45,7 +45,7 @@ class CopiedSound:
         self._shift = round(origin_seconds / tick_seconds(audio))
 
     def take(self, packet: MediaPacket | None) -> list[Any]:
-        """The packets to write for one of the source; None ends the sound."""
+        """Packets to write for a packet of the source; None ends the sound."""
         if packet is None or packet.pts is None or packet.dts is None:
             return []
         decode_packet(prepare_decoder(self._audio), packet, self._audio)
@@ -56,7 +56,7 @@ class CopiedSound:
 
 
 class EncodedSound:
-    """Encodes sound as AAC. What its timestamps leave out is silence, or a gap as before."""
+    """Encodes sound as AAC; gaps in its timestamps become silence, or remain gaps."""
 
     def __init__(self, out: OutputContainer, audio: AudioStream, origin_seconds: float) -> None:
         self._audio = audio
@@ -74,7 +74,7 @@ class EncodedSound:
         self._waiting = np.zeros((len(stream.layout.channels), 0), np.float32)
 
     def take(self, packet: MediaPacket | None) -> list[Any]:
-        """The packets to write for one of the source; None ends the sound."""
+        """Packets to write for a packet of the source; None ends the sound."""
         try:
             frames = decode_packet(prepare_decoder(self._audio), packet, self._audio)
         except Damage:

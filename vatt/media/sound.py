@@ -23,10 +23,10 @@ def decode_waveform(
     num_samples: int,
     sample_rate: int,
 ) -> tuple[np.ndarray, float]:
-    """Decodes sound to mono and places it by its timestamps; where there is none are zeros.
+    """Decodes sound to mono and places it by its timestamps; gaps are zeros.
 
     Returns:
-        float32 `[S]`, and the share of samples that come from the file.
+        float32 `[S]`, and the share of samples, in [0, 1], that come from the file.
 
     Raises:
         Damage: a packet cannot be decoded.
@@ -62,9 +62,9 @@ def decode_waveform(
 
 
 class SoundRun:
-    """Sound without a gap, resampled as one piece to mono at `sample_rate` (Hz).
+    """Sound without gaps, resampled to mono at `sample_rate` (Hz) in one piece.
 
-    Channels are mixed so that full scale stays full scale: the mean of left and right.
+    Channels are averaged, so that full scale remains full scale.
     """
 
     def __init__(self, sample_rate: int) -> None:
@@ -81,7 +81,7 @@ class SoundRun:
         return self._form is None
 
     def continues(self, frame: AudioFrame) -> bool:
-        """Whether a frame follows without a gap, in the same format."""
+        """Whether a frame continues this sound without a gap, in the same format."""
         if self._form is None:
             return True
         gap_seconds = abs((frame.time or 0.0) - self._next_seconds)
@@ -105,7 +105,7 @@ class SoundRun:
             self._pieces.append(np.frombuffer(plane, np.float32, frame.samples))
 
     def place(self, waveform: np.ndarray, start_seconds: float) -> int:
-        """Writes what falls into a waveform that starts at `start_seconds`; number of samples."""
+        """Writes the sound into a waveform from `start_seconds` on; number of its samples."""
         if self._resampler is not None:
             self._take(self._resampler.resample(None))
         if not self._pieces:
@@ -120,5 +120,5 @@ class SoundRun:
 
 
 def sound_form(frame: AudioFrame) -> tuple[str, str, int]:
-    """Sample format, channel layout and rate (Hz), which a resampler is made for."""
+    """Sample format, channel layout and rate (Hz) that a resampler needs."""
     return frame.format.name, frame.layout.name, frame.sample_rate

@@ -6,9 +6,9 @@ from typing import BinaryIO, Protocol
 
 
 class Damage(Exception):  # noqa: N818 - what users meet is MediaError
-    """A fault found while media are read; `open_media` makes it a `MediaError` with the name.
+    """Fault found while reading media; `open_media` turns it into a `MediaError` with the name.
 
-    Its message goes on where the name ends: "has no picture", "its audio is damaged at 2.50 s: …".
+    Its message continues after the name: "has no picture", "its audio is damaged at 2.50 s: …".
     """
 
 
@@ -16,7 +16,7 @@ class Opener(Protocol):
     """Fetches a file that may not be on this machine yet."""
 
     def open(self) -> int:
-        """A descriptor of the file; the caller closes it."""
+        """Descriptor of the file, which the caller must close."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FileRange:
         path: The file.
         offset: First byte.
         size: Number of bytes.
-        origin: Opens the file; None: it is there.
+        origin: Opener of the file. None: the file is local.
     """
 
     path: str
@@ -41,7 +41,7 @@ class FileRange:
             raise ValueError(f"a range needs offset and size of at least 0, got {self}")
 
     def open(self) -> int:
-        """A descriptor of the file; the caller closes it."""
+        """Descriptor of the file, which the caller must close."""
         return os.open(self.path, os.O_RDONLY) if self.origin is None else self.origin.open()
 
 

@@ -30,7 +30,7 @@ MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says 
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """The moving picture of a file; the cover picture of a sound file does not count."""
+    """Video stream of a file; the cover picture of a sound file does not count."""
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         return None
@@ -38,13 +38,13 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
-    """The sound of a file."""
+    """Audio stream of a file."""
     stream = container.streams.best("audio")
     return stream if isinstance(stream, AudioStream) else None
 
 
 def is_still(container: InputContainer, video: VideoStream) -> bool:
-    """Whether the file is one picture and no sound, whose times mean nothing."""
+    """Whether a file is a single picture without sound, whose times have no meaning."""
     name = container.format.name
     return (
         name == "image2"
@@ -54,19 +54,20 @@ def is_still(container: InputContainer, video: VideoStream) -> bool:
 
 
 def tick_seconds(stream: MediaStream) -> float:
-    """The unit of a stream's timestamps."""
+    """Unit of a stream's timestamps, in seconds."""
     return float(stream.time_base or 1)
 
 
 def origin_seconds(container: InputContainer) -> float:
-    """The file's start on its own clock."""
+    """Start of the file on its own clock, in seconds."""
     return (container.start_time or 0) / MICROSECONDS
 
 
 def header_duration_seconds(container: InputContainer) -> float | None:
-    """From the file's start to its end, by its header; None if the header does not say.
+    """Length of the file in seconds by its header; None if the header does not say.
 
-    A late Matroska file of another writer than FFmpeg may be longer: `read_duration_seconds`.
+    A Matroska file that starts late and was not written by FFmpeg may be longer; see
+    `read_duration_seconds`.
     """
     if container.duration is None:
         return None
@@ -76,7 +77,7 @@ def header_duration_seconds(container: InputContainer) -> float | None:
 
 
 def read_duration_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> float:
-    """From the file's start to its end; where no header tells, by reading packets."""
+    """Length of the file in seconds; if no header says it, packets are read."""
     duration, start = header_duration_seconds(container), origin_seconds(container)
     if container.duration is None or duration is None:
         return max(0.0, max(_ends_seconds(container, streams), default=0.0) - start)
@@ -99,7 +100,7 @@ def _ends_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> 
 
 
 def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool:
-    """Moves to a key frame before a time. False: this source cannot, and is at its beginning."""
+    """Seeks to a key frame before a time; False if the source can only be at its beginning."""
     try:
         container.seek(int(seconds // tick_seconds(stream)), stream=stream, backward=True)
     except av.error.FFmpegError:
@@ -108,14 +109,14 @@ def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool
 
 
 def check_ends(container: InputContainer, ends: list[tuple[MediaStream, float, float]]) -> None:
-    """Refuses a file that breaks off before the ends that its header promises.
+    """Refuses a file that is cut off before the ends that its header states.
 
     Args:
         container: An open file.
-        ends: Of each stream where its packets end, and where what is wanted of it ends.
+        ends: For each stream, the end of its packets, and the end of the wanted part.
 
     Raises:
-        Damage: packets are missing that are wanted.
+        Damage: wanted packets are missing.
     """
     if container.format.name not in INDEXED_FORMATS:
         return

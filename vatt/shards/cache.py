@@ -16,12 +16,12 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEX
 
 
 def cache_folder() -> Path:
-    """The folder of the copies: `VATT_CACHE`, or `~/.cache/vatt`."""
+    """Folder of the cache: `VATT_CACHE`, or `~/.cache/vatt`."""
     return Path(os.environ.get("VATT_CACHE") or Path.home() / ".cache" / "vatt")
 
 
 def cache_bytes() -> int:
-    """Largest size of all copies: `VATT_CACHE_GIB`, or 100 GiB.
+    """Maximum size of the cache: `VATT_CACHE_GIB`, or 100 GiB.
 
     Raises:
         UserError: `VATT_CACHE_GIB` is not a number above 0.
@@ -37,11 +37,11 @@ def cache_bytes() -> int:
 
 
 def make_room(num_bytes: int, keep: Path) -> None:
-    """Removes the least recently used copies until the cache is within its bound.
+    """Removes the least recently used copies until the cache is within its limit.
 
     Args:
         num_bytes: Size of the next download.
-        keep: A copy that stays, even if it is larger than the bound.
+        keep: Copy that is never removed, even if it is larger than the limit.
     """
     root = cache_folder() / "shards"
     with locked(root / "bound"):
@@ -63,7 +63,7 @@ def make_room(num_bytes: int, keep: Path) -> None:
 
 @contextlib.contextmanager
 def own_folder(path: Path) -> Iterator[None]:
-    """Makes the folder of a file in the cache."""
+    """Creates the folder of a file in the cache."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -78,6 +78,6 @@ def own_folder(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Waits for the lock of a file in the cache and holds it."""
+    """Context that waits for the lock of a file in the cache and holds it."""
     with own_folder(path), files.locked(path.with_name(f".{path.name}.lock")):
         yield

@@ -16,13 +16,13 @@ MEDIA, TEXT, JSON = 0, 1, 2  # columns of ShardIndex.members
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Keys of the samples and places of their members.
+    """Keys of the samples and positions of their members.
 
     Args:
-        keys: uint8, the UTF-8 names one after the other.
-        key_ends: int64 `[N]`, where each name ends in `keys`.
-        members: int64 `[N, 3, 2]`: of the media, text and json members the offset (-1: there is
-            none) and size in bytes.
+        keys: uint8, concatenated names in UTF-8.
+        key_ends: int64 `[N]`, end of each name in `keys`.
+        members: int64 `[N, 3, 2]`, offset (-1 if absent) and size in bytes of the media, text and
+            json members.
     """
 
     keys: NDArray[np.uint8]
@@ -43,7 +43,7 @@ class ShardIndex:
         return {"keys": self.keys, "key_ends": self.key_ends, "members": self.members}
 
     def same_as(self, other: "ShardIndex") -> bool:
-        """Whether both have the same samples in the same places."""
+        """Whether both indexes have the same samples at the same positions."""
         return all(
             np.array_equal(array, other.arrays()[name]) for name, array in self.arrays().items()
         )
@@ -60,7 +60,7 @@ class ShardIndex:
 
     @classmethod
     def join(cls, parts: Sequence["ShardIndex"]) -> Self:
-        """One index over the samples of several, in order; offsets stay those in their shard."""
+        """Joins indexes, in order; offsets remain those in their shards."""
         starts = np.cumsum([0] + [len(part.keys) for part in parts[:-1]])
         return cls(
             keys=np.concatenate([part.keys for part in parts]),
@@ -72,9 +72,9 @@ class ShardIndex:
 
 
 class SharedIndex(ShardIndex):
-    """An index that worker processes share: forked ones as it is, others through shared memory.
+    """Index that worker processes share, by fork or through shared memory.
 
-    Its arrays move there when it is first sent; PyTorch sends handles of shared tensors, no copies.
+    Its arrays move to shared memory when it is first sent; PyTorch then sends handles, not copies.
     """
 
     def __getstate__(self) -> dict[str, "Tensor"]:

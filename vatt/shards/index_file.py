@@ -25,7 +25,7 @@ def find_shards(folder: Path) -> list[Path]:
     """Tars of a folder, sorted by name; at least one.
 
     Raises:
-        ShardError: no such folder, or none in it.
+        ShardError: the folder does not exist or has no tars.
     """
     if not folder.exists():
         raise ShardError(
@@ -49,12 +49,12 @@ def list_shards(folder: Path) -> list[Path]:
 
 
 def read_index(shard: Path) -> ShardIndex:
-    """The index of a shard: the one beside it when that is fresh, else by a pass over the headers.
+    """Index of a shard: the file beside it if that is up to date, else made from the headers.
 
-    A shard that was copied or touched, and holds what its index says, keeps its index.
+    The index of a shard that was copied or touched is kept if the shard's content matches it.
 
     Raises:
-        ShardError: see `scan_shard`; or the shard holds something else than its index says.
+        ShardError: see `scan_shard`; or the shard does not match its index.
     """
     index, is_stored = find_index(shard)
     if not is_stored:
@@ -64,10 +64,10 @@ def read_index(shard: Path) -> ShardIndex:
 
 
 def find_index(shard: Path) -> tuple[ShardIndex, bool]:
-    """The index of a shard, and whether the one beside it is fresh.
+    """Index of a shard, and whether the file beside it is up to date.
 
     Raises:
-        ShardError: as `read_index`.
+        ShardError: see `read_index`.
     """
     stored = load_index(shard)
     if stored is not None and stored[0] == _stamp(shard):
@@ -102,7 +102,7 @@ def _stamp(shard: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def shard_file(path: Path) -> Iterator[BinaryIO]:
-    """An `atomic_file` in a folder of shards.
+    """`atomic_file` in a folder of shards.
 
     Raises:
         ShardError: no space left.
@@ -121,7 +121,7 @@ def shard_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def shard_folder(path: Path) -> Iterator[Path]:
-    """An `atomic_folder` for shards.
+    """`atomic_folder` for shards.
 
     Raises:
         ShardError: the folder cannot be written.
@@ -140,7 +140,7 @@ def write_index(shard: Path, index: ShardIndex) -> None:
 
 
 def load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
-    """Stamp and index of a shard; None without one that this version reads."""
+    """Stamp and index from a shard's index file; None if this version cannot read it."""
     path = index_path(shard)
     if not path.is_file():
         return None

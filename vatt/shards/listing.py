@@ -29,15 +29,15 @@ LIST_NAME = "shards.txt"  # names of a web folder's tars, one a line
 
 
 def list_remote(address: str) -> list[RemoteShard]:
-    """The tars at an address, by name.
+    """Tars at an address, sorted by name.
 
     Args:
-        address: A folder; or tars, as `https://host/shards/{00000..00009}.tar`. Of a folder on a
-            web server the tars are those that its `shards.txt` names, or links on its page.
+        address: Address of a folder, or of tars, such as `https://host/shards/{00000..00009}.tar`.
+            In a folder on a web server, `shards.txt` or the links of the page name the tars.
 
     Raises:
-        ShardError: none there, or it cannot be listed or reached.
-        UserError: a package is missing for such addresses.
+        ShardError: there are no tars, or the address cannot be listed or reached.
+        UserError: the package for such addresses is missing.
     """
     address = address.rstrip("/")
     store, folder = open_store(address)

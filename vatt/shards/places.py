@@ -16,12 +16,12 @@ Shard = Path | RemoteShard
 
 
 def is_remote(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is named by an address."""
+    """Whether a folder is given by an address."""
     return isinstance(folder, str) and re.match(r"[a-z][a-z0-9+.-]+://", folder) is not None
 
 
 def local_or_remote(folder: str) -> Path | str:
-    """A folder as given on a command line: paths are paths, addresses stay as they are."""
+    """Folder from a command line: a path becomes a `Path`, an address remains a string."""
     return folder if is_remote(folder) else Path(folder)
 
 
@@ -29,18 +29,18 @@ def find_tars(folder: str | os.PathLike[str]) -> Sequence[Shard]:
     """Shards of a folder or address, sorted by name.
 
     Raises:
-        ShardError: no such folder, or none in it; it cannot be listed or reached.
+        ShardError: the folder does not exist, has no tars, or cannot be listed or reached.
     """
     place = local_or_remote(os.fspath(folder))
     return find_shards(place) if isinstance(place, Path) else list_remote(place)
 
 
 def holds_shards_only(source: Path, out: Path | None) -> bool:
-    """Whether a folder's tars are to be indexed: it has some, and no media to build others from.
+    """Whether a folder has tars to index, and no media to build shards from.
 
     Args:
         source: The folder.
-        out: Folder of the result. With None or `source`, media beside the tars do not count.
+        out: Folder of the result. If it is None or `source`, media beside the tars do not count.
     """
     if not list_shards(source):
         return False
@@ -49,7 +49,7 @@ def holds_shards_only(source: Path, out: Path | None) -> bool:
 
 
 def stamp_of(shard: Shard) -> tuple[str | int, ...]:
-    """Name, size and time of change or version: differs when the shard has changed."""
+    """Name, size, and modification time or version of a shard; changes when the shard changes."""
     if isinstance(shard, RemoteShard):
         return (shard.path.name,)  # holds size and version
     status = shard.stat()
@@ -57,26 +57,26 @@ def stamp_of(shard: Shard) -> tuple[str | int, ...]:
 
 
 def open_shard(shard: Shard) -> int:
-    """A descriptor of a shard, local or remote."""
+    """Descriptor of a local or remote shard."""
     return shard.open() if isinstance(shard, RemoteShard) else os.open(shard, os.O_RDONLY)
 
 
 def range_of(shard: Shard, offset: int, size: int) -> FileRange:
-    """Some bytes of a shard; those of a remote one are downloaded when it is opened."""
+    """Byte range of a shard; a remote shard is downloaded when the range is opened."""
     if isinstance(shard, RemoteShard):
         return FileRange(str(shard.path), offset, size, shard)
     return FileRange(str(shard), offset, size)
 
 
 def read_members(shard: Shard, places: list[list[int]]) -> list[bytes]:
-    """The bytes of some members of a shard.
+    """Reads the bytes of some members of a shard.
 
     Args:
-        shard: Local or remote.
-        places: Offset and size of each; offset -1: absent, gives b"".
+        shard: Local or remote shard.
+        places: Offset and size of each member; offset -1 is an absent member and gives b"".
 
     Raises:
-        ShardError: the shard is shorter than that, or gone.
+        ShardError: the shard is too short or missing.
     """
     try:
         file = open_shard(shard)

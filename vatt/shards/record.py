@@ -18,12 +18,12 @@ MAX_TEXT_BYTES = 64 << 20  # of KEY.txt and KEY.json; a day of speech has 2 MB
 
 @dataclass(frozen=True)
 class Segment:
-    """A caption and the time it belongs to, half-open.
+    """Caption with its time interval, half-open.
 
     Args:
-        start_seconds: From the start of the media file.
-        end_seconds: `inf` for a caption of the whole clip.
-        text: As written, not cleaned.
+        start_seconds: Start, from the start of the media file.
+        end_seconds: End; `inf` for a caption of the whole file.
+        text: Text as written, not normalised.
     """
 
     start_seconds: float
@@ -33,14 +33,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Record:
-    """One sample as it is stored.
+    """One entry of a shard.
 
     Args:
         key: Name of the sample within its shard.
         shard: Path of the tar.
-        media: Where the media bytes are; None for a sample without media.
-        segments: Timed captions, none of them blank; empty where nothing is said.
-        metadata: What else stands in `KEY.json`.
+        media: Position of the media in the tar; None for a sample without media.
+        segments: Timed captions, none of them blank; may be empty.
+        metadata: Other contents of `KEY.json`.
     """
 
     key: str
@@ -51,16 +51,16 @@ class Record:
 
 
 def read_record(shard: Shard, key: str, members: NDArray[np.int64]) -> Record:
-    """Reads the texts of a sample.
+    """Reads captions and metadata of a sample.
 
     Args:
-        shard: The tar.
+        shard: Tar of the sample.
         key: Name of the sample.
-        members: int64 `[3, 2]`, its row of the index.
+        members: int64 `[3, 2]`, row of the sample in the index.
 
     Raises:
         MediaError: json or text of the sample is damaged.
-        ShardError: the shard is shorter than its index says, or gone.
+        ShardError: the shard is shorter than its index says, or missing.
     """
     if (size := members[[JSON, TEXT], 1].max()) > MAX_TEXT_BYTES:
         reason = f"claims {size:,} bytes of json or txt; at most {MAX_TEXT_BYTES:,} are read"
@@ -113,11 +113,11 @@ def parse_segments(values: Any) -> tuple[Segment, ...]:
     """Segments from JSON.
 
     Args:
-        values: A list of objects with `text`, `start_seconds` (missing: 0) and `end_seconds`
-            (missing: the end of the clip).
+        values: List of objects with `text`, `start_seconds` (default 0) and `end_seconds` (default:
+            the end of the file).
 
     Raises:
-        UserError: something else.
+        UserError: the values have another form.
     """
     if not isinstance(values, list):
         raise UserError(f"segments must be a list, got {values!r:.80}")

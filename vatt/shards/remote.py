@@ -52,15 +52,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """A tar somewhere else, and the place of its copy in the cache.
+    """Remote tar with the location of its copy in the cache.
 
     Args:
-        address: Where it is.
-        path: Where the copy is, once it is needed.
-        size: In bytes; None where the server does not say.
-        checksum: Kind (as `hashlib` names it) and hexadecimal digest, where the store has one.
-        has_index: Whether an index lies beside it; None: unknown.
-        version: What its store describes its version by, and how; None where it does not.
+        address: Address of the tar.
+        path: Path of the copy, which is downloaded when needed.
+        size: Size in bytes; None if the server does not say.
+        checksum: Kind (as in `hashlib`) and hexadecimal digest; None if the store has none.
+        has_index: Whether there is an index beside the tar. None: unknown.
+        version: Name and value of the property by which the store describes its version; None if
+            there is none.
     """
 
     address: str
@@ -80,10 +81,10 @@ class RemoteShard:
         return without_query(self.address)
 
     def open(self) -> int:
-        """A descriptor of the copy, which is downloaded if it is not there.
+        """Descriptor of the copy, which is downloaded if it does not exist.
 
         Raises:
-            ShardError: it cannot be downloaded, has changed, or is no usable shard.
+            ShardError: the tar cannot be downloaded, has changed, or is not a usable shard.
         """
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
@@ -95,10 +96,10 @@ class RemoteShard:
         return descriptor
 
     def index(self) -> ShardIndex:
-        """Its index: from the cache, from beside it, else by downloading the shard.
+        """Index of the shard: from the cache, from beside the tar, or by downloading the tar.
 
         Raises:
-            ShardError: as `open`.
+            ShardError: see `open`.
         """
         index = _fetch_index(open_store(self.address)[0], self)
         if index is None:
@@ -107,7 +108,7 @@ class RemoteShard:
         return read_index(self.path) if index is None else index
 
     def stored_index(self) -> ShardIndex | None:
-        """The index in the cache, if it is there and is one of a shard of this size."""
+        """Index in the cache, if there is one for a shard of this size."""
         stored = load_index(self.path)
         if stored is None or (self.size is not None and stored[0].get("size") != str(self.size)):
             return None
@@ -164,7 +165,7 @@ class RemoteShard:
 
 
 def read_indexes_of(shards: Sequence[RemoteShard]) -> list[ShardIndex]:
-    """The indexes of remote shards; those that have none are downloaded.
+    """Indexes of remote shards; shards without an index are downloaded.
 
     Raises:
         ShardError: a shard or index cannot be downloaded or used.
@@ -210,6 +211,6 @@ def _fetch_index(store: Any, shard: RemoteShard) -> ShardIndex | None:
 
 
 def in_threads(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-    """Results of a function that waits for the network, in the order of the items."""
+    """Calls a function that waits for the network in several threads; results keep the order."""
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return list(pool.map(function, items))

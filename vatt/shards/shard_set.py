@@ -23,17 +23,17 @@ from vatt.shards.remote import RemoteShard, read_indexes_of
 
 
 class ShardSet(Sequence[Record]):
-    """All shards of a folder as one sequence of records, in the order of the shards' names.
+    """All shards of a folder as one sequence of records, sorted by the names of the shards.
 
-    Holds no open file, and an index of about 66 bytes a sample, which worker processes share.
+    It keeps no file open. Worker processes share its index of about 66 bytes per sample.
 
     Args:
-        folder: Holds `*.tar`; a path, or an address such as `s3://bucket/shards`. Missing index
-            files are written beside them (kept in memory where the folder is read-only).
+        folder: Folder with `*.tar`: a path, or an address such as `s3://bucket/shards`. Missing
+            index files are written beside the tars (or kept in memory if the folder is read-only).
 
     Raises:
-        ShardError: no such folder, no shard in it, a shard without samples, truncated, hostile or
-            not a tar, or an index that belongs to another version of its shard.
+        ShardError: the folder does not exist or has no shards; a shard is empty, truncated, hostile
+            or not a tar; or an index belongs to another version of its shard.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -68,13 +68,13 @@ class ShardSet(Sequence[Record]):
         return self._index.key(self._position(sample))
 
     def shard(self, sample: int) -> Shard:
-        """The tar that holds a sample."""
+        """Tar that contains a sample."""
         return self.shards[bisect.bisect_right(self._ends, self._position(sample))]
 
     def captions(self) -> Iterator[str]:
-        """Every caption of the set, in order.
+        """All captions of the set, in order.
 
-        Samples with a damaged json or txt are passed over: `vatt shards check` names them.
+        Samples with a damaged json or txt are skipped; `vatt shards check` names them.
         """
         for sample in range(len(self)):
             with contextlib.suppress(MediaError):

@@ -38,11 +38,11 @@ T = TypeVar("T")
 
 
 def open_store(address: str) -> tuple[Any, str]:
-    """The file system of an address, and its name for the place there.
+    """File system of an address, and the path in it.
 
     Raises:
-        ShardError: no such kind of address.
-        UserError: a package is missing for it.
+        ShardError: the kind of address is unknown.
+        UserError: the package for such addresses is missing.
     """
     kind = address.partition("://")[0]
     try:
@@ -59,14 +59,14 @@ def open_store(address: str) -> tuple[Any, str]:
 
 
 def persist(address: str, action: Callable[[], T]) -> T:
-    """Does something over the network, again after a pause where that can help.
+    """Runs an action over the network, with retries if they can help.
 
     Args:
-        address: What it is about.
-        action: May run several times.
+        address: Address for the error message.
+        action: Action, which may run several times.
 
     Raises:
-        ShardError: it failed each time.
+        ShardError: the action failed each time.
     """
     name = without_query(address)
     for attempt, pause in enumerate((*PAUSES_SECONDS, None), 1):
@@ -92,7 +92,7 @@ def persist(address: str, action: Callable[[], T]) -> T:
 
 
 def read_if_there(store: Any, address: str) -> bytes | None:
-    """A small file; None where there is none."""
+    """Content of a small file; None if it does not exist."""
 
     def read() -> bytes | None:
         try:
@@ -106,13 +106,13 @@ def read_if_there(store: Any, address: str) -> bytes | None:
 
 
 def faults() -> tuple[type[BaseException], ...]:
-    """Errors of the network that the loaded back ends raise."""
+    """Types of network errors that the loaded back ends raise."""
     modules = [(sys.modules.get(module), name) for module, name in _FAULTS]
     return (OSError, EOFError, *(getattr(module, name) for module, name in modules if module))
 
 
 def sign_of_life() -> Any:
-    """A callback by which fsspec shows that bytes arrive."""
+    """Callback of fsspec that reports arriving bytes."""
     from fsspec.callbacks import Callback
 
     class SignOfLife(Callback):
@@ -123,9 +123,9 @@ def sign_of_life() -> Any:
 
 
 def checksum_of(detail: dict[str, Any]) -> tuple[str, str] | None:
-    """Kind and hexadecimal digest of a file's content, where its store describes one.
+    """Kind and hexadecimal digest of a file's content, if its store provides one.
 
-    An ETag of S3 is none: it is the MD5 of some files only, and does not say of which.
+    S3's ETag is not used: it is the MD5 for some files only, and does not say for which.
     """
     lfs = detail.get("lfs")
     if isinstance(lfs, dict) and lfs.get("sha256"):
@@ -140,9 +140,9 @@ def version_of(detail: dict[str, Any]) -> tuple[str, str] | None:
 
 
 def has_changed(detail: dict[str, Any], version: tuple[str, str]) -> bool:
-    """Whether a file is described by another version than it was.
+    """Whether the version of a file has changed.
 
-    Times that stores write in one way when they list and in another when asked do not count.
+    Times are ignored, because some stores format them differently in listings and in queries.
     """
     name, value = version
     return name in _COMPARABLE and str(detail.get(name, value)).strip('"') != value.strip('"')
@@ -160,12 +160,12 @@ def place_of(store: Any, address: str) -> str:
 
 
 def without_query(address: str) -> str:
-    """An address without what signs it, as messages show it."""
+    """Address without its signature, for messages."""
     return address.partition("?")[0] if is_web(address) else address
 
 
 def with_suffix(address: str, suffix: str) -> str:
-    """An address with something added to its path, before what signs it."""
+    """Address with a suffix added to its path, before the signature."""
     path = without_query(address)
     return path + suffix + address[len(path) :]
 

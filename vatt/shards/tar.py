@@ -16,11 +16,11 @@ TAR_BLOCK = 512  # bytes; headers and payloads start at multiples of it
 
 
 def scan_shard(shard: Path) -> ShardIndex:
-    """Reads a tar's headers.
+    """Index of a tar, made from its headers.
 
     Raises:
-        ShardError: not a tar, truncated, damaged, without samples, or hostile: absolute paths,
-            `..`, links, devices.
+        ShardError: the file is not a tar, is truncated, damaged, without samples, or hostile
+            (absolute paths, `..`, links, devices).
     """
     rows: dict[str, tuple[NDArray[np.int64], list[int]]] = {}
     if not shard.is_file():  # reading a pipe would wait for ever
@@ -48,7 +48,7 @@ def scan_shard(shard: Path) -> ShardIndex:
 
 
 def leads_outside(name: str) -> bool:
-    """Whether a member's name leads out of the folder it would be unpacked in."""
+    """Whether unpacking a member would write outside the target folder."""
     return (
         name.startswith(("/", "\\"))
         or name[1:2] == ":"

@@ -24,13 +24,13 @@ from vatt.shards.tar import TAR_BLOCK, leads_outside
 class ShardWriter:
     """Writes one shard and its index.
 
-    The shard appears under its name only when all of it is there.
+    The shard appears under its name only when it is complete.
 
     Args:
-        path: `NNNNN.tar`; an existing one is replaced.
+        path: File to write, `NNNNN.tar`; an existing file is replaced.
 
     Raises:
-        ShardError: nothing was added, no space left, or the folder cannot be written.
+        ShardError: nothing was added, the disk is full, or the folder cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -65,16 +65,16 @@ class ShardWriter:
 
         Args:
             key: Name without a dot; unique in the shard.
-            media: The file's bytes, or the file itself, which is copied without being read whole.
-                None: no media.
-            extension: Of the media, without a dot, such as `mp4`.
+            media: Bytes of the file, or its path; the file is then copied in pieces. None: no
+                media.
+            extension: Extension of the media without a dot, such as `mp4`.
             text: Caption of the whole sample, `KEY.txt`; "" for none.
-            metadata: Goes into `KEY.json`.
+            metadata: Content of `KEY.json`.
             segments: Timed captions, `"segments"` in `KEY.json`. None: the text is the only
                 caption.
 
         Raises:
-            UserError: a key that cannot be used, or an extension that is no media.
+            UserError: the key is invalid, or the extension is not that of media.
             OSError: the media file cannot be read.
             ShardError: no space left.
         """

@@ -10,13 +10,13 @@ Row = tuple[int, list[str]]  # its first line in the file, from 1, and its cells
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows that are not empty; blanks at the ends of cells are removed.
+    """Reads the rows of a csv file that are not empty; cells are stripped of blanks.
 
     Args:
-        path: UTF-8, with or without a byte order mark, any ends of lines.
+        path: csv file in UTF-8, with or without byte order mark, with any line ends.
 
     Raises:
-        UserError: no such file, another encoding, or quotes that do not close.
+        UserError: the file does not exist, has another encoding, or an unclosed quote.
     """
     line = 0
     try:

@@ -10,12 +10,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device of a name; "auto": CUDA, else MPS, else the CPU.
+    """Device by name; "auto" is CUDA, else MPS, else the CPU.
 
-    "auto" and "cuda" give each process that torchrun has started a GPU of its own.
+    With "auto" and "cuda", each process of torchrun gets its own GPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: the device does not exist.
     """
     if device == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -34,10 +34,10 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of a name; "auto": bfloat16 on CUDA, else float32.
+    """Dtype by name; "auto" is bfloat16 on CUDA, else float32.
 
     Raises:
-        UserError: not one of float32, bfloat16 and float16.
+        UserError: the name is not float32, bfloat16 or float16.
     """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32

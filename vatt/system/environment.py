@@ -16,11 +16,11 @@ GIT_SECONDS = 5.0  # a checkout on a disk that hangs must not keep a run from st
 
 
 def describe_environment(args: Sequence[str], *, world_size: int = 1) -> dict[str, Any]:
-    """The environment of a run, as plain values.
+    """Environment of a run as plain values.
 
     Args:
         args: Arguments of the `vatt` command.
-        world_size: Processes of the run.
+        world_size: Number of processes of the run.
     """
     import torch
 
@@ -39,9 +39,9 @@ def describe_environment(args: Sequence[str], *, world_size: int = 1) -> dict[st
 
 
 def git_commit(folder: Path) -> str | None:
-    """The commit of a checkout, with `-dirty` appended if files differ; None for other folders.
+    """Commit of a checkout, with `-dirty` if files differ; None for other folders.
 
-    A folder that the checkout around it does not track, as an environment's, belongs to no commit.
+    A folder that the surrounding checkout does not track, such as an environment, has no commit.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None or not _git(folder, "ls-files", "--", "."):

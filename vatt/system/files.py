@@ -22,16 +22,16 @@ LOCK_SECONDS = 0.05  # from one attempt to the next
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears under its name only when the block ends well.
+    """Context with a file to write, which appears under its name only if the block succeeds.
 
-    It is then on the disk: a machine that crashes afterwards does not lose it.
+    It is then on disk, so a crash of the machine does not lose it.
 
     Args:
-        path: Its folder must exist. Until the end the file has a temporary name beside it,
-            `.NAME.PROCESS.partial`, which is its `name`.
+        path: Path of the file; its folder must exist. Until the end, the file has a temporary name
+            beside it, `.NAME.PROCESS.partial`, which is its `name`.
 
     Raises:
-        OSError: the file cannot be written; names `path`.
+        OSError: the file cannot be written; the error names `path`.
     """
     partial = _partial(path, path.parent)
     try:
@@ -48,21 +48,21 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes an `atomic_file` at once."""
+    """Writes bytes to an `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A folder to fill whose content appears in `path` only when the block ends well.
+    """Context with a folder to fill, whose content appears in `path` only if the block succeeds.
 
     Args:
-        path: Missing, or an empty folder.
-        replace: `path` may hold something, which is removed at the end.
+        path: Folder to create, or an empty folder.
+        replace: Whether `path` may have content, which is removed at the end.
 
     Raises:
-        OSError: a file or folder cannot be written; names its final place.
+        OSError: a file or folder cannot be written; the error names its final path.
     """
     # An empty folder is filled: it can be a mount point or the current folder, which must stay.
     fill = path.exists() and not replace
@@ -86,7 +86,7 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path, parent: Path) -> None:
-    """Removes what killed processes left of an `atomic_file` or `atomic_folder` in its parent."""
+    """Removes temporary files of `atomic_file` and `atomic_folder` that killed processes left."""
     name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
     for item in parent.iterdir() if parent.is_dir() else ():
         match = name.fullmatch(item.name)
@@ -176,10 +176,10 @@ def read_json(path: Path, **hooks: Any) -> Any:
 
     Args:
         path: The file.
-        hooks: Arguments of `json.loads`; a `ValueError` of theirs is a fault of the file.
+        hooks: Arguments of `json.loads`; if they raise `ValueError`, the file is invalid.
 
     Raises:
-        UserError: the file cannot be read, or is not JSON.
+        UserError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_bytes(), **hooks)
@@ -190,11 +190,11 @@ def read_json(path: Path, **hooks: Any) -> Any:
 
 
 def no_space(error: OSError, advice: str) -> str:
-    """A sentence about a full disk.
+    """Message about a full disk.
 
     Args:
-        error: Its `filename` is named.
-        advice: What to do after freeing some space.
+        error: Error, whose `filename` the message names.
+        advice: What to do after freeing space.
     """
     where = f" for {error.filename}" if error.filename else ""
     return f"No space left on the disk{where}: free some, then {advice}"

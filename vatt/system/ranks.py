@@ -22,15 +22,15 @@ LONGEST_WAIT = timedelta(days=30)  # for a rank with longer files; gloo's own 30
 
 
 def num_processes() -> int:
-    """Number of processes that torchrun has started, 1 without it."""
+    """Number of processes of torchrun; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """The process group of torchrun, if it has started this process.
+    """Context with a process group, if torchrun started this process.
 
-    Objects travel, no gradients: gloo does that on any device.
+    The back end is gloo, because ranks exchange objects, not gradients.
     """
     if num_processes() == 1:
         yield
@@ -43,12 +43,12 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's rank, 0 without a process group."""
+    """Rank of this process; 0 without a process group."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of ranks, 1 without a process group."""
+    """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -56,8 +56,8 @@ class RowLayout(NamedTuple):
     """Distribution of the clips of all ranks, `G` rows, over the ranks.
 
     Args:
-        rows: Clips of each rank.
-        num_candidates: `K`, the largest bag of captions of any rank.
+        rows: Number of clips of each rank.
+        num_candidates: Size `K` of the largest bag of captions of any rank.
     """
 
     rows: tuple[int, ...]
@@ -65,7 +65,7 @@ class RowLayout(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Place of this rank's first row among those of all ranks."""
+        """Index of this rank's first row among those of all ranks."""
         return sum(self.rows[: rank()])
 
     @property
@@ -77,7 +77,7 @@ class RowLayout(NamedTuple):
 def exchange_layout(
     num_rows: int, num_candidates: int, device: torch.device | str = "cpu"
 ) -> RowLayout:
-    """Tells all ranks how many clips this one has, and how many captions each; a collective."""
+    """Exchanges the number of clips, and of captions per clip, between all ranks; a collective."""
     if world_size() == 1:
         return RowLayout((num_rows,), num_candidates)
     counts = torch.tensor([num_rows, num_candidates], device=device)
@@ -92,7 +92,7 @@ def gather_rows(x: Tensor, layout: RowLayout) -> Tensor:
 
     Args:
         x: float, or bool, of `layout.rows[rank()]` rows.
-        layout: Where they go.
+        layout: Rows of each rank.
     """
     if world_size() == 1:
         return x
@@ -109,12 +109,12 @@ def gather_rows(x: Tensor, layout: RowLayout) -> Tensor:
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum over all ranks, with gradient; the tensor itself with one process. A collective."""
+    """Sum over all ranks, with gradient; a collective. With one process, the tensor itself."""
     return x if world_size() == 1 else _Sum.apply(x)
 
 
 def gather_objects(value: T) -> list[T]:
-    """The object of each rank, in rank order. A collective."""
+    """Objects of all ranks, in rank order; a collective."""
     everyone: list[Any] = [value]
     if world_size() > 1:
         everyone = [None] * world_size()
@@ -123,16 +123,16 @@ def gather_objects(value: T) -> list[T]:
 
 
 def places_in_set(keys_of_ranks: Sequence[Sequence[str]]) -> list[int]:
-    """The rows of a set of which rank `r` of `W` has the items `r::W`, in the set's order.
+    """Row of each item of a set, in the set's order; rank `r` of `W` has the items `r::W`.
 
-    Some ranks have first items again, so that all make the same number of steps: these are left
-    out, each item counts once.
+    Some ranks repeat first items, so that all make the same number of steps. Repeated items are
+    left out.
 
     Args:
-        keys_of_ranks: Names of each rank's rows, unique in the set.
+        keys_of_ranks: Names of the rows of each rank, unique in the set.
 
     Returns:
-        Indices into the rows of all ranks behind each other.
+        Indices into the concatenated rows of all ranks.
     """
     places, start = [], 0  # item, then its row
     for rank_index, keys in enumerate(keys_of_ranks):
@@ -148,7 +148,7 @@ def places_in_set(keys_of_ranks: Sequence[Sequence[str]]) -> list[int]:
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether an exchange failed since another rank is gone; gloo has no class for it."""
+    """Whether an exchange failed because another rank died; gloo has no error class for this."""
     return isinstance(error, dist.DistBackendError) or "gloo/transport" in str(error)
 
 

@@ -22,10 +22,10 @@ ALIVE, RESULT, ERROR = "alive", "result", "error"
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands in the place of a result that could not be had.
+    """Replaces a result that could not be computed.
 
     Args:
-        reason: Fate of the process, or a fault that the function itself tells.
+        reason: What happened to the process, or the fault that the function reported.
     """
 
     reason: str
@@ -41,14 +41,14 @@ def results_in_order(
     prepare: Callable[[], object] | None = None,
     most_ahead: int | None = None,
 ) -> Iterator[Iterator[Result | Lost]]:
-    """Calls a function for each item; no process is left when the block ends, however it ends.
+    """Calls a function for each item in worker processes, which always end with the block.
 
     Args:
-        function: Of a module, not of another function: the processes import it by name.
-        items: Small ones; they and the results are sent through pipes.
-        num_workers: Processes; 0 calls it in this one, where nothing is limited.
-        limit_seconds: A process that gives no sign of life (`tell_alive`) for so long is ended.
-        prepare: Called once in each process before its time counts, to import what is slow.
+        function: Function of a module, which the processes import by name.
+        items: Small items; items and results are sent through pipes.
+        num_workers: Number of processes; 0 calls the function in this process, without limits.
+        limit_seconds: Time without a sign of life (`tell_alive`) after which a process is killed.
+        prepare: Function that each process calls once before time counts, for slow imports.
         most_ahead: So many results at most are in work or wait for an earlier one, which bounds
             their memory; None: any number.
 
