@@ -11,9 +11,10 @@ def augment_batch(batch: Batch, augment: AugmentConfig, log_mel: LogMel | None =
     """Changes colours and sound of clips that carry seeds.
 
     Args:
-        batch: uint8 video and float waveforms, on any device; without seeds nothing is changed.
-        augment: The changes and their ranges. Everything else stays the same, to the bit.
-        log_mel: Makes the spectrogram that the model sees; needed where that is masked.
+        batch: Batch with uint8 video and float waveforms, on any device; without seeds it is not
+            changed.
+        augment: Changes and their ranges; everything else remains bit-identical.
+        log_mel: Spectrogram module of the model; needed if spectrograms are masked.
 
     Returns:
         A batch with the same rows; changed video is float32 in [-1, 1], masked sound is a

@@ -133,10 +133,10 @@ class ClassificationData(StreamedData):
             raise UserError("data.validation_batch_size must be at least 1")
 
     def prepare_data(self) -> None:
-        """Reads the annotations before anybody makes a folder for the run; on one rank.
+        """Reads the annotations before the run folder is created; on one rank.
 
         Raises:
-            UserError: annotations that cannot be used, or another number of classes.
+            UserError: the annotations cannot be used, or have another number of classes.
         """
         stage = "fit" if self.trainer is None else self.trainer.state.fn
         if stage == "fit":
@@ -144,7 +144,7 @@ class ClassificationData(StreamedData):
         self.open(stage)
 
     def open(self, stage: str | None) -> None:
-        """Opens what a stage needs, once."""
+        """Opens the data of a stage, once."""
         if self.run_classes is None:
             self.run_classes = self._read_classes()
         if stage in (None, "fit") and self.train_samples is None:
@@ -162,14 +162,14 @@ class ClassificationData(StreamedData):
             self.validation_files = self._read_files(source, media, trains=False)
 
     def train_dataloader(self) -> PositionedLoader:
-        """The stream, where the loaded state or the last such loader stands."""
+        """Loader of the stream, at the position of the loaded state or of the last such loader."""
         self.open("fit")
         assert self.train_samples is not None
         order = GlobalOrder([np.array([len(self.train_samples)])], None, self.seed)
         return self.stream(self.train_samples, order, num_workers=self.num_workers)
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
-        """Every file once; in a fit with `fit_windows` and `fit_crops`, else with all views."""
+        """Loader of all validation files; fewer views during a fit (`fit_windows`, `fit_crops`)."""
         self.open("validate")
         if self.validation_files is None:
             return []
@@ -177,7 +177,7 @@ class ClassificationData(StreamedData):
         return self._views_of(self.validation_files, fits=fits)
 
     def predict_dataloader(self) -> EvaluationLoader | list[Any]:
-        """The folder to predict; without one the files of validation."""
+        """Loader of the folder to predict, or of the validation files."""
         if self.predict is None:
             return self.val_dataloader()
         folder = Path(self.predict)
@@ -249,11 +249,11 @@ class ClassificationData(StreamedData):
 
 
 def mix(batch: LabelledBatch, alpha: float) -> LabelledBatch:
-    """Mixes each clip with another of the batch, and its labels in the same proportion.
+    """Mixes each clip with another one of the batch, and their labels in the same proportion.
 
     Args:
-        batch: A batch with seeds.
-        alpha: A clip's share of itself is of Beta(alpha, alpha).
+        batch: Batch with seeds.
+        alpha: The own share of a clip is drawn from Beta(alpha, alpha).
 
     Returns:
         A batch with the same rows.

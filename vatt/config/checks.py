@@ -8,22 +8,22 @@ from vatt.errors import UserError
 
 
 def positive(value: float) -> str | None:
-    """The fault of a number that is not above zero, NaN included."""
+    """Message for a number that is not above zero (NaN included), else None."""
     return None if value > 0 else f"must be positive, got {value}"
 
 
 def share(value: float) -> str | None:
-    """The fault of a number outside [0, 1]."""
+    """Message for a number outside [0, 1], else None."""
     return None if 0 <= value <= 1 else f"must be from 0 to 1, got {value:g}"
 
 
 def at_least(least: int) -> Callable[[int], str | None]:
-    """A check that names the fault of a smaller number."""
+    """Check that returns a message for smaller numbers."""
     return lambda value: None if value >= least else f"must be at least {least}, got {value}"
 
 
 def check_choices(config: Any, where: str) -> None:
-    """Refuses a value that its field's `Literal` does not list; Python itself checks none."""
+    """Refuses values that the `Literal` of their field does not list."""
     hints = get_type_hints(type(config))
     for name, hint in hints.items():
         value = getattr(config, name)
@@ -33,20 +33,20 @@ def check_choices(config: Any, where: str) -> None:
 
 
 def check_sizes(where: str, sizes: tuple[int, ...] | None, num_axes: int) -> None:
-    """Refuses sizes of other axes than a clip has; None is for a default."""
+    """Refuses a tuple of sizes of the wrong length or with values below 1; None is valid."""
     if sizes is not None and (len(sizes) != num_axes or min(sizes) < 1):
         raise UserError(f"{where} must be {num_axes} positive sizes, got {sizes}")
 
 
 def check_positive(config: Any, where: str, *names: str) -> None:
-    """Refuses sizes and rates that are not above zero."""
+    """Refuses sizes and rates that are not above zero, NaN included."""
     for name in names:
         if not getattr(config, name) > 0:  # NaN is not
             raise UserError(f"{where}.{name} must be positive, got {getattr(config, name)}")
 
 
 def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:
-    """Fills a dataclass from nested dicts, refusing unknown keys and values of other types."""
+    """Creates a dataclass from nested dicts; refuses unknown keys and values of other types."""
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:

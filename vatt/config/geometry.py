@@ -52,13 +52,13 @@ class VideoConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a whole clip, before DropToken."""
+        """Number of tokens of a whole clip, before DropToken."""
         frames, height, width = self.grid
         return frames * height * width
 
     @property
     def duration_seconds(self) -> float:
-        """Time that a clip spans."""
+        """Length of a clip in seconds."""
         return self.num_frames / self.frame_rate
 
 
@@ -150,12 +150,12 @@ class AudioConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of a whole clip, before DropToken."""
+        """Number of tokens of a whole clip, before DropToken."""
         return math.prod(self.grid)
 
     @property
     def duration_seconds(self) -> float:
-        """Time that a clip spans."""
+        """Length of a clip in seconds."""
         return self.num_samples / self.sample_rate
 
 

@@ -73,10 +73,10 @@ PRESETS = {
 
 
 def preset(name: str) -> VATTConfig:
-    """A published model's configuration by name.
+    """Configuration of a published model by name, such as `preset("mbs")`.
 
     Raises:
-        UserError: no such preset.
+        UserError: there is no such preset.
     """
     if name not in PRESETS:
         raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
@@ -86,16 +86,16 @@ def preset(name: str) -> VATTConfig:
 def as_classifier(
     config: VATTConfig, modality: str, num_classes: int, **changes: Any
 ) -> VATTConfig:
-    """The model that is fine-tuned: the tower of one modality with a classifier.
+    """Configuration for fine-tuning: the tower of one modality with a classifier.
 
     Args:
-        config: A pre-training model.
+        config: Configuration of a pre-training model.
         modality: `video`, `audio`, or `image`, which is a video of one patch in time [P].
-        num_classes: Classes.
-        changes: Further fields of the result.
+        num_classes: Number of classes.
+        changes: Further fields of the result to set.
 
     Raises:
-        UserError: no classifier reads that modality.
+        UserError: there are no classifiers for this modality.
     """
     # 32 frames at a stride of 2 from 25 fps; AudioSet: 153,600 samples are 6.4 s
     video = replace(config.video, frame_rate=FINE_TUNING_FRAME_RATE)

@@ -13,16 +13,16 @@ SWEEP = "sweep"  # stands beside the configurations, but is one of W&B's
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configurations that come with vatt, by name."""
+    """Paths of the shipped configurations, by name."""
     folder = Path(__file__).parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.stem != SWEEP}
 
 
 def find_config(name: str) -> Path:
-    """A configuration file, given by its path or by the name of a shipped one.
+    """Path of a configuration, given by path or by the name of a shipped one.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither such a file nor such a name.
     """
     if Path(name).is_file():
         return Path(name)
@@ -37,7 +37,7 @@ def find_config(name: str) -> Path:
 
 
 def with_config_paths(args: Sequence[str]) -> list[str]:
-    """The arguments with the names of shipped configurations replaced by their paths."""
+    """Replaces names of shipped configurations in arguments by their paths."""
     result = list(args)
     for i, argument in enumerate(result):
         option, separator, value = argument.partition("=")
@@ -49,17 +49,17 @@ def with_config_paths(args: Sequence[str]) -> list[str]:
 
 
 def config_paths(args: Sequence[str]) -> list[Path]:
-    """The configuration files that arguments name."""
+    """Configuration files that the arguments name."""
     joined = [a.partition("=")[2] for a in args if a.startswith("--config=")]
     apart = [b for a, b in pairwise(args) if a in CONFIG_OPTIONS]
     return [Path(name) for name in joined + apart]
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that a configuration file holds.
+    """Reads the settings in a configuration file.
 
     Raises:
-        UserError: it is not YAML, or holds something else.
+        UserError: the file is not YAML, or not a mapping of settings.
     """
     import yaml
 
@@ -74,7 +74,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def given_values(args: Sequence[str]) -> dict[str, Any]:
-    """Values that the user sets, by dotted key: of configuration files, then of options."""
+    """Values that the user sets, by dotted key; options override configuration files."""
     import yaml
 
     values: dict[str, Any] = {}

@@ -17,9 +17,9 @@ Space = Literal["va", "vt", "joint"]
 
 
 def spaces_of(config: VATTConfig, modality: str) -> tuple[Space, ...]:
-    """The common spaces that a modality can be put into; none without a head.
+    """Common spaces of a modality; empty for a model without a head.
 
-    Sound gets into the video-text space by the video head's last step.
+    Audio enters the video-text space through the last step of the video head.
     """
     has = config.modalities
     if modality not in has or config.head is None:
@@ -32,7 +32,7 @@ def spaces_of(config: VATTConfig, modality: str) -> tuple[Space, ...]:
 
 
 def output_widths(config: VATTConfig, modality: str) -> dict[str, int]:
-    """Widths of a tower's outputs `[B, width]`: `features`, an embedding per space, `logits`."""
+    """Widths of the outputs of a tower: `features`, an embedding per space, and `logits`."""
     widths = {"features": config.feature_width(modality)}
     for space in spaces_of(config, modality):
         widths[space] = getattr(config.head, f"d_{space}")

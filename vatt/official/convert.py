@@ -39,11 +39,12 @@ class Conversion:
     """Use of every variable of a checkpoint.
 
     Args:
-        used: Official variable → our tensor that it is a part of.
-        ignored: Official variable → why it is not used.
-        missing: Our tensors for which the checkpoint has nothing; empty unless it failed.
-        unknown: Official variables that have no place; empty unless it failed.
-        misshapen: Our tensor → expected and actual shape; empty unless it failed.
+        used: Our tensor that each official variable is part of.
+        ignored: Reason why each other official variable is not used.
+        missing: Our tensors that the checkpoint lacks; empty unless the conversion failed.
+        unknown: Unexpected official variables; empty unless the conversion failed.
+        misshapen: Expected and actual shape of each tensor that does not fit; empty unless the
+            conversion failed.
     """
 
     used: dict[str, str]
@@ -53,7 +54,7 @@ class Conversion:
     misshapen: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """Counts of the variables that were used, and of those left out by reason."""
+        """Number of variables that were used, and that were left out by reason."""
         reasons = Counter(self.ignored.values())
         left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         tensors = len(set(self.used.values()))
@@ -86,17 +87,17 @@ def convert(
     """Converts an official checkpoint, pre-trained or fine-tuned.
 
     Args:
-        checkpoint: Prefix, one of its files, or their folder.
-        out: Folder to write: `config.json`, `model.safetensors`, `conversion.json` (what became of
-            every variable) and, where asked for, `optimizer.safetensors`.
-        settings: The official configuration, where the checkpoint is not of a published size.
-        with_optimizer: Whether the optimiser's moments come along, to go on training.
-        vocabulary: The official list of words, which becomes `tokenizer.json`.
+        checkpoint: Checkpoint prefix, one of its files, or the folder of the files.
+        out: Folder to write, with `config.json`, `model.safetensors`, `conversion.json` (the use of
+            every variable) and, if requested, `optimizer.safetensors`.
+        settings: Official configuration, needed for sizes that were not published.
+        with_optimizer: Whether to convert the optimiser's moments, to continue training.
+        vocabulary: Official word list, which becomes `tokenizer.json`.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConversionError: it does not fit the model, or its model cannot be told.
-        UserError: the vocabulary is not a list of words.
+        ConversionError: the checkpoint does not fit the model, or its model cannot be determined.
+        UserError: the vocabulary is not a word list.
     """
     tokenizer = None if vocabulary is None else Tokenizer.from_vocabulary(vocabulary)
     bundle = TensorBundle.open(checkpoint)
@@ -117,14 +118,14 @@ def convert(
 def read_model(
     bundle: TensorBundle, settings: Mapping[str, Any] | None = None
 ) -> tuple[VATT, Conversion]:
-    """The model that a checkpoint holds, in evaluation mode, and what became of its variables.
+    """Model in a checkpoint, in evaluation mode, and the use of its variables.
 
     Args:
-        bundle: The open checkpoint.
-        settings: The official configuration; None: it is read from the variables' shapes.
+        bundle: Open checkpoint.
+        settings: Official configuration. None: derived from the shapes of variables.
 
     Raises:
-        ConversionError: as `convert`.
+        ConversionError: see `convert`.
     """
     shapes = {name.removesuffix(SUFFIX): shape for name, shape in bundle.shapes.items()}
     config = config_of_settings(settings_of_variables(shapes) if settings is None else settings)
@@ -145,12 +146,12 @@ def compare(
     wanted: Mapping[str, tuple[int, ...]],
     unread: Iterable[str] = (),
 ) -> Conversion:
-    """Finds the use of every variable, without reading any.
+    """Finds the use of every variable without reading their values.
 
     Args:
-        parts: Our tensors as official variables.
-        shapes: Of the official variables.
-        wanted: Of our tensors.
+        parts: Official variables of each of our tensors.
+        shapes: Shapes of the official variables.
+        wanted: Shapes of our tensors.
         unread: Further names in the checkpoint.
     """
     used: dict[str, str] = {}
@@ -180,7 +181,7 @@ def compare(
 
 
 def part_shape(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Shape of our tensor as its variables make it."""
+    """Shape of our tensor, by the shapes of its variables."""
     rows = []
     for name in part.official:
         shape = shapes[name]
@@ -192,7 +193,7 @@ def part_shape(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, 
 
 
 def read_part(bundle: TensorBundle, part: Part, slot: str = "") -> Tensor:
-    """Our tensor from its variables; or from one of their optimiser slots, such as `m`."""
+    """Reads our tensor from its variables, or from one of their optimiser slots such as `m`."""
     suffix = f"{SLOT}{slot}{SUFFIX}" if slot else SUFFIX
     values = [torch.from_numpy(bundle.read(name + suffix)) for name in part.official]
     if part.is_kernel:
@@ -204,7 +205,7 @@ def read_optimizer_state(bundle: TensorBundle, config: VATTConfig) -> dict[str, 
     """Moments of every trained tensor, `exp_avg.NAME` and so on, and the number of `steps`.
 
     Raises:
-        ConversionError: the checkpoint has none, or not of all that is trained.
+        ConversionError: the checkpoint has no moments, or not for all trained tensors.
     """
     names = [name for part in parts_of(config) for name in part.official]
     slots = [s for s in SLOTS if any(f"{n}{SLOT}{s}{SUFFIX}" in bundle.shapes for n in names)]

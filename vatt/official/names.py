@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 def parts_of(config: VATTConfig) -> list[Part]:
-    """Every tensor of our model of `config` as variables of the official one."""
+    """Official variables of every tensor of our model."""
     return [
         *(part for modality in config.modalities for part in _tokens(config, modality)),
         *_encoders(config),

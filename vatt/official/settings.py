@@ -100,14 +100,14 @@ NAMES = {"video": "vid", "audio": "aud", "text": "txt"}  # in its variables and 
 
 
 def config_of_settings(settings: Settings) -> VATTConfig:
-    """Our configuration of a model that official settings describe.
+    """Our configuration of a model with official settings.
 
     Args:
-        settings: Of an experiment (with `model_config`), a pre-training model (with
-            `backbone_config`) or one tower, of which `num_classes` makes a classifier.
+        settings: Settings of an experiment (with `model_config`), of a pre-training model (with
+            `backbone_config`) or of one tower, which is a classifier if it has `num_classes`.
 
     Raises:
-        ConversionError: a model that is not of the VATT family, or has parts that ours lacks.
+        ConversionError: the model is not a VATT, or has parts that our models lack.
     """
     inner = settings.get("model_config") if isinstance(settings, Mapping) else None
     model = inner or settings
@@ -141,10 +141,10 @@ def config_of_settings(settings: Settings) -> VATTConfig:
 
 
 def complete(name: object, kwargs: Settings) -> dict[str, Any]:
-    """All settings of a tower such as `vit_base`: its defaults, changed by `kwargs`.
+    """All settings of a tower such as `vit_base`: its defaults, updated by `kwargs`.
 
     Raises:
-        ConversionError: no such tower, or a setting that ours cannot follow.
+        ConversionError: the tower is unknown, or our models lack a setting.
     """
     kind, _, size = str(name).lower().partition("_")
     if kind not in TOWERS or (kind != "linear" and size not in SIZES):

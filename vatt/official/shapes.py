@@ -15,10 +15,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def settings_of_variables(shapes: Shapes) -> dict[str, Any]:
-    """Official settings as far as the shapes of variables say them.
+    """Official settings, as far as the shapes of variables determine them.
 
     Args:
-        shapes: By name, without the suffix.
+        shapes: Shapes by name, without the suffix.
 
     Raises:
         ConversionError: these are not the variables of a VATT.

@@ -14,7 +14,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
 def read_table(path: Path) -> dict[bytes, bytes]:
-    """All of a sorted string table, in the order of its keys."""
+    """Reads a sorted string table, in the order of its keys."""
     with path.open("rb") as file:
         data = file.read(_MAX_INDEX_BYTES + 1)
     if len(data) > _MAX_INDEX_BYTES:
@@ -74,7 +74,7 @@ def _read_block(data: bytes, path: Path, offset: int, size: int) -> Iterator[tup
 
 
 class Cursor:
-    """Bytes that are read from the front; whatever does not fit is a CheckpointError."""
+    """Reader of bytes from the front; invalid data raise CheckpointError."""
 
     def __init__(self, data: bytes, path: Path, what: str) -> None:
         self.data = data
@@ -84,18 +84,18 @@ class Cursor:
 
     @property
     def num_left(self) -> int:
-        """Bytes that are not yet read."""
+        """Number of bytes not yet read."""
         return len(self.data) - self._position
 
     def error(self, reason: str) -> CheckpointError:
-        """An error that names the file and this part of it."""
+        """Error that names the file and this part of it."""
         return CheckpointError(f"{self.path}: {self.what} {reason}")
 
     def take(self, size: int) -> bytes:
-        """The next bytes.
+        """Reads the next bytes.
 
         Raises:
-            CheckpointError: fewer are left.
+            CheckpointError: fewer bytes are left.
         """
         if size > self.num_left:
             raise self.error(f"ends early: expected {size} more bytes, got {self.num_left}")
@@ -103,7 +103,7 @@ class Cursor:
         return self.data[self._position - size : self._position]
 
     def read_varint(self) -> int:
-        """An unsigned number of up to 64 bits, 7 in a byte, the lowest first."""
+        """Reads an unsigned number of up to 64 bits: 7 bits per byte, lowest first."""
         value = 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]
@@ -113,10 +113,10 @@ class Cursor:
         raise self.error("has a number of more than 64 bits")
 
     def read_fields(self, wire_types: dict[int, int]) -> dict[int, list[Any]]:
-        """The rest as a message: field → its values, signed numbers or bytes.
+        """Reads the rest as a message: values of each field, signed numbers or bytes.
 
         Args:
-            wire_types: Of the fields wanted; others are passed over.
+            wire_types: Wire types of the wanted fields; others are skipped.
         """
         values: dict[int, list[Any]] = {number: [] for number in wire_types}
         while self.num_left:
@@ -139,7 +139,7 @@ class Cursor:
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC32C as it is stored: turned by 15 bits and a constant added, modulo 2**32."""
+    """CRC32C as stored: rotated by 15 bits, plus a constant, modulo 2**32."""
     try:
         import google_crc32c
     except ImportError as error:

@@ -32,11 +32,11 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Finds the prefix that the files of a checkpoint share.
 
     Args:
-        path: The prefix itself (`.../ckpt-7`), one of its files, or a folder: then the checkpoint
-            that the folder's `checkpoint` file names, else the only one in it.
+        path: The prefix itself (`.../ckpt-7`), one of its files, or a folder. In a folder, this is
+            the checkpoint that the file `checkpoint` names, or the only one.
 
     Raises:
-        CheckpointError: there is none, or several and none is named.
+        CheckpointError: there is no checkpoint, or there are several and no file names one.
     """
     given = Path(path)
     prefix = Path(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", str(given)))
@@ -86,17 +86,17 @@ class _Entry:
 
 
 class TensorBundle:
-    """The variables of a TensorFlow V2 checkpoint; made by `open`, iterates over their names.
+    """Variables of a TensorFlow V2 checkpoint; create it by `open`, iterate over the names.
 
     Args:
-        prefix: Of the checkpoint's files.
-        entries: Name → where its bytes lie, already checked against the files.
+        prefix: Prefix of the checkpoint's files.
+        entries: Position of the bytes of each variable, already checked against the files.
 
     Attributes:
-        shapes: Full name, `/.ATTRIBUTES/VARIABLE_VALUE` included → shape.
-        dtypes: Full name → type as `read` gives it (bfloat16 as float32).
-        unread: Full name → TensorFlow's type of what is listed only, as the string with the object
-            graph; not among the names of the bundle.
+        shapes: Shape by full name, including `/.ATTRIBUTES/VARIABLE_VALUE`. dtypes: Dtype that
+        `read` returns, by full name (float32 for bfloat16). unread: TensorFlow's type of entries
+        that cannot be read, by full name, such as the string with the object graph; iteration
+        leaves them out.
     """
 
     def __init__(self, prefix: Path, entries: dict[str, _Entry]) -> None:
@@ -112,13 +112,13 @@ class TensorBundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "TensorBundle":
-        """Reads the index, and checks that the data files hold what it lists.
+        """Opens a checkpoint: reads its index, and checks the sizes of the data files.
 
         Args:
-            path: The prefix of its files, one of them, or their folder (`find_checkpoint`).
+            path: Prefix of the files, one of the files, or their folder (`find_checkpoint`).
 
         Raises:
-            CheckpointError: there is no checkpoint, or it is damaged or of a kind that is not read.
+            CheckpointError: there is no checkpoint, or it is damaged or of an unsupported kind.
             UserError: google-crc32c is not installed.
         """
         prefix = find_checkpoint(path)
@@ -149,7 +149,7 @@ class TensorBundle:
         return iter(self._entries)
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor into memory of its own, and checks its bytes.
+        """Reads one tensor and verifies its checksum.
 
         Args:
             name: Full name, as in `shapes`.
@@ -158,7 +158,7 @@ class TensorBundle:
             Array of `shapes[name]` and `dtypes[name]`, in the machine's byte order.
 
         Raises:
-            CheckpointError: there is no such tensor, it is not of numbers, or it is damaged.
+            CheckpointError: there is no such tensor, it is not numeric, or it is damaged.
         """
         if name in self.unread:
             reason = f"{name!r} is of type {self.unread[name]}, which is not read"

@@ -26,19 +26,19 @@ def evaluation_size(width: float, height: float, size: int) -> tuple[int, int]:
 
 
 def evaluation_crops(height: int, width: int, size: int, count: int) -> list[tuple[int, int]]:
-    """Places of squares in a picture whose shorter side is `size` pixels.
+    """Positions of square crops in a picture whose shorter side is `size` pixels.
 
     Args:
-        height: Of the picture, in pixels.
-        width: Of the picture, in pixels.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
         size: Side of the squares in pixels.
-        count: 1: in the middle; 3: start, middle and end of the longer side.
+        count: Number of crops: 1 (the middle), or 3 (start, middle and end of the longer side).
 
     Returns:
-        Top and left pixel of each square.
+        Top and left pixel of each crop.
 
     Raises:
-        UserError: another number of squares, or a picture whose shorter side is another.
+        UserError: the number of crops is not 1 or 3, or the shorter side is not `size`.
 
     Source: official code, evaluation with several crops: the middle one of three starts at
     length / 2 - size // 2, half to even; a single one at (length - size) // 2.
@@ -67,29 +67,30 @@ def read_video_views(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Tensor:
-    """Reads all views of a file's picture, or of a part of the file.
+    """Reads all video views of a file, or of a part of it.
 
-    Each window is decoded once for all its crops. What is shorter than a window is decoded once and
-    looped from its start; an image is repeated.
+    Each window is decoded once for all its crops. A video shorter than a window is decoded once and
+    looped; an image is repeated.
 
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
-        video: Number of frames, the rate at which they are shown, size. The official evaluation
-            takes 32 frames at 12.5 a second: every second one of 25.
-        num_windows: Windows, evenly spread.
-        num_crops: 1 or 3.
-        stride: Frames of the base rate, `video.frame_rate` × stride, from one shown to the next.
-        start_seconds: Of the part, from the file's start.
-        end_seconds: Of the part; None, or a time after it: the file's end.
+        video: Number of frames, frame rate and size. The official evaluation takes 32 frames at
+            12.5 frames/s: every second frame of 25.
+        num_windows: Number of windows, evenly spread.
+        num_crops: Crops of each window, 1 or 3.
+        stride: Distance of the frames to read, in frames of the base rate `video.frame_rate` ×
+            stride.
+        start_seconds: Start of the part, from the start of the file.
+        end_seconds: End of the part; the end of the file if None or later.
 
     Returns:
         uint8 `[num_windows × num_crops, T, H, W, C]`, H = W = `video.image_size`; the crops of a
-        window stand together.
+        window follow each other.
 
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no picture, or ends
             before the part starts.
-        UserError: not a valid number of windows, number of crops or stride.
+        UserError: the number of windows, number of crops or stride is invalid.
     """
     base_rate = video.frame_rate * stride
     part_seconds = _part_seconds(source, start_seconds, end_seconds)
@@ -121,14 +122,14 @@ def read_audio_views(
     start_seconds: float = 0.0,
     end_seconds: float | None = None,
 ) -> Tensor:
-    """Reads all windows of a file's sound; one shorter than a window is looped from its start.
+    """Reads all audio windows of a file, or of a part of it; shorter sounds are looped.
 
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         audio: Number of samples and their rate.
-        num_windows: Windows, evenly spread.
-        start_seconds: Of the part of the file that is read, from its start.
-        end_seconds: Of the part; None, or a time after it: the file's end.
+        num_windows: Number of windows, evenly spread.
+        start_seconds: Start of the part, from the start of the file.
+        end_seconds: End of the part; the end of the file if None or later.
 
     Returns:
         float32 `[num_windows, S]`, in about [-1, 1].
@@ -136,7 +137,7 @@ def read_audio_views(
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no sound, or ends
             before the part starts.
-        UserError: not a valid number of windows.
+        UserError: the number of windows is invalid.
     """
     rate, window = audio.sample_rate, audio.num_samples
     part_seconds = _part_seconds(source, start_seconds, end_seconds)

@@ -57,14 +57,14 @@ REPLACEMENT = "\ufffd"  # a character of which only some bytes were kept reads s
 
 
 class Tokenizer:
-    """A vocabulary and the clean-up that goes with it, as one `tokenizer.json`.
+    """Vocabulary with its text normalisation, stored as one `tokenizer.json`.
 
     Args:
-        tokenizer: Of the `tokenizers` library; `[PAD]` must have id 0 and `[UNK]` id 1, or, in an
-            official vocabulary, `<pad>` id 0 and `<unk>` any.
+        tokenizer: Tokenizer of the `tokenizers` library. `[PAD]` must have id 0 and `[UNK]` id 1;
+            in an official vocabulary, `<pad>` must have id 0, and `<unk>` any id.
 
     Raises:
-        UserError: other ids.
+        UserError: these words have other ids.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
@@ -84,18 +84,18 @@ class Tokenizer:
     def train(
         cls, texts: Iterable[str], vocab_size: int, kind: Literal["word", "bpe"] = "word"
     ) -> Self:
-        """Learns a vocabulary; the same texts, in any order, give the same file.
+        """Trains a tokenizer; the same texts, in any order, give the same file.
 
         Args:
             texts: Captions as written.
-            vocab_size: Most ids, padding and unknown included.
-            kind: "word": the more frequent a word the lower its id; ties in alphabetical order.
-                "bpe": byte pairs within words, from all 256 bytes up, so that no word is unknown;
-                id 1 is kept free all the same. An id is then a piece of a word, and a caption is
-                cut after as many pieces.
+            vocab_size: Maximum number of ids, including padding and unknown.
+            kind: "word": ids of words by falling frequency, ties in alphabetical order. "bpe": byte
+                pairs within words, starting from all 256 bytes, so that no word is unknown (id 1 is
+                reserved, too). An id is then a piece of a word, and captions are cut by the number
+                of pieces.
 
         Raises:
-            UserError: no word in the texts, too few ids, or another kind.
+            UserError: the texts have no words, there are too few ids, or the kind is unknown.
         """
         if kind not in ("word", "bpe"):
             raise UserError(f'kind must be "word" or "bpe", got {kind!r}')
@@ -110,19 +110,19 @@ class Tokenizer:
 
     @classmethod
     def from_vocabulary(cls, path: str | os.PathLike[str]) -> Self:
-        """The official word tokenizer, ids and clean-up, from its vocabulary `howto100m_en.txt`.
+        """Official word tokenizer (ids and normalisation) from its vocabulary `howto100m_en.txt`.
 
-        One word per line, whose id is the number of the line from 0, or an id, a space and the
-        word. `<pad>`, `<bos>`, `<eos>` and `<unk>` are among the words, with ids like any other;
-        an unknown word becomes `<unk>` and keeps its place, and neither `<bos>` nor `<eos>` is
-        added to captions. The file must say `<pad>` is id 0: the model masks id 0, and captions
-        that are missing are filled with 0.
+        The file has one word per line, whose id is the line number from 0, or an id, a space and
+        the word. `<pad>`, `<bos>`, `<eos>` and `<unk>` are among the words, with ids like any
+        other. An unknown word is replaced by `<unk>`; `<bos>` and `<eos>` are not added to
+        captions. `<pad>` must have id 0, because the model masks id 0, and missing captions are
+        filled with 0.
 
         Args:
-            path: UTF-8 text; 65,536 words in the release, one for each of its word vectors.
+            path: Text file in UTF-8; 65,536 words in the release, one for each of its word vectors.
 
         Raises:
-            UserError: not such a file; names the line.
+            UserError: the file is not such a vocabulary; the error names the line.
 
         Source: dmvr `tokenizers.py`, `WordTokenizer`; vatt `data/processing.py`
         (`add_audio_text_if_empty`, and `add_text`, both signs off) and `experiments/pretrain.py`
@@ -138,10 +138,10 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what `save` wrote.
+        """Loads a tokenizer that `save` wrote.
 
         Raises:
-            UserError: no such file, or not a tokenizer.
+            UserError: the file does not exist or is not a tokenizer.
         """
         path = Path(path)
         if not path.is_file():
@@ -155,17 +155,17 @@ class Tokenizer:
             raise UserError(f"{path} is not a tokenizer that vatt saved: {error}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `tokenizer.json`, all of it or nothing."""
+        """Writes `tokenizer.json`; an interrupted call leaves no partial file."""
         write_atomically(Path(path), self._tokenizer.to_str(pretty=True).encode())
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, padding and unknown included."""
+        """Number of ids, including padding and unknown."""
         return self._tokenizer.get_vocab_size()
 
     @property
     def tokens(self) -> list[str]:
-        """Word or piece of each id, as the file writes it."""
+        """Word or piece of each id, as written in the file."""
         ids = self._tokenizer.get_vocab()
         return sorted(ids, key=ids.__getitem__)
 
@@ -174,10 +174,10 @@ class Tokenizer:
 
         Args:
             texts: Captions as written.
-            max_words: Most words of a caption, most pieces of words if this is a BPE.
+            max_words: Maximum number of words of a caption (of pieces of words for byte pairs).
 
         Returns:
-            int64 `[N, J]`, J = max_words; a caption without words is all 0.
+            int64 `[N, J]`, J = max_words; captions without words are all 0.
         """
         ids = torch.full((len(texts), max_words), PADDING_ID, dtype=torch.int64)
         for row, text in enumerate(texts):
@@ -186,11 +186,11 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Captions of ids, cleaned as they were encoded.
+        """Captions of ids, normalised as in encoding.
 
         Args:
-            ids: int64 `[N, J]`; padding is left out, an unknown word reads `[UNK]` (`<unk>` in the
-                official vocabulary), a character that was cut is left out.
+            ids: int64 `[N, J]`. Padding and partly cut characters are left out; unknown words
+                become `[UNK]` (`<unk>` in the official vocabulary).
         """
         return [
             self._decode([index for index in row if index != PADDING_ID]) for row in ids.tolist()

@@ -31,7 +31,7 @@ class Piece:
     area_range: tuple[float, float]
 
     def shares(self, width: float, height: float) -> tuple[float, float]:
-        """Shares, in (0, 1], of a picture's width and height as displayed."""
+        """Width and height of the crop as shares of the displayed picture, in (0, 1]."""
         area = width * height
         lowest, highest = (math.sqrt(share * area / self.aspect) for share in self.area_range)
         highest = min(highest, height, width / self.aspect)
@@ -44,12 +44,12 @@ class View:
     """The part of the picture that the model sees. The default is the largest central square.
 
     Args:
-        piece: A piece that is stretched to the model's square. None: a square is cut.
-        scale: Of a square: short side of the decoded picture as a multiple of the image size, at
+        piece: Crop that is stretched to the model's square. None: a square is cropped.
+        scale: For a square: short side of the decoded picture as a multiple of the image size, at
             least 1.
-        vertical: Place of square or piece, 0 = top, 1 = bottom.
-        horizontal: Place of square or piece, 0 = left, 1 = right.
-        flip: Whether left and right change places.
+        vertical: Position of the crop, 0 = top, 1 = bottom.
+        horizontal: Position of the crop, 0 = left, 1 = right.
+        flip: Whether to mirror left and right.
     """
 
     piece: Piece | None = None
@@ -70,21 +70,21 @@ def read_view(
     audio: AudioConfig | None,
     view: View = CENTER,
 ) -> Clip:
-    """Reads picture and sound from one start, the picture cut to the model's square.
+    """Reads picture and sound from one start; frames are cropped to the model's square.
 
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
-        start_seconds: From the file's start.
-        video: Number of frames, frame rate and size of the picture; None reads no picture.
-        audio: Number of samples and rate of the sound; None reads no sound.
-        view: The part of the picture; the default is the largest central square.
+        start_seconds: Start of the clip, from the start of the file.
+        video: Number, rate and size of frames. None: no picture is read.
+        audio: Number and rate of samples. None: no sound is read.
+        view: Part of the picture; the default is the largest central square.
 
     Returns:
         A clip whose video is uint8 `[T, H, W, C]`, H = W = `video.image_size`, and whose audio is
-        float32 `[S]`; None where not asked for or not in the file.
+        float32 `[S]`; None if not requested or not in the file.
 
     Raises:
-        MediaError: the file is unreadable, damaged in this place, or ends before the start.
+        MediaError: the file is unreadable, damaged at these times, or ends before the start.
 
     Example:
         >>> config = vatt.preset("tiny")
@@ -113,13 +113,13 @@ def read_view(
 
 
 class PieceFit:
-    """Size at which a picture is decoded so that a piece of it becomes the model's square.
+    """Size at which to decode a picture so that a crop of it becomes the model's square.
 
-    FFmpeg scales both sides so that the piece is just the square, whose shape is then right without
-    scaling again. It never enlarges: that is left for after the cut, when less is to be enlarged.
+    FFmpeg scales both sides so that the crop is exactly the square and needs no further scaling. It
+    never enlarges: the crop is enlarged afterwards, which is cheaper.
 
     Args:
-        piece: The piece.
+        piece: Crop.
         image_size: Side of the square in pixels.
     """
 
@@ -138,11 +138,11 @@ class PieceFit:
         return across, down
 
     def cut(self, frames: Tensor, view: View) -> Tensor:
-        """Cuts the piece from pictures that are scaled so, and makes it the square.
+        """Crops pictures of this size, and scales the crop to the square if needed.
 
         Args:
             frames: uint8 `[T, H, W, C]`.
-            view: Where the piece lies, and whether it is mirrored.
+            view: Position of the crop, and whether it is mirrored.
 
         Returns:
             uint8 `[T, image_size, image_size, C]`.
@@ -159,18 +159,18 @@ class PieceFit:
 
 
 def cut_view(frames: Tensor, image_size: int, view: View = CENTER) -> Tensor:
-    """Cuts pictures that are already scaled to the view's square.
+    """Crops the square of a view from pictures that are already scaled.
 
     Args:
         frames: `[..., H, W, C]`, any dtype; H and W of at least `image_size`.
         image_size: Side of the square in pixels.
-        view: Which square.
+        view: Position of the square, and whether it is mirrored.
 
     Returns:
         The same dtype, `[..., image_size, image_size, C]`; may share memory with `frames`.
 
     Raises:
-        ValueError: pictures smaller than the square.
+        ValueError: the pictures are smaller than the square.
     """
     square = transforms.crop(frames, image_size, vertical=view.vertical, horizontal=view.horizontal)
     return transforms.flip_horizontally(square) if view.flip else square

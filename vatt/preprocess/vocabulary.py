@@ -10,10 +10,10 @@ PADDING_ID = 0  # what models mask
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Ids of an official vocabulary's words.
+    """Reads the ids of words from an official vocabulary.
 
     Raises:
-        UserError: not such a file.
+        UserError: the file is not such a vocabulary.
     """
     ids: dict[str, int] = {}
     lines: dict[int, int] = {}  # of each id, from 1

@@ -23,13 +23,13 @@ from vatt.preprocess.view import read_view
 
 @dataclass(frozen=True, kw_only=True)
 class WindowPlan:
-    """Windows of one model, as plain data that can be sent to worker processes.
+    """Plan of the windows that a model reads, as plain data that can be sent to processes.
 
     Args:
-        video: Geometry of a window's picture; None: no picture is read.
-        audio: Geometry of a window's sound; None: no sound is read.
+        video: Geometry of video in a window. None: no video is read.
+        audio: Geometry of audio in a window. None: no audio is read.
         window_seconds: Length of a window.
-        hop_seconds: From the start of one sliding window to the start of the next.
+        hop_seconds: Time from the start of one sliding window to the next.
     """
 
     video: VideoConfig | None
@@ -38,7 +38,7 @@ class WindowPlan:
     hop_seconds: float
 
     def spread_starts(self, duration_seconds: float, count: int) -> list[float]:
-        """Starts of evenly spread windows, at most as many as cover the file."""
+        """Starts of evenly spread windows in seconds; no more windows than cover the file."""
         needed = math.ceil(duration_seconds / self.window_seconds - TIME_TOLERANCE_SECONDS)
         if self.video is not None:
             rate = self.video.frame_rate
@@ -50,7 +50,7 @@ class WindowPlan:
         )
 
     def sliding_starts(self, duration_seconds: float) -> list[float]:
-        """Starts `hop_seconds` apart, until a window reaches the end; at least one."""
+        """Starts at a distance of `hop_seconds`, until a window reaches the end; at least one."""
         beyond = duration_seconds - self.window_seconds - TIME_TOLERANCE_SECONDS
         count = max(1, math.ceil(beyond / self.hop_seconds) + 1)
         starts = [place * self.hop_seconds for place in range(count)]
@@ -92,16 +92,16 @@ def plan_windows(
     window_seconds: float | None = None,
     hop_seconds: float | None = None,
 ) -> WindowPlan:
-    """Windows for a model.
+    """Plan of windows for a model.
 
     Args:
-        config: Of the model.
+        config: Configuration of the model.
         modalities: `video`, `audio` or both.
-        window_seconds: Length of a window, rounded to whole patches; None: as in training.
-        hop_seconds: From start to start; None: one window follows the other.
+        window_seconds: Length of a window, rounded to whole patches. None: as in training.
+        hop_seconds: Time from the start of one window to the next. None: the length of a window.
 
     Raises:
-        UserError: a time that is not positive, a modality that the model lacks, or text.
+        UserError: a time is not positive, the model lacks a modality, or a modality is text.
     """
     names = tuple(modalities)
     unknown = [name for name in names if name not in {"video", "audio"} & {*config.modalities}]
@@ -141,13 +141,13 @@ def evaluation_windows(num_available: int, window: int, count: int) -> list[int]
     Args:
         num_available: Frames or samples of the sequence.
         window: Frames or samples that a window spans, frames × stride.
-        count: Number of windows; a single one lies in the middle.
+        count: Number of windows; a single one is in the middle.
 
     Returns:
-        Indices of the first frames, rising; all 0 where the sequence is not longer than a window.
+        Indices of the first frames, ascending; all 0 if the sequence is not longer than a window.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number is below 1.
 
     Source: `sample_linspace_sequence` and `sample_sequence` of DMVR, which the official code calls:
     linspace in float32, truncated.
@@ -177,7 +177,7 @@ def evaluation_starts(
         rate: Frames or samples per second.
 
     Raises:
-        ValueError: a window shorter than one frame or sample, or no windows.
+        ValueError: a window is shorter than one frame or sample, or there are no windows.
     """
     num_available = max(1, round(duration_seconds * rate))
     starts = evaluation_windows(num_available, round(window_seconds * rate), count)
@@ -185,5 +185,5 @@ def evaluation_starts(
 
 
 def looped(start: int, num_available: int, count: int, stride: int = 1) -> list[int]:
-    """Indices of a window's frames; after the last frame of the sequence its first follows."""
+    """Indices of the frames of a window; the sequence is repeated if it is too short."""
     return [(start + place * stride) % num_available for place in range(count)]

@@ -38,16 +38,16 @@ ESC50_COLUMNS = ("filename", "fold", "category")
 
 
 class AnnotationError(UserError):
-    """Lines of an annotation file that cannot be used."""
+    """Invalid lines of an annotation file."""
 
     @classmethod
     def of(cls, path: Path, faults: Sequence[Fault], remedy: str) -> "AnnotationError":
-        """Names the first faults and counts all.
+        """Error that names the first faults and counts all.
 
         Args:
             path: The file.
             faults: The faults of the lines.
-            remedy: A sentence that says what to do.
+            remedy: Sentence that says what to do.
         """
         head = f"{path}: {len(faults)} lines cannot be used"
         return cls("\n".join([head, *fault_lines(faults), remedy]))
@@ -64,7 +64,7 @@ class Annotation:
 
     Args:
         line: Number of the line, from 1; 0 for a file of a folder.
-        names: Possible names of the media file; the first that exists counts.
+        names: Possible names of the media file; the first one that exists is used.
         labels: Labels as written.
         start_seconds: Start of the part that the labels describe.
         end_seconds: End of that part; `inf`: the end of the file.
@@ -81,11 +81,11 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes in their order.
+    """Classes of a set, in order.
 
     Args:
         labels: Labels in annotation files.
-        names: Names for people, which differ from the labels of AudioSet only.
+        names: Readable names, which differ from the labels only for AudioSet.
     """
 
     labels: tuple[str, ...]
@@ -97,15 +97,15 @@ class Classes:
 
 
 def read_annotations(path: Path, layout: Layout, faults: list[Fault]) -> Iterator[Annotation]:
-    """The lines of an annotation file.
+    """Reads the lines of an annotation file.
 
     Args:
-        path: The file, or for `folder` the folder.
-        layout: Its form.
-        faults: Collects the lines that cannot be read.
+        path: Annotation file, or the folder for the layout `folder`.
+        layout: Format of the annotations.
+        faults: List that collects lines that cannot be read.
 
     Raises:
-        UserError: there is no such file, or it has other columns.
+        UserError: the file does not exist, or has other columns.
     """
     if layout == "folder":
         yield from _folder_annotations(path)
@@ -126,17 +126,17 @@ def read_annotations(path: Path, layout: Layout, faults: list[Fault]) -> Iterato
 
 
 def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classes:
-    """The classes, from their own file, or all that an annotation file names, sorted.
+    """Reads the classes from their own file, or takes all of an annotation file, sorted.
 
     Args:
         path: AudioSet's `class_labels_indices.csv`, Moments in Time's `moments_categories.txt`
-            (`label,index`), a csv with the columns `id` and `name`, or a class a line. None: from
-            the annotations.
+            (`label,index`), a csv with the columns `id` and `name`, or a file with one class per
+            line. None: from the annotations.
         annotations: Annotation file.
-        layout: Its form.
+        layout: Format of the annotations.
 
     Raises:
-        UserError: a file that cannot be read, names a class twice, or has fewer than two.
+        UserError: the file cannot be read, names a class twice, or has fewer than two classes.
     """
     faults: list[Fault] = []
     if path is None:
@@ -275,19 +275,19 @@ def _times(start: str, end: str) -> tuple[float, float] | None:
 def media_finder(
     path: Path, layout: Layout, media: Path | None
 ) -> tuple[Path, Callable[[Iterable[str]], str | None]]:
-    """The folder of the media, and a function that finds one of them by its possible names.
+    """Folder of the media, and a function that finds a media file by its possible names.
 
     Args:
-        path: The annotation file, or for `folder` the folder.
-        layout: Its form.
-        media: Folder of the media; None: the usual one.
+        path: Annotation file, or the folder for the layout `folder`.
+        layout: Format of the annotations.
+        media: Folder of the media. None: the usual place.
 
     Returns:
-        The folder, and a function from names to the path in it, None where there is no such file.
+        The folder, and a function from names to the path in it, or None if there is no such file.
         The function raises UserError if several files have the name.
 
     Raises:
-        UserError: no such folder.
+        UserError: the folder does not exist.
     """
     if layout in ("kinetics", "audioset"):
         if media is None:

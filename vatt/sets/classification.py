@@ -133,11 +133,11 @@ def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
 
 
 def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """ESC-50 or a set in its form, or one's own clips.
+    """Reads a csv: ESC-50, a set in its format, or clips of your own.
 
     Raises:
-        UserError: other columns, both split and fold, another split, a label that no training clip
-            has, or files that stand twice; named by line.
+        UserError: columns are missing, or there are both split and fold; a split is unknown, a
+            label has no training clip, or a file is listed twice (the error names the lines).
     """
     header = {*next(read_rows(path), (0, []))[1]}
     esc50 = set(ESC50_COLUMNS) <= header

@@ -13,18 +13,18 @@ from vatt.media.source import MediaSource
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One clip of a set.
+    """A clip of a set.
 
     Args:
         key: Name of the clip, unique in the set.
-        source: Media of the clip; None: there are none.
+        source: Media of the clip. None: they are missing.
         place: File and line that describe the clip, for messages.
         start_seconds: Start of the clip in its file.
         end_seconds: End of the clip; None: the end of the file.
         captions: Captions of the clip, for retrieval.
         label: Class of the clip, for classification.
-        splits: `train` or `test` in each fold of the set, "" where it is in neither.
-        absence: Why the clip has no media; "" if it has.
+        splits: `train` or `test` in each fold of the set; "" if the clip is in neither.
+        absence: Reason why the clip has no media; "" if it has media.
     """
 
     key: str
@@ -40,13 +40,13 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSet:
-    """Clips that are there, and those that are described but absent.
+    """Clips of a set, with and without media.
 
     Args:
         name: Name of the published set, such as `msrvtt-1k`; `own` for any other.
-        items: The clips that have media.
-        absent: The others.
-        description: Paths and choices, for the result file.
+        items: Clips with media.
+        absent: Clips without media.
+        description: Paths and settings, for the result file.
     """
 
     name: str
@@ -56,7 +56,7 @@ class EvaluationSet:
 
     @property
     def num_listed(self) -> int:
-        """Clips that the annotations describe."""
+        """Number of clips in the annotations."""
         return len(self.items) + len(self.absent)
 
     @property
@@ -66,11 +66,11 @@ class EvaluationSet:
 
     @property
     def labels(self) -> list[str]:
-        """All classes, sorted, those of absent clips too."""
+        """All classes, sorted, including those of missing clips."""
         return sorted({item.label for item in (*self.items, *self.absent)})
 
     def in_split(self, split: str) -> Self:
-        """The clips that are in a split in some fold."""
+        """The clips that are in a split in any fold."""
         return replace(
             self,
             items=tuple(item for item in self.items if split in item.splits),
@@ -79,13 +79,13 @@ class EvaluationSet:
 
 
 class MediaFiles:
-    """The media files of a folder by their ids: their names without folder and extension.
+    """Media files of a folder by id, which is the file name without extension.
 
     Args:
-        folder: Searched with its sub-folders.
+        folder: Folder to search, with its sub-folders.
 
     Raises:
-        ShardError: no such folder, or no media in it.
+        ShardError: the folder does not exist or contains no media.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -95,10 +95,10 @@ class MediaFiles:
             self._paths.setdefault(PurePosixPath(name).stem, []).append(name)
 
     def find(self, name: str) -> Path | None:
-        """The file of an id, or of a path in the folder; None: there is none.
+        """File with an id, or with a path in the folder; None if there is none.
 
         Raises:
-            UserError: there are several.
+            UserError: several files have this id.
         """
         path: str | None = name
         if not (self.folder / name).is_file():
@@ -106,10 +106,10 @@ class MediaFiles:
         return None if path is None else self.folder / path
 
     def find_id(self, name: str) -> str | None:
-        """The path in the folder of the file of an id; None: there is none.
+        """Path, in the folder, of the file with an id; None if there is none.
 
         Raises:
-            UserError: there are several.
+            UserError: several files have this id.
         """
         wanted = PurePosixPath(name)
         found = self._paths.get(wanted.stem) or self._paths.get(wanted.name) or []
@@ -136,7 +136,7 @@ def with_media(
     file_names: Sequence[str] | None = None,
     **description: Any,
 ) -> EvaluationSet:
-    """A set in which each clip has its file, or is listed as missing.
+    """Set whose clips have their files or are listed as missing.
 
     Args:
         name: Name of the set.
@@ -144,12 +144,12 @@ def with_media(
         media: Folder of the media.
         annotations: File or folder that describes the clips.
         file_names: Id or path of each clip's file; None: its key.
-        description: Further lines of the set's description.
+        description: Further entries of the set's description.
 
     Raises:
-        UserError: an id that several files have, two clips that are the same whole file, no clip,
-            or no file for any clip.
-        ShardError: no media in the folder.
+        UserError: several files have the same id, two clips are the same whole file, or there are
+            no clips or no files.
+        ShardError: the folder contains no media.
     """
     files = MediaFiles(media)
     if not items:
@@ -184,14 +184,14 @@ def _same_files(items: Sequence[Item]) -> list[Fault]:
 
 
 def refuse(path: Path, faults: Sequence[Fault]) -> None:
-    """Raises UserError that lists what is wrong with an annotation file, if anything is."""
+    """Raises UserError with the faults of an annotation file, if there are any."""
     if faults:
         lines = "\n".join(fault_lines(faults, "wrong"))
         raise UserError(f"{path} cannot be used, {len(faults)} entries are wrong\n{lines}")
 
 
 def find_repeated(items: Sequence[Item]) -> list[Fault]:
-    """A fault for each clip whose name an earlier one has."""
+    """Faults of clips whose name an earlier clip has."""
     first: dict[str, str] = {}
     faults = []
     for item in items:

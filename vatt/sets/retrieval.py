@@ -40,18 +40,19 @@ def read_retrieval_set(
     split: str | None = None,
     clips: Clips = "records",
 ) -> EvaluationSet:
-    """A set from shards or an annotation file.
+    """Reads a retrieval set from shards or an annotation file.
 
     Args:
         data: Folder or address of tar shards, or an annotation file.
         videos: Folder of the files that an annotation file names by their ids.
-        split: Split of an annotation file that has several; None: the split of published results.
+        split: Split of an annotation file that has several. None: the split of published results.
         clips: For shards: `records`: each record is a clip with all its captions; `segments`: each
             timed caption is a clip, from its start to its end.
 
     Raises:
-        UserError: the file is no annotation, wrong entries, named by line, or no media.
-        ShardError: a shard cannot be used, or there are no media.
+        UserError: the file has an unknown format, entries are invalid (the error names the lines),
+            or all media are missing.
+        ShardError: a shard cannot be used, or the folder contains no media.
     """
     path = Path(data)
     if path.suffix not in (".csv", ".json"):
@@ -78,11 +79,11 @@ def read_retrieval_set(
 
 
 def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") -> EvaluationSet:
-    """The records of a shard folder, or their timed captions.
+    """Clips of a shard folder: records, or timed captions.
 
     Raises:
         ShardError: a shard cannot be used.
-        UserError: no clip in it.
+        UserError: there are no clips.
     """
     from vatt.shards.shard_set import ShardSet
 
@@ -128,10 +129,11 @@ def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") 
 
 
 def read_msrvtt_csv(path: str | os.PathLike[str], videos: str | os.PathLike[str]) -> EvaluationSet:
-    """MSR-VTT 1k-A from its csv: one caption for each of 1,000 videos.
+    """Reads MSR-VTT 1k-A from its csv: one caption for each of 1,000 videos.
 
     Raises:
-        UserError: other columns, empty cells or videos that stand twice, named by line.
+        UserError: columns are missing, a cell is empty, or a video is listed twice; the error names
+            the lines.
     """
     path = Path(path)
     items, faults = [], []
@@ -151,10 +153,10 @@ def read_msrvtt_csv(path: str | os.PathLike[str], videos: str | os.PathLike[str]
 def read_caption_list(
     path: Path, content: Sequence[Any], videos: str | os.PathLike[str]
 ) -> EvaluationSet:
-    """MSR-VTT 1k-A, or any other set, from a JSON list of videos with their captions.
+    """Reads MSR-VTT 1k-A, or any other set, from a JSON list of videos with captions.
 
     Raises:
-        UserError: entries of another form, or videos that stand twice, named by their numbers.
+        UserError: an entry is invalid, or a video is listed twice; the error names their indices.
     """
     items, faults = [], []
     for number, entry in enumerate(content):
@@ -172,11 +174,11 @@ def read_caption_list(
 def read_msrvtt_json(
     path: Path, content: dict[str, Any], videos: str | os.PathLike[str], *, split: str = "test"
 ) -> EvaluationSet:
-    """All videos of a split of MSR-VTT with their 20 captions each.
+    """Reads a split of MSR-VTT: all videos with 20 captions each.
 
     Raises:
-        UserError: entries of another form, unknown videos, videos that stand twice, or another
-            split; named by their numbers.
+        UserError: an entry is invalid, a video is unknown or listed twice, or the split is unknown;
+            the error names the indices of entries.
     """
     faults: list[Fault] = []
     captions: dict[str, list[str]] = {}
@@ -220,11 +222,11 @@ def read_youcook2(
     *,
     split: str = "validation",
 ) -> EvaluationSet:
-    """The annotated pieces of the videos of a split of YouCook2, each with its sentence.
+    """Reads a split of YouCook2: annotated segments of videos with one sentence each.
 
     Raises:
-        UserError: entries of another form, pieces that stand twice, or another split; named by
-            video and number.
+        UserError: an entry is invalid, a segment is listed twice, or the split is unknown; the
+            error names video and index.
     """
     faults: list[Fault] = []
     items, names = [], []

@@ -49,13 +49,13 @@ def results_in_order(
         num_workers: Number of processes; 0 calls the function in this process, without limits.
         limit_seconds: Time without a sign of life (`tell_alive`) after which a process is killed.
         prepare: Function that each process calls once before time counts, for slow imports.
-        most_ahead: So many results at most are in work or wait for an earlier one, which bounds
-            their memory; None: any number.
+        most_ahead: Maximum number of results that are being computed or wait for an earlier one,
+            which limits their memory. None: no limit.
 
     Returns:
-        An iterator over the results in the order of the items. While one of them is looked at the
-        processes go on. Items that an iterator gives after it had none are taken, too, as long as
-        there are results to come or to look at.
+        Iterator over the results in the order of the items. Processes continue while the caller
+        handles a result. If `items` yields nothing for now, it is asked again as long as there are
+        results to come or to handle.
     """
     if not num_workers:
         yield map(function, items)
@@ -68,7 +68,7 @@ def results_in_order(
 
 
 def tell_alive() -> None:
-    """Restarts the time limit of the current item; long functions call it now and then."""
+    """Restarts the time limit of the current item; long functions call it from time to time."""
     if _Here.pipe is not None and time.monotonic() - _Here.told >= TELL_SECONDS:
         _Here.told = time.monotonic()
         _Here.pipe.send((ALIVE, None))

@@ -15,11 +15,11 @@ from vatt.system.ranks import world_size
 def forward_on_rank(network: VATT, batch: Batch) -> VATTOutput:
     """Output of the network for this rank's share of a batch.
 
-    In distributed training a modality that the share lacks is encoded from one blank row, which
-    counts nowhere.
+    In distributed training, if the share lacks a modality, one blank row is encoded, which has no
+    effect on the loss.
 
     Args:
-        network: In training or evaluation mode.
+        network: Network in training or evaluation mode.
         batch: Clips of this rank.
     """
     absent = [name for name in network.config.modalities if not batch.facts.num_rows(name)]
@@ -39,7 +39,7 @@ def forward_on_rank(network: VATT, batch: Batch) -> VATTOutput:
 
 
 def no_row(num_clips: int, modality: str, device: torch.device) -> Tensor:
-    """The mask of a modality that no clip has: bool `[B]` or, of text, `[B, 1]`."""
+    """Mask of a modality that no clip has: bool `[B]`, for text `[B, 1]`."""
     shape = (num_clips, 1) if modality == "text" else (num_clips,)
     return torch.zeros(shape, dtype=torch.bool, device=device)
 

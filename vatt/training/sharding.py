@@ -26,7 +26,7 @@ class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all processes of a run; checkpoints are single files, as with DDP.
 
     Args:
-        timeout_minutes: How long ranks wait for each other before the run ends with an error.
+        timeout_minutes: Time that ranks wait for each other before the run ends with an error.
     """
 
     def __init__(self, timeout_minutes: float = 30.0) -> None:
@@ -42,7 +42,7 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Sets up without inference mode: weights that are gathered in it could not be trained."""
+        """Sets up without inference mode, because weights gathered in it could not be trained."""
         loops = (trainer.validate_loop, trainer.test_loop, trainer.predict_loop)
         for loop in (trainer.fit_loop.epoch_loop.val_loop, *loops):
             loop.inference_mode = False
@@ -81,5 +81,5 @@ def is_sharded(module: LightningModule) -> bool:
 
 
 def whole(value: Tensor) -> Tensor:
-    """The whole of a tensor of which each rank has a share, a collective; others unchanged."""
+    """Gathers a sharded tensor from all ranks (a collective); returns others unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value

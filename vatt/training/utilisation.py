@@ -35,13 +35,13 @@ HALVES = ("bf16-mixed", "bf16-true", "16-mixed", "16-true")
 def peak_flops(
     device_name: str, precision: str, peaks: Mapping[str, tuple[float, float, float]] = PEAKS
 ) -> float | None:
-    """FLOP/s that a device reaches at most; None where that is not known.
+    """Peak FLOP/s of a device; None if unknown.
 
     Args:
-        device_name: Name by `torch.cuda.get_device_name`.
-        precision: Precision of Lightning's trainer, such as `bf16-mixed`. Float32 runs in TF32
-            where torch's `float32_matmul_precision` allows it.
-        peaks: FLOP/s by the beginning of a name: in 16 bit, in TF32, in float32.
+        device_name: Name from `torch.cuda.get_device_name`.
+        precision: Precision of Lightning's trainer, such as `bf16-mixed`. Float32 runs in TF32 if
+            torch's `float32_matmul_precision` allows it.
+        peaks: Peak FLOP/s in 16 bit, TF32 and float32, by the beginning of a device's name.
     """
     known = next((peak for name, peak in peaks.items() if device_name.startswith(name)), None)
     if known is None or "MIG" in device_name:  # a share of a device
@@ -54,13 +54,13 @@ def peak_flops(
 
 
 class FlopMeter:
-    """Adds up the FLOPs of training steps for the pictures, sounds and captions that are present.
+    """Counts the FLOPs of training steps, for the videos, sounds and captions that are present.
 
     Captions count with `max_words` words, as in `vatt.network.flops`.
 
     Args:
-        config: The model.
-        peak: FLOP/s of this process's device.
+        config: Configuration of the model.
+        peak: Peak FLOP/s of the device of this process.
     """
 
     def __init__(self, config: VATTConfig, peak: float) -> None:
@@ -70,12 +70,12 @@ class FlopMeter:
         self._flops = 0
 
     def add(self, batch: Batch | MicroBatches) -> None:
-        """One batch of this process."""
+        """Adds a batch of this process."""
         counts = (*map(batch.facts.num_rows, MODALITIES), len(batch))
         self._flops += sum(map(mul, counts, self._each))
 
     def utilisation(self, seconds: float) -> float:
-        """Share of the peak that was used over the seconds in which all that was added ran."""
+        """Share of the peak rate that the added batches used in a given time, in [0, 1]."""
         flops, self._flops = self._flops, 0
         return TRAINING_PASSES * flops / (seconds * self._peak)
 
@@ -86,13 +86,13 @@ def flop_meter(
     precision: str,
     peaks: Mapping[str, tuple[float, float, float]] = PEAKS,
 ) -> FlopMeter | None:
-    """A meter for a network that `vatt.network.flops` can count, on a device whose peak is known.
+    """Meter for a network; None if its FLOPs cannot be counted or the peak is unknown.
 
     Args:
-        network: A `vatt.VATT`.
-        device: Where it trains.
+        network: Network to train.
+        device: Device of the training.
         precision: Precision of Lightning's trainer, such as `bf16-mixed`.
-        peaks: FLOP/s by the beginning of a name: in 16 bit, in TF32, in float32.
+        peaks: Peak FLOP/s in 16 bit, TF32 and float32, by the beginning of a device's name.
     """
     config = getattr(network, "config", None)
     if not isinstance(config, VATTConfig):
