@@ -17,10 +17,10 @@ from vatt.network.log_mel import LogMel, log_mel_of
 
 
 class StreamedData(LightningDataModule):
-    """Carries the position of a training stream; subclasses say what is in it.
+    """Data module with the position of a training stream; subclasses define the stream.
 
-    Lightning forgets the state of a loader that it has asked for before it reads the checkpoint,
-    so the module keeps it. Subclasses are dataclasses with at least the settings below.
+    Lightning loses the state of loaders that it requests before it reads the checkpoint, so the
+    module stores the state. Subclasses are dataclasses with at least the settings below.
     """
 
     OTHER_VOCABULARY: ClassVar[str]  # the error for a checkpoint with another `vocabulary`
@@ -37,31 +37,31 @@ class StreamedData(LightningDataModule):
         self._state: dict[str, Any] | None = None
 
     def open(self, stage: str | None) -> None:
-        """Opens what a stage needs, once."""
+        """Opens the data of a stage, once."""
         raise NotImplementedError
 
     def vocabulary(self) -> dict[str, Any]:
-        """The meaning of the stream's ids or labels, by name; empty before it is known."""
+        """Meaning of the stream's ids or labels, by name; empty before it is known."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens what a stage needs; a fit begins the stream anew unless a state is loaded."""
+        """Opens the data of a stage; a fit restarts the stream unless a state is loaded."""
         if stage == "fit":
             self._close()
             self._loader = self._state = None
         self.open(stage)
 
     def teardown(self, stage: str | None = None) -> None:
-        """Ends the reading processes; the position stays, for a checkpoint that is saved later."""
+        """Stops the reader processes; keeps the position for a later checkpoint."""
         if stage == "fit":
             self._close()
 
     def stream(self, samples: Dataset[Any], order: GlobalOrder, **options: Any) -> PositionedLoader:
-        """This rank's share of a stream, where the loaded state or the last such loader stands.
+        """Loader of this rank's share of a stream, at the loaded or last position.
 
         Args:
-            samples: Makes the batch of a list of references.
-            order: The global order.
+            samples: Data set that makes the batch of a list of references.
+            order: Order of the samples.
             options: Further options of `PositionedLoader`.
         """
         self._close()
@@ -84,7 +84,7 @@ class StreamedData(LightningDataModule):
     def evaluation_loader(
         self, samples: Dataset[Any], *, batch_size: int, num_workers: int
     ) -> EvaluationLoader:
-        """This rank's share of a set, every item once."""
+        """Loader of this rank's share of a set, with every item once."""
         return EvaluationLoader(
             samples,
             batch_size=batch_size,
@@ -95,11 +95,11 @@ class StreamedData(LightningDataModule):
         )
 
     def test_dataloader(self) -> EvaluationLoader | list[Any]:
-        """The same as for validation."""
+        """The same loader as for validation."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> EvaluationLoader | list[Any]:
-        """The same as for validation."""
+        """The same loader as for validation."""
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,10 +110,10 @@ class StreamedData(LightningDataModule):
         return {**self._loader.state_dict(), **vocabulary}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes to a position, now or when the stream is made; an empty state is the start.
+        """Resumes at a position, now or when the stream is made; an empty state is the start.
 
         Raises:
-            UserError: the state is that of a run with another vocabulary.
+            UserError: the state belongs to a run with another vocabulary.
         """
         for name, value in self.vocabulary().items():
             if state_dict.get(name) not in (None, value):
@@ -124,14 +124,14 @@ class StreamedData(LightningDataModule):
 
     @property
     def decode_failures(self) -> int:
-        """Training clips that this process and its workers could not read as planned."""
+        """Number of training clips that this process and its workers could not read as planned."""
         return 0 if self.train_samples is None else self.train_samples.counts.failures
 
     def masked_log_mel(self, audio: AudioConfig | None) -> LogMel | None:
-        """The spectrogram that `augment` masks; None where it masks none.
+        """Spectrogram module for masking by `augment`; None if it masks nothing.
 
         Args:
-            audio: Geometry of the sound that the model sees; None: it sees none.
+            audio: Geometry of audio for the model. None: the model has no audio.
 
         Raises:
             UserError: there is no spectrogram to mask.
@@ -147,12 +147,12 @@ class StreamedData(LightningDataModule):
 
     @property
     def rank(self) -> int:
-        """This process among those of the run."""
+        """Index of this process in the run."""
         return 0 if self.trainer is None else self.trainer.global_rank
 
     @property
     def world_size(self) -> int:
-        """Processes of the run."""
+        """Number of processes of the run."""
         return 1 if self.trainer is None else self.trainer.world_size
 
     def _close(self) -> None:

@@ -1,4 +1,4 @@
-"""Batch: the one contract between data and model.
+"""The batch, the only interface between data and model.
 
 Shape legend of the project: `B` clips in the batch · `G` clips over all ranks · `T` frames · `H W`
 pixels · `C` channels · `S` waveform samples · `M` windows of a spectrogram · `F` mel bins · `L`

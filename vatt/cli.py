@@ -1,4 +1,4 @@
-"""The `vatt` command: finds the command asked for and imports only what that one needs."""
+"""Entry point `vatt`: finds a command, and imports only what it needs."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Errors that a user can put right, and faults: what was left out of a result, and why."""
+"""Errors that a user can correct, and faults: things left out of a result, with reasons."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,5 +1,5 @@
-"""The commands of `vatt`: arguments become one call each.
+"""Commands of `vatt`; each is a function whose signature defines the arguments.
 
-A command's heavy imports stand inside its function, so that `--help` answers at once. Imports
-all rooms but `demo`. `vatt.cli` finds the command.
+Heavy imports are inside the functions, so that `--help` is fast. Imports all rooms except `demo`.
+`vatt.cli` finds the command.
 """

@@ -1,4 +1,4 @@
-"""Parsers made from the functions that they call: one place for an option's name, type and help.
+"""Argument parsers made from functions: name, type and help of an option are defined once.
 
 A positional parameter of a command's function becomes an argument, a keyword-only one an option.
 A parameter whose type is a dataclass becomes a group of options, one per field. Defaults come from

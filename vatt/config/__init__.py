@@ -1,6 +1,6 @@
-"""The model as data: sizes, presets, spaces and the configurations that come with vatt.
+"""Settings of models, presets, common spaces and the shipped configurations.
 
-Dataclasses without torch, so that commands can read them at once. Imports `vatt.errors` only.
+Dataclasses without torch, so that commands can import them quickly. Imports `vatt.errors` only.
 Start with `model.VATTConfig`, then `presets.preset`.
 """
 

@@ -1,4 +1,4 @@
-"""Checks of options and configuration dataclasses; dataclasses from plain containers."""
+"""Checks of options and settings; dataclasses from plain containers."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""The model as data: frozen dataclasses that a YAML file fills and a checkpoint carries.
+"""Settings of a model: frozen dataclasses, filled from YAML and stored in checkpoints.
 
-Defaults are those of the official code (``[C]`` below) at the Medium size; ``[P]`` marks what the
-paper says where it differs.
-Source: Akbari et al., "VATT", NeurIPS 2021, section 4.1, and google-research/vatt/configs.
+The defaults are those of the official code (``[C]`` below) at the Medium size; ``[P]`` marks values
+of the paper, if they differ. Source: Akbari et al., "VATT", NeurIPS 2021, section 4.1, and
+google-research/vatt/configs.
 """
 
 import dataclasses

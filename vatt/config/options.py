@@ -1,4 +1,4 @@
-"""Options that commands share with the functions behind them."""
+"""Options that commands share with the functions that they call."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The published models by name, and their classifiers.
+"""Configurations of the published models by name, and of their classifiers.
 
 | preset | video | audio | text | source |
 |---|---|---|---|---|
@@ -6,8 +6,8 @@
 | bbs, mbs, lbs | Base, Medium, Large | Base | Small (T5) | paper Table 7; [C] `tx_fac` |
 | …-spectrogram | as above | Base, no biases | Small (T5) | paper Table 10; [C] `spt_base` |
 
-The three sizes of the agnostic model are in the official code, the paper reports Medium. All share
-the inputs of paper section 4.1 and the spaces of section 3.4, which are the defaults of
+The official code has three sizes of the agnostic model; the paper reports Medium. All share the
+inputs of paper section 4.1 and the spaces of section 3.4, which are the defaults of
 `vatt.config.model`.
 """
 

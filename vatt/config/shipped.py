@@ -1,4 +1,4 @@
-"""Configuration files by name, and one sentence about what is wrong in one."""
+"""Shipped configuration files, and reading of settings from YAML."""
 
 import contextlib
 from collections.abc import Sequence

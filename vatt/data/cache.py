@@ -1,9 +1,9 @@
-"""Decoded clips kept in memory that worker processes and epochs share.
+"""Cache of decoded clips, in memory that worker processes and epochs share.
 
-Decoding is most of the cost of a small data set. With the cache a clip is decoded once per view,
-`epoch % num_views`, and everything that is drawn for it (time, bag of captions, square, mirroring)
-is drawn for the view instead of the epoch. The sequence of samples does not change, and since the
-content of a slot depends only on its number, any process may fill it at any time.
+Decoding is most of the cost of a small data set. With the cache, a clip is decoded once per view,
+`epoch % num_views`; all its random choices (time, bag of captions, crop, mirroring) are drawn per
+view instead of per epoch. The sequence of samples does not change. The content of a slot depends
+only on its index, so any process may fill it at any time.
 """
 
 import logging

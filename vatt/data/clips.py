@@ -1,4 +1,4 @@
-"""One clip as a row of a batch: its place in time, its captions, reading and collating."""
+"""Clips as rows of a batch: choice of time and captions, reading and collating."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

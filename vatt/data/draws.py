@@ -1,4 +1,4 @@
-"""Random draws that depend on seed, epoch and sample alone, never on a process's state."""
+"""Random draws that depend only on seed, epoch and sample, never on the state of a process."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Labelled clips: random ones of each file for training, all fixed views for evaluation."""
+"""Labelled clips: random clips of each file for training, fixed views for evaluation."""
 
 import dataclasses
 import logging

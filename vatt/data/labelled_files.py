@@ -1,4 +1,4 @@
-"""Labelled media files: a compact list of them, made from annotations."""
+"""Compact list of labelled media files, made from annotations."""
 
 import logging
 import math

@@ -1,7 +1,8 @@
-"""A DataLoader whose position is the number of global samples handed out.
+"""Loader whose position is the number of samples read so far, over all ranks.
 
-Lightning stores the state of rank 0's loader only and reads it at any time, so the state says
-nothing about ranks or workers: it counts what has left the loader, not what workers have prepared.
+Lightning stores the state of rank 0's loader only, and may read it at any time. The state therefore
+does not depend on ranks or workers: it counts batches that left the loader, not batches that
+workers have prepared.
 """
 
 import itertools

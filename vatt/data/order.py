@@ -1,8 +1,8 @@
 """The global order of samples: a pure function of seed, weights and position.
 
-Nothing is drawn from a stateful generator: every number is a hash of the integers that name it. The
-order is therefore the same on every rank, in every worker, on every machine and with every version
-of NumPy, and a run resumes at any position at once.
+There is no stateful random generator: every number is a hash of integer keys. The order is
+therefore the same on every rank, in every worker, on every machine and with every version of NumPy,
+and a run can resume at any position at once.
 """
 
 from collections.abc import Callable, Hashable, Sequence

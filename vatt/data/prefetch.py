@@ -1,4 +1,4 @@
-"""Remote shards that are downloaded before the order of training needs them."""
+"""Download of remote shards before training needs them."""
 
 import contextlib
 import os

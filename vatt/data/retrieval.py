@@ -1,4 +1,4 @@
-"""The retrieval set: every record once, from the middle of its file, with all its captions."""
+"""Retrieval set: every record once, from the middle of its file, with all captions."""
 
 import logging
 from collections.abc import Sequence

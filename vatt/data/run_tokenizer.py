@@ -1,4 +1,4 @@
-"""The tokenizer that a run trains from its captions, where none is given to it."""
+"""Tokenizer that a run trains on its captions, if none is given."""
 
 import hashlib
 from collections.abc import Sequence

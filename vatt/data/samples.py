@@ -1,8 +1,8 @@
-"""The training set: a reference of the global order → one sample, or a whole batch.
+"""Training set: reads a sample, or a batch, by references of the global order.
 
-All draws are named by (seed, set, sample, epoch), never by the worker or the batch. A clip that
-cannot be read is replaced: by another start in the same file, then by the next samples of its set;
-that too is a function of the same names.
+All draws depend on (seed, set, sample, epoch), never on the worker or the batch. An unreadable clip
+is replaced by another start in the same file, then by the next samples of its set; this depends on
+the same values.
 """
 
 import bisect

@@ -1,4 +1,4 @@
-"""The demo: a corpus drawn here, a training run on it, and a report.
+"""The demo: a synthetic corpus, a training run on it, and a report.
 
 Imports `runs` and below. Start with `run.main`; `corpus` draws the videos.
 """

@@ -1,10 +1,10 @@
-"""The demo corpus: short narrated scenes as real H.264/AAC files with captions, made from a seed.
+"""Demo corpus: short narrated scenes as real H.264/AAC files with captions, made from a seed.
 
-A scene has a main object with a shape, a colour and a motion. Training material has the faults of
-narrated video found in the wild: captions that are early, late or about something else, captions
-that tell only a part, files without sound, files without text. Validation has none of these, and
-its combinations of attributes never occur in training, neither in a picture nor in a caption; every
-pair of its attributes does. A file depends on (seed, split, index) only, not on the process.
+A scene has a main object with a shape, a colour and a motion. Training videos have the faults of
+real narrated videos: captions that are early, late, incomplete or about something else, files
+without sound, and files without text. Validation videos have none of these faults. Their
+combinations of attributes never occur in training, neither in pictures nor in captions, but every
+pair of their attributes does. A file depends only on (seed, split, index), not on the process.
 """
 
 import functools
@@ -50,12 +50,12 @@ TEXTLESS_RATE = 0.15
 
 @functools.cache
 def split_combinations() -> dict[Split, tuple[Combination, ...]]:
-    """The combinations of each split, the same for every seed.
+    """Combinations of each split; the same for every seed.
 
-    A local search swaps held-out combinations for others until they have few distinct pairs of
-    attributes (two attributes must not suffice to find a clip), every value occurs about equally
-    often, and every held-out pair stays in training with another third attribute. It takes some
-    hundredths of a second.
+    A local search swaps held-out combinations until three conditions hold. They have few distinct
+    pairs of attributes, so that two attributes are not enough to find a clip. Every value occurs
+    about equally often. Every held-out pair occurs in training with another third attribute. The
+    search takes some hundredths of a second.
     """
     chance = random.Random(0)
     combinations = list(COMBINATIONS)
@@ -89,7 +89,7 @@ def _split_cost(held_out: Sequence[Combination]) -> int:
 
 
 def combination_of(seed: int, split: Split, index: int) -> Combination:
-    """Combination of a file: all of the split in turn, then all again in another order."""
+    """Combination of a file: each of the split once, then each again in another order."""
     combinations = split_combinations()[split]
     cycle, place = divmod(index, len(combinations))
     chance = np.random.default_rng((seed, SPLITS.index(split), cycle))
@@ -136,24 +136,24 @@ def write_corpus(
     num_workers: int | None = None,
     show_progress: bool = True,
 ) -> bool:
-    """Writes `train/`, `validation/` (mp4 files, `captions.jsonl`) and `corpus.json`, or nothing.
+    """Writes `train/` and `validation/` (mp4 files, `captions.jsonl`) and `corpus.json`.
 
-    A finished corpus of the same parameters is left as it is; one of other parameters is replaced.
+    An existing corpus with the same parameters is kept; one with other parameters is replaced.
 
     Args:
-        out: Folder of the corpus; it appears under this name when all is written.
+        out: Folder of the corpus, which appears under this name when it is complete.
         num_train: Number of files of the training split.
         num_validation_renderings: Number of files of each of the 100 held-out combinations.
-        seed: The same seed makes the same bytes.
-        num_workers: Number of processes. None: one per core; 0: only this one.
+        seed: Seed; the same seed gives the same bytes.
+        num_workers: Number of processes; 0: only this process. None: one per core.
         show_progress: Whether to draw a progress bar.
 
     Returns:
-        False if the corpus was already there.
+        False if the corpus already existed.
 
     Raises:
-        UserError: a number out of range, `out` holds something else, or a process was killed.
-        OSError: a file could not be written (no space left, for instance); names it.
+        UserError: a number is out of range, `out` has other contents, or a process was killed.
+        OSError: a file cannot be written, for example because the disk is full; the error names it.
     """
     numbers = {"num_train": num_train, "num_validation_renderings": num_validation_renderings}
     for name, number in {**numbers, "seed": seed, "num_workers": num_workers or 0}.items():

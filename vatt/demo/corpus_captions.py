@@ -68,7 +68,7 @@ COMPANY_WORDINGS = (
 
 
 def narrate(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Draws timed captions without a fault, each worded differently, all with three attributes.
+    """Draws correct timed captions in different words, each with all three attributes.
 
     Returns:
         Segments with `start_seconds`, `end_seconds` and `text`, in order of time.

@@ -1,9 +1,9 @@
-"""Pictures of the demo corpus: a coloured, textured shape moves over a textured, drifting ground.
+"""Pictures of the demo corpus: a coloured, textured shape on a drifting, textured background.
 
 Lengths are shares of the short side of the picture, so that a scene looks the same at every size;
 positions are measured from the centre, x to the right and y down. The object stays inside the
-central square, which is what a centred crop keeps; only at the two ends of a crossing its edge is
-cut. Every motion repeats so often that any 1.6 s of a file show what it is.
+central square, which a centred crop keeps; only at both ends of a crossing is its edge cut. Every
+motion repeats so often that it can be recognised in any 1.6 s of a file.
 """
 
 import math
@@ -46,7 +46,7 @@ COMPANY_RATE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The random choices for a scene, for picture and sound together."""
+    """Random choices that determine picture and sound of a scene."""
 
     shape: str
     colour: str
@@ -69,15 +69,15 @@ class Scene:
 
     @property
     def duration_seconds(self) -> float:
-        """Length of the file."""
+        """Length of the file in seconds."""
         return self.num_frames / self.frame_rate
 
     def progress(self, times: np.ndarray) -> np.ndarray:
-        """Share in [0, 1) of the crossing or growth under way; 0.5 in the middle of the file."""
+        """Completed share of the current crossing or growth, in [0, 1); 0.5 at half time."""
         return ((times - self.duration_seconds / 2) / self.period_seconds + 0.5) % 1
 
     def since_impact(self, times: np.ndarray) -> np.ndarray:
-        """Share in [0, 1) of the bounce under way; 0 at the instant of a frame."""
+        """Completed share of the current bounce, in [0, 1); it is 0 at the time of a frame."""
         return ((times * self.frame_rate - self.first_impact) / self.bounce_frames) % 1
 
 

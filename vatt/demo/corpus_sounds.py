@@ -1,7 +1,7 @@
-"""Sound of the demo corpus: the shape is heard as timbre, the motion as rhythm, loudness or pitch.
+"""Sound of the demo corpus: shape becomes timbre, motion becomes rhythm, loudness or pitch.
 
-Every shape has a band of its own around a carrier, and no motion leaves it: the carriers lie a
-factor 1.6 apart, the glides span ±15 %. Rhythm, loudness and pitch follow the picture: steps of a
+Every shape has its own frequency band around a carrier, and no motion leaves the band: carriers are
+a factor of 1.6 apart, glides span ±15 %. Rhythm, loudness and pitch follow the picture: steps of a
 crossing, size, height, turns and impacts.
 """
 

@@ -1,8 +1,8 @@
 """Linear evaluation on the demo corpus: linear classifiers on frozen features.
 
-The same classifier, chosen in the same way, gets features of the pre-trained network, of the same
-network with the random weights that its training began with, and the input itself: pixels, or a
-log-mel spectrogram. It needs no scikit-learn, unlike `vatt.evaluation.linear`.
+The same classifier, chosen in the same way, is trained on three kinds of input: features of the
+pre-trained network, features of the same network with its initial random weights, and raw input
+(pixels, or a log-mel spectrogram). It needs no scikit-learn, unlike `vatt.evaluation.linear`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,15 +67,15 @@ def evaluate_linearly(
     """Accuracies of linear classifiers on frozen features.
 
     Args:
-        model: The pre-trained network, in evaluation mode.
-        train: Batches of the training clips, and the values of `ATTRIBUTES` of each clip.
-        test: The same of the test clips.
-        seed: Seed of the pre-training, so that the random weights are those it began with.
+        model: Pre-trained network in evaluation mode.
+        train: Batches of training clips, and the values of `ATTRIBUTES` of each clip.
+        test: The same for test clips.
+        seed: Seed of the pre-training, which gives the same initial random weights.
 
     Returns:
-        `num_train`, `num_test` and `rows`: for each task its `modality` and `attribute`, `chance`
-        and the accuracy of each of `SOURCES` in percent, and the chosen `regularisation` of each. A
-        task without training or test clips is left out.
+        `num_train`, `num_test` and `rows`. Each row has the `modality` and `attribute` of a task,
+        `chance` and the accuracy of each of `SOURCES` in percent, and the chosen `regularisation`
+        of each. Tasks without training or test clips are left out.
     """
     networks = {"pretrained": model, "random": untrained(model, seed)}
     train_rows, test_rows = read_rows(networks, *train), read_rows(networks, *test)
@@ -104,7 +104,7 @@ def untrained(model: VATT, seed: int) -> VATT:
 def read_rows(
     networks: Mapping[str, VATT], batches: Iterable[Batch], combinations: Sequence[Combination]
 ) -> dict[tuple[str, str], LabelledRows]:
-    """Features of each network and raw inputs, by modality and source; a batch is read once."""
+    """Features of each network and raw inputs, by modality and source; each batch is read once."""
     sample_rate = next(iter(networks.values())).config.audio.sample_rate
     values: dict[tuple[str, str], list[Tensor]] = {}
     shown: dict[str, list[Combination]] = {"video": [], "audio": []}
@@ -129,15 +129,15 @@ def read_rows(
 
 
 def raw_values(clips: Tensor, *, sample_rate: int) -> Tensor:
-    """The input itself, one row per clip.
+    """Raw input of a classifier, one row per clip.
 
     Args:
         clips: Pictures, uint8 `[B, T, H, W, C]`, or sound, float `[B, S]`.
-        sample_rate: Hz, of the sound.
+        sample_rate: Sample rate of the sound in Hz.
 
     Returns:
-        float32 `[B, T · C · 8 · 8]`, every frame averaged to 8 × 8 pixels, or `[B, M · F]`, a
-        log-mel spectrogram of 80 bins.
+        float32 `[B, T · C · 8 · 8]`, frames averaged to 8 × 8 pixels, or `[B, M · F]`, a log-mel
+        spectrogram of 80 bins.
     """
     if clips.ndim == 2:
         highest = min(7600.0, sample_rate / 2)
@@ -175,10 +175,11 @@ def _measure(
 def choose_regularisation(
     train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], num_classes: int
 ) -> tuple[float, Tensor | None]:
-    """The strength that is most accurate on held-out rows, and the weights fitted with it.
+    """Regularisation strength with the best accuracy on held-out rows, and its fitted weights.
 
-    Goes from strong to weak, each fit from the weights of the one before. Of equally good strengths
-    the strongest wins; after `PATIENCE` strengths that are not better the search ends.
+    The search goes from strong to weak; each fit starts from the weights of the previous one. Of
+    equally good strengths, the strongest is chosen. The search ends after `PATIENCE` strengths
+    without improvement.
     """
     best, chosen = -1.0, 0
     weights: Tensor | None = None
@@ -203,7 +204,7 @@ def fit_logistic(
 ) -> Tensor:
     """Multinomial logistic regression by L-BFGS.
 
-    Minimises the mean cross entropy plus strength / 2 times the sum of squares of the weights,
+    It minimises the mean cross entropy plus strength / 2 times the sum of squares of the weights,
     without biases. scikit-learn gives the same weights with `C` = 1 / (N · strength).
 
     Args:
@@ -211,7 +212,7 @@ def fit_logistic(
         labels_N: int64 `[N]`, in [0, `num_classes`).
         num_classes: `C`.
         strength: Strength of the regularisation.
-        start: Weights to begin with; None: zero.
+        start: Initial weights. None: zero.
 
     Returns:
         float `[C, D + 1]`: weights, and biases as the last column.

@@ -1,4 +1,4 @@
-"""The demo's result: the content of its report, and a table for the terminal."""
+"""Results of the demo: content of its report, and a table for the terminal."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,13 @@ VERSIONS = ("vatt", "torch", "lightning", "av", "numpy")
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationSet:
-    """The retrieval set of the demo.
+    """Retrieval set of the demo.
 
     Args:
         shards: Shards with the clips.
-        batches: All clips, in the order of the shards.
+        batches: Batches of all clips, in the order of the shards.
         combinations: Shape, colour and motion of each clip.
-        renderings: Number of the clip among those of its combination.
+        renderings: Index of each clip among those of its combination.
     """
 
     shards: ShardSet
@@ -46,7 +46,7 @@ class ValidationSet:
     renderings: list[int]
 
     def gallery(self) -> list[int]:
-        """Rows of the first rendering, in the order of the combinations."""
+        """Rows of the first rendering of each combination, in the order of combinations."""
         rows = [row for row, rendering in enumerate(self.renderings) if rendering == 0]
         return sorted(rows, key=lambda row: self.combinations[row])
 
@@ -121,7 +121,7 @@ def attention_examples(
 
 
 def summary(metrics: Mapping[str, Any], out: Path) -> str:
-    """The result as a table, and the path of the report."""
+    """Results as a table, and the path of the report."""
     lines = [
         f"\nRetrieval among {metrics['num_candidates']} combinations never seen in training "
         f"(chance R@1 {100 / metrics['num_candidates']:.0f} %):",
@@ -148,7 +148,7 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
 
 
 def linear_lines(evaluation: Mapping[str, Any]) -> list[str]:
-    """The table of the linear evaluation, if there is one."""
+    """Table of the linear evaluation, if there is one."""
     if not evaluation["rows"]:
         return []
     lines = [

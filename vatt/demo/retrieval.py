@@ -21,19 +21,19 @@ def demo_retrieval(
 ) -> dict[str, dict[str, float]]:
     """Retrieval on the demo corpus, averaged over captions and renderings.
 
-    A gallery is one rendering of every combination. Every caption, sound and video of every
-    rendering is searched in every gallery (of captions: one slot of one rendering). The answer is
-    the clip of the same combination in any rendering: what a sound shares with its own picture only
-    (speed, phase) helps in just one of several galleries.
+    A gallery is one rendering of every combination (for captions: one slot of one rendering). Every
+    caption, sound and video of every rendering is a query in every gallery. The match is the clip
+    of the same combination in any rendering. Properties that a sound shares only with its own
+    picture (speed, phase) therefore help in only one of several galleries.
 
     Args:
         table: Embeddings of the validation set.
-        combinations: The attribute values of each row of the table.
-        renderings: Number of the rendering of each row.
+        combinations: Attribute values of each row of the table.
+        renderings: Index of the rendering of each row.
 
     Returns:
-        Metrics by direction; the directions from and to sound also have `ceiling`, the R@1 in
-        percent of an oracle that knows the audible attributes exactly and guesses the others.
+        Metrics by direction. Directions from and to audio also have `ceiling`: the R@1 in percent
+        of an oracle that knows the audible attributes exactly and guesses the others.
 
     Raises:
         ValueError: a rendering lacks a combination or has one twice.
@@ -49,7 +49,7 @@ def attribute_oracle(combinations: Iterable[tuple[str, ...]], known: Sequence[in
     """Expected R@1 in percent of an oracle that knows some attributes and guesses the others.
 
     Args:
-        combinations: Attribute values; repeated ones count once.
+        combinations: Attribute values; repeated combinations count once.
         known: Positions of the attributes that the oracle knows.
     """
     distinct = set(combinations)
@@ -69,12 +69,12 @@ def demo_confusions(
     combinations: Sequence[tuple[str, ...]],
     renderings: Sequence[int],
 ) -> dict[str, dict[str, AttributeConfusion]]:
-    """Attributes of the best candidates beside those asked for, by direction and attribute.
+    """Confusions between wanted and found attributes, by direction and attribute.
 
     Args:
         table: Embeddings of the validation set.
-        combinations: The attribute values of each row of the table.
-        renderings: Number of the rendering of each row.
+        combinations: Attribute values of each row of the table.
+        renderings: Index of the rendering of each row.
     """
     values = [sorted({c[i] for c in combinations}) for i in range(len(ATTRIBUTES))]
     codes = torch.tensor(

@@ -1,4 +1,4 @@
-"""`vatt demo`: from nothing to a trained, evaluated model on real media, with a report.
+"""`vatt demo`: makes a corpus, trains and evaluates a model, and writes a report.
 
 Six stages: corpus → shards → fit → evaluate → linear → report. A second run skips finished work.
 """
@@ -50,13 +50,14 @@ class DemoOptions:
     """Options of `vatt demo`.
 
     Args:
-        out: Folder of the run: checkpoints, metrics, model, report.
-        data: Folder of corpus and shards; several runs may share one.
-        configs: Names or paths of configs; later ones win.
+        out: Run folder, for checkpoints, metrics, model and report.
+        data: Folder of corpus and shards; several runs may share it.
+        configs: Names or paths of configs; later ones override earlier ones.
         seed: Seed of training; the corpus is the same for all.
-        num_train: Training videos.
-        num_renderings: Validation videos of each held-out combination.
-        shuffle_captions: Control: every training video gets the captions of another one.
+        num_train: Number of training videos.
+        num_renderings: Number of validation videos of each held-out combination.
+        shuffle_captions: Whether every training video gets the captions of another one, as a
+            control.
         overrides: Further options of `vatt fit`.
     """
 
@@ -77,7 +78,7 @@ class DemoOptions:
 
 @contextlib.contextmanager
 def stage(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
-    """Times a block: prints its seconds, and adds them to `seconds`."""
+    """Context that measures the time of a block, prints it and adds it to `seconds`."""
     print(f"── {name}: {what}", flush=True)
     started = time.monotonic()
     yield
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
-    """Reads the command line; unknown options go to `vatt fit`."""
+    """Reads the command line; unknown options are passed to `vatt fit`."""
     parser = argparse.ArgumentParser(
         prog="vatt demo",
         description="Makes a small corpus of narrated videos, trains a VATT on it from random "
@@ -141,7 +142,7 @@ def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
 
 
 def positive(text: str) -> int:
-    """An option's value that must be at least 1."""
+    """Parses a number that must be at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -195,10 +196,10 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 
 
 def refuse_other_run(options: DemoOptions) -> None:
-    """Saves the options of a run, so that another run is never taken for it.
+    """Saves the options of a run, and refuses a folder of a run with other options.
 
     Raises:
-        UserError: the folder holds a run with other options.
+        UserError: the folder contains a run with other options.
     """
     asked = {
         name: list(value) if isinstance(value, tuple) else value
@@ -232,7 +233,7 @@ def build_demo_shards(options: DemoOptions) -> tuple[Path, Path]:
 
 
 def shuffle_captions(source: Path, target: Path) -> None:
-    """Copies a captions.jsonl, with the captions of the videos shuffled."""
+    """Copies a captions.jsonl with shuffled captions."""
     lines = [json.loads(line) for line in source.read_text().splitlines()]
     segments = [line["segments"] for line in lines]
     random.Random(0).shuffle(segments)
@@ -260,7 +261,7 @@ def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> Vali
 
 
 def clip_geometry(model: VATT, *, num_candidates: int) -> Geometry:
-    """Shapes of the model's clips."""
+    """Shapes of the clips of a model."""
     config = model.config
     return Geometry(
         video=config.video, audio=config.audio, text=config.text, num_candidates=num_candidates
@@ -274,7 +275,7 @@ def read_combinations(shards: ShardSet, num_clips: int) -> list[tuple[str, ...]]
 
 
 def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: Path) -> list[str]:
-    """The command line of `vatt fit`."""
+    """Command line of `vatt fit`."""
     return [
         "fit",
         *(word for name in options.configs for word in ("--config", name)),
@@ -288,7 +289,7 @@ def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: P
 
 
 def check_fit_options(options: DemoOptions) -> None:
-    """Refuses a mistyped or impossible option before the corpus is made."""
+    """Refuses invalid options before the corpus is made."""
     from vatt.runs.training_cli import main as training_main
 
     printed = io.StringIO()
@@ -308,7 +309,7 @@ def train(
     """Runs `vatt fit`, or resumes it.
 
     Returns:
-        The checkpoint, the tokenizer, and the seconds of training.
+        Checkpoint, tokenizer, and training time in seconds.
     """
     from vatt.runs.training_cli import main as training_main
 

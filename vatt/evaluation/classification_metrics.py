@@ -1,6 +1,7 @@
 """Metrics of classifiers: top-k accuracy, average precision, area under the ROC curve, d′.
 
-Equal to scikit-learn's on the same scores, ties included. Shapes: `N` clips, `C` classes.
+Results equal those of scikit-learn on the same scores, including ties. Shapes: `N` clips, `C`
+classes.
 """
 
 import math

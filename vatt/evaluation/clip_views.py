@@ -1,4 +1,4 @@
-"""Clips of evaluation, read in worker processes in the order of the items."""
+"""Reading of clips for evaluation, in worker processes and in the order of the items."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

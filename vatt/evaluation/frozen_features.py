@@ -1,6 +1,6 @@
-"""Features of a model that does not learn, kept on disk: a run that was stopped goes on from them.
+"""Features of a frozen model, stored on disk, so that a stopped evaluation can resume.
 
-A file holds the clips of one chunk; its name is a digest of all that they depend on: weights,
+A file contains the clips of one chunk. Its name is a digest of all that they depend on: weights,
 views, and name, size and time of each media file.
 """
 

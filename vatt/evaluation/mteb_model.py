@@ -1,6 +1,6 @@
-"""A model as the `mteb` library evaluates it: tasks of video, sound, images and text.
+"""Interface to the `mteb` library, for tasks with video, sound, images and text.
 
-Here `N` is the number of rows of a task's data set, `D` the width of the space that it needs.
+`N` is the number of rows of a task's data set, `D` the width of its space.
 """
 
 import os

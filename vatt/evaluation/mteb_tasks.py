@@ -1,4 +1,4 @@
-"""`vatt evaluate mteb`: tasks of the `mteb` library, with results like the other protocols."""
+"""Tasks of the `mteb` library, with results in the form of the other protocols."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Results of an evaluation: `results.json`, and a table beside the paper's numbers."""
+"""Results of an evaluation: `results.json`, and a table with the paper's numbers."""
 
 import json
 import math

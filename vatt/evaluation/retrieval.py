@@ -1,6 +1,6 @@
 """Retrieval metrics: ranks, R@k, MedR, MeanR.
 
-A rank is the 0-based place of the wanted candidate in the descending order of scores. Shapes: `Q`
+A rank is the position of the wanted candidate in descending order of scores, from 0. Shapes: `Q`
 queries, `C` candidates, `D` width (the project's legend is in `vatt.batch`).
 """
 

@@ -1,7 +1,8 @@
-"""Zero-shot classification: each class is what some prompts say, each clip goes to the nearest.
+"""Zero-shot classification: prompts describe the classes, and each clip gets the nearest class.
 
-Video and text meet in the video-text space, sound and text in the joint space; where a model has
-none, the last step of the video head takes sound from the video-audio space to the video-text one.
+Video is compared with text in the video-text space, audio with text in the joint space. If a model
+has no joint space, the last step of the video head maps audio from the video-audio space to the
+video-text space.
 """
 
 import re

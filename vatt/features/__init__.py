@@ -1,7 +1,7 @@
-"""Files become vectors: the feature extractor and bulk extraction.
+"""Feature extraction: the feature extractor, and extraction from many files.
 
-Imports `models`, `preprocess` and below. Start with `extractor.FeatureExtractor`; `extract` is
-the command's work.
+Imports `models`, `preprocess` and below. Start with `extractor.FeatureExtractor`; `extract`
+implements the command.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Sources one after the other → one vector each, in batches that go across sources."""
+"""Encoding of sources, one vector each, in batches that span several sources."""
 
 import warnings
 from collections import Counter

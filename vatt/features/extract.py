@@ -1,4 +1,4 @@
-"""`vatt extract` in one process or, started by torchrun, in several: each takes its share."""
+"""`vatt extract` in one process, or in several processes of torchrun that share the work."""
 
 import contextlib
 import json

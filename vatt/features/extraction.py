@@ -1,8 +1,7 @@
-"""Features of many inputs: read by worker processes, encoded here, stored one by one.
+"""Extraction from many inputs: worker processes read them, this process encodes and stores.
 
-Stored features are left alone; inputs that cannot be read are reported. The windows of an input are
-encoded in batches of their own, so that the result does not depend on what else is extracted, in
-how many processes, or whether a run was interrupted.
+Stored features are kept; unreadable inputs are reported. A batch contains windows of one input
+only, so the result does not depend on other inputs, on the number of processes or on interruptions.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`FeatureExtractor`: vectors of video, audio and text, from the file to the vector.
+"""`FeatureExtractor`, which encodes video, audio and text as vectors.
 
 `N` is the number of sources, or of windows of one file; the shape legend is in `vatt.batch`.
 """

@@ -1,4 +1,4 @@
-"""Features of one file: vectors with the times that they belong to, in memory and on disk."""
+"""Features of one file: vectors with their times, in memory and on disk."""
 
 import io
 import json

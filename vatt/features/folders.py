@@ -1,4 +1,4 @@
-"""Folders that `vatt extract` wrote, read back a few windows at a time."""
+"""Reading of folders that `vatt extract` wrote, a few windows at a time."""
 
 import itertools
 import json

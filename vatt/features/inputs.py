@@ -1,4 +1,4 @@
-"""Inputs of `vatt extract`: folders, media files, lists, patterns and shards become items."""
+"""Inputs of `vatt extract`, found in folders, media files, lists, patterns and shards."""
 
 import glob
 import os

@@ -1,4 +1,4 @@
-"""Places of the media behind features: kept beside the vectors, and found again."""
+"""Locations of the media of features, which are stored with the vectors."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Stores for features of many inputs: one file per input, or one parquet data set.
 
-Both say of every input with which settings and from which content its features were made, and
-appear whole or not at all.
+Both record the settings and the content that the features of each input were made with. Files are
+complete or absent.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Media files: bytes to pictures and sound, and back.
+"""Reading and writing of media files.
 
 Opens a source, plans which packets a clip needs, and decodes only those. The only room that
 knows FFmpeg. Imports `config` and `system`. Start with `clip.read_clip`; the way down is

@@ -1,7 +1,7 @@
 """Clips of picture and sound from one start, and the contents of media files.
 
-Times count from the file's start. Past the end the last frame repeats and sound is zero, and the
-coverages say how much of the clip the file gave.
+Times count from the file's start. Past the end, the last frame repeats and sound is zero; the
+coverages say which share of the clip the file covers.
 """
 
 from dataclasses import dataclass

@@ -92,30 +92,30 @@ def build_shards(
     num_workers: int = 0,
     show_progress: bool = True,
 ) -> BuildReport:
-    """Packs the media of a folder and of the folders in it, with their captions, into shards.
+    """Packs the media of a folder and its sub-folders, with captions, into shards.
 
-    The media are copied as they are, or videos encoded anew. A sample's key is its path without the
-    extension, with `_` for each dot and slash; `KEY.json` keeps the path as `file`. The folder
-    appears under its name only when all of it is there.
+    Media files are copied, or videos are re-encoded. The key of a sample is its path without
+    extension, with `_` for each dot and slash; `KEY.json` contains the path as `file`. The folder
+    appears under its name only when it is complete.
 
     Args:
-        source: Media files, and `captions.jsonl`, `.csv` or `.parquet`; their form is that of
+        source: Folder with media files and `captions.jsonl`, `.csv` or `.parquet`, in the format of
             `vatt/packing/captions.py`.
-        out: Folder to make, or an empty one. Shards there that were built from the same files are
-            kept.
-        samples_per_shard: The last shard may have fewer.
-        captions: Caption file that lies or is called otherwise, or captions of HowTo100M: the
-            JSON, or a folder with a csv a video.
-        check_media: Open every file and leave out those that are no media; some ms each.
-        reencoding: How videos are encoded anew; sound and still images are copied. Files that are
-            damaged anywhere are left out. A build that was interrupted goes on behind the last file
-            that it has encoded.
-        num_workers: Processes that open or encode them, ahead of the packing; 0: this one does.
-        show_progress: Whether to draw a progress bar.
+        out: Folder to create, or an empty one. Existing shards of the same files are kept.
+        samples_per_shard: Samples per shard; the last shard may have fewer.
+        captions: Caption file with another path, or captions of HowTo100M (the JSON, or a folder
+            with one csv per video).
+        check_media: Whether to open every file and leave out those that are not media; takes some
+            ms per file.
+        reencoding: Settings of re-encoding videos; sound and still images are copied. Damaged files
+            are left out. An interrupted build continues after the last encoded file.
+        num_workers: Processes that open or encode files ahead of packing; 0: this process.
+        show_progress: Whether to show a progress bar.
 
     Raises:
-        ShardError: no such folder, no media in it, `out` holds something else, no space left.
-        UserError: `samples_per_shard` below 1.
+        ShardError: the folder does not exist or has no media, `out` has other contents, or the disk
+            is full.
+        UserError: `samples_per_shard` is below 1.
     """
     started = time.monotonic()
     source, out = Path(source), Path(out).resolve()

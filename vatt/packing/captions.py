@@ -49,10 +49,11 @@ class Captions:
     """Contents of a caption file.
 
     Args:
-        texts: By path relative to the media folder, `/` between its parts.
-        faults: Lines that had to be left out, and why.
-        num_blank: Captions without a word, which were dropped.
-        videos: HowTo100M's, which are read when they are asked for; `texts` is then empty.
+        texts: Texts of each media file, by path relative to the media folder, with `/` as
+            separator.
+        faults: Lines that were left out, with reasons.
+        num_blank: Number of captions without words, which were dropped.
+        videos: Captions of HowTo100M, which are read when needed; `texts` is then empty.
     """
 
     texts: dict[str, MediaText] = field(default_factory=dict)
@@ -62,11 +63,11 @@ class Captions:
 
     @property
     def num_unused(self) -> int:
-        """Videos that HowTo100M describes and the media folder lacks."""
+        """Number of videos in HowTo100M's captions that the media folder lacks."""
         return self.videos.num_unused if self.videos else 0
 
     def read_text(self, file: str) -> MediaText:
-        """Captions of a media file; faults found on the way are noted."""
+        """Reads the captions of a media file; adds faults to `faults`."""
         if self.videos is None:
             return self.texts.get(file, MediaText())
         video = PurePosixPath(file).stem
@@ -90,14 +91,14 @@ class Captions:
 
 
 def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) -> Path | None:
-    """The caption file of a media folder, if it has one.
+    """Finds the caption file of a media folder, if it has one.
 
     Args:
-        folder: Where to look for it under its usual names.
-        captions: The file, or folder of HowTo100M, if it is known; it must then be there.
+        folder: Folder to search for the usual names.
+        captions: Known path of the file, or of HowTo100M's folder, which must exist. None: search.
 
     Raises:
-        ShardError: more than one, or not there.
+        ShardError: there are several files, or the given one does not exist.
     """
     if captions is not None:
         if not Path(captions).exists():
@@ -113,16 +114,16 @@ def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) 
 def read_captions(
     path: Path, files: Sequence[str] = (), *, show_progress: bool = False
 ) -> Captions:
-    """Reads a caption file, or finds out where in it the captions of each file are.
+    """Reads a caption file, or an index of it.
 
     Args:
-        path: The form is recognised by what is in it; csv by its name.
-        files: The media files; of HowTo100M only their captions are looked at.
-        show_progress: Whether to draw a bar over HowTo100M's JSON.
+        path: Caption file. A csv is recognised by its name, other formats by their content.
+        files: Media files; for HowTo100M, only their captions are read.
+        show_progress: Whether to show a progress bar while reading HowTo100M's JSON.
 
     Raises:
-        ShardError: the file cannot be read at all.
-        UserError: it is parquet, and pyarrow is not installed.
+        ShardError: the file cannot be read.
+        UserError: the file is parquet, and pyarrow is not installed.
     """
     captions = Captions()
     try:

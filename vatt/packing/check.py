@@ -30,17 +30,18 @@ class SampleCheck:
 
     Args:
         shard: Name of the tar.
-        key: Name of the sample; "" where the whole shard cannot be used.
-        fault: Its fault; "" without one.
-        duration_seconds: Of the media, as the file says.
-        num_frames: Pictures decoded.
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
+        key: Name of the sample; "" if the whole shard cannot be used.
+        fault: Fault of the sample; "" if there is none.
+        duration_seconds: Length of the media by the file's header.
+        num_frames: Number of decoded frames.
+        width: Width of the picture in pixels.
+        height: Height of the picture in pixels.
         frame_rate: Mean frames per second.
-        sample_rate: Of the sound, Hz.
-        num_captions: Captions of the sample.
-        num_outside: Those of them that begin after the end of the media, or end before its start.
-        captioned_seconds: Time of the media that captions belong to.
+        sample_rate: Sample rate of the sound in Hz.
+        num_captions: Number of captions of the sample.
+        num_outside: Number of captions that begin after the end of the media, or end before its
+            start.
+        captioned_seconds: Time of the media that captions cover.
     """
 
     shard: str
@@ -63,11 +64,11 @@ Place = tuple[Shard, str, list[list[int]]]
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Every sample of a shard folder, in order.
+    """Results for all samples of a shard folder, in order.
 
     Args:
         folder: The folder.
-        rows: A row a sample, and one for each shard that cannot be used.
+        rows: One row per sample, and one for each shard that cannot be used.
     """
 
     folder: str
@@ -75,7 +76,7 @@ class CheckReport:
 
     @property
     def faults(self) -> tuple[SampleCheck, ...]:
-        """The rows with a fault."""
+        """Rows with a fault."""
         return tuple(row for row in self.rows if row.fault)
 
     def __str__(self) -> str:
@@ -98,7 +99,7 @@ class CheckReport:
         return "\n".join(lines + fault_lines(faults, "fault"))
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
-        """Writes all rows, with a header."""
+        """Writes all rows with a header to a csv file."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, [field.name for field in fields(SampleCheck)])
         writer.writeheader()
@@ -161,15 +162,15 @@ def check_shards(
     """Decodes every sample from its first frame to its last.
 
     Args:
-        folder: Holds `*.tar`; a path, or an address as `vatt/shards/remote.py` says.
-        num_workers: Processes that decode; 0 decodes in this one, where a decoder that hangs is
-            waited for, and one that crashes ends everything.
-        limit_seconds: A sample of which no packet is decoded for so long hangs.
-        show_progress: Whether to draw progress bars.
+        folder: Folder with `*.tar`: a path, or an address (`vatt/shards/remote.py`).
+        num_workers: Processes that decode. 0: this process; a decoder that hangs or crashes then
+            stops the whole check.
+        limit_seconds: Time without a decoded packet after which a sample counts as hanging.
+        show_progress: Whether to show progress bars.
 
     Raises:
-        ShardError: no such folder, or no shard in it. What is wrong with single shards and samples
-            stands in the report.
+        ShardError: the folder does not exist or has no shards. Faults of single shards and samples
+            are in the report.
     """
     places: list[Place] = []
     rows = []

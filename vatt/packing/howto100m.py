@@ -38,16 +38,16 @@ _END = re.compile(r"\s*\}\s*")
 
 
 class VideoJson:
-    """The JSON for all videos.
+    """HowTo100M's captions as one JSON file for all videos.
 
     Args:
         path: The file.
-        ids: The videos whose captions are wanted.
-        show_progress: Whether to draw a bar while the file is passed over.
+        ids: Ids of the videos whose captions are wanted.
+        show_progress: Whether to show a progress bar while scanning the file.
 
     Raises:
-        ShardError: the file is damaged, or has none of the videos.
-        OSError: it cannot be read.
+        ShardError: the file is damaged, or contains none of the videos.
+        OSError: the file cannot be read.
     """
 
     def __init__(self, path: Path, ids: Collection[str], *, show_progress: bool = False) -> None:
@@ -70,11 +70,11 @@ class VideoJson:
         self.num_unused = self.num_videos - len(self._places)
 
     def read(self, video: str) -> Any:
-        """The object of a video; None where there is none.
+        """Reads the object of a video; None if there is none.
 
         Raises:
-            UserError: it is damaged.
-            OSError: the file cannot be read any more.
+            UserError: the object is damaged.
+            OSError: the file can no longer be read.
         """
         if video not in self._places:
             return None
@@ -85,14 +85,14 @@ class VideoJson:
 
 
 class VideoFolder:
-    """The folder with a csv a video.
+    """HowTo100M's captions as a folder with one csv per video.
 
     Args:
         path: The folder.
-        ids: The videos whose captions are wanted.
+        ids: Ids of the videos whose captions are wanted.
 
     Raises:
-        ShardError: it has none of the videos.
+        ShardError: the folder contains none of the videos.
     """
 
     def __init__(self, path: Path, ids: Collection[str]) -> None:
@@ -104,7 +104,7 @@ class VideoFolder:
         self.num_unused = len(present) - len(self._ids)
 
     def read(self, video: str) -> Any:
-        """The three lists of a video; None without captions of it."""
+        """Reads the three lists of a video; None if it has no captions."""
         if video not in self._ids:
             return None
         with (self.path / f"{video}.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -120,7 +120,7 @@ class VideoFolder:
 
 
 def is_howto100m(path: Path) -> bool:
-    """Whether captions have one of the two forms, by what is in them."""
+    """Whether captions are HowTo100M's, by their content."""
     if path.is_dir():
         return True
     with path.open("rb") as file:
@@ -128,13 +128,13 @@ def is_howto100m(path: Path) -> bool:
 
 
 def segments_of(values: Any) -> tuple[list[Segment], int, int]:
-    """Segments from the three lists of a video, in their order.
+    """Segments from the three lists of a video, in order.
 
     Returns:
-        The segments, how many captions had no word, and how many no usable times.
+        Segments, number of captions without words, and number of captions without usable times.
 
     Raises:
-        UserError: other than three lists of one length.
+        UserError: the values are not three lists of equal length.
     """
     lists: list[Any] = [values.get(name) for name in COLUMNS] if isinstance(values, dict) else []
     if not lists or not all(isinstance(column, list) for column in lists):

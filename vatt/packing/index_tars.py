@@ -97,18 +97,18 @@ def index_shards(
     num_workers: int = 0,
     show_progress: bool = True,
 ) -> IndexReport:
-    """Makes the indexes of tar shards that have none, and counts what is in the shards.
+    """Writes missing indexes of tar shards, and counts the contents of the shards.
 
     Args:
-        source: Holds `*.tar` in the layout that `vatt/shards/shard_set.py` says.
-        out: None or `source`: the indexes go beside the tars. Else a folder to make, or one that
-            was made so: it gets them, and links to the tars that can be used.
-        num_workers: Processes that read tars; 0 reads in this one.
-        show_progress: Whether to draw a progress bar.
+        source: Folder with `*.tar` in the layout of `vatt/shards/shard_set.py`.
+        out: Folder for the indexes and links to the usable tars; it is created, or comes from an
+            earlier call. None or `source`: indexes are written beside the tars.
+        num_workers: Processes that read tars; 0: this process.
+        show_progress: Whether to show a progress bar.
 
     Raises:
-        ShardError: no such folder, no shard in it that can be used, or a folder that cannot be
-            written. What is wrong with single shards stands in the report.
+        ShardError: a folder does not exist, has no usable shards, or cannot be written. Faults of
+            single shards are in the report.
     """
     started = time.monotonic()
     source = Path(source)
@@ -211,7 +211,7 @@ def _read_contents(tar: Path) -> _Contents | Lost:
 def read_indexes(
     tars: Sequence[Shard], *, num_workers: int, show_progress: bool
 ) -> Iterator[tuple[Shard, ShardIndex | Lost]]:
-    """The index of each tar, made where it is missing."""
+    """Reads the index of each tar; missing ones are written."""
     bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
     with bar, results_in_order(_find, tars, num_workers=num_workers) as results:
         for tar, contents in zip(tars, results, strict=True):

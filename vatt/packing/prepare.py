@@ -23,12 +23,12 @@ WORK_SUFFIX = ".reencoding"
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """The work on a media file before it is packed.
+    """Steps before a media file is packed.
 
     Args:
-        check: Whether it is opened.
-        reencoding: How it is encoded anew.
-        work: Folder of files encoded anew.
+        check: Whether to open the file.
+        reencoding: Settings of re-encoding. None: the file is copied.
+        work: Folder of re-encoded files.
     """
 
     check: bool = False
@@ -43,8 +43,8 @@ class MediaFile:
     Args:
         name: Path in the media folder.
         extension: Extension of its format, without a dot.
-        content: Its bytes; of large files the path.
-        size: In bytes.
+        content: Bytes of the file, or its path if it is large.
+        size: Size in bytes.
     """
 
     name: str
@@ -54,7 +54,7 @@ class MediaFile:
 
 
 def prepare_file(job: tuple[Path, Preparation]) -> Path | Lost:
-    """Opens or encodes a file in a process of its own; returns the path of the file to pack."""
+    """Opens or encodes a file in a worker process; returns the path of the file to pack."""
     path, preparation = job
     if preparation.reencoding is None and not preparation.check:
         return path
@@ -87,7 +87,7 @@ def _encoded_file(path: Path, how: "Reencoding", work: Path) -> Path | None:
 
 @contextlib.contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """A folder for files encoded anew: kept if the block ends by an error, to go on from it."""
+    """Context with a folder for re-encoded files; it is kept after an error, for a later resume."""
     work = work_folder_of(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def work_folder(out: Path) -> Iterator[Path]:
 
 
 def work_folder_of(out: Path) -> Path:
-    """Place of `work_folder`: on the disk of the folder that is made."""
+    """Path of `work_folder`, on the same disk as the output folder."""
     return (out if out.exists() else out.parent) / f".{out.name}{WORK_SUFFIX}"
 
 
@@ -121,10 +121,10 @@ def read_media(
 
     Args:
         source: The folder.
-        files: Their paths in it.
-        preparation: The work on each file before it is packed.
-        faults: Gets the files that cannot be used.
-        num_workers: Processes that work ahead; 0 works in this one, where nothing is limited.
+        files: Paths of the files in it.
+        preparation: Steps before a file is packed.
+        faults: List that collects files that cannot be used.
+        num_workers: Processes that work ahead; 0: this process, without limits of time and memory.
     """
     first, second = tee(files)
     with results_in_order(

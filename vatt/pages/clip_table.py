@@ -32,15 +32,15 @@ Cell = str | int | float | Path | None
 
 @dataclass(frozen=True, kw_only=True)
 class MediaRow:
-    """A clip as the model gets it, and the captions that the model finds for its picture.
+    """Clip as the model gets it, with the captions that the model finds for its picture.
 
     Args:
         key: Name of the clip.
-        frames: uint8 `[T, H, W, 3]` on the CPU; None: the clip has no picture.
+        frames: uint8 `[T, H, W, 3]` on the CPU. None: the clip has no picture.
         sound: float `[S]` in [-1, 1], or a log-mel spectrogram in [0, 1] `[M, F]`; None: no sound.
         caption: First caption of the clip; None: it has none.
-        found: Captions and their similarities, best first; empty: nothing was searched.
-        place: Rank of the clip's caption, from 1; None: it has none, or nothing was searched.
+        found: Found captions with similarities, best first; empty if nothing was searched.
+        place: Rank of the clip's caption, from 1. None: it has no caption, or nothing was searched.
     """
 
     key: str
@@ -63,13 +63,13 @@ def write_media(
 
     Args:
         folder: Created if missing.
-        rows: The clips.
-        maps: Similarities by title, float `[n, m]`; the right answers are on the diagonal.
+        rows: Clips.
+        maps: Similarities by title, float `[n, m]`; matches are on the diagonal.
         frame_rate: Frames per second.
-        sample_rate: Hz, of the waveforms.
+        sample_rate: Sample rate of waveforms in Hz.
 
     Returns:
-        The cells of the table, under `COLUMNS`, and the heat maps by title.
+        Cells of the table, with the columns `COLUMNS`, and heat maps by title.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells = [
@@ -136,7 +136,7 @@ def paint_strip(frames: Tensor) -> np.ndarray:
 
 
 def paint_map(similarity: Tensor) -> np.ndarray:
-    """Paints a heat map, the lowest value dark, the highest light.
+    """Paints a heat map: low values dark, high values light.
 
     Args:
         similarity: float `[n, m]`.

@@ -34,7 +34,7 @@ HEAT = np.array([(255, 196, 61), (255, 122, 26), (229, 38, 62)], dtype=np.float6
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """A PNG file of uint8 pixels `[H, W, C]`, C = 1 grey, 3 RGB, 4 RGBA.
+    """PNG file of uint8 pixels `[H, W, C]`, C = 1 for grey, 3 for RGB, 4 for RGBA.
 
     Raises:
         ValueError: another dtype or number of channels.
@@ -50,7 +50,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
-    """A JPEG file of uint8 RGB pixels `[H, W, 3]`."""
+    """JPEG file of uint8 RGB pixels `[H, W, 3]`."""
     encoder: Any = av.CodecContext.create("mjpeg", "w")
     encoder.qmin = encoder.qmax = POSTER_QUANTISER
     return _encode(pixels, "rgb24", encoder, "yuvj420p")  # with JPEG's own range of values
@@ -79,10 +79,10 @@ def read_poster(source: MediaSource, info: MediaInfo) -> str:
 
 
 def read_spectrogram(source: MediaSource, info: MediaInfo) -> str:
-    """Spectrogram of a clip as a PNG mask, low notes below: alpha is the loudness.
+    """Reads the spectrogram of a clip as a PNG mask; alpha is loudness, bottom is low frequency.
 
     Raises:
-        MediaError: there is no sound to read.
+        MediaError: no sound can be read.
     """
     num_samples = max(WINDOW, int(info.duration_seconds * SPECTROGRAM_RATE))
     waveform, _ = read_waveform(
@@ -96,7 +96,7 @@ def read_spectrogram(source: MediaSource, info: MediaInfo) -> str:
 def loudness(waveform: torch.Tensor, sample_rate: int = SPECTROGRAM_RATE) -> np.ndarray:
     """Spectrogram of a sound: 40 bands by up to 128 columns, the highest band first.
 
-    Bands have equal widths in octaves; values are in [0, 1] relative to the loudest.
+    Bands have equal widths in octaves. Values are in [0, 1], relative to the loudest.
 
     Args:
         waveform: float32 `[S]`.
@@ -139,11 +139,11 @@ def paint_sound(sound: torch.Tensor, sample_rate: int) -> np.ndarray:
 
 
 def paint_shares(shares: np.ndarray, scale: int) -> np.ndarray:
-    """Squares of so many pixels, dark to light, uint8 `[scale * n, scale * m, 3]`.
+    """Paints each value as a square, dark to light: uint8 `[scale * n, scale * m, 3]`.
 
     Args:
         shares: float `[n, m]` in [0, 1].
-        scale: Pixels of each side.
+        scale: Side of a square in pixels.
     """
     pixels = _colour(shares, DARK_TO_LIGHT).round().astype(np.uint8)
     return pixels.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -156,7 +156,7 @@ def _colour(shares: np.ndarray, colours: np.ndarray) -> np.ndarray:
 
 
 def overlay_heat(attention: np.ndarray) -> list[str]:
-    """Paints one small RGBA picture per time step, as data URIs; the browser enlarges them.
+    """Paints one small RGBA picture per time step, as data URIs, which the browser enlarges.
 
     Args:
         attention: float `[T, H, W]`, not negative.
@@ -168,13 +168,13 @@ def overlay_heat(attention: np.ndarray) -> list[str]:
 
 
 def project_to_plane(points: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
-    """The first two principal components, and the share of the variance in each.
+    """First two principal components of points, and the share of the variance in each.
 
     Args:
         points: float `[M, D]`, D ≥ 2.
 
     Returns:
-        float64 `[M, 2]`, scaled by one factor so that the farthest coordinate is 1, and two shares.
+        float64 `[M, 2]`, scaled by one factor so that the largest coordinate is 1, and two shares.
     """
     centred = torch.as_tensor(points, dtype=torch.float64)
     centred = centred - centred.mean(dim=0)

@@ -41,10 +41,10 @@ MISSING_LEVEL = 65535  # stands for a similarity that is NaN
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Writes the page of a report; it appears whole or not at all.
+    """Writes the page of a report; an interrupted call leaves no partial file.
 
     Args:
-        path: The HTML file.
+        path: HTML file to write.
         data: Content of the report.
 
     Raises:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttributeConfusion:
-    """How often each value of an attribute was answered by each value.
+    """Confusion matrix of an attribute.
 
     Args:
-        values: The attribute's values, sorted.
-        counts: int64 `[values, values]`: rows are values asked for, columns the best candidate's.
+        values: Values of the attribute, sorted.
+        counts: int64 `[values, values]`: rows are wanted values, columns those of the best
+            candidate.
     """
 
     values: tuple[str, ...]
@@ -23,25 +24,25 @@ class AttributeConfusion:
 
     @property
     def accuracy(self) -> float:
-        """Percent of queries whose best candidate has the attribute right."""
+        """Percentage of queries whose best candidate has the right value."""
         return 100.0 * float(self.counts.diagonal().sum()) / max(int(self.counts.sum()), 1)
 
     @property
     def shares(self) -> list[list[float]]:
-        """Percent of each row."""
+        """Counts as percentages of each row."""
         counts = self.counts.double()
         return (100 * counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportClip:
-    """A clip that the report shows and plays.
+    """Clip that the report shows and plays.
 
     Args:
-        title: A short name, "red ring, growing".
-        caption: The sentence of this clip's row in `ReportData.similarity["text_to_video"]`.
-        media: The mp4 file (H.264, AAC); small, since it goes into the page.
-        attributes: Values of `ReportData.attributes`, or nothing.
+        title: Short name, such as "red ring, growing".
+        caption: Caption that is this clip's query in `ReportData.similarity["text_to_video"]`.
+        media: mp4 file (H.264, AAC); should be small, because the page contains it.
+        attributes: Values of `ReportData.attributes`, or empty.
     """
 
     title: str
@@ -52,12 +53,12 @@ class ReportClip:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionExample:
-    """The AGG token's attention in a clip.
+    """Attention of the AGG token in a clip.
 
     Args:
-        title: A short name.
-        frames: uint8 `[T, H, W, 3]`, as the model saw them.
-        attention: float `[T', H', W']`, a weight for each video token; T' divides T.
+        title: Short name.
+        frames: uint8 `[T, H, W, 3]`, as the model gets them.
+        attention: float `[T', H', W']`, weight of each video token; T' divides T.
     """
 
     title: str
@@ -66,37 +67,37 @@ class AttentionExample:
 
     @property
     def peak(self) -> float:
-        """The largest weight as a multiple of an even share."""
+        """Largest weight, relative to equal weights."""
         return float(self.attention.max()) / max(float(self.attention.mean()), 1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Content of a report. Empty parts are left out of the page.
+    """Content of a report; empty parts are left out of the page.
 
     Args:
-        title: The heading.
-        metrics: The content of `metrics.json`: for each direction `R@1`, `R@5`, `R@10` (percent),
+        title: Heading.
+        metrics: Content of `metrics.json`: for each direction `R@1`, `R@5`, `R@10` (percent),
             `MedR` and perhaps `ceiling`; `oracles`, percent by name; `seconds` by stage;
             `num_candidates`; `seed`; `linear_evaluation`, as `vatt.demo.linear` gives it.
-        about: A sentence or two on the clips: what they are, what was held out of training, and
-            over what the metrics are averaged.
-        history: Rows of the CSV log in order: `step` and any of the logged metrics. Cells that are
-            empty or absent are skipped, so `csv.DictReader` gives it.
-        clips: One gallery, one clip for each candidate.
-        similarity: float `[n, n]` by direction, `text_to_video` or `audio_to_video`: row = the
-            text or sound of clip i, column = clip j. Rows may be NaN; those of the sound of silent
-            clips are ignored.
-        spaces: For each common space, `va`, `vt` or any name, the embeddings of the clips by
-            modality ("video", "audio", "text"), float `[n, D]`; rows of NaN or zeros for clips that
-            lack the modality.
-        attention: Clips with the AGG token's attention.
+        about: One or two sentences about the clips: their content, the combinations held out of
+            training, and how the metrics are averaged.
+        history: Rows of the csv log in order, such as those of `csv.DictReader`: `step` and logged
+            metrics. Empty and absent cells are skipped.
+        clips: Clips of one gallery, one per candidate.
+        similarity: float `[n, n]` by direction, `text_to_video` or `audio_to_video`: row i is the
+            text or sound of clip i, column j is clip j. Rows may be NaN; those of silent clips are
+            ignored.
+        spaces: Embeddings of the clips, float `[n, D]`, by common space (`va`, `vt` or any name)
+            and modality ("video", "audio", "text"); rows of NaN or zeros if a clip lacks the
+            modality.
+        attention: Clips with the attention of the AGG token.
         confusions: Attributes of the best candidates, by direction and attribute.
-        control: Metrics by direction of the same model trained with shuffled captions.
-        attributes: Names of a clip's attributes.
-        audible: Names of the attributes that sound can tell.
-        config: The configuration of the run, nested.
-        versions: Version by package or program.
+        control: Metrics by direction of a model trained with shuffled captions.
+        attributes: Names of the attributes.
+        audible: Names of the attributes that can be heard.
+        config: Nested configuration of the run.
+        versions: Versions by package or program.
     """
 
     title: str
@@ -139,7 +140,7 @@ class ReportData:
             raise ValueError(f"all clips need a value for each of {self.attributes}, or none")
 
     def sound_alike(self, one: int, other: int) -> bool:
-        """Whether two clips share all attributes that sound can tell."""
+        """Whether two clips have the same audible attributes."""
         pairs = zip(
             self.attributes, self.clips[one].attributes, self.clips[other].attributes, strict=False
         )

@@ -13,9 +13,9 @@ class Example:
     """A query and its results.
 
     Args:
-        query: Number of the clip whose text or sound is the query; it is the right answer.
-        results: Number and similarity of the clips shown, best first.
-        place: Rank of the right clip, from 1.
+        query: Index of the clip whose text or sound is the query; this clip is the match.
+        results: Index and similarity of the clips to show, best first.
+        place: Rank of the match, from 1.
     """
 
     query: int
@@ -24,15 +24,14 @@ class Example:
 
 
 def choose_examples(similarity: np.ndarray, num_each: int = NUM_EXAMPLES) -> list[Example]:
-    """Chooses queries that find their clip at once, then queries that do not.
+    """Chooses queries whose match ranks first, then queries whose match does not.
 
-    Both are spread over the set, wrong ones from the nearly right to the worst. The results are the
-    best candidates, and the right one if it is not among them.
+    Both are spread over the set; the latter range from nearly right to the worst. Results are the
+    best candidates, and the match if it is not among them.
 
     Args:
-        similarity: float `[n, n]`; the right candidate of row i is column i; rows of NaN are no
-            queries.
-        num_each: Number of right queries, and of wrong ones, at most.
+        similarity: float `[n, n]`; the match of row i is column i; rows of NaN are not queries.
+        num_each: Maximum number of right queries and of wrong queries.
     """
     scores = np.nan_to_num(similarity.astype(np.float64), nan=-np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -52,7 +51,7 @@ def choose_examples(similarity: np.ndarray, num_each: int = NUM_EXAMPLES) -> lis
 
 
 def spread(items: np.ndarray, count: int) -> list[int]:
-    """At most so many of the items, evenly spaced, with the first and the last."""
+    """Evenly spaced items up to a number, including the first and the last."""
     if len(items) == 0:
         return []
     chosen = np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)

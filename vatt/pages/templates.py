@@ -12,15 +12,15 @@ from vatt.system.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A clip in `clips.html`; addresses are file names or data URIs.
+    """Clip in `clips.html`; addresses are file names or data URIs.
 
     Args:
         name: Heading.
-        value: Number beside it.
-        video: Address of an mp4 file, or nothing.
-        sound: Address of its sound, where no video has it.
+        value: Number beside the heading.
+        video: Address of an mp4 file, or empty.
+        sound: Address of the sound, if the video does not contain it.
         pictures: Addresses of further pictures.
-        lines: Texts below the heading, and the numbers beside them.
+        lines: Texts below the heading, with numbers beside them.
     """
 
     name: str = ""
@@ -32,12 +32,12 @@ class Tile:
 
 
 def write_html(path: Path, template: str, **values: Any) -> None:
-    """Writes a page without need of a network; it appears whole or not at all.
+    """Writes a page that needs no network; an interrupted call leaves no partial file.
 
     Args:
-        path: The HTML file.
+        path: HTML file to write.
         template: Name of the template.
-        values: Its variables; one that is missing is an error.
+        values: Variables of the template; a missing one raises an error.
     """
     page = _environment().get_template(template).render(values)
     write_atomically(path, page.encode("utf-8"))
@@ -60,12 +60,12 @@ def _environment() -> Any:
 
 
 def data_uri(content: bytes, media_type: str) -> str:
-    """Content as an address that needs no file and no network."""
+    """Data URI of some content."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def percent(value: float, format_spec: str = ".1f") -> str:
-    """`71.3 %`, which does not break over a line."""
+    """Percentage such as `71.3 %`, with a non-breaking space."""
     return f"{value:{format_spec}}\u00a0%"
 
 
