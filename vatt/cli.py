@@ -16,7 +16,7 @@ from vatt.system.files import NO_SPACE, no_space
 TRAINING = "vatt.runs.training_cli"
 # name: (module, its attribute: a function or functions of subcommands, what it does)
 COMMANDS = {
-    "demo": ("vatt.demo.run", "main", "make a small corpus, train on it and write a report"),
+    "demo": ("vatt.demo.run", "demo", "make a small corpus, train on it and write a report"),
     "fit": (TRAINING, "main", "train a model; --config takes a file or a shipped name"),
     "validate": (TRAINING, "main", "compute the validation metrics of a checkpoint"),
     "test": (TRAINING, "main", "the same for the test set"),
@@ -76,10 +76,9 @@ def _run(name: str, argv: Sequence[str]) -> int:
     module, attribute, _ = COMMANDS[name]
     command = getattr(import_module(module), attribute)
     try:
-        if module.startswith("vatt.commands"):
+        if module != TRAINING:
             return run(f"vatt {name}", command, argv)
-        # the training commands share a parser that wants the name of the command
-        result = command([name, *argv] if module == TRAINING else argv)
+        result = command([name, *argv])  # they share a parser that wants the name of the command
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # how Lightning ends on Ctrl-C
             raise KeyboardInterrupt from None

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -331,6 +332,27 @@ def test_options_file_gives_options_and_the_command_line_wins(
     with pytest.raises(SystemExit):
         run("vatt x", command, ["--help"])
     assert "--size N              Pixels (default: 3)" in capsys.readouterr().out
+
+
+def test_arguments_that_a_command_does_not_know_are_refused_or_go_to_its_rest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    seen: list[tuple] = []
+
+    def command(*, seed: int = 0, rest: Sequence[str]) -> int:
+        """Shows what it is given.
+
+        Args:
+            seed: A number.
+            rest: What is left.
+        """
+        seen.append((seed, rest))
+        return 0
+
+    assert run("vatt x", command, ["--trainer.max_steps", "7", "--seed", "5"]) == 0
+    assert seen == [(5, ["--trainer.max_steps", "7"])]
+    assert main(["doctor", "--trainer.max_steps", "7"]) == 2
+    assert "unrecognized arguments: --trainer.max_steps" in capsys.readouterr().err
 
 
 COMMAND_LINES = [

@@ -262,9 +262,10 @@ def test_a_growing_object_gets_louder_and_a_shrinking_one_fainter(motion: str, s
 @pytest.mark.slow
 def test_impacts_are_heard_in_the_file_at_the_frame_where_they_are_seen(tmp_path: Path) -> None:
     bounces = [i for i in range(80) if combination_of(0, "train", i)[2] == "bounce"]
+    (tmp_path / "train").mkdir()
     checked = 0
     for index in bounces:
-        line = write_clip(tmp_path, 0, "train", index)
+        line = write_clip(tmp_path, 0, ("train", index))
         if (
             not line["sound"] or line["shape"] == "fence"
         ):  # the crackle of a fence has no clean edge
@@ -273,7 +274,10 @@ def test_impacts_are_heard_in_the_file_at_the_frame_where_they_are_seen(tmp_path
         scene = draw_scene(*combination_of(0, "train", index), rng)
         first = (scene.first_impact or scene.bounce_frames) / scene.frame_rate
         sound, coverage = read_waveform(
-            tmp_path / line["file"], start_seconds=0.0, num_samples=32_000, sample_rate=16_000
+            tmp_path / "train" / line["file"],
+            start_seconds=0.0,
+            num_samples=32_000,
+            sample_rate=16_000,
         )
         assert coverage == 1
         before, after = (

@@ -9,7 +9,7 @@ import pytest
 from vatt.cli import main
 from vatt.config.spaces import DIRECTIONS
 from vatt.demo.linear import SOURCES
-from vatt.demo.run import parse_options, shuffle_captions
+from vatt.demo.run import shuffle_captions
 
 STAGES = {"corpus", "shards", "fit", "evaluate", "linear", "report", "total"}
 
@@ -120,12 +120,6 @@ def test_a_mistyped_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(demo(tmp_path / "run", "--trainer.max_stepps", "3")) == 2
     assert "max_stepps" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()  # before any work was done
-
-
-def test_options_that_are_not_the_demos_go_to_fit() -> None:
-    options = parse_options(["--out", "x", "--trainer.max_steps", "7", "--seed", "5"])
-    assert options.overrides == ("--trainer.max_steps", "7")
-    assert (options.seed, options.data) == (5, Path("x/data"))
 
 
 def test_shuffled_captions_are_those_of_other_videos(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def run(name: str, command: Command, argv: Sequence[str]) -> int:
     Args:
         name: Words that the user typed, such as `vatt shards`.
         command: Its function, or those of its subcommands by name.
-        argv: Arguments after the name. A parameter of this name receives them as they are.
+        argv: Arguments after the name. A parameter of this name receives them as they are, one
+            named `rest` those that are none of the command's.
 
     Returns:
         Exit code.
@@ -50,9 +51,12 @@ def run(name: str, command: Command, argv: Sequence[str]) -> int:
     options = list(_options(command))
     # options may stand among the arguments; argparse allows that only on request
     mixed = any(option.keywords.get("nargs") == "*" for option in options)
-    parse = parser.parse_intermixed_args if mixed else parser.parse_args
-    values = vars(parse([*_options_file(name, options, argv), *argv]))
-    return command(**_parameters(command, options, values, argv))
+    parse = parser.parse_known_intermixed_args if mixed else parser.parse_known_args
+    given, rest = parse([*_options_file(name, options, argv), *argv])
+    special: dict[str, Any] = {"argv": argv, "rest": rest}
+    if rest and "rest" not in inspect.signature(command).parameters:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return command(**_parameters(command, options, vars(given), special))
 
 
 def add_command(parser: argparse.ArgumentParser, command: Command) -> None:
@@ -87,7 +91,7 @@ class _Option:
 def _options(function: Function) -> Iterator[_Option]:
     hints, texts = get_type_hints(function, include_extras=True), _texts(function)
     for name, parameter in inspect.signature(function).parameters.items():
-        if name == "argv":
+        if name in ("argv", "rest"):
             continue
         group = _dataclass(hints[name])
         if group is None:
@@ -203,15 +207,18 @@ def _options_file(name: str, options: Sequence[_Option], argv: Sequence[str]) ->
 
 
 def _parameters(
-    function: Function, options: Sequence[_Option], values: dict[str, Any], argv: Sequence[str]
+    function: Function,
+    options: Sequence[_Option],
+    values: dict[str, Any],
+    special: dict[str, Any],
 ) -> dict[str, Any]:
     """Arguments of a function: the values that were given, those of a dataclass joined in one."""
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints, arguments = get_type_hints(function), {}
     for name, parameter in inspect.signature(function).parameters.items():
         group = _dataclass(hints[name])
-        if name == "argv":
-            arguments[name] = argv
+        if name in special:
+            arguments[name] = special[name]
         elif group is None and name in given:
             arguments[name] = given[name]
         elif group is not None:

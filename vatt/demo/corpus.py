@@ -39,6 +39,7 @@ from vatt.system.workers import Lost, results_in_order
 VERSION = 3  # of the corpus: raise it when the same seed makes other files
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
+Job = tuple[Split, int]  # split and number of a file
 VALUES = (tuple(SHAPES), tuple(COLOURS), MOTIONS)  # of each attribute
 COMBINATIONS: tuple[Combination, ...] = tuple(itertools.product(*VALUES))
 
@@ -96,8 +97,9 @@ def combination_of(seed: int, split: Split, index: int) -> Combination:
     return combinations[chance.permutation(len(combinations))[place]]
 
 
-def write_clip(folder: Path, seed: int, split: Split, index: int) -> dict[str, Any]:
-    """Writes file `index` of a split; returns its line of `captions.jsonl`."""
+def write_clip(folder: Path, seed: int, job: Job) -> dict[str, Any]:
+    """Writes a file into the folder of its split; returns its line of `captions.jsonl`."""
+    split, index = job
     combination = combination_of(seed, split, index)
     rng = np.random.default_rng((seed, SPLITS.index(split), index, 0))
     scene = draw_scene(*combination, rng)
@@ -111,7 +113,7 @@ def write_clip(folder: Path, seed: int, split: Split, index: int) -> dict[str, A
     frames, sound = render_scene(scene, rng), synthesize_sound(scene, rng)
     name = f"{index:06d}.mp4"
     write_mp4(
-        folder / name,
+        folder / split / name,
         frames,
         scene.frame_rate,
         waveform=None if silent else sound,
@@ -174,16 +176,13 @@ def write_corpus(
     return True
 
 
-Job = tuple[Split, int]  # split and number of a file
-
-
 def _write_clips(
     folder: Path, seed: int, jobs: list[Job], num_workers: int | None, show_progress: bool
 ) -> dict[Job, dict[str, Any]]:
     """Writes all files; returns their lines of `captions.jsonl`."""
     from tqdm import tqdm
 
-    write = functools.partial(_write_job, folder, seed)
+    write = functools.partial(write_clip, folder, seed)
     bar = tqdm(total=len(jobs), desc="corpus", unit="clip", disable=not show_progress)
     num_workers = num_cores() if num_workers is None else num_workers
     lines = {}
@@ -197,11 +196,6 @@ def _write_clips(
             lines[job] = line
             bar.update()
     return lines
-
-
-def _write_job(folder: Path, seed: int, job: Job) -> dict[str, Any]:
-    split, index = job
-    return write_clip(folder / split, seed, split, index)
 
 
 def _is_finished(out: Path, parameters: dict[str, Any]) -> bool:

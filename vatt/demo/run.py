@@ -3,7 +3,6 @@
 Six stages: corpus → shards → fit → evaluate → linear → report. A second run skips finished work.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -12,12 +11,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
+from vatt.config.checks import at_least
 from vatt.config.model import VATTConfig
 from vatt.data.clips import Geometry
 from vatt.data.loader import EvaluationLoader
@@ -39,8 +40,6 @@ from vatt.shards.shard_set import ShardSet
 from vatt.system.files import read_json, write_atomically
 from vatt.training.optim import ScheduleConfig
 
-NUM_TRAIN = 6_000  # videos; two decoded clips of each take 1.7 GiB
-NUM_RENDERINGS = 3  # validation videos of each held-out combination
 EVALUATION_BATCH = 50
 NUM_LINEAR = 1_500  # training videos that linear classifiers learn from
 
@@ -51,29 +50,35 @@ class DemoOptions:
 
     Args:
         out: Run folder, for checkpoints, metrics, model and report.
-        data: Folder of corpus and shards; several runs may share it.
-        configs: Names or paths of configs; later ones override earlier ones.
-        seed: Seed of training; the corpus is the same for all.
-        num_train: Number of training videos.
-        num_renderings: Number of validation videos of each held-out combination.
-        shuffle_captions: Whether every training video gets the captions of another one, as a
-            control.
+        data: Folder of corpus and shards; several runs may share it. None: OUT/data.
+        configs: Name or path of a config, such as demo, demo_long or overlay_specific; may be
+            repeated.
+        seed: Seed of training.
+        num_train: Number of training videos; two decoded clips of each of 6,000 take 1.7 GiB.
+        num_renderings: Validation videos of each of the 100 held-out combinations.
+        shuffle_captions: Control experiment: train with the captions of other videos; retrieval
+            should be at chance level.
         overrides: Further options of `vatt fit`.
     """
 
-    out: Path
-    data: Path
-    configs: tuple[str, ...]
-    seed: int
-    num_train: int
-    num_renderings: int
-    shuffle_captions: bool
-    overrides: tuple[str, ...]
+    out: Annotated[Path, "FOLDER"] = Path("runs/demo")
+    data: Annotated[Path | None, "FOLDER"] = None
+    configs: Annotated[tuple[str, ...], "--config", "NAME", "+"] = ("demo",)
+    seed: int = 0
+    num_train: Annotated[int, at_least(1)] = 6_000
+    num_renderings: Annotated[int, at_least(1)] = 3
+    shuffle_captions: bool = False
+    overrides: tuple[str, ...] = field(default=(), metadata={"option": False})
+
+    @property
+    def data_folder(self) -> Path:
+        """Folder of corpus and shards."""
+        return self.data or self.out / "data"
 
     @property
     def corpus(self) -> Path:
         """Folder of the videos."""
-        return (self.data / "corpus").absolute()
+        return (self.data_folder / "corpus").absolute()
 
 
 @contextlib.contextmanager
@@ -86,67 +91,18 @@ def stage(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
     print(f"   {name} took {seconds[name]:.0f} s", flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo as a command; returns the exit code."""
-    run_demo(parse_options(argv))
+def demo(*, options: DemoOptions, rest: Sequence[str] = ()) -> int:
+    """Makes a small corpus of narrated videos, trains a model on it and writes a report.
+
+    Training starts from random weights; retrieval is measured on combinations that do not occur in
+    training. All other options are passed to `vatt fit`, for example --trainer.max_steps 500.
+
+    Args:
+        options: Corpus, training and folders.
+        rest: Options of `vatt fit`.
+    """
+    run_demo(replace(options, overrides=tuple(rest)))
     return 0
-
-
-def parse_options(argv: Sequence[str] | None = None) -> DemoOptions:
-    """Reads the command line; unknown options are passed to `vatt fit`."""
-    parser = argparse.ArgumentParser(
-        prog="vatt demo",
-        description="Makes a small corpus of narrated videos, trains a VATT on it from random "
-        "weights, measures retrieval on combinations that do not occur in training, and writes a "
-        "report.",
-        epilog="All other options are passed to `vatt fit`, for example --trainer.max_steps 500.",
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/demo"), help="run folder (default: runs/demo)")
-    add(
-        "--data",
-        type=Path,
-        help="folder of corpus and shards; several runs may share it (default: OUT/data)",
-    )
-    add(
-        "--config",
-        dest="configs",
-        action="append",
-        metavar="NAME",
-        help="name or path of a config, such as demo, demo_long or overlay_specific; may be "
-        "repeated (default: demo)",
-    )
-    add("--seed", type=int, default=0, help="seed of training (default: 0)")
-    add(
-        "--num-train",
-        type=positive,
-        default=NUM_TRAIN,
-        help="number of training videos (default: 6000)",
-    )
-    add(
-        "--num-renderings",
-        type=positive,
-        default=NUM_RENDERINGS,
-        help="validation videos of each of the 100 held-out combinations (default: 3)",
-    )
-    add(
-        "--shuffle-captions",
-        action="store_true",
-        help="control experiment: train with the captions of other videos; retrieval should be at "
-        "chance level",
-    )
-    known, overrides = parser.parse_known_args(argv)
-    known.data = known.data or known.out / "data"
-    known.configs = tuple(known.configs or ("demo",))
-    return DemoOptions(**vars(known), overrides=tuple(overrides))
-
-
-def positive(text: str) -> int:
-    """Parses a number that must be at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
 
 
 def run_demo(options: DemoOptions) -> dict[str, Any]:
@@ -167,7 +123,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         )
     with stage(seconds, "shards", "videos and captions → tar shards"):
         if is_new:  # shards of an earlier corpus
-            shutil.rmtree(options.data / "shards", ignore_errors=True)
+            shutil.rmtree(options.data_folder / "shards", ignore_errors=True)
         train_shards, validation_shards = build_demo_shards(options)
     with stage(seconds, "fit", "contrastive training from random weights"):
         checkpoint, tokenizer, training_seconds = train(options, train_shards, validation_shards)
@@ -212,7 +168,8 @@ def refuse_other_run(options: DemoOptions) -> None:
         if earlier.get(name) != value:
             raise UserError(
                 f"{options.out} holds a demo with {name} {earlier.get(name)}, not {value}: "
-                f"give another --out (and --data {options.data} to share its corpus), or delete it"
+                f"give another --out (and --data {options.data_folder} to share its corpus), or "
+                "delete it"
             )
     options.out.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(asked, indent=1) + "\n").encode())
@@ -220,14 +177,12 @@ def refuse_other_run(options: DemoOptions) -> None:
 
 def build_demo_shards(options: DemoOptions) -> tuple[Path, Path]:
     """Packs the two splits into shards; returns their folders."""
-    captions = None
-    train = options.data / "shards" / "train"
+    captions, shards = None, options.data_folder / "shards"
+    train, validation = shards / "train", shards / "validation"
     if options.shuffle_captions:
-        train = options.data / "shards" / "train-shuffled"
-        captions = options.data / "captions-shuffled.jsonl"
+        train, captions = shards / "train-shuffled", options.data_folder / "captions-shuffled.jsonl"
         shuffle_captions(options.corpus / "train" / "captions.jsonl", captions)
     print(build_shards(options.corpus / "train", train, captions=captions))
-    validation = options.data / "shards" / "validation"
     print(build_shards(options.corpus / "validation", validation))
     return train, validation
 
@@ -293,7 +248,7 @@ def check_fit_options(options: DemoOptions) -> None:
     from vatt.runs.training_cli import main as training_main
 
     printed = io.StringIO()
-    arguments = fit_arguments(options, options.data, options.data)
+    arguments = fit_arguments(options, options.out, options.out)
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         training_main([*arguments, "--print_config"])
     config = yaml.safe_load(printed.getvalue())
@@ -329,6 +284,9 @@ def measure_linearly(
     options: DemoOptions,
 ) -> dict[str, Any]:
     """Trains linear classifiers on some training videos and tests them on the validation set."""
+    if find_spec("sklearn") is None:
+        print('   left out: linear classifiers need scikit-learn: pip install "vatt[eval]"')
+        return {"num_train": 0, "num_test": len(validation.combinations), "rows": []}
     shards = ShardSet(train_shards)
     num_clips = min(NUM_LINEAR, len(shards))
     geometry = clip_geometry(model, num_candidates=1)
