@@ -3,7 +3,7 @@
 # Arguments go to `vatt demo`; results are in runs/demo of this checkout unless --out names another folder.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-set_up base
+set_up eval
 
 out="$ROOT/runs/demo"
 for argument in "$@"; do

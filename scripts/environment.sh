@@ -1,6 +1,6 @@
 # Sets up the virtual environment .venv of this checkout. Sourced by demo.sh, test.sh and .ci/run:
 #
-#     set_up base     # what the package needs to run
+#     set_up eval     # what the package and its demo need to run
 #     set_up dev      # and the tools to check it
 #
 # Afterwards $ROOT is the checkout and $VENV its environment. A finished set-up leaves a stamp and is skipped from then on
@@ -25,18 +25,15 @@ set_up() {
 }
 
 build_environment() {
-    local extra="$1" target="$ROOT"
-    if [[ "$extra" != base ]]; then
-        target="$ROOT[$extra]"
-    fi
+    local extra="$1"
     if [[ -e "$UNFINISHED" ]] || ! "$VENV/bin/python" -c "" 2>/dev/null; then
         create_environment
-    elif [[ -e "$VENV/setup-base.stamp" ]]; then
+    elif [[ -e "$VENV/setup-eval.stamp" ]]; then
         touch "$UNFINISHED" # not in an environment that was made by hand: that one must never be deleted
     fi
     install_torch
-    stage "vatt and the packages it needs" pip_install -c "$ROOT/constraints.txt" -e "$target"
-    write_stamp base
+    stage "vatt and the packages it needs" pip_install -c "$ROOT/constraints.txt" -e "$ROOT[$extra]"
+    write_stamp eval # dev holds its packages too
     write_stamp "$extra"
     rm -f "$UNFINISHED"
 }

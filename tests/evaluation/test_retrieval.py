@@ -198,15 +198,15 @@ def test_processes_share_the_clips_and_count_each_once(
 def test_a_clip_of_a_long_file_has_its_windows_within_its_times(tiny_corpus):
     path = next(iter(sorted((tiny_corpus / "train").glob("*.mp4"))))
     video = replace(vatt.preset("tiny").video, num_frames=2, frame_rate=10.0)
-    plan = ViewPlan(video=video, audio=None, num_windows=2, stride=1)
+    plan = ViewPlan(video=video, audio=None, num_windows=2)
     end = probe(path).duration_seconds
     part = Item(key="a", source=str(path), place="", start_seconds=0.4, end_seconds=0.9)
     read = read_item((part, plan)).video
     first = read_video_views(
-        path, video, num_windows=1, num_crops=1, stride=1, start_seconds=0.4, end_seconds=0.6
+        path, video, num_windows=1, num_crops=1, start_seconds=0.4, end_seconds=0.6
     )
     last = read_video_views(
-        path, video, num_windows=1, num_crops=1, stride=1, start_seconds=0.7, end_seconds=0.9
+        path, video, num_windows=1, num_crops=1, start_seconds=0.7, end_seconds=0.9
     )
     assert read.shape[0] == 2
     assert (read[0] == first[0].numpy()).all()

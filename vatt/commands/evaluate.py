@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from vatt.commands.evaluate_mteb import mteb
 from vatt.config.checks import at_least, positive
+from vatt.config.spaces import Space
 from vatt.errors import Fault, UserError
 from vatt.system.machine import num_cores
 
@@ -123,7 +123,7 @@ def linear(
     from vatt.evaluation.frozen_features import extract_features
     from vatt.evaluation.linear import CLASSIFIERS, LowRankConfig, evaluate_folds
     from vatt.models.checkpoint import weights_digest
-    from vatt.sets.classification import MODALITIES, read_classification_set
+    from vatt.sets.classification import read_classification_set
 
     _refuse_processes("linear")
     names = classifiers.split(",")
@@ -131,7 +131,7 @@ def linear(
     if set(names) - set(CLASSIFIERS):
         raise UserError(f"--classifiers are {' and '.join(CLASSIFIERS)}, got {classifiers}")
     items = read_classification_set(data, media)
-    modality = modality or MODALITIES.get(items.name, "video")
+    modality = modality or _usual_modality(items)
     network, plan = _model_and_plan(model, items, common, (modality,))
     run = _Run("linear", model, network, items, common, argv)
     features = extract_features(
@@ -188,11 +188,11 @@ def zero_shot(
         argv: Arguments, for the record.
     """
     from vatt.evaluation.zero_shot_classification import PROMPTS, embed_classes, score_classes
-    from vatt.sets.classification import MODALITIES, TEST, read_classification_set
+    from vatt.sets.classification import TEST, read_classification_set
 
     _refuse_processes("zero-shot")
     items = read_classification_set(data, media).in_split(TEST)
-    modality = modality or MODALITIES.get(items.name, "video")
+    modality = modality or _usual_modality(items)
     network, plan = _model_and_plan(model, items, common, (modality,))
     words = _load_tokenizer(model, tokenizer, network)
     if words is None:
@@ -214,6 +214,55 @@ def zero_shot(
         scores.faults,
         num_classes=len(items.labels),
     )
+
+
+def mteb(
+    model: str,
+    *,
+    tasks: Annotated[tuple[str, ...], "NAME"],
+    out: Annotated[Path, "FOLDER"] = Path("runs/evaluate-mteb"),
+    windows: Annotated[int, at_least(1)] = 4,
+    space: Literal["auto", "features"] | Space = "auto",
+    batch_size: Annotated[int, at_least(1)] = 8,
+    device: str = "auto",
+    skip_unreadable: bool = False,
+    argv: Sequence[str],
+) -> int:
+    """Runs tasks of the mteb library, which downloads their data sets.
+
+    Args:
+        model: Model folder, .ckpt of a run, or org/name on the Hugging Face Hub.
+        tasks: Names of tasks, such as ESC50 MSRVTTT2V.
+        out: Folder for results.json.
+        windows: Number of windows of each file, evenly spread.
+        space: Common space; auto: the one that the modalities of a task share; features: features
+            of the backbone.
+        batch_size: Windows per batch.
+        device: auto, cpu, cuda or mps.
+        skip_unreadable: Warn about files that cannot be read and let them match nothing, instead of
+            stopping.
+        argv: Arguments, for the record.
+    """
+    from vatt.evaluation.mteb_model import MtebModel, load_mteb
+    from vatt.evaluation.mteb_tasks import run_tasks
+    from vatt.evaluation.results import report
+
+    _refuse_processes("mteb")
+    library = load_mteb()
+    try:
+        chosen = [library.get_task(name) for name in dict.fromkeys(tasks)]
+    except KeyError as error:
+        raise UserError(f"--tasks: {error.args[0].removeprefix('KeyError: ')}") from error
+    encoder = MtebModel.from_pretrained(
+        model,
+        space=None if space == "features" else space,
+        num_windows=windows,
+        on_error="skip" if skip_unreadable else "raise",
+        device=device,
+    )
+    results = run_tasks(encoder, chosen, out, batch_size=batch_size)
+    report(results, encoder.extractor.model, model, out, ["evaluate", "mteb", *argv])
+    return 0
 
 
 @dataclass(frozen=True)
@@ -240,7 +289,7 @@ class _Run:
         **more: Any,
     ) -> int:
         """Prints and writes the results, in the first process of several."""
-        from vatt.evaluation.results import Results, results_table, write_results
+        from vatt.evaluation.results import Results, report
         from vatt.system.ranks import rank
 
         results = Results(
@@ -257,9 +306,7 @@ class _Run:
         )
         if rank() == 0:
             args = ["evaluate", self.task, *self.argv]
-            path = write_results(results, self.network, self.model, self.folder, args=args)
-            print(results_table(results, self.network.config.arrangement))
-            print(path)
+            report(results, self.network, self.model, self.folder, args)
         return 0
 
 
@@ -277,6 +324,10 @@ def _model_and_plan(
     return network, evaluation_plan(
         network, num_windows=common.windows, frame_rate=frame_rate, modalities=modalities
     )
+
+
+def _usual_modality(data: "EvaluationSet") -> MediaModality:
+    return "audio" if data.name == "esc50" else "video"
 
 
 def _load_tokenizer(model: Path, tokenizer: Path | None, network: "VATT") -> "Tokenizer | None":

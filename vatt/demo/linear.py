@@ -2,7 +2,7 @@
 
 The same classifier, chosen in the same way, is trained on three kinds of input: features of the
 pre-trained network, features of the same network with its initial random weights, and raw input
-(pixels, or a log-mel spectrogram). It needs no scikit-learn, unlike `vatt.evaluation.linear`.
+(pixels, or a log-mel spectrogram).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vatt.batch import Batch
 from vatt.demo.corpus_scenes import ATTRIBUTES
+from vatt.evaluation.linear import train_logistic
 from vatt.network.log_mel import LogMel
 from vatt.network.model import VATT, present_rows
 
@@ -31,9 +32,10 @@ TASKS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("audio", "sound", ("shape", "motion")),
 )
 PIXELS = 8  # raw frames are averaged to 8 × 8: no size from 4 to 32 gave better results
+# Half of a strength times the sum of squares of the weights is added to the mean cross entropy:
+# of N clips, scikit-learn's C is 1 / (N · strength).
 REGULARISATIONS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # from strong to weak
 PATIENCE = 2  # weaker strengths tried beyond the best one
-MAX_ITERATIONS = 100  # per strength
 HELD_OUT = 5  # every fifth combination of the training videos chooses the regularisation
 
 Combination = tuple[str, ...]
@@ -75,13 +77,15 @@ def evaluate_linearly(
     Returns:
         `num_train`, `num_test` and `rows`. Each row has the `modality` and `attribute` of a task,
         `chance` and the accuracy of each of `SOURCES` in percent, and the chosen `regularisation`
-        of each. Tasks without training or test clips are left out.
+        of each. Tasks without test clips, or with training clips of one class only, are left out.
     """
     networks = {"pretrained": model, "random": untrained(model, seed)}
     train_rows, test_rows = read_rows(networks, *train), read_rows(networks, *test)
     rows = []
     for modality, name, attributes in TASKS:
-        if (modality, "raw") not in train_rows or (modality, "raw") not in test_rows:
+        if not all((modality, "raw") in rows_of_set for rows_of_set in (train_rows, test_rows)):
+            continue
+        if len({*train_rows[modality, "raw"].labels(attributes)}) < 2:
             continue
         row: dict[str, Any] = {"modality": modality, "attribute": name, "regularisation": {}}
         for source in SOURCES:
@@ -160,86 +164,35 @@ def _measure(
     )
     numbers = {c: i for i, c in enumerate(dict.fromkeys(train.combinations))}
     held_out = torch.tensor([numbers[c] % HELD_OUT == HELD_OUT - 1 for c in train.combinations])
-    mean, deviation = train.values.mean(dim=0), train.values.std(dim=0, correction=0)
-    deviation = torch.where(deviation > 0, deviation, 1.0)
-    rows, test_rows = (x - mean for x in (train.values, test.values))
-    rows, test_rows = rows / deviation, test_rows / deviation
-    strength, start = REGULARISATIONS[0], None
-    if held_out.any():
-        fitted, left_out = (rows[~held_out], labels[~held_out]), (rows[held_out], labels[held_out])
-        strength, start = choose_regularisation(fitted, left_out, len(classes))
-    weights = fit_logistic(rows, labels, len(classes), strength, start=start)
-    return len(classes), _accuracy(weights, test_rows, truth), strength
+    strength = REGULARISATIONS[0]
+    if held_out.any() and len(labels[~held_out].unique()) > 1:
+        fitted, left_out = ((train.values[part], labels[part]) for part in (~held_out, held_out))
+        strength = choose_regularisation(fitted, left_out, len(classes))
+    samples = train.values, labels
+    return len(classes), _accuracy(samples, (test.values, truth), len(classes), strength), strength
 
 
-def choose_regularisation(
-    train: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], num_classes: int
-) -> tuple[float, Tensor | None]:
-    """Regularisation strength with the best accuracy on held-out rows, and its fitted weights.
+Samples = tuple[Tensor, Tensor]  # features float32 `[N, D]`, and classes int64 `[N]`
 
-    The search goes from strong to weak; each fit starts from the weights of the previous one. Of
-    equally good strengths, the strongest is chosen. The search ends after `PATIENCE` strengths
-    without improvement.
+
+def choose_regularisation(train: Samples, held_out: Samples, num_classes: int) -> float:
+    """Regularisation strength with the best accuracy on held-out rows.
+
+    The search goes from strong to weak. Of equally good strengths, the strongest is chosen. The
+    search ends after `PATIENCE` strengths without improvement.
     """
     best, chosen = -1.0, 0
-    weights: Tensor | None = None
-    best_weights: Tensor | None = None
     for number, strength in enumerate(REGULARISATIONS):
-        weights = fit_logistic(*train, num_classes, strength, start=weights)
-        accuracy = _accuracy(weights, *held_out)
+        accuracy = _accuracy(train, held_out, num_classes, strength)
         if accuracy > best:
-            best, chosen, best_weights = accuracy, number, weights
+            best, chosen = accuracy, number
         elif number - chosen >= PATIENCE:
             break
-    return REGULARISATIONS[chosen], best_weights
+    return REGULARISATIONS[chosen]
 
 
-def fit_logistic(
-    rows_ND: Tensor,
-    labels_N: Tensor,
-    num_classes: int,
-    strength: float,
-    *,
-    start: Tensor | None = None,
-) -> Tensor:
-    """Multinomial logistic regression by L-BFGS.
-
-    It minimises the mean cross entropy plus strength / 2 times the sum of squares of the weights,
-    without biases. scikit-learn gives the same weights with `C` = 1 / (N · strength).
-
-    Args:
-        rows_ND: float `[N, D]`, standardised.
-        labels_N: int64 `[N]`, in [0, `num_classes`).
-        num_classes: `C`.
-        strength: Strength of the regularisation.
-        start: Initial weights. None: zero.
-
-    Returns:
-        float `[C, D + 1]`: weights, and biases as the last column.
-    """
-    zeros = rows_ND.new_zeros(num_classes, rows_ND.shape[1] + 1)
-    weights = (zeros if start is None else start.clone()).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weights], max_iter=MAX_ITERATIONS, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        total = F.cross_entropy(_logits(weights, rows_ND), labels_N)
-        total = total + strength / 2 * weights[:, :-1].square().sum()
-        total.backward()
-        return total
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return weights.detach()
-
-
-def _logits(weights: Tensor, rows_ND: Tensor) -> Tensor:
-    return torch.addmm(weights[:, -1], rows_ND, weights[:, :-1].T)
-
-
-def _accuracy(weights: Tensor, rows_ND: Tensor, labels_N: Tensor) -> float:
-    """Top-1 accuracy in percent."""
-    answers = _logits(weights, rows_ND).argmax(dim=1)
-    return 100.0 * float((answers == labels_N).double().mean())
+def _accuracy(train: Samples, test: Samples, num_classes: int, strength: float) -> float:
+    """Top-1 accuracy in percent of a classifier trained with a strength."""
+    predict = train_logistic(*train, num_classes, regularisation=1 / (len(train[0]) * strength))
+    answers = predict(test[0]).argmax(dim=1)
+    return 100.0 * float((answers == test[1]).double().mean())

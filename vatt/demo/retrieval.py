@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.evaluation.embedding_table import EmbeddingTable
-from vatt.evaluation.retrieval import Search, metrics_by_direction, searches, top_candidates
+from vatt.evaluation.retrieval import Search, metrics_by_direction, searches
 from vatt.pages.report_data import AttributeConfusion
 
 AUDIBLE_ATTRIBUTES = ("shape", "motion")  # timbre and melody; colour makes no sound
@@ -82,8 +82,8 @@ def demo_confusions(
     )
     counts: dict[str, list[Tensor]] = {}
     for search in _demo_searches(table, combinations, renderings):
-        _, best = top_candidates(search.queries, search.candidates, k=1)
-        asked, answered = codes[search.query_rows], codes[search.candidate_rows[best[:, 0]]]
+        best = (search.queries @ search.candidates.T).nan_to_num(nan=-torch.inf).argmax(dim=1)
+        asked, answered = codes[search.query_rows], codes[search.candidate_rows[best]]
         zeros = [torch.zeros(len(v), len(v), dtype=torch.int64) for v in values]
         for i, table_VV in enumerate(counts.setdefault(search.direction, zeros)):
             table_VV.index_put_((asked[:, i], answered[:, i]), torch.tensor(1), accumulate=True)

@@ -1,11 +1,12 @@
 """Metrics of classifiers: top-k accuracy, average precision, area under the ROC curve, d′.
 
-Results equal those of scikit-learn on the same scores, including ties. Shapes: `N` clips, `C`
-classes.
+Results equal those of scikit-learn on the same scores, including ties. torchmetrics gives others:
+it divides counts in float32, applies a sigmoid to scores outside [0, 1], which makes ties, and
+breaks ties of top-k as `torch.topk` does. Shapes: `N` clips, `C` classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -15,48 +16,8 @@ from torch import Tensor
 
 from vatt.errors import UserError
 from vatt.evaluation.retrieval import retrieval_ranks
-
-Scores = NDArray[np.float64]
-Truths = NDArray[np.bool_]
-
-
-def class_ranks(scores: Tensor, target: Tensor) -> Tensor:
-    """Rank of each clip's class among all classes, 0 = best.
-
-    Among classes with the same score, the last one ranks best, as in scikit-learn.
-
-    Args:
-        scores: float `[N, C]`.
-        target: int64 `[N]`, in [0, C).
-
-    Returns:
-        int64 `[N]`.
-
-    Raises:
-        ValueError: shapes do not fit, there are no clips, or a score is NaN.
-    """
-    if scores.ndim != 2 or target.shape != scores.shape[:1]:
-        raise ValueError(
-            f"scores must be [N, C] and target [N], got {list(scores.shape)}, {list(target.shape)}"
-        )
-    _check_scores(scores)
-    wanted = scores.gather(1, target[:, None])
-    later = torch.arange(scores.shape[1], device=scores.device) > target[:, None]
-    return ((scores > wanted) | ((scores == wanted) & later)).sum(dim=1)
-
-
-def top_k_percentages(ranks: Tensor, num_classes: int) -> dict[int, float]:
-    """Percentage of clips whose class ranks first, and among the first five of more classes.
-
-    Args:
-        ranks: Rank of each clip's class, 0 = best, `[N]`.
-        num_classes: `C`.
-
-    Returns:
-        `{1: percent, 5: percent}`.
-    """
-    ks = (1, 5) if num_classes > 5 else (1,)
-    return {k: 100.0 * float((ranks <= k - 1).double().mean()) for k in ks}
+from vatt.sets.classification import TEST
+from vatt.sets.items import Item
 
 
 def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -66,61 +27,57 @@ def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
         scores_NC: float `[N, C]`, higher is better.
         labels_N: int64 `[N]`, in [0, C).
     """
-    ranks = retrieval_ranks(scores_NC, labels_N)
-    return {f"top-{k}": x for k, x in top_k_percentages(ranks, scores_NC.shape[1]).items()}
+    return _top_k("top-", retrieval_ranks(scores_NC, labels_N), scores_NC.shape[1])
 
 
-def fold_rows(name: str, folds: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Rows of a table: the accuracies in each fold, and their means over the folds."""
+def accuracies_by_fold(
+    name: str, items: Sequence[Item], classes: Sequence[str], score: Callable[[int, Tensor], Tensor]
+) -> dict[str, dict[str, float]]:
+    """Rows of a table: the accuracies in each fold, and their means over the folds.
+
+    Args:
+        name: Name of the classifier.
+        items: The clips, with their labels and splits.
+        classes: All labels.
+        score: Scores `[n, C]` of the test clips of a fold; takes its number, from 0, and their
+            places among the items, int64 `[n]`.
+
+    Raises:
+        UserError: a fold without test clips.
+    """
+    labels = torch.tensor([classes.index(item.label) for item in items])
+    folds = []
+    for fold in range(len(items[0].splits)):
+        test = split_places(items, fold, TEST)
+        folds.append(accuracies(score(fold, test), labels[test]))
     rows = {f"{name}, fold {number}": fold for number, fold in enumerate(folds, start=1)}
     means = {column: sum(fold[column] for fold in folds) / len(folds) for column in folds[0]}
     return {**rows, f"{name}, mean of folds": means}
 
 
-def average_precision(scores: Scores, truths: Truths) -> float:
-    """Average precision of one class: area under the step curve of precision over recall.
+def split_places(items: Sequence[Item], fold: int, split: str) -> Tensor:
+    """Places of the clips in a split of a fold, int64 `[n]`.
 
-    Args:
-        scores: Score of each clip, `[N]`.
-        truths: Whether each clip has the class, `[N]`.
-
-    Returns:
-        Value in [0, 1]; NaN if no clip has the class.
+    Raises:
+        UserError: there is none.
     """
-    hits, seen = _counts_by_threshold(scores, truths)
-    if hits[-1] == 0:
-        return math.nan
-    gained = np.diff(hits, prepend=0) / hits[-1]
-    return float(np.sum(gained * hits / seen))
-
-
-def roc_auc(scores: Scores, truths: Truths) -> float:
-    """Probability that a clip with the class scores higher than one without; a tie counts half.
-
-    Args:
-        scores: Score of each clip, `[N]`.
-        truths: Whether each clip has the class, `[N]`.
-
-    Returns:
-        Value in [0, 1]; NaN if all clips have the class, or none.
-    """
-    hits, seen = _counts_by_threshold(scores, truths)
-    misses = seen - hits
-    if hits[-1] == 0 or misses[-1] == 0:
-        return math.nan
-    rates = [np.concatenate([[0], counts / counts[-1]]) for counts in (misses, hits)]
-    return float(np.trapezoid(rates[1], rates[0]))
+    places = [place for place, item in enumerate(items) if item.splits[fold] == split]
+    if not places:
+        raise UserError(f"fold {fold + 1} has no {split} clip that can be read, and needs some")
+    return torch.tensor(places)
 
 
 def d_prime(auc: float) -> float:
     """√2 times the standard normal quantile of an AUC; ±infinity at 1 and 0."""
-    if math.isnan(auc) or not 0 < auc < 1:
-        return auc if math.isnan(auc) else math.copysign(math.inf, auc - 0.5)
+    if not 0 < auc < 1:
+        return math.copysign(math.inf, auc - 0.5)
     return math.sqrt(2) * NormalDist().inv_cdf(auc)
 
 
 def single_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """`top1` and, with more than five classes, `top5`, in percent.
+
+    Of classes with the same score the last counts as the best, as scikit-learn has it.
 
     Args:
         scores: float `[N, C]`.
@@ -130,11 +87,13 @@ def single_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
         ValueError: shapes do not fit, a clip does not have exactly one class, or there are no
             clips.
     """
-    _check_labels(scores, labels)
+    _check(scores, labels)
     if not bool((labels.sum(dim=1) == 1).all()):
         raise UserError("each clip must have one class: set classifier.multi_label for others")
-    ranks = class_ranks(scores, labels.argmax(dim=1))
-    return {f"top{k}": x for k, x in top_k_percentages(ranks, scores.shape[1]).items()}
+    target = labels.argmax(dim=1, keepdim=True)
+    wanted, is_later = scores.gather(1, target), torch.arange(scores.shape[1]) > target
+    ranks = ((scores > wanted) | ((scores == wanted) & is_later)).sum(dim=1)
+    return _top_k("top", ranks, scores.shape[1])
 
 
 def multi_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -154,40 +113,52 @@ def multi_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     Raises:
         ValueError: shapes do not fit, or there are no clips.
     """
-    _check_labels(scores, labels)
-    values = scores.double().cpu().numpy()
-    truths = labels.bool().cpu().numpy()
+    _check(scores, labels)
+    values, truths = scores.double().cpu().numpy(), labels.bool().cpu().numpy()
     counts = truths.sum(axis=0)
     known = np.flatnonzero((counts > 0) & (counts < len(truths)))
     if not len(known):
         return {"num_classes": 0.0}
-    precisions = [average_precision(values[:, c], truths[:, c]) for c in known]
-    areas = [roc_auc(values[:, c], truths[:, c]) for c in known]
+    areas = np.array([precision_and_roc_area(values[:, c], truths[:, c]) for c in known])
     return {
-        "mAP": 100.0 * float(np.mean(precisions)),
-        "AUC": 100.0 * float(np.mean(areas)),
-        "d_prime": sum(d_prime(area) for area in areas) / len(areas),
+        "mAP": 100.0 * float(np.mean(areas[:, 0])),
+        "AUC": 100.0 * float(np.mean(areas[:, 1])),
+        "d_prime": sum(map(d_prime, areas[:, 1].tolist())) / len(areas),
         "num_classes": float(len(known)),
     }
 
 
-def _counts_by_threshold(scores: Scores, truths: Truths) -> tuple[Scores, Scores]:
-    """Hits and clips at or above each different score, from the highest down."""
-    order = np.argsort(-scores, kind="stable")
-    ordered, hits = scores[order], np.cumsum(truths[order], dtype=np.float64)
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    return hits[last], last + 1.0
+def precision_and_roc_area(
+    scores: NDArray[np.float64], truths: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Average precision of one class, and the area under its ROC curve, both in [0, 1].
+
+    The first is the area under the steps of precision over recall; the second is the chance that a
+    clip with the class has a higher score than one without, where a tie is a half.
+
+    Args:
+        scores: Score of each clip, `[N]`.
+        truths: Whether each clip has the class, `[N]`; some have, and some have not.
+    """
+    _, thresholds = np.unique(-scores, return_inverse=True)  # from the highest score down
+    hits = np.cumsum(np.bincount(thresholds, truths))
+    seen = np.cumsum(np.bincount(thresholds))
+    precision = np.sum(np.diff(hits, prepend=0) / hits[-1] * hits / seen)
+    recalls, false_alarms = (np.insert(n / n[-1], 0, 0) for n in (hits, seen - hits))
+    return float(precision), float(np.trapezoid(recalls, false_alarms))
 
 
-def _check_labels(scores: Tensor, labels: Tensor) -> None:
+def _top_k(name: str, ranks: Tensor, num_classes: int) -> dict[str, float]:
+    """Percent of clips whose class is the best or, of more than five, among the five best."""
+    ks = (1, 5) if num_classes > 5 else (1,)
+    return {f"{name}{k}": 100.0 * float((ranks <= k - 1).double().mean()) for k in ks}
+
+
+def _check(scores: Tensor, labels: Tensor) -> None:
     if scores.ndim != 2 or scores.shape != labels.shape:
         raise ValueError(
             f"scores and labels must be [N, C], got {list(scores.shape)} and {list(labels.shape)}"
         )
-    _check_scores(scores)
-
-
-def _check_scores(scores: Tensor) -> None:
     if not len(scores):
         raise UserError("no clip to take metrics over")
     if bool(scores.isnan().any()):

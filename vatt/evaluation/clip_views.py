@@ -23,24 +23,19 @@ class ViewPlan:
     Args:
         video: Geometry and frame rate of video. None: no video is read.
         audio: Geometry of audio. None: no audio is read.
-        num_windows: Windows, evenly spread over the clip.
-        num_crops: Crops of each window of the picture, 1 or 3.
-        stride: Distance of the frames to read, in frames of the base rate; it only affects the grid
-            of the windows' starts.
+        num_windows: Windows, evenly spread over the clip; of the picture the middle of each.
     """
 
     video: VideoConfig | None
     audio: AudioConfig | None
     num_windows: int = 4
-    num_crops: int = 1
-    stride: int = 2
 
     def describe(self) -> dict[str, Any]:
         """Plan as plain values, for a result file."""
         plan: dict[str, Any] = {"num_windows": self.num_windows}
         if self.video is not None:
             plan |= {
-                "num_crops": self.num_crops,
+                "num_crops": 1,
                 "num_frames": self.video.num_frames,
                 "frame_rate": self.video.frame_rate,
                 "image_size": self.video.image_size,
@@ -58,7 +53,7 @@ class ItemViews:
     """The views of a clip.
 
     Args:
-        video: uint8 `[windows × crops, T, H, W, C]`; None: not asked for, or no picture.
+        video: uint8 `[windows, T, H, W, C]`; None: not asked for, or no picture.
         audio: float32 `[windows, S]` in about [-1, 1]; None: not asked for, or no sound.
         fault: Reason why the clip cannot be used; "" if it can.
     """
@@ -75,23 +70,18 @@ def read_item(job: tuple[Item, ViewPlan]) -> ItemViews:
 
     item, plan = job
     assert item.source is not None
-    part: dict[str, Any] = {"start_seconds": item.start_seconds, "end_seconds": item.end_seconds}
+    windows: dict[str, Any] = {
+        "num_windows": plan.num_windows,
+        "start_seconds": item.start_seconds,
+        "end_seconds": item.end_seconds,
+    }
     try:
         info = probe(item.source)
         video = audio = None
         if plan.video is not None and info.has_video:
-            video = read_video_views(
-                item.source,
-                plan.video,
-                num_windows=plan.num_windows,
-                num_crops=plan.num_crops,
-                stride=plan.stride,
-                **part,
-            ).numpy()
+            video = read_video_views(item.source, plan.video, num_crops=1, **windows).numpy()
         if plan.audio is not None and info.has_audio:
-            audio = read_audio_views(
-                item.source, plan.audio, num_windows=plan.num_windows, **part
-            ).numpy()
+            audio = read_audio_views(item.source, plan.audio, **windows).numpy()
     except MediaError as error:
         return ItemViews(fault=error.reason)
     if video is None and audio is None:

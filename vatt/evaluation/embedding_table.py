@@ -4,8 +4,9 @@ Shapes: `N` clips of the set, `K` captions of a clip, `D` width (the project's l
 `vatt.batch`).
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,16 +57,9 @@ class EmbeddingTable:
     def select(self, rows: Sequence[int] | Tensor) -> "EmbeddingTable":
         """Table of these rows, in this order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
-        return EmbeddingTable(
-            keys=tuple(self.keys[i] for i in index.tolist()),
-            video_va=None if self.video_va is None else self.video_va[index],
-            audio_va=None if self.audio_va is None else self.audio_va[index],
-            video_vt=None if self.video_vt is None else self.video_vt[index],
-            text_vt=None if self.text_vt is None else self.text_vt[index],
-            video_mask=self.video_mask[index],
-            audio_mask=self.audio_mask[index],
-            text_mask=self.text_mask[index],
-        )
+        keys = tuple(self.keys[i] for i in index.tolist())
+        tensors = {n: column[index] for n, column in vars(self).items() if torch.is_tensor(column)}
+        return replace(self, keys=keys, **tensors)
 
 
 def embed(
@@ -100,16 +94,30 @@ def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
         name: functional.normalize(value.float(), dim=-1).cpu()
         for name, value in embeddings.items()
     }
-    absent = torch.zeros(len(batch), dtype=torch.bool)
+    keys = batch.keys or ("",) * len(batch)
+    return table_of(keys, unit, {name: mask.cpu() for name, mask in batch.masks.items()})
+
+
+def table_of(
+    keys: tuple[str, ...], unit: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> EmbeddingTable:
+    """The table of embeddings as the model names them.
+
+    Args:
+        keys: Names of the clips.
+        unit: By `MODALITY_SPACE`; a joint space stands for both.
+        masks: By modality; one that is left out is absent from all clips.
+    """
+    absent = torch.zeros(len(keys), dtype=torch.bool)
     return EmbeddingTable(
-        keys=batch.keys or ("",) * len(batch),
+        keys=keys,
         video_va=unit.get("video_va", unit.get("video_joint")),
         audio_va=unit.get("audio_va", unit.get("audio_joint")),
         video_vt=unit.get("video_vt", unit.get("video_joint")),
         text_vt=unit.get("text_vt", unit.get("text_joint")),
-        video_mask=absent if batch.video_mask is None else batch.video_mask.cpu(),
-        audio_mask=absent if batch.audio_mask is None else batch.audio_mask.cpu(),
-        text_mask=absent[:, None] if batch.text_mask is None else batch.text_mask.cpu(),
+        video_mask=masks.get("video", absent),
+        audio_mask=masks.get("audio", absent),
+        text_mask=masks.get("text", absent[:, None]),
     )
 
 
@@ -122,36 +130,22 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
     if not tables:
         raise UserError("no clip to embed: the loader gave no batch")
     sizes = [len(table) for table in tables]
-    num_captions = max(table.text_mask.shape[1] for table in tables)
-    absent = [num_captions - table.text_mask.shape[1] for table in tables]
-    return EmbeddingTable(
-        keys=tuple(key for table in tables for key in table.keys),
-        video_va=_stack([table.video_va for table in tables], sizes),
-        audio_va=_stack([table.audio_va for table in tables], sizes),
-        video_vt=_stack([table.video_vt for table in tables], sizes),
-        text_vt=_stack(
-            [
-                None if table.text_vt is None else functional.pad(table.text_vt, (0, 0, 0, count))
-                for table, count in zip(tables, absent, strict=True)
-            ],
-            sizes,
-        ),
-        video_mask=torch.cat([table.video_mask for table in tables]),
-        audio_mask=torch.cat([table.audio_mask for table in tables]),
-        text_mask=torch.cat(
-            [functional.pad(t.text_mask, (0, n)) for t, n in zip(tables, absent, strict=True)]
-        ),
-    )
+    columns: dict[str, Any] = {
+        name: _stack([getattr(table, name) for table in tables], sizes)
+        for name in vars(tables[0])
+        if name != "keys"
+    }
+    return EmbeddingTable(keys=tuple(key for table in tables for key in table.keys), **columns)
 
 
-def _stack(parts: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
-    """Rows below each other, zeros where a part is absent; None where all are."""
-    present = next((part for part in parts if part is not None), None)
-    if present is None:
+def _stack(parts: Sequence[Tensor | None], sizes: list[int]) -> Tensor | None:
+    """Rows below each other, zeros where a part or its captions are absent; None where all are."""
+    present = [part for part in parts if part is not None]
+    if not present:
         return None
-    return torch.cat(
-        [
-            present.new_zeros(size, *present.shape[1:]) if part is None else part
-            for part, size in zip(parts, sizes, strict=True)
-        ]
-    )
+    widest = map(max, *(part.shape[1:] for part in present), present[0].shape[1:])
+    stacked = present[0].new_zeros(sum(sizes), *widest)
+    for rows, part in zip(stacked.split(sizes), parts, strict=True):
+        if part is not None:
+            rows[(slice(None), *map(slice, part.shape[1:]))] = part
+    return stacked

@@ -6,8 +6,9 @@ views, and name, size and time of each media file.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,22 @@ class FrozenFeatures:
     values: Tensor
     faults: tuple[Fault, ...] = ()
 
+    @classmethod
+    def of(
+        cls, items: Sequence[Item], values: Sequence[Tensor], reasons: Mapping[str, str]
+    ) -> "FrozenFeatures":
+        """Features of parts of the items, and why the others have none, by key.
+
+        Raises:
+            UserError: no clip can be read.
+        """
+        faults = tuple(Fault(key, reason) for key, reason in reasons.items())
+        if len(faults) == len(items):
+            raise UserError(f"none of {len(items)} clips can be read; the first: {faults[:1]}")
+        readable = tuple(item for item in items if item.key not in reasons)
+        rows = torch.cat([part for part in values if len(part)])
+        return cls(items=readable, values=rows, faults=faults)
+
 
 def extract_features(
     model: VATT,
@@ -64,8 +81,7 @@ def extract_features(
     Raises:
         UserError: the model lacks the modality, or no clip can be read.
     """
-    if modality not in model.config.modalities:
-        raise UserError(f"this model has {' and '.join(model.config.modalities)}, not {modality}")
+    encode = partial(model.encode, modality)
     chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
@@ -75,32 +91,46 @@ def extract_features(
         path = None if cache is None else cache / f"{_name(chunk, plan, modality, digest)}.features"
         features = None if path is None else _load(path)
         if features is None:
-            features = _encode_chunk(model, chunk, plan, modality, batch_size, num_workers)
+            features = encode_clips(
+                model, chunk, plan, modality, encode, batch_size=batch_size, num_workers=num_workers
+            )
             if path is not None:
                 _save(path, *features)
         values.append(features[0])
         reasons |= features[1]
-    readable = tuple(item for item in items if item.key not in reasons)
-    faults = tuple(Fault(key, reason) for key, reason in reasons.items())
-    if not readable:
-        raise UserError(f"none of {len(items)} clips can be read; the first: {faults[:1]}")
-    return FrozenFeatures(
-        items=readable, values=torch.cat([v for v in values if len(v)]), faults=faults
-    )
+    return FrozenFeatures.of(items, values, reasons)
 
 
 @torch.no_grad()
-def _encode_chunk(
+def encode_clips(
     model: VATT,
     items: Sequence[Item],
     plan: ViewPlan,
-    modality: str,
+    modality: Literal["video", "audio"],
+    encode: Callable[[Tensor], Tensor],
+    *,
     batch_size: int,
     num_workers: int,
 ) -> tuple[Tensor, dict[str, str]]:
-    """Features of the readable clips, float32 `[n, views, D]`, and why the others are not."""
+    """Encodes every view of the clips that can be read.
+
+    Args:
+        model: The model.
+        items: Clips with media.
+        plan: The views of each clip.
+        modality: The modality that is encoded.
+        encode: Views of that modality on the model's device → vectors `[n, D]`.
+        batch_size: Clips that are encoded at once.
+        num_workers: Processes that read.
+
+    Returns:
+        float32 `[n, views, D]` on the CPU; and by key why the other clips have none.
+
+    Raises:
+        UserError: the model lacks the modality.
+    """
+    model.tokens_of(modality)
     device = next(model.parameters()).device
-    encode = model.encode_video if modality == "video" else model.encode_audio
     rows: list[Tensor] = []
     waiting: list[Tensor] = []
     reasons: dict[str, str] = {}
@@ -124,7 +154,8 @@ def _encode_chunk(
 
 
 def _name(items: Sequence[Item], plan: ViewPlan, modality: str, digest: str) -> str:
-    described: list[Any] = [digest, modality, asdict(plan)]
+    # the last two are those of earlier plans, which could have others
+    described: list[Any] = [digest, modality, {**asdict(plan), "num_crops": 1, "stride": 2}]
     for item in items:
         described.append([item.key, item.start_seconds, item.end_seconds, _state(item.source)])
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()

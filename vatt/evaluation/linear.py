@@ -3,6 +3,7 @@
 Source: paper section 4.3 and appendix A.3.6; google-research/vatt `utils/eval/evaluators.py`.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vatt.errors import UserError
-from vatt.evaluation.classification_metrics import accuracies, fold_rows
+from vatt.evaluation.classification_metrics import accuracies_by_fold, split_places
 from vatt.evaluation.frozen_features import FrozenFeatures
 from vatt.network.layers import TRUNCATED_STD, truncated_normal
-from vatt.sets.classification import TEST, TRAIN
+from vatt.sets.classification import TRAIN
 
 Classifier = Literal["low-rank", "logistic"]
 CLASSIFIERS: tuple[Classifier, ...] = ("low-rank", "logistic")
@@ -74,21 +75,21 @@ def evaluate_folds(
         UserError: a fold has no training or test clips, or scikit-learn is missing.
     """
     labels = torch.tensor([classes.index(item.label) for item in features.items])
-    num_folds = len(features.items[0].splits)
     rows: dict[str, dict[str, float]] = {}
     for name in classifiers:
-        folds = []
-        for fold in range(num_folds):
-            train, test = (_rows_of(features, fold, split) for split in (TRAIN, TEST))
-            samples, answers = _samples(features.values[train], labels[train])
+
+        def score(fold: int, test: Tensor, name: str = name) -> Tensor:
+            train = split_places(features.items, fold, TRAIN)
+            samples = features.values[train].flatten(0, 1)  # every view
+            answers = labels[train].repeat_interleave(features.values.shape[1])
             if name == "low-rank":
                 config = low_rank or LowRankConfig()
                 predict = train_low_rank(samples, answers, len(classes), config, seed=seed)
             else:
                 predict = train_logistic(samples, answers, len(classes), regularisation, seed=seed)
-            scores = predict_views(predict, features.values[test])
-            folds.append(accuracies(scores, labels[test]))
-        rows |= fold_rows(name, folds)
+            return predict_views(predict, features.values[test])
+
+        rows |= accuracies_by_fold(name, features.items, classes, score)
     return rows
 
 
@@ -168,7 +169,9 @@ def train_logistic(
         raise UserError("logistic regression needs training clips of at least two classes")
     regression = LogisticRegression(C=regularisation, max_iter=2000, random_state=seed)
     pipeline = make_pipeline(StandardScaler(), regression)
-    pipeline.fit(features_ND.double().numpy(), labels_N.numpy())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # few clips, many classes
+        pipeline.fit(features_ND.double().numpy(), labels_N.numpy())
 
     def predict(rows: Tensor) -> Tensor:
         known = torch.from_numpy(pipeline.predict_proba(rows.double().numpy()))
@@ -190,15 +193,3 @@ def _draw_glorot_normal(layer: nn.Linear) -> None:
     deviation = (2 / sum(layer.weight.shape)) ** 0.5
     truncated_normal(layer.weight, std=deviation / TRUNCATED_STD)
     nn.init.zeros_(layer.bias)
-
-
-def _rows_of(features: FrozenFeatures, fold: int, split: str) -> Tensor:
-    rows = [i for i, item in enumerate(features.items) if item.splits[fold] == split]
-    if not rows:
-        raise UserError(f"fold {fold + 1} has no {split} clip: linear evaluation needs both splits")
-    return torch.tensor(rows)
-
-
-def _samples(features_NVD: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Every view as a sample of its own."""
-    return features_NVD.flatten(0, 1), labels_N.repeat_interleave(features_NVD.shape[1])

@@ -1,12 +1,13 @@
 """Results of an evaluation: `results.json`, and a table with the paper's numbers."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tabulate import tabulate
 
 from vatt.errors import Fault, fault_lines
 from vatt.models.checkpoint import weights_digest
@@ -107,9 +108,19 @@ def write_results(
         ],
         "environment": describe_environment(args),
     }
-    text = json.dumps(_finite(content), indent=2, allow_nan=False)
+    strict = json.loads(json.dumps(content), parse_constant=lambda not_finite: None)
+    text = json.dumps(strict, indent=2, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
     return path
+
+
+def report(
+    results: Results, model: VATT, source: str | os.PathLike[str], folder: Path, args: Sequence[str]
+) -> None:
+    """Writes the results, see `write_results`; prints them and the path of their file."""
+    path = write_results(results, model, source, folder, args=args)
+    print(results_table(results, model.config.arrangement))
+    print(path)
 
 
 def published_numbers(results: Results, arrangement: str) -> dict[tuple[str, str], float]:
@@ -132,33 +143,17 @@ def results_table(results: Results, arrangement: str) -> str:
         [name, *(_cell(row.get(c), published.get((name, c))) for c in columns)]
         for name, row in results.metrics.items()
     ]
-    table = [["", *columns], *cells]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns) + 1)]
-    lines = [
-        f"{line[0]:{widths[0]}}"
-        + "".join(f"  {c:>{w}}" for c, w in zip(line[1:], widths[1:], strict=True))
-        for line in table
-    ]
+    aligned = ("left", *["right"] * len(columns))
+    table = tabulate(cells, ["", *columns], "plain", colalign=aligned, disable_numparse=True)
     left_out = [
         *fault_lines(results.missing, "missing"),
         *fault_lines(results.unreadable, "unreadable"),
     ]
     on = f"{results.task} on {results.num_items:,} of {results.num_listed:,} {results.unit} listed"
-    if published:
-        lines.append(f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)")
-    return "\n".join([on, *left_out, *lines])
+    note = [f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)"] if published else []
+    return "\n".join([on, *left_out, table, *note])
 
 
 def _cell(value: float | None, paper: float | None) -> str:
     ours = "–" if value is None else f"{value:.1f}"
     return ours if paper is None else f"{ours} ({paper:g})"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

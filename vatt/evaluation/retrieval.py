@@ -36,14 +36,13 @@ def retrieval_ranks(scores: Tensor, target: Tensor) -> Tensor:
         float64 `[Q]`: multiples of one half in [0, C − 1], or infinity.
 
     Raises:
-        ValueError: shapes do not fit, or a target is out of range.
+        ValueError: shapes do not fit.
     """
     if scores.ndim != 2 or target.shape != scores.shape[:1]:
         raise ValueError(
             "scores must be [Q, C] and target [Q], "
             f"got {tuple(scores.shape)}, {tuple(target.shape)}"
         )
-    _check_range(target, scores.shape[1])
     wanted = scores.gather(1, target[:, None])
     above = (scores > wanted).sum(dim=1)
     tied = (scores == wanted).sum(dim=1) - 1  # the wanted one ties with itself
@@ -83,44 +82,10 @@ def embedding_ranks(
 
     Returns:
         float64 `[Q]`, see `retrieval_ranks`.
-
-    Raises:
-        ValueError: shapes do not fit, or a target is out of range.
     """
-    if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
-        raise ValueError(
-            "queries and candidates must be [Q, D] and [C, D], "
-            f"got {tuple(queries.shape)}, {tuple(candidates.shape)}"
-        )
-    if target.shape != queries.shape[:1]:
-        raise ValueError(
-            f"{tuple(queries.shape)} queries need one target each, got {tuple(target.shape)}"
-        )
     chunks = zip(queries.split(queries_per_chunk), target.split(queries_per_chunk), strict=True)
     ranks = [retrieval_ranks(rows @ candidates.T, wanted) for rows, wanted in chunks]
     return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.float64)
-
-
-def top_candidates(
-    queries: Tensor, candidates: Tensor, k: int, queries_per_chunk: int = QUERIES_PER_CHUNK
-) -> tuple[Tensor, Tensor]:
-    """The k best candidates of each query by dot product, best first; computed in chunks.
-
-    Args:
-        queries: float `[Q, D]`.
-        candidates: float `[C, D]`.
-        k: Number of candidates; if there are fewer, all are returned.
-        queries_per_chunk: Number of queries whose scores are in memory at a time.
-
-    Returns:
-        Scores, float `[Q, k]`, and indices, int64 `[Q, k]`; a NaN score counts as −infinity.
-    """
-    k = min(k, candidates.shape[0])
-    best = [
-        (rows @ candidates.T).nan_to_num(nan=-torch.inf).topk(k, dim=1)
-        for rows in queries.split(queries_per_chunk)
-    ]
-    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
 
 
 def retrieval_metrics(ranks: Tensor) -> dict[str, float]:
@@ -140,14 +105,6 @@ def retrieval_metrics(ranks: Tensor) -> dict[str, float]:
     recalls = {f"R@{k}": 100.0 * float(np.mean(values <= k - 1)) for k in RECALL_AT}
     ranks_from_1 = {"MedR": float(np.median(values)) + 1.0, "MeanR": float(np.mean(values)) + 1.0}
     return {**recalls, **ranks_from_1}
-
-
-def _check_range(target: Tensor, num_candidates: int) -> None:
-    if target.numel() and not 0 <= int(target.min()) <= int(target.max()) < num_candidates:
-        raise ValueError(
-            f"targets must be in [0, {num_candidates}), "
-            f"got {int(target.min())} to {int(target.max())}"
-        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ video-text space.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from vatt.errors import Fault, UserError
-from vatt.evaluation.classification_metrics import accuracies, fold_rows
-from vatt.evaluation.clip_views import ViewPlan, read_items
+from vatt.evaluation.classification_metrics import accuracies_by_fold
+from vatt.evaluation.clip_views import ViewPlan
+from vatt.evaluation.frozen_features import FrozenFeatures, encode_clips
 from vatt.evaluation.retrieval import on_grid
 from vatt.evaluation.zero_shot_retrieval import AVERAGINGS, average_windows
 from vatt.network.heads import FACHead
 from vatt.network.model import VATT
 from vatt.preprocess.tokenizer import Tokenizer
-from vatt.sets.classification import TEST
 from vatt.sets.items import Item
 
 Modality = Literal["video", "audio"]
@@ -48,17 +49,14 @@ class ClassScores:
 
     def metrics(self, classes: Sequence[str]) -> dict[str, dict[str, float]]:
         """Accuracies on the test clips of each fold, and their means, by averaging."""
-        labels = torch.tensor([classes.index(item.label) for item in self.items])
-        num_folds = len(self.items[0].splits)
         rows: dict[str, dict[str, float]] = {}
-        for name in AVERAGINGS:
-            folds = []
-            for fold in range(num_folds):
-                test = [i for i, item in enumerate(self.items) if item.splits[fold] == TEST]
-                if not test:
-                    raise UserError(f"fold {fold + 1} has no test clip that can be read")
-                folds.append(accuracies(getattr(self, name)[test], labels[test]))
-            rows |= fold_rows(name, folds) if num_folds > 1 else {name: folds[0]}
+        for name, scores in zip(AVERAGINGS, (self.embeddings, self.similarities), strict=True):
+
+            def score(fold: int, test: Tensor, scores: Tensor = scores) -> Tensor:
+                return scores[test]
+
+            folds = accuracies_by_fold(name, self.items, classes, score)
+            rows |= folds if len(folds) > 2 else {name: folds[f"{name}, fold 1"]}
         return rows
 
 
@@ -118,12 +116,7 @@ def embed_beside_text(model: VATT, modality: Modality, views: Tensor) -> Tensor:
 
     Returns:
         float32 `[n, D]`, not normalised.
-
-    Raises:
-        UserError: the model lacks the modality.
     """
-    if modality not in model.config.modalities:
-        raise UserError(f"this model has {' and '.join(model.config.modalities)}, not {modality}")
     embedded = model.embed_video(views) if modality == "video" else model.embed_audio(views)
     beside = embedded.get("vt", embedded.get("joint"))
     if beside is None:  # sound
@@ -154,24 +147,20 @@ def score_classes(
     Raises:
         UserError: the model lacks the modality, or no clip can be read.
     """
-    device = next(model.parameters()).device
-    scores: list[tuple[Tensor, Tensor]] = []
-    readable: list[Item] = []
-    faults: list[Fault] = []
-    for item, read in zip(items, read_items(items, plan, num_workers=num_workers), strict=True):
-        views = read.video if modality == "video" else read.audio
-        if read.fault or views is None:
-            faults.append(Fault(item.key, read.fault or f"has no {modality}"))
-            continue
-        embedded = embed_beside_text(model, modality, torch.from_numpy(views).to(device)).cpu()
-        first, second = average_windows(embedded[None])
-        scores.append((first @ classes_CD.T, second @ classes_CD.T))
-        readable.append(item)
-    if not readable:
-        raise UserError(f"none of {len(items)} clips can be read; the first: {faults[:1]}")
+    values, reasons = encode_clips(
+        model,
+        items,
+        plan,
+        modality,
+        partial(embed_beside_text, model, modality),
+        batch_size=1,
+        num_workers=num_workers,
+    )
+    clips = FrozenFeatures.of(items, [values], reasons)
+    embeddings, similarities = (mean @ classes_CD.T for mean in average_windows(clips.values))
     return ClassScores(
-        items=tuple(readable),
-        embeddings=torch.cat([pair[0] for pair in scores]),
-        similarities=torch.cat([pair[1] for pair in scores]),
-        faults=tuple(faults),
+        items=clips.items,
+        embeddings=embeddings,
+        similarities=similarities,
+        faults=clips.faults,
     )

@@ -6,17 +6,18 @@ Source: paper section 4.4; google-research/vatt `utils/eval`, which reports both
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from vatt.errors import Fault, UserError
 from vatt.evaluation.clip_views import ItemViews, ViewPlan, read_items
-from vatt.evaluation.embedding_table import EmbeddingTable, concatenate
+from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, table_of
 from vatt.evaluation.retrieval import on_grid, retrieval
-from vatt.network.model import VATT
+from vatt.network.model import VATT, place_rows
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.sets.items import Item
 from vatt.system.ranks import gather_objects, rank, world_size
@@ -74,7 +75,7 @@ def embed_items(
         raise UserError("this model has no common spaces (its head is null): retrieval needs them")
     share = items[rank() :: world_size()]
     views = read_items(share, plan, num_workers=num_workers)
-    pairs: list[tuple[EmbeddingTable, EmbeddingTable]] = []
+    pairs: list[tuple[EmbeddingTable, ...]] = []
     faults: list[Fault] = []
     clips = zip(share, views, strict=True)
     while batch := list(islice(clips, batch_size)):
@@ -112,89 +113,39 @@ def average_windows(embeddings: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _embed_batch(
     model: VATT, tokenizer: Tokenizer | None, batch: Sequence[tuple[Item, ItemViews]]
-) -> tuple[EmbeddingTable, EmbeddingTable]:
-    """One row for each clip of a batch, by both averages."""
-    video, video_mask = _embed_views(model, "video", [read.video for _, read in batch])
-    audio, audio_mask = _embed_views(model, "audio", [read.audio for _, read in batch])
-    text, text_mask = _embed_captions(model, tokenizer, [item.captions for item, _ in batch])
-    tables = [
-        EmbeddingTable(
-            keys=tuple(item.key for item, _ in batch),
-            video_va=_pick(video, "va", number),
-            audio_va=_pick(audio, "va", number),
-            video_vt=_pick(video, "vt", number),
-            text_vt=text,
-            video_mask=video_mask,
-            audio_mask=audio_mask,
-            text_mask=text_mask,
-        )
-        for number in range(len(AVERAGINGS))
-    ]
-    return tables[0], tables[1]
-
-
-def _pick(spaces: dict[str, tuple[Tensor, Tensor]], space: str, number: int) -> Tensor | None:
-    """The embedding in a space, or in the joint one, which stands for both."""
-    pair = spaces.get(space, spaces.get("joint"))
-    return None if pair is None else pair[number]
-
-
-def _embed_views(
-    model: VATT, modality: str, views: Sequence[Any]
-) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
-    """Both averages in each space of a modality, zeros where a clip has none, and which have."""
-    mask = torch.tensor([view is not None for view in views])
-    if modality not in model.config.modalities or not mask.any():
-        return {}, torch.zeros(len(views), dtype=torch.bool)
+) -> tuple[EmbeddingTable, ...]:
+    """One row for each clip of a batch, by both averages; zeros where a clip has no such thing."""
     device = next(model.parameters()).device
-    present = [torch.from_numpy(view) for view in views if view is not None]
-    embed = model.embed_video if modality == "video" else model.embed_audio
-    embedded = embed(torch.cat(present).to(device))
-    averages = {}
-    for space, values in embedded.items():
-        first, second = average_windows(values.cpu().unflatten(0, (len(present), -1)))
-        averages[space] = _placed(first, mask), _placed(second, mask)
-    return averages, mask
-
-
-def _embed_captions(
-    model: VATT, tokenizer: Tokenizer | None, captions: Sequence[tuple[str, ...]]
-) -> tuple[Tensor | None, Tensor]:
-    """Unit vectors of captions float64 `[N, K, D]`, and which are there, bool `[N, K]`."""
-    most = max(1, *(len(texts) for texts in captions)) if captions else 1
-    mask = torch.zeros(len(captions), most, dtype=torch.bool)
-    if tokenizer is None or "text" not in model.config.modalities:
-        return None, mask
-    max_words = model.config.text.max_words
-    ids = torch.zeros(len(captions), most, max_words, dtype=torch.int64)
-    for row, texts in enumerate(captions):
-        if texts:
-            ids[row, : len(texts)] = tokenizer.encode(list(texts), max_words)
-    mask = (ids != 0).any(dim=-1)
-    if not mask.any():
-        return None, mask
-    embedded = model.embed_text(ids[mask].to(next(model.parameters()).device))
-    values = embedded.get("vt", embedded.get("joint"))
-    assert values is not None
-    unit = on_grid(functional.normalize(values.cpu().double(), dim=-1))
-    placed = torch.zeros(*mask.shape, unit.shape[-1], dtype=torch.float64)
-    placed[mask] = unit
-    return placed, mask
-
-
-def _placed(rows: Tensor, mask: Tensor) -> Tensor:
-    placed = rows.new_zeros(len(mask), rows.shape[1])
-    placed[mask] = rows
-    return placed
+    pairs: dict[str, tuple[Tensor, ...]] = {}
+    masks: dict[str, Tensor] = {}
+    for modality in ("video", "audio"):
+        views = [getattr(read, modality) for _, read in batch]
+        present = [torch.from_numpy(view) for view in views if view is not None]
+        masks[modality] = mask = torch.tensor([view is not None for view in views])
+        embed = model.embed_video if modality == "video" else model.embed_audio
+        for space, rows in embed(torch.cat(present).to(device)).items() if present else ():
+            averages = average_windows(rows.cpu().unflatten(0, (len(present), -1)))
+            pairs[f"{modality}_{space}"] = tuple(place_rows(rows, mask) for rows in averages)
+    if tokenizer is not None and "text" in model.config.modalities:
+        captions = [item.captions for item, _ in batch]
+        max_words = model.config.text.max_words
+        ids = pad_sequence([tokenizer.encode(of, max_words) for of in captions], batch_first=True)
+        masks["text"] = mask = (ids != 0).any(dim=-1)
+        for space, rows in model.embed_text(ids[mask].to(device)).items() if mask.any() else ():
+            unit = on_grid(functional.normalize(rows.cpu().double(), dim=-1))
+            pairs[f"text_{space}"] = (place_rows(unit, mask),) * len(AVERAGINGS)
+    keys = tuple(item.key for item, _ in batch)
+    return tuple(
+        table_of(keys, {name: pair[number] for name, pair in pairs.items()}, masks)
+        for number in range(len(AVERAGINGS))
+    )
 
 
 def evaluation_plan(
     model: VATT,
     *,
     num_windows: int = 4,
-    num_crops: int = 1,
     frame_rate: float | None = None,
-    stride: int = 2,
     modalities: Sequence[str] = ("video", "audio"),
 ) -> ViewPlan:
     """Plan of the views that a model reads in an evaluation.
@@ -202,20 +153,13 @@ def evaluation_plan(
     Args:
         model: Model whose clips have the sizes to read.
         num_windows: Windows of each clip.
-        num_crops: Crops of each window, 1 or 3.
         frame_rate: Frames per second. None: the model's rate. The paper trains at 10 and evaluates
             at 12.5, every second frame of 25 [P, C].
-        stride: Distance of the frames to read, in frames of the base rate.
         modalities: Modalities to read; those that the model lacks are left out.
     """
     config, wanted = model.config, set(modalities) & set(model.config.modalities)
     video = config.video if "video" in wanted else None
     if video is not None and frame_rate is not None:
         video = replace(video, frame_rate=frame_rate)
-    return ViewPlan(
-        video=video,
-        audio=config.audio if "audio" in wanted else None,
-        num_windows=num_windows,
-        num_crops=num_crops,
-        stride=stride,
-    )
+    audio = config.audio if "audio" in wanted else None
+    return ViewPlan(video=video, audio=audio, num_windows=num_windows)
