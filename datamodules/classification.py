@@ -181,9 +181,8 @@ class ClassificationData(StreamedData):
         if self.predict is None:
             return self.val_dataloader()
         folder = Path(self.predict)
-        names = find_media(folder)
-        spans = [(0.0, np.inf)] * len(names)
-        return self._views_of(LabelledFiles(folder, names, [()] * len(names), spans))
+        files = ((name, (), 0.0, np.inf) for name in find_media(folder))
+        return self._views_of(LabelledFiles(folder, files))
 
     def _views_of(self, files: LabelledFiles, *, fits: bool = False) -> EvaluationLoader:
         views = LabelledViews(

@@ -1,15 +1,14 @@
 """Compact list of labelled media files, made from annotations."""
 
+import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vatt.errors import Fault, nearest
 from vatt.sets.annotations import (
@@ -45,33 +44,25 @@ class LabelledFile:
 
 
 class LabelledFiles(Sequence[LabelledFile]):
-    """Files in memory that worker processes share; about 70 bytes per file besides its path.
+    """Files in memory that worker processes share; about 30 bytes per file besides its path.
 
     Args:
         root: Folder of the media.
-        names: Paths relative to it.
-        labels: Indices of the classes of each file.
-        spans: Start and end of each part in seconds.
+        files: Path relative to the folder, indices of the classes, and start and end in seconds.
     """
 
     def __init__(
-        self,
-        root: Path,
-        names: Sequence[str],
-        labels: Sequence[Sequence[int]],
-        spans: Sequence[tuple[float, float]],
+        self, root: Path, files: Iterable[tuple[str, Sequence[int], float, float]]
     ) -> None:
         self.root = root
-        encoded = [name.encode() for name in names]
-        self._names = _shared(np.frombuffer(b"".join(encoded) or b"\0", dtype=np.uint8).copy())
-        self._name_ends = _ends(encoded)
-        self._labels = _shared(np.array([n for one in labels for n in one] or [0], dtype=np.int32))
-        self._label_ends = _ends(labels)
-        self._spans = _shared(np.array(spans, dtype=np.float64).reshape(-1, 2))
+        rows = [json.dumps(file).encode() for file in files]
+        self._ends = torch.tensor([0, *map(len, rows)]).cumsum(0).share_memory_()
+        joined = np.frombuffer(b"".join(rows), dtype=np.uint8)
+        self._rows = torch.from_numpy(joined.copy()).share_memory_()
 
     def __len__(self) -> int:
         """Number of files."""
-        return len(self._spans)
+        return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> LabelledFile:  # type: ignore[override]  # no slices
         """One of them, from 0.
@@ -81,27 +72,15 @@ class LabelledFiles(Sequence[LabelledFile]):
         """
         if not 0 <= index < len(self):
             raise IndexError(f"file {index} of {len(self)}")
-        name = bytes(_part(self._names, self._name_ends, index).numpy()).decode()
-        start, end = self._spans[index].tolist()
+        first, end = self._ends[index : index + 2].tolist()
+        name, labels, start_seconds, end_seconds = json.loads(bytes(self._rows[first:end].numpy()))
         return LabelledFile(
-            key=_key(name, start, end),
+            key=_key(name, start_seconds, end_seconds),
             path=self.root / name,
-            labels=tuple(_part(self._labels, self._label_ends, index).tolist()),
-            start_seconds=start,
-            end_seconds=end,
+            labels=tuple(labels),
+            start_seconds=start_seconds,
+            end_seconds=end_seconds,
         )
-
-
-def _shared(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values).share_memory_()
-
-
-def _ends(parts: Sequence[Sequence[Any]]) -> Tensor:
-    return _shared(np.cumsum([len(part) for part in parts], dtype=np.int64))
-
-
-def _part(values: Tensor, ends: Tensor, index: int) -> Tensor:
-    return values[int(ends[index - 1]) if index else 0 : int(ends[index])]
 
 
 def _plain(name: str) -> str:
@@ -148,7 +127,7 @@ def read_files(
     faults: list[Fault] = []
     missing: list[Fault] = []
     places: dict[str, int] = {}
-    names, labels, spans = [], [], []
+    files: list[tuple[str, list[int], float, float]] = []
     for one in read_annotations(path, layout, faults):
         if not takes(one):
             continue
@@ -167,28 +146,16 @@ def read_files(
             faults.append(line_fault(one.line, reason))
         else:
             places[key] = one.line
-            names.append(name)
-            labels.append([numbers[label] for label in one.labels])
-            spans.append((one.start_seconds, one.end_seconds))
-    _check_faults(path, faults, missing, num_found=len(names), allow_missing=allow_missing)
-    return LabelledFiles(root, names, labels, spans)
-
-
-def _check_faults(
-    path: Path,
-    faults: list[Fault],
-    missing: list[Fault],
-    *,
-    num_found: int,
-    allow_missing: bool,
-) -> None:
+            of_file = [numbers[label] for label in one.labels]
+            files.append((name, of_file, one.start_seconds, one.end_seconds))
     if faults:
         raise AnnotationError.of(path, faults, "Correct these lines, or data.classes.")
-    if missing and not (allow_missing and num_found):
+    if missing and not (allow_missing and files):
         remedy = "Correct data.media, or go on without these by data.allow_missing true."
         raise AnnotationError.of(path, missing, remedy)
     if missing:
-        error = AnnotationError.of(path, missing, f"Going on with the {num_found} that are there.")
+        error = AnnotationError.of(path, missing, f"Going on with the {len(files)} that are there.")
         logger.warning("%s", error)
-    if not num_found:
+    if not files:
         raise AnnotationError(f"{path} names no file: nothing to read")
+    return LabelledFiles(root, files)

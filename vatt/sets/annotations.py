@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from vatt.errors import Fault, UserError, fault_lines
 from vatt.media.folder import find_media
@@ -31,7 +31,6 @@ from vatt.sets.items import MediaFiles
 from vatt.system.csv_rows import read_rows, read_table
 
 Layout = Literal["csv", "folder", "kinetics", "moments", "audioset", "esc50"]
-KINETICS_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 # beside the lists, as distributed
 MOMENTS_FOLDERS = {"trainingSet.csv": "training", "validationSet.csv": "validation"}
 ESC50_COLUMNS = ("filename", "fold", "category")
@@ -110,19 +109,21 @@ def read_annotations(path: Path, layout: Layout, faults: list[Fault]) -> Iterato
     if layout == "folder":
         yield from _folder_annotations(path)
         return
-    readers: dict[str, Callable[[Path, list[Fault]], Iterator[Annotation]]] = {
-        "csv": _own_annotations,
-        "kinetics": _kinetics_annotations,
-        "moments": _moments_annotations,
-        "audioset": _audioset_annotations,
-        "esc50": _esc50_annotations,
-    }
-    if layout not in readers:
-        raise UserError(f"data.layout must be one of folder, {', '.join(readers)}, got {layout!r}")
+    if layout not in LAYOUTS:
+        raise UserError(f"data.layout must be one of folder, {', '.join(LAYOUTS)}, got {layout!r}")
     if path.is_dir() or not path.exists():
         hint = ": for a folder per class set data.layout to folder" if path.is_dir() else ""
         raise UserError(f"{path} is no annotation file{hint or ': correct the path'}")
-    yield from readers[layout](path, faults)
+    columns, read = LAYOUTS[layout]
+    rows: Iterable[tuple[int, Any]] = read_rows(path)
+    if columns:
+        rows = read_table(path, columns, faults)
+    for line, cells in rows:
+        one = read(path, line, cells)
+        if isinstance(one, str):
+            faults.append(line_fault(line, one))
+        elif one is not None:
+            yield one
 
 
 def read_classes(path: Path | None, annotations: Path, layout: Layout) -> Classes:
@@ -194,74 +195,71 @@ def _folder_annotations(root: Path) -> Iterator[Annotation]:
         yield Annotation(0, (name,), (label,))
 
 
-def _own_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
-    for line, row in read_table(path, ("file",), faults):
-        if ("label" in row) == ("labels" in row):
-            raise UserError(
-                f"{path} must have the column label, or labels for several split by ';', and has "
-                f"{','.join(row)}"
-            )
-        several = [part.strip() for part in row.get("labels", "").split(";")]
-        labels = (row["label"],) if "label" in row else tuple(filter(None, several))
-        if not row["file"] or labels == ("",):
-            faults.append(line_fault(line, "names no file" if not row["file"] else "has no label"))
-            continue
-        times = _times(row.get("start_seconds") or "0", row.get("end_seconds") or "inf")
-        if times is None:
-            faults.append(line_fault(line, "its times must be seconds, the end after the start"))
-        else:
-            yield Annotation(line, (row["file"],), labels, *times)
+def _own(path: Path, line: int, row: dict[str, str]) -> Annotation | str:
+    if ("label" in row) == ("labels" in row):
+        raise UserError(
+            f"{path} must have the column label, or labels for several split by ';', and has "
+            f"{','.join(row)}"
+        )
+    several = [part.strip() for part in row.get("labels", "").split(";")]
+    labels = (row["label"],) if "label" in row else tuple(filter(None, several))
+    if not row["file"] or labels == ("",):
+        return "names no file" if not row["file"] else "has no label"
+    times = _times(row.get("start_seconds") or "0", row.get("end_seconds") or "inf")
+    if times is None:
+        return "its times must be seconds, the end after the start"
+    return Annotation(line, (row["file"],), labels, *times)
 
 
-def _kinetics_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
-    for line, row in read_table(path, KINETICS_COLUMNS, faults):
-        times = _times(row["time_start"], row["time_end"])
-        if times is None or not row["label"] or not row["youtube_id"]:
-            faults.append(line_fault(line, "needs a label, a youtube_id, and times in seconds"))
-            continue
-        start, end = (f"{int(time):06d}" for time in times)
-        name = row["youtube_id"]
-        yield Annotation(line, (f"{name}_{start}_{end}", name), (row["label"],))
+def _kinetics(path: Path, line: int, row: dict[str, str]) -> Annotation | str:
+    name, times = row["youtube_id"], _times(row["time_start"], row["time_end"])
+    if times is None or not row["label"] or not name:
+        return "needs a label, a youtube_id, and times in seconds"
+    start, end = map(int, times)
+    return Annotation(line, (f"{name}_{start:06d}_{end:06d}", name), (row["label"],))
 
 
-def _moments_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
+def _moments(path: Path, line: int, cells: list[str]) -> Annotation | str:
+    if len(cells) < 2 or not cells[0] or not cells[1]:
+        return "must be a path, a label and votes"
     folder = MOMENTS_FOLDERS.get(path.name)
-    for line, cells in read_rows(path):
-        if len(cells) < 2 or not cells[0] or not cells[1]:
-            faults.append(line_fault(line, "must be a path, a label and votes"))
-        else:
-            names = (cells[0],) if folder is None else (cells[0], f"{folder}/{cells[0]}")
-            yield Annotation(line, names, (cells[1],))
+    names = (cells[0],) if folder is None else (cells[0], f"{folder}/{cells[0]}")
+    return Annotation(line, names, (cells[1],))
 
 
-def _audioset_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
-    for line, cells in read_rows(path):
-        if cells[0].startswith("#") or cells[0] == "YTID":
-            continue
-        times = _times(*cells[1:3]) if len(cells) == 4 else None
-        labels = tuple(filter(None, cells[-1].split(",")))
-        if times is None or not all(re.fullmatch(r"/\w+/\w+", label) for label in labels):
-            reason = 'must be an id, start, end and labels as "/m/09x0r,/t/dd00088"'
-            faults.append(line_fault(line, reason))
-            continue
-        if len({*labels}) < len(labels):
-            faults.append(line_fault(line, f"has a label twice: {','.join(labels)}"))
-            continue
-        name, (start, end) = cells[0], times
-        milliseconds = f"{name}_{round(start * 1000)}_{round(end * 1000)}"
-        seconds = f"{name}_{int(start):06d}_{int(end):06d}"
-        names = (name, f"Y{name}", milliseconds, seconds, f"{name}_{int(start)}")
-        yield Annotation(line, names, labels)
+def _audioset(path: Path, line: int, cells: list[str]) -> Annotation | str | None:
+    if cells[0].startswith("#") or cells[0] == "YTID":
+        return None
+    times = _times(*cells[1:3]) if len(cells) == 4 else None
+    labels = tuple(filter(None, cells[-1].split(",")))
+    if times is None or not all(re.fullmatch(r"/\w+/\w+", label) for label in labels):
+        return 'must be an id, start, end and labels as "/m/09x0r,/t/dd00088"'
+    if len({*labels}) < len(labels):
+        return f"has a label twice: {','.join(labels)}"
+    name, (start, end) = cells[0], times
+    milliseconds = f"{name}_{round(start * 1000)}_{round(end * 1000)}"
+    seconds = f"{name}_{int(start):06d}_{int(end):06d}"
+    return Annotation(
+        line, (name, f"Y{name}", milliseconds, seconds, f"{name}_{int(start)}"), labels
+    )
 
 
-def _esc50_annotations(path: Path, faults: list[Fault]) -> Iterator[Annotation]:
-    for line, row in read_table(path, ESC50_COLUMNS, faults):
-        if row["fold"] not in {"1", "2", "3", "4", "5"} or not row["category"]:
-            faults.append(
-                line_fault(line, f"needs a category and a fold from 1 to 5: {row['fold']!r}")
-            )
-        else:
-            yield Annotation(line, (row["filename"],), (row["category"],), fold=int(row["fold"]))
+def _esc50(path: Path, line: int, row: dict[str, str]) -> Annotation | str:
+    if row["fold"] not in {"1", "2", "3", "4", "5"} or not row["category"]:
+        return f"needs a category and a fold from 1 to 5: {row['fold']!r}"
+    return Annotation(line, (row["filename"],), (row["category"],), fold=int(row["fold"]))
+
+
+# Columns, none without a header; and a function of a row: its annotation, the fault in it, or None
+# for a row of no meaning.
+Row = Callable[[Path, int, Any], Annotation | str | None]
+LAYOUTS: dict[str, tuple[tuple[str, ...], Row]] = {
+    "csv": (("file",), _own),
+    "kinetics": (("label", "youtube_id", "time_start", "time_end"), _kinetics),
+    "moments": ((), _moments),
+    "audioset": ((), _audioset),
+    "esc50": (ESC50_COLUMNS, _esc50),
+}
 
 
 def _times(start: str, end: str) -> tuple[float, float] | None:

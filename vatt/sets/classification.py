@@ -12,11 +12,11 @@ Source: copies of UCF101's lists in public repositories; code in public reposito
 others.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 from vatt.errors import Fault, UserError
 from vatt.sets.annotations import ESC50_COLUMNS
@@ -25,11 +25,6 @@ from vatt.system.csv_rows import read_rows, read_table
 
 TRAIN, TEST = "train", "test"
 UCF101, HMDB51, ESC50 = "ucf101", "hmdb51", "esc50"
-MODALITIES: dict[str, Literal["video", "audio"]] = {
-    UCF101: "video",
-    HMDB51: "video",
-    ESC50: "audio",
-}
 HMDB_SPLITS = {"0": "", "1": TRAIN, "2": TEST}
 _UCF_LIST = re.compile(r"(train|test)list(\d+)\.txt")
 _HMDB_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
@@ -72,32 +67,21 @@ def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
             or a fold lists a video twice; the error names the lines.
     """
     classes = _read_classes(folder / "classInd.txt")
-    lists = {
-        (match[1], int(match[2])): inner
-        for inner in sorted(folder.iterdir())
-        if (match := _UCF_LIST.fullmatch(inner.name))
-    }
-    folds = sorted({fold for _, fold in lists})
-    absent = [f"{s}list{f:02d}.txt" for f in folds for s in (TRAIN, TEST) if (s, f) not in lists]
-    if absent:
-        raise UserError(f"{folder} lacks {', '.join(absent)}")
-    faults: list[Fault] = []
-    entries = []
-    for (split, fold), path in lists.items():
-        for place, words in _read_list(path, faults):
-            parts = words[0].split("/")
-            if len(parts) != 2 or len(words) > 2:
-                faults.append(Fault(place, f"must be CLASS/FILE and a number, got {words}"))
-            elif classes and parts[0] not in classes:
-                faults.append(Fault(place, f"{parts[0]!r} is no class of classInd.txt"))
-            elif classes and len(words) == 2 and words[1] != classes[parts[0]]:
-                number = f"class {parts[0]!r} is {classes[parts[0]]} in classInd.txt"
-                faults.append(Fault(place, f"{number}, here {words[1]}"))
-            else:
-                entries.append((words[0], parts[0], folds.index(fold), split, place))
-    items = _with_folds(entries, len(folds), faults)
-    refuse(folder, faults)
-    return with_media(UCF101, items, media, folder)
+
+    def entry_of(split: str, words: list[str]) -> tuple[str, str, str]:
+        label, _, file = words[0].partition("/")
+        if not file or "/" in file or len(words) > 2:
+            raise UserError(f"must be CLASS/FILE and a number, got {words}")
+        if classes and label not in classes:
+            raise UserError(f"{label!r} is no class of classInd.txt")
+        if classes and len(words) == 2 and words[1] != classes[label]:
+            number = f"class {label!r} is {classes[label]} in classInd.txt"
+            raise UserError(f"{number}, here {words[1]}")
+        return words[0], label, split
+
+    return _read_lists(
+        UCF101, folder, media, _UCF_LIST, "{}list{:02d}.txt", entry_of, names=(TRAIN, TEST)
+    )
 
 
 def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
@@ -107,29 +91,68 @@ def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
         UserError: a list is missing, a line is invalid, or a fold lists a video twice; the error
             names the lines.
     """
-    lists = [
-        (match, inner)
-        for inner in sorted(folder.iterdir())
-        if (match := _HMDB_LIST.fullmatch(inner.name))
-    ]
-    folds = sorted({int(match[2]) for match, _ in lists})
-    present = {inner.name for _, inner in lists}
-    names = sorted({f"{match[1]}_test_split{fold}.txt" for match, _ in lists for fold in folds})
-    if absent := [name for name in names if name not in present]:
+
+    def entry_of(label: str, words: list[str]) -> tuple[str, str, str]:
+        if len(words) != 2 or words[1] not in HMDB_SPLITS:
+            raise UserError(f"must be a file and 0, 1 or 2, got {words}")
+        return f"{label}/{words[0]}", label, HMDB_SPLITS[words[1]]
+
+    return _read_lists(HMDB51, folder, media, _HMDB_LIST, "{}_test_split{}.txt", entry_of)
+
+
+def _read_lists(
+    set_name: str,
+    folder: Path,
+    media: str | os.PathLike[str],
+    pattern: re.Pattern[str],
+    form: str,
+    entry_of: Callable[[str, list[str]], tuple[str, str, str]],
+    names: Sequence[str] = (),
+) -> EvaluationSet:
+    """A set of which each fold has lists.
+
+    Args:
+        set_name: Name of the set.
+        folder: Folder of the lists.
+        media: Folder of the videos.
+        pattern: Names of the lists: a name of its own, and the number of the fold.
+        form: The same as a format.
+        entry_of: Key, label and split of a clip, of a list's own name and the words of a line.
+        names: Own names of the lists that each fold must have; none: those of any fold.
+    """
+    lists = {
+        (match[1], int(match[2])): path
+        for path in sorted(folder.iterdir())
+        if (match := pattern.fullmatch(path.name))
+    }
+    folds = sorted({fold for _, fold in lists})
+    wanted = itertools.product(names or sorted({name for name, _ in lists}), folds)
+    if absent := sorted(form.format(*one) for one in wanted if one not in lists):
         raise UserError(f"{folder} lacks {', '.join(absent)}")
     faults: list[Fault] = []
-    entries = []
-    for match, path in lists:
-        for place, words in _read_list(path, faults):
-            if len(words) != 2 or words[1] not in HMDB_SPLITS:
-                faults.append(Fault(place, f"must be a file and 0, 1 or 2, got {words}"))
+    clips: dict[tuple[str, str], dict[int, tuple[str, str]]] = {}  # place and split by fold
+    for (name, fold), path in lists.items():
+        place = ""
+        for place, words in _read_words(path):
+            try:
+                key, label, split = entry_of(name, words)
+            except UserError as error:
+                faults.append(Fault(place, str(error)))
                 continue
-            key = f"{match[1]}/{words[0]}"
-            fold = folds.index(int(match[2]))
-            entries.append((key, match[1], fold, HMDB_SPLITS[words[1]], place))
-    items = _with_folds(entries, len(folds), faults)
+            clip = clips.setdefault((key, label), {})
+            if fold in clip:
+                faults.append(Fault(place, f"{key!r} is in {clip[fold][0]} already"))
+            clip[fold] = place, split
+        if not place:
+            reason = "names no video: take the list as it is distributed"
+            faults.append(Fault(path.name, reason))
     refuse(folder, faults)
-    return with_media(HMDB51, items, media, folder)
+    items = []
+    for (key, label), clip in clips.items():
+        splits = tuple(clip[fold][1] if fold in clip else "" for fold in folds)
+        place = next(iter(clip.values()))[0]
+        items.append(Item(key=key, place=place, label=label, splits=splits))
+    return with_media(set_name, items, media, folder)
 
 
 def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
@@ -167,7 +190,7 @@ def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
         elif part_column == "split" and known and label not in known:
             faults.append(Fault(place, f"no training clip has the label {label!r}"))
         in_folds = splits.get(part, ())
-        items.append(Item(key=file, source=None, place=place, label=label, splits=in_folds))
+        items.append(Item(key=file, place=place, label=label, splits=in_folds))
     refuse(path, [*faults, *find_repeated(items)])
     return with_media(ESC50 if esc50 else "own", items, media, path)
 
@@ -184,16 +207,6 @@ def _read_classes(path: Path) -> dict[str, str]:
     return classes
 
 
-def _read_list(path: Path, faults: list[Fault]) -> Iterator[tuple[str, list[str]]]:
-    """Place and words of each line; an empty list is a fault."""
-    empty = True
-    for place, words in _read_words(path):
-        empty = False
-        yield place, words
-    if empty:
-        faults.append(Fault(path.name, "names no video: take the list as it is distributed"))
-
-
 def _read_words(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Place and words of each line that is not blank."""
     try:
@@ -203,28 +216,3 @@ def _read_words(path: Path) -> Iterator[tuple[str, list[str]]]:
     for number, line in enumerate(lines, start=1):
         if words := line.split():
             yield f"{path.name}, line {number}", words
-
-
-def _with_folds(
-    entries: Sequence[tuple[str, str, int, str, str]], num_folds: int, faults: list[Fault]
-) -> list[Item]:
-    """One clip for each key, with its split in every fold."""
-    labels: dict[str, str] = {}
-    places: dict[str, dict[int, str]] = {}
-    splits: dict[str, list[str]] = {}
-    for key, label, fold, split, place in entries:
-        labels[key] = label
-        if fold in places.setdefault(key, {}):
-            faults.append(Fault(place, f"{key!r} is in {places[key][fold]} already"))
-        places[key][fold] = place
-        splits.setdefault(key, [""] * num_folds)[fold] = split
-    return [
-        Item(
-            key=key,
-            source=None,
-            place=next(iter(places[key].values())),
-            label=label,
-            splits=tuple(splits[key]),
-        )
-        for key, label in labels.items()
-    ]

@@ -1,14 +1,16 @@
 """Evaluation sets: clips of media files with captions or a label."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from vatt.errors import Fault, UserError, fault_lines
 from vatt.media.folder import find_media
 from vatt.media.source import MediaSource
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +19,8 @@ class Item:
 
     Args:
         key: Name of the clip, unique in the set.
-        source: Media of the clip. None: they are missing.
         place: File and line that describe the clip, for messages.
+        source: Media of the clip. None: they are missing.
         start_seconds: Start of the clip in its file.
         end_seconds: End of the clip; None: the end of the file.
         captions: Captions of the clip, for retrieval.
@@ -28,8 +30,8 @@ class Item:
     """
 
     key: str
-    source: MediaSource | None
     place: str
+    source: MediaSource | None = None
     start_seconds: float = 0.0
     end_seconds: float | None = None
     captions: tuple[str, ...] = ()
@@ -188,6 +190,25 @@ def refuse(path: Path, faults: Sequence[Fault]) -> None:
     if faults:
         lines = "\n".join(fault_lines(faults, "wrong"))
         raise UserError(f"{path} cannot be used, {len(faults)} entries are wrong\n{lines}")
+
+
+def items_of(
+    path: Path, entries: Iterable[tuple[str, T]], item_of: Callable[[str, T], Item]
+) -> list[Item]:
+    """The clips of an annotation file, each made of its place and entry.
+
+    Raises:
+        UserError: entries for which `item_of` raises one, or names that come twice; all are listed.
+    """
+    items: list[Item] = []
+    faults: list[Fault] = []
+    for place, entry in entries:
+        try:
+            items.append(item_of(place, entry))
+        except UserError as error:
+            faults.append(Fault(place, str(error)))
+    refuse(path, [*faults, *find_repeated(items)])
+    return items
 
 
 def find_repeated(items: Sequence[Item]) -> list[Fault]:

@@ -12,18 +12,13 @@ json files.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vatt.errors import Fault, MediaError, UserError
-from vatt.sets.items import (
-    EvaluationSet,
-    Item,
-    find_repeated,
-    refuse,
-    with_media,
-)
+from vatt.sets.items import EvaluationSet, Item, find_repeated, items_of, refuse, with_media
 from vatt.system.csv_rows import read_table
 from vatt.system.files import read_json
 
@@ -92,34 +87,29 @@ def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") 
     absent: list[Item] = []
     for number in range(len(shards)):
         name = f"{shards.shard(number)}:{shards.key(number)}"
+        clip = Item(key=name, place=name)
         try:
             record = shards[number]
         except MediaError as error:
-            absent.append(Item(key=name, source=None, place=name, absence=error.reason))
+            absent.append(replace(clip, absence=error.reason))
             continue
+        clip = replace(clip, source=record.media)
         if record.media is None:
-            absent.append(Item(key=name, source=None, place=name, absence="has no media file"))
-            continue
-        whole = Item(
-            key=name,
-            source=record.media,
-            place=name,
-            captions=tuple(segment.text for segment in record.segments),
-        )
-        if clips == "records":
-            items.append(whole)
-            continue
-        for place, segment in enumerate(record.segments):
-            items.append(
-                Item(
+            absent.append(replace(clip, absence="has no media file"))
+        elif clips == "records":
+            captions = tuple(segment.text for segment in record.segments)
+            items.append(replace(clip, captions=captions))
+        else:
+            items += [
+                replace(
+                    clip,
                     key=f"{name}:{place}",
-                    source=record.media,
-                    place=name,
                     start_seconds=segment.start_seconds,
                     end_seconds=None if math.isinf(segment.end_seconds) else segment.end_seconds,
                     captions=(segment.text,),
                 )
-            )
+                for place, segment in enumerate(record.segments)
+            ]
     if not items:
         raise UserError(f"{folder} has no clip to evaluate on")
     description = {"shards": str(folder), "clips": clips}
@@ -128,26 +118,22 @@ def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") 
     )
 
 
-def read_msrvtt_csv(path: str | os.PathLike[str], videos: str | os.PathLike[str]) -> EvaluationSet:
+def read_msrvtt_csv(path: Path, videos: str | os.PathLike[str]) -> EvaluationSet:
     """Reads MSR-VTT 1k-A from its csv: one caption for each of 1,000 videos.
 
     Raises:
         UserError: columns are missing, a cell is empty, or a video is listed twice; the error names
             the lines.
     """
-    path = Path(path)
-    items, faults = [], []
-    for line, row in read_table(path, MSRVTT_COLUMNS):
-        place = f"{path.name}, line {line}"
+
+    def item_of(place: str, row: dict[str, str]) -> Item:
         empty = [column for column in MSRVTT_COLUMNS if not row[column]]
         if empty:
-            faults.append(Fault(place, f"has no {' and no '.join(empty)}"))
-            continue
-        items.append(
-            Item(key=row["video_id"], source=None, place=place, captions=(row["sentence"],))
-        )
-    refuse(path, [*faults, *find_repeated(items)])
-    return _msrvtt_1k(path, items, videos)
+            raise UserError(f"has no {' and no '.join(empty)}")
+        return Item(key=row["video_id"], place=place, captions=(row["sentence"],))
+
+    rows = ((f"{path.name}, line {n}", row) for n, row in read_table(path, MSRVTT_COLUMNS))
+    return _msrvtt_1k(path, items_of(path, rows, item_of), videos)
 
 
 def read_caption_list(
@@ -158,21 +144,24 @@ def read_caption_list(
     Raises:
         UserError: an entry is invalid, or a video is listed twice; the error names their indices.
     """
-    items, faults = [], []
-    for number, entry in enumerate(content):
-        place = f"{path.name}, entry {number}"
-        try:
-            video, captions = _list_entry(entry)
-        except UserError as error:
-            faults.append(Fault(place, str(error)))
-            continue
-        items.append(Item(key=video, source=None, place=place, captions=captions))
-    refuse(path, [*faults, *find_repeated(items)])
-    return _msrvtt_1k(path, items, videos)
+
+    def item_of(place: str, entry: Any) -> Item:
+        video = caption = None
+        if isinstance(entry, dict):
+            video, caption = entry.get("video", entry.get("video_id")), entry.get("caption")
+        captions = [caption] if isinstance(caption, str) else caption
+        if not isinstance(video, str) or not isinstance(captions, list):
+            raise UserError(f"needs video (or video_id) and caption, got {entry!r:.80}")
+        if not captions or not all(_is_text(text) for text in captions):
+            raise UserError(f"caption must be a text or a list of texts, got {caption!r:.80}")
+        return Item(key=video, place=place, captions=tuple(captions))
+
+    entries = ((f"{path.name}, entry {number}", entry) for number, entry in enumerate(content))
+    return _msrvtt_1k(path, items_of(path, entries, item_of), videos)
 
 
 def read_msrvtt_json(
-    path: Path, content: dict[str, Any], videos: str | os.PathLike[str], *, split: str = "test"
+    path: Path, content: dict[str, Any], videos: str | os.PathLike[str], *, split: str
 ) -> EvaluationSet:
     """Reads a split of MSR-VTT: all videos with 20 captions each.
 
@@ -181,46 +170,38 @@ def read_msrvtt_json(
             the error names the indices of entries.
     """
     faults: list[Fault] = []
-    captions: dict[str, list[str]] = {}
-    places: dict[str, str] = {}
-    splits: dict[str, str] = {}
+    items: list[Item] = []
     for key in ("videos", "sentences"):
         if not isinstance(content[key], list):
             raise UserError(f"{path}: {key} must be a list, got {content[key]!r:.80}")
     for number, entry in enumerate(content["videos"]):
         place = f"{path.name}, videos[{number}]"
-        if not isinstance(entry, dict) or not all(
-            isinstance(entry.get(k), str) for k in ("video_id", "split")
-        ):
-            faults.append(Fault(place, "needs video_id and split"))
-        elif entry["video_id"] in places:
-            first = places[entry["video_id"]]
-            faults.append(Fault(place, f"{entry['video_id']!r} is in {first} already"))
+        known = entry if isinstance(entry, dict) else {}
+        video, part = known.get("video_id"), known.get("split")
+        if isinstance(video, str) and isinstance(part, str):
+            items.append(Item(key=video, place=place, splits=(part,)))
         else:
-            places[entry["video_id"]], splits[entry["video_id"]] = place, entry["split"]
+            faults.append(Fault(place, "needs video_id and split"))
+    captions: dict[str, list[str]] = {item.key: [] for item in items}
     for number, entry in enumerate(content["sentences"]):
         place = f"{path.name}, sentences[{number}]"
         if not isinstance(entry, dict) or not _is_text(entry.get("caption")):
             faults.append(Fault(place, "needs video_id and caption"))
-        elif entry.get("video_id") not in places:
+        elif entry.get("video_id") not in captions:
             faults.append(Fault(place, f"{entry.get('video_id')!r} is not among the videos"))
         else:
-            captions.setdefault(entry["video_id"], []).append(entry["caption"])
-    mute = [video for video, of in splits.items() if of == split and video not in captions]
-    faults += [Fault(places[video], f"{video!r} has no sentence") for video in mute]
-    refuse(path, faults)
-    _expect_split(path, split, set(splits.values()))
-    chosen = [video for video, of in splits.items() if of == split]
-    items = [Item(key=v, source=None, place=places[v], captions=tuple(captions[v])) for v in chosen]
-    return with_media(MSRVTT_FULL, items, videos, path, split=split)
+            captions[entry["video_id"]].append(entry["caption"])
+    chosen = [
+        replace(item, captions=tuple(captions[item.key])) for item in items if split in item.splits
+    ]
+    mute = [Fault(i.place, f"{i.key!r} has no sentence") for i in chosen if not i.captions]
+    refuse(path, [*faults, *find_repeated(items), *mute])
+    _expect_split(path, split, {item.splits[0] for item in items})
+    return with_media(MSRVTT_FULL, chosen, videos, path, split=split)
 
 
 def read_youcook2(
-    path: Path,
-    content: dict[str, Any],
-    videos: str | os.PathLike[str],
-    *,
-    split: str = "validation",
+    path: Path, content: dict[str, Any], videos: str | os.PathLike[str], *, split: str
 ) -> EvaluationSet:
     """Reads a split of YouCook2: annotated segments of videos with one sentence each.
 
@@ -228,26 +209,30 @@ def read_youcook2(
         UserError: an entry is invalid, a segment is listed twice, or the split is unknown; the
             error names video and index.
     """
-    faults: list[Fault] = []
-    items, names = [], []
-    splits = set()
-    if not isinstance(content["database"], dict):
-        raise UserError(f"{path}: database must be an object, got {content['database']!r:.80}")
-    for video, entry in content["database"].items():
-        pieces = entry.get("annotations") if isinstance(entry, dict) else None
-        if not isinstance(pieces, list) or not isinstance(entry.get("subset"), str):
-            faults.append(Fault(f"{path.name}, {video}", "needs subset and annotations"))
-            continue
-        splits.add(entry["subset"])
-        for number, piece in enumerate(pieces if entry["subset"] == split else ()):
-            place = f"{path.name}, {video}, annotations[{number}]"
-            try:
-                items.append(_youcook2_item(video, piece, place))
-                names.append(video)
-            except UserError as error:
-                faults.append(Fault(place, str(error)))
-    refuse(path, [*faults, *find_repeated(items)])
-    _expect_split(path, split, splits)
+    database = content["database"]
+    if not isinstance(database, dict):
+        raise UserError(f"{path}: database must be an object, got {database!r:.80}")
+    names: list[str] = []
+
+    def pieces() -> Iterator[tuple[str, tuple[str, Any]]]:
+        for video, entry in database.items():
+            place = f"{path.name}, {video}"
+            listed = entry.get("annotations") if isinstance(entry, dict) else None
+            if not isinstance(listed, list) or not isinstance(entry.get("subset"), str):
+                yield place, ("", None)
+            elif entry["subset"] == split:
+                for number, piece in enumerate(listed):
+                    yield f"{place}, annotations[{number}]", (video, piece)
+
+    def item_of(place: str, named: tuple[str, Any]) -> Item:
+        video, piece = named
+        if not video:
+            raise UserError("needs subset and annotations")
+        names.append(video)
+        return _youcook2_item(video, piece, place)
+
+    items = items_of(path, pieces(), item_of)
+    _expect_split(path, split, {entry["subset"] for entry in database.values()})
     return with_media(YOUCOOK2, items, videos, path, file_names=names, split=split)
 
 
@@ -255,18 +240,6 @@ def _msrvtt_1k(path: Path, items: Sequence[Item], videos: str | os.PathLike[str]
     """The paper's numbers stand beside a result only if these are the 1,000 videos of MSR-VTT."""
     published = len(items) == 1000 and all(item.key.startswith("video") for item in items)
     return with_media(MSRVTT_1K if published else "own", items, videos, path)
-
-
-def _list_entry(entry: Any) -> tuple[str, tuple[str, ...]]:
-    video = caption = None
-    if isinstance(entry, dict):
-        video, caption = entry.get("video", entry.get("video_id")), entry.get("caption")
-    captions = [caption] if isinstance(caption, str) else caption
-    if not isinstance(video, str) or not isinstance(captions, list):
-        raise UserError(f"needs video (or video_id) and caption, got {entry!r:.80}")
-    if not captions or not all(_is_text(text) for text in captions):
-        raise UserError(f"caption must be a text or a list of texts, got {caption!r:.80}")
-    return video, tuple(captions)
 
 
 def _is_text(value: Any) -> bool:
@@ -285,7 +258,6 @@ def _youcook2_item(video: str, piece: Any, place: str) -> Item:
         raise UserError(f"needs segment [start, end] and sentence, got {piece!r:.80}")
     return Item(
         key=f"{video}:{piece.get('id', place)}",
-        source=None,
         place=place,
         start_seconds=float(times[0]),
         end_seconds=float(times[1]),
