@@ -168,18 +168,16 @@ class PretrainData(StreamedData):
             show_progress: Whether to show a bar.
         """
         self.open("fit")
-        for title, samples in (
-            ("training clips", self.train_samples),
-            ("validation clips", self.validation_samples),
-        ):
-            if samples is not None:
-                warm_up(
-                    samples,
-                    num_workers=num_workers,
-                    start_method=self.start_method,
-                    show_progress=show_progress and self.rank == 0,
-                    title=title,
-                )
+        options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "start_method": self.start_method,
+            "show_progress": show_progress and self.rank == 0,
+        }
+        train, validation = self.train_samples, self.validation_samples
+        if train is not None and train.cache is not None:
+            warm_up(train.cache, train.read_entry, title="training clips", **options)
+        if validation is not None and validation.cache is not None:
+            warm_up(validation.cache, validation.__getitem__, title="validation clips", **options)
 
     def train_dataloader(self) -> PositionedLoader:
         """The stream, where the loaded state or the last such loader stands."""

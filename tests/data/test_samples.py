@@ -336,7 +336,8 @@ def test_a_full_cache_reads_no_file_any_more(tmp_path, media):
 @pytest.mark.parametrize("start_method", ["fork", "forkserver"])
 def test_worker_processes_fill_the_cache_of_this_process(shards, start_method):
     cached = open_cache(shards, num_views=2)
-    warm_up(cached, num_workers=2, start_method=start_method, show_progress=False, title="")
+    options = {"num_workers": 2, "start_method": start_method, "show_progress": False}
+    warm_up(cached.cache, cached.read_entry, **options, title="")
     assert cached.cache.complete
     assert cached.cache.empty_slots() == []
     refs = [ref(index, epoch) for epoch in range(2) for index in range(6)]
@@ -366,8 +367,9 @@ def test_an_error_for_the_user_comes_out_of_the_filling_of_a_cache_as_it_is(
     tmp_path, media, num_workers
 ):
     cached = open_cache(write_set(tmp_path / "set", media, "damaged", "missing"))
+    options = {"num_workers": num_workers, "start_method": "fork", "show_progress": False}
     with pytest.raises(TooManyFailuresError) as caught:
-        warm_up(cached, num_workers=num_workers, start_method="fork", show_progress=False, title="")
+        warm_up(cached.cache, cached.read_entry, **options, title="")
     assert str(caught.value).startswith("2 files in a row could not be read")
 
 

@@ -9,9 +9,8 @@ only on its index, so any process may fill it at any time.
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch.utils.data import Dataset
@@ -135,29 +134,20 @@ class ClipCache:
         self._slots["state"][entry] = state
 
 
-class CachedSamples(Protocol):
-    """Data set with cached clips."""
-
-    @property
-    def cache(self) -> ClipCache | None:
-        """Cache of the data set; None if it has none."""
-
-    def fill_cache(self, entries: Sequence[int]) -> None:
-        """Reads some entries into the cache."""
-
-
 def warm_up(
-    samples: CachedSamples,
+    cache: ClipCache,
+    read: Callable[[int], ClipSample],
     *,
     num_workers: int,
     start_method: StartMethod,
     show_progress: bool,
     title: str,
 ) -> None:
-    """Fills the cache of a data set before it is used.
+    """Fills a cache before it is used.
 
     Args:
-        samples: Data set.
+        cache: Cache.
+        read: Reads the clip of an entry; a method that can be sent to processes.
         num_workers: Processes that read; 0: this process.
         start_method: How the processes start.
         show_progress: Whether to show a progress bar, in clips.
@@ -167,12 +157,10 @@ def warm_up(
         UserError: too many clips are unreadable.
         ShardError: a shard has changed since it was opened.
     """
-    if samples.cache is None:
-        return
-    missing = samples.cache.empty_slots()
+    missing = cache.empty_slots()
     chunks = [missing[start : start + 16] for start in range(0, len(missing), 16)]
     loader = open_loader(
-        _Filling(samples),
+        _Filling(cache, read),
         chunks,
         num_workers=min(num_workers, len(chunks)),
         start_method=start_method,
@@ -185,11 +173,12 @@ def warm_up(
 class _Filling(Dataset[int]):
     """Reads entries into the cache; gives how many there were."""
 
-    def __init__(self, samples: CachedSamples) -> None:
-        self._samples = samples
+    def __init__(self, cache: ClipCache, read: Callable[[int], ClipSample]) -> None:
+        self._cache, self._read = cache, read
 
     def __getitems__(self, entries: list[int]) -> int:
-        self._samples.fill_cache(entries)
+        for entry in entries:
+            self._cache.put(entry, self._read(entry))
         return len(entries)
 
 

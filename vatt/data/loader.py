@@ -51,7 +51,6 @@ class PositionedLoader:
         num_workers: Processes that read; 0: this process.
         start_method: How the processes start: `forkserver` is safe with threads and CUDA, `fork` is
             faster.
-        prefetch_factor: Batches that each worker prepares ahead.
         pin_memory: Whether to yield batches in page-locked memory.
         announce: Function that is called with each position before its batch is made.
 
@@ -72,7 +71,6 @@ class PositionedLoader:
         batches_per_epoch: int | None = None,
         num_workers: int = 0,
         start_method: StartMethod = "forkserver",
-        prefetch_factor: int = 2,
         pin_memory: bool = False,
         announce: Callable[[int], object] | None = None,
     ) -> None:
@@ -96,7 +94,6 @@ class PositionedLoader:
             self._batches,
             num_workers=num_workers,
             start_method=start_method,
-            prefetch_factor=prefetch_factor if num_workers else None,
             pin_memory=pin_memory,
         )
 

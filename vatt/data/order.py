@@ -5,8 +5,8 @@ therefore the same on every rank, in every worker, on every machine and with eve
 and a run can resume at any position at once.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,7 @@ from vatt.data.draws import Purpose, SampleRef, draw_bits, draw_permutation
 from vatt.errors import UserError
 
 MIX_BLOCK = 10_000  # positions over which the sets' shares are exact, to 1/10,000
-
-T = TypeVar("T")
+MOST_KEPT = 4  # of the last draws of each kind: a position and those ahead need two
 
 
 class GlobalOrder:
@@ -60,7 +59,7 @@ class GlobalOrder:
             _Stream(group, (seed, index), shuffle_shards) for index, group in enumerate(groups)
         ]
         self._counts = _shares(weights, len(sizes)) if weights is not None else None
-        self._turns: dict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._turns = lru_cache(MOST_KEPT)(self._draw_turns)
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
@@ -74,7 +73,7 @@ class GlobalOrder:
             set_index = int(np.searchsorted(self._first_of_set, flat, side="right")) - 1
             return SampleRef(set_index, flat - int(self._first_of_set[set_index]), epoch, position)
         block, offset = divmod(position, MIX_BLOCK)
-        sets, turns = _recall(self._turns, block, self._draw_turns)
+        sets, turns = self._turns(block)
         set_index = int(sets[offset])
         turn = block * int(self._counts[set_index]) + int(turns[offset])
         epoch, sample_index = self._streams[set_index].sample(turn)
@@ -100,7 +99,7 @@ class GlobalOrder:
         if self._counts is None:
             return [position]
         block, offset = divmod(position, MIX_BLOCK)
-        sets, _ = _recall(self._turns, block, self._draw_turns)
+        sets, _ = self._turns(block)
         drawn = np.bincount(sets[:offset], minlength=len(self._counts))
         return (block * self._counts + drawn).tolist()
 
@@ -148,25 +147,25 @@ class _Stream:
         self._keys = keys
         self._first_of_shard = np.cumsum([0, *shard_sizes])
         self._size = int(shard_sizes.sum())
-        self._epochs: dict[Hashable, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-        self._windows: dict[Hashable, NDArray[np.int64]] = {}
+        self._shards = lru_cache(MOST_KEPT)(self._draw_shards)
+        self._window = lru_cache(MOST_KEPT)(self._draw_window)
 
     def sample(self, count: int) -> tuple[int, int]:
         """Epoch and sample that come after `count` others."""
         epoch, offset = divmod(count, self._size)
-        _, first_of_window = _recall(self._epochs, epoch, self._draw_shards)
+        _, first_of_window = self._shards(epoch)
         window = int(np.searchsorted(first_of_window, offset, side="right")) - 1
-        samples = _recall(self._windows, (epoch, window), self._draw_window)
+        samples = self._window(epoch, window)
         return epoch, int(samples[offset - int(first_of_window[window])])
 
     def shards_ahead(self, count: int) -> tuple[list[int], list[int]]:
         """Shards of the window in which a sample comes after `count` others, and of the next."""
         epoch, offset = divmod(count, self._size)
-        shards, first_of_window = _recall(self._epochs, epoch, self._draw_shards)
+        shards, first_of_window = self._shards(epoch)
         after = int(np.searchsorted(first_of_window, offset, side="right"))
         now = shards[(after - 1) * self.shuffle_shards : after * self.shuffle_shards]
         if after == len(first_of_window):
-            shards, after = _recall(self._epochs, epoch + 1, self._draw_shards)[0], 0
+            shards, after = self._shards(epoch + 1)[0], 0
         next_ones = shards[after * self.shuffle_shards : (after + 1) * self.shuffle_shards]
         return now.tolist(), next_ones.tolist()
 
@@ -177,10 +176,9 @@ class _Stream:
         last_of_window = np.arange(self.shuffle_shards, len(shards), self.shuffle_shards) - 1
         return shards, np.concatenate([[0], ends[last_of_window]])
 
-    def _draw_window(self, epoch_and_window: tuple[int, int]) -> NDArray[np.int64]:
+    def _draw_window(self, epoch: int, window: int) -> NDArray[np.int64]:
         """The samples of one window of shards, shuffled."""
-        epoch, window = epoch_and_window
-        shards, _ = _recall(self._epochs, epoch, self._draw_shards)
+        shards, _ = self._shards(epoch)
         chosen = shards[window * self.shuffle_shards : (window + 1) * self.shuffle_shards]
         first, sizes = self._first_of_shard[chosen], self.shard_sizes[chosen]
         samples = np.concatenate([np.arange(a, a + n) for a, n in zip(first, sizes, strict=True)])
@@ -200,12 +198,3 @@ def _shares(weights: Sequence[float], num_sets: int) -> NDArray[np.int64]:
     for _ in range(-missing):  # what the smallest were given comes from those with most to spare
         counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
     return counts
-
-
-def _recall(memory: dict[Hashable, T], key: Any, make: Callable[[Any], T], limit: int = 4) -> T:
-    """`make(key)`, remembered for the last few keys."""
-    if key not in memory:
-        while len(memory) >= limit:
-            memory.pop(next(iter(memory)))
-        memory[key] = make(key)
-    return memory[key]

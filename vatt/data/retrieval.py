@@ -1,7 +1,6 @@
 """Retrieval set: every record once, from the middle of its file, with all captions."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,12 +83,6 @@ class RetrievalSamples(Dataset[ClipSample]):
         clips = {row: self[indices[row]] for row in self.cache.missing(indices)}
         batch, index = self.cache.batch(indices, clips)
         return replace(batch, keys=tuple(map(self.shards.key, index)))
-
-    def fill_cache(self, entries: Sequence[int]) -> None:
-        """Reads some records into the cache."""
-        assert self.cache is not None
-        for row in self.cache.missing(entries):
-            self.cache.put(entries[row], self[entries[row]])
 
     def _read(self, sample_index: int) -> ClipSample:
         record = self.shards[sample_index]

@@ -20,25 +20,12 @@ def trained_tokenizer(sets: Sequence[ShardSet], vocab_size: int) -> Path:
     Raises:
         UserError: the file cannot be written, or there are no captions.
     """
-    path = sets[0].folder / f"tokenizer-{_fingerprint(sets, vocab_size)}.json"
-    if not path.exists():
-        _train(sets, vocab_size, path)
-    return path
-
-
-def _fingerprint(sets: Sequence[ShardSet], vocab_size: int) -> str:
-    """Names the captions of shard sets by the shards' names, sizes and times of change."""
+    # names the captions by the shards' names, sizes and times of change
     parts = [vocab_size, *(stamp for one in sets for stamp in map(stamp_of, one.shards))]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def vocabulary_hash(tokenizer: Tokenizer) -> str:
-    """Hash of the words of all ids; it does not depend on the format of the file."""
-    words = ["", *tokenizer.tokens[1:]]  # padding as nothing, as the checkpoints so far have it
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]
-
-
-def _train(sets: Sequence[ShardSet], vocab_size: int, path: Path) -> None:
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    path = sets[0].folder / f"tokenizer-{digest}.json"
+    if path.exists():
+        return path
     captions = (caption for one in sets for caption in one.captions())
     try:
         Tokenizer.train(captions, vocab_size).save(path)
@@ -49,3 +36,10 @@ def _train(sets: Sequence[ShardSet], vocab_size: int, path: Path) -> None:
         ) from error
     except UserError as error:
         raise UserError(f"no tokenizer from {sets[0].name}: {error}") from error
+    return path
+
+
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
+    """Names what each id stands for, whatever wrote the file."""
+    words = ["", *tokenizer.tokens[1:]]  # padding as nothing, as the checkpoints so far have it
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]

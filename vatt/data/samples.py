@@ -100,11 +100,11 @@ class ClipSamples(Dataset[ClipSample]):
         text = draw_captions(batch.text, refs, count=self.captions_per_step, seed=self.seed)
         return dataclasses.replace(batch, text=text, text_mask=None)
 
-    def fill_cache(self, entries: Sequence[int]) -> None:
-        """Reads some entries into the cache."""
-        assert self.cache is not None
-        for row in self.cache.missing(entries):
-            self.cache.put(entries[row], self[self._ref_of(entries[row])])
+    def read_entry(self, entry: int) -> ClipSample:
+        """The sample in a slot of the cache, as epoch `view` would draw it."""
+        number, view = divmod(entry, self.num_views)
+        set_index = bisect.bisect_right(self._first_of_set, number) - 1
+        return self[SampleRef(set_index, number - self._first_of_set[set_index], epoch=view)]
 
     def _read_cached(self, cache: ClipCache, refs: Sequence[SampleRef]) -> Batch:
         entries = [
@@ -113,18 +113,12 @@ class ClipSamples(Dataset[ClipSample]):
             for ref in refs
         ]
         clips = {
-            row: self[self._ref_of(entries[row]) if cache.keeps(entries[row]) else refs[row]]
+            row: self.read_entry(entries[row]) if cache.keeps(entries[row]) else self[refs[row]]
             for row in cache.missing(entries)
         }
         batch, index = cache.batch(entries, clips)
         keys = (self.sets[ref.set_index].key(i) for ref, i in zip(refs, index, strict=True))
         return dataclasses.replace(batch, keys=tuple(keys))
-
-    def _ref_of(self, entry: int) -> SampleRef:
-        """The sample in a slot of the cache, as epoch `view` would draw it."""
-        number, view = divmod(entry, self.num_views)
-        set_index = bisect.bisect_right(self._first_of_set, number) - 1
-        return SampleRef(set_index, number - self._first_of_set[set_index], epoch=view)
 
     def _read(self, ref: SampleRef, attempt: int) -> ClipSample:
         """Draws time, captions and view, and reads."""
