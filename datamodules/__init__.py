@@ -1,1 +1,1 @@
-"""LightningDataModules of pre-training and fine-tuning, which users replace."""
+"""LightningDataModules of pre-training and fine-tuning, which users can replace."""

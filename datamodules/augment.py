@@ -1,4 +1,4 @@
-"""The random changes of a whole batch, on the device: colours, noise, masks."""
+"""Random changes of a batch on the device: colours, noise and masks."""
 
 from vatt.batch import Batch
 from vatt.config.augment import AugmentConfig

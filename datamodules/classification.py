@@ -1,4 +1,4 @@
-"""The data of fine-tuning: labelled media files as a stream, and fixed views of others."""
+"""Data of fine-tuning: a stream of labelled files for training, fixed views for validation."""
 
 import csv
 import io

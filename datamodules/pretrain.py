@@ -1,4 +1,4 @@
-"""The data of pre-training: a positioned stream of batches, and a retrieval set for validation."""
+"""Data of pre-training: a resumable stream of batches, and a retrieval set for validation."""
 
 import dataclasses
 import logging

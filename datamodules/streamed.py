@@ -1,4 +1,4 @@
-"""The common part of the data modules: a training stream with a position, shared by ranks."""
+"""Common part of the data modules: a training stream with a position, shared by ranks."""
 
 from typing import Any, ClassVar
 

@@ -1,8 +1,7 @@
 """Reading and writing of media files.
 
-Opens a source, plans which packets a clip needs, and decodes only those. The only room that
-knows FFmpeg. Imports `config` and `system`. Start with `clip.read_clip`; the way down is
-`opening`, `packets`, `pictures` and `sound`.
+Opens a source, plans which packets a clip needs, and decodes only those. Imports `config` and
+`system`. Start with `clip.read_clip`, which uses `opening`, `packets`, `pictures` and `sound`.
 """
 
 import lazy_loader

@@ -1,8 +1,8 @@
-"""Pictures without times of their own: AVI counts them as they are stored, not as they are shown.
+"""Times of AVI pictures, which are numbered in the order of storage, not of display.
 
-For most codecs FFmpeg puts the times in order all the same; for H.264 and HEVC it cannot. Pictures
-come out of the decoder as they are shown, so each takes the smallest time that is left. That is
-right from a picture on across which none is moved: an IDR picture, or the first of the file.
+For most codecs FFmpeg sorts the times; for H.264 and HEVC it cannot. The decoder gives pictures in
+display order, so each gets the smallest time that is left. This is correct from a picture on that
+no other picture is moved across: an IDR picture, or the first one of the file.
 """
 
 import heapq

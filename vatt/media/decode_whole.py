@@ -1,4 +1,4 @@
-"""A file decoded from start to end, to find its damage."""
+"""Decoding of a whole file, to find damage."""
 
 from av.container import InputContainer
 

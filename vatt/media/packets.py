@@ -1,4 +1,4 @@
-"""The packets that a clip needs: seeking, reading without decoding, choosing what to decode."""
+"""Packets that a clip needs: seeking, reading without decoding, and choice of packets to decode."""
 
 import math
 from dataclasses import dataclass, field

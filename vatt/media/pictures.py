@@ -1,7 +1,7 @@
-"""Planned decoding: packets first, then only the frames that the clip needs, scaled inside FFmpeg.
+"""Decoding of only those frames that a clip needs, with scaling inside FFmpeg.
 
-A clip is asked for by times. The packets around it are read without decoding, the frames to show
-are chosen by the packets' timestamps, and the decoder then sees only what these are made from.
+A clip is requested by times. The packets around it are read without decoding. Their timestamps
+determine the frames to show, and only the packets that these frames depend on are decoded.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""PNG files whose metadata unpack to far more than any needs; FFmpeg unpacks them on opening."""
+"""Check for PNG files with huge compressed metadata, which FFmpeg decompresses on opening."""
 
 import struct
 import zlib

@@ -1,7 +1,7 @@
-"""A video file → the same pictures and sound as H.264/AAC mp4, made for reading clips fast.
+"""Re-encoding of a video as H.264/AAC mp4 from which clips can be read fast.
 
-Smaller pictures take less time to decode, and near key frames fewer of them have to be: a clip
-that starts anywhere needs all pictures from the last key frame on.
+Smaller pictures take less time to decode. With close key frames, fewer pictures must be decoded: a
+clip needs all pictures from the last key frame before its start.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The sound of a re-encoded video: AAC, copied or encoded, at the same times as before."""
+"""Sound of a re-encoded video: AAC, copied or encoded, with unchanged times."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The sound of a clip: packets → one waveform, placed by its timestamps."""
+"""Sound of a clip: packets become one waveform, placed by its timestamps."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A network on disk: checkpoints, model folders, cards and exports.
+"""Models on disk: checkpoints, model folders, model cards and exports.
 
 Imports `network`, `preprocess` and below. Start with `checkpoint.load_model`.
 """

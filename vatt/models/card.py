@@ -1,6 +1,6 @@
 """The model card: a README.md with a head that the Hugging Face Hub reads.
 
-It says what the model's configuration, its run and its evaluations say, and leaves out the rest.
+The card contains facts from the model's configuration, its run and its evaluations only.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Tables of inputs, parameters and FLOPs of models, beside the paper's figures."""
+"""Tables of inputs, parameters and FLOPs of models, with the paper's numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path

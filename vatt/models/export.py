@@ -1,4 +1,4 @@
-"""Models for use elsewhere: each tower as ONNX and as `torch.export`, beside the model itself."""
+"""Export of models: each tower as ONNX and for `torch.export`, and the model itself."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""One modality's way through a model as a module of its own: raw input → features, embeddings.
+"""Towers as separate modules: from the raw input of one modality to features and embeddings.
 
 Shape legend in `vatt.batch`.
 """

@@ -1,7 +1,7 @@
-"""Steps from a media file to a model's inputs, as plain values: `preprocess.json`.
+"""Description of a model's preprocessing as plain values: `preprocess.json`.
 
-It is written beside a model for those who run it without vatt. All of it follows from the model's
-configuration, so that nothing here is ever read back: `config.json` is what counts.
+It is written with a model for use without vatt. It is derived from the model's configuration, and
+vatt never reads it: only `config.json` counts.
 """
 
 import json

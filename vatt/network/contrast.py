@@ -1,8 +1,9 @@
-"""Local clips against the candidates of all ranks: the scores that the contrastive losses compare.
+"""Scores between local clips and the candidates of all ranks, for the contrastive losses.
 
-Scores are computed for some columns at a time and again for the gradient, so that memory grows
-with local rows × chunk and not with rows × columns. Source: paper section 3.5; google-research/vatt
-`utils/train/objectives.py`. Shape legend in `vatt.batch`; `J` here are the clips of a chunk.
+Scores are computed for a chunk of columns at a time, and again for the gradient, so that memory is
+proportional to local rows × chunk, not rows × columns. Source: paper section 3.5;
+google-research/vatt `utils/train/objectives.py`. Shape legend in `vatt.batch`; `J` is the number of
+clips in a chunk here.
 """
 
 from collections.abc import Callable

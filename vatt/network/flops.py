@@ -1,8 +1,8 @@
-"""Cost of a model from its configuration alone: FLOPs of a forward pass, and parameters.
+"""Cost of a model, by its configuration: FLOPs of a forward pass, and parameters.
 
-Utilisation of a device (model FLOP/s over what the device can do) takes 3 forward passes for a step
-of training: the backward pass multiplies once for the inputs and once for the weights. Shape legend
-in `vatt.batch`.
+Utilisation of a device (FLOP/s of the model relative to the peak) counts 3 forward passes per
+training step: the backward pass multiplies once for the inputs and once for the weights. Shape
+legend in `vatt.batch`.
 """
 
 import math

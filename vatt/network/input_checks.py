@@ -1,4 +1,4 @@
-"""Checks of a model's raw inputs; each error says what was expected and what was given."""
+"""Checks of a model's raw inputs; each error says what was expected and what was found."""
 
 import torch
 from torch import Tensor

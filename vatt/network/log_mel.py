@@ -1,9 +1,9 @@
 """Log-mel spectrograms, on torchaudio.
 
 Shape legend in `vatt.batch`; here also `M` frames of a spectrogram, and `Q` frequencies of its
-Fourier transform. No table of this file lives in a module: windows and filter banks are made when
-first used and kept for each device, so that nothing of them is in a state dict, is cast with the
-model's weights or is lost where a model is built on the meta device.
+Fourier transform. Windows and filter banks are not buffers of a module: they are made at first use
+and cached per device. They are therefore not in a state dict, not cast with the weights, and not
+lost if a model is built on the meta device.
 """
 
 import math

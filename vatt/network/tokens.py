@@ -1,4 +1,4 @@
-"""Raw modality → tokens: patches, positions, DropToken and the AGG token.
+"""Tokens of raw inputs: patches, positions, DropToken and the AGG token.
 
 Source: paper sections 3.1 to 3.3; google-research/vatt `modeling/backbones`. Shape legend in
 `vatt.batch`.

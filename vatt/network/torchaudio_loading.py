@@ -1,4 +1,4 @@
-"""Loading of torchaudio, also where its compiled extension does not fit the installed torch."""
+"""Loading of torchaudio, even if its compiled extension does not fit the installed torch."""
 
 import sys
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Official TensorFlow checkpoints, pre-trained or fine-tuned → a folder for `vatt.load_model`."""
+"""Conversion of official TensorFlow checkpoints, pre-trained or fine-tuned, to model folders."""
 
 import json
 import os

@@ -1,8 +1,8 @@
-"""The official code's models in ours: its settings, and its names of every variable.
+"""Models of the official code as configurations of ours.
 
-Settings are the JSON of its configuration classes, as a whole experiment, a pre-training model or
-one tower. What a checkpoint does not say about its model (heads, dropout) is in them only.
-Source: google-research/vatt `configs/*.py`, `modeling/**`, and the variables of its checkpoints.
+Official settings are the JSON of its configuration classes, for a whole experiment, a pre-training
+model or one tower. They contain facts that a checkpoint lacks, such as heads and dropout. Source:
+google-research/vatt `configs/*.py`, `modeling/**`, and the variables of its checkpoints.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
-"""Settings of a model from the shapes of its official variables: all but the number of heads.
+"""Official settings of a model, derived from the shapes of its variables.
 
-Where no tower has T5's bias, which has one column for each head, heads are taken to be 64 wide.
+The number of heads follows from T5's bias, which has one column per head. If no tower has it, heads
+are assumed to be 64 wide.
 """
 
 import re

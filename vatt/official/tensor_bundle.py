@@ -1,9 +1,9 @@
 """Reads TensorFlow V2 checkpoints ("tensor bundles") without TensorFlow.
 
-PREFIX.index is a sorted string table of LevelDB's form whose values are protocol buffers: under the
-empty key a header, under each variable's name the place of its bytes in PREFIX.data-?????-of-?????.
-All that is read is checked against its CRC32C, and sizes against the file before memory is taken.
-Nothing in a file is ever executed.
+PREFIX.index is a sorted string table in LevelDB's format, whose values are protocol buffers. The
+empty key has a header; each variable's name has the position of its bytes in
+PREFIX.data-?????-of-?????. All content is checked against its CRC32C, and sizes are checked against
+the file before memory is allocated. Nothing in a file is ever executed.
 
 Source: LevelDB `doc/table_format.md`; TensorFlow `core/lib/io/format.cc`,
 `core/protobuf/tensor_bundle.proto`, `core/framework/{types,tensor_shape,versions}.proto`.

@@ -1,4 +1,4 @@
-"""Media folder → tar shards."""
+"""Building of tar shards from a folder of media."""
 
 import contextlib
 import hashlib

@@ -2,17 +2,17 @@
 
 Paths in them are relative to the folder.
 
-jsonl has one line a media file; further keys become metadata::
+jsonl has one line per media file; further keys become metadata::
 
     {"file": "a.mp4",
      "segments": [{"start_seconds": 0.4, "end_seconds": 2.0, "text": "a dog barks"}]}
     {"file": "b.mp4", "text": "a caption of the whole clip"}
 
-csv has one line a caption, under the header `file,start_seconds,end_seconds,text`; without times a
-caption belongs to the whole clip, and further columns become metadata of the file. parquet has the
-same columns, read by the package pyarrow.
+csv has one line per caption, under the header `file,start_seconds,end_seconds,text`. A caption
+without times belongs to the whole file. Further columns become metadata of the file. parquet has
+the same columns, read by the package pyarrow.
 
-The captions of HowTo100M (`howto100m.py`) are known by the ids of videos instead of their files.
+The captions of HowTo100M (`howto100m.py`) name videos by id instead of by file.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""A check of finished shards that decodes every sample."""
+"""Check of finished shards, which decodes every sample."""
 
 import csv
 import io

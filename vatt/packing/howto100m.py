@@ -1,4 +1,4 @@
-"""Captions in the forms of HowTo100M, by the id of the video: the name of its file, `ID.mp4`.
+"""Captions in the formats of HowTo100M, by id of the video, whose file must be named `ID.mp4`.
 
 Either one JSON for all videos, as `caption.json` and `raw_caption.json` of the release (times are
 seconds, captions overlap)::
@@ -7,8 +7,8 @@ seconds, captions overlap)::
 
 or a folder with one `ID.csv` a video, under the header `start,end,text`.
 
-The JSON has gigabytes: it is passed over once in pieces, and the captions of a video are read when
-the video is packed.
+The JSON has several GB. It is scanned once in pieces, and the captions of a video are read when the
+video is packed.
 """
 
 import csv

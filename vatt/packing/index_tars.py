@@ -1,7 +1,7 @@
-"""Tar shards that others have made, such as video2dataset → shards with indexes; nothing is copied.
+"""Indexes for existing tar shards, such as those of video2dataset; nothing is copied.
 
-The indexes are written beside the tars. For tars in a folder that may not be written, another
-folder gets the indexes, and links to the tars: it is used as if the tars were in it.
+The indexes are written beside the tars. If that folder is read-only, another folder gets the
+indexes and links to the tars; it is used as if it contained the tars.
 """
 
 import contextlib

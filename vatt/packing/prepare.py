@@ -1,4 +1,4 @@
-"""The media files of a folder: checked or encoded anew, and read; faults are noted."""
+"""Media files of a folder: checked or re-encoded, and read; faults are collected."""
 
 import contextlib
 import hashlib

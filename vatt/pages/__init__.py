@@ -1,5 +1,4 @@
 """HTML pages, written from plain data.
 
-Imports `media` and below; what a page shows is gathered by its callers. Start with
-`report.write_report`.
+Imports `media` and below. Callers collect the content of a page. Start with `report.write_report`.
 """

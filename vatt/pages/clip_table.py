@@ -1,4 +1,4 @@
-"""Clips and the captions found for them: files, a CSV table of them, and a page that shows all."""
+"""Clips and the captions found for them, as files, a csv table and a page."""
 
 import csv
 import io

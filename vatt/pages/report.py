@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, with charts and clips that play.
+"""Report of a run: one HTML file with charts and playable clips, which needs no network.
 
 `write_report` makes the page of a `ReportData`. `report.html` is the template, `style.css` the
 look, `report_charts.js` and `report.js` the behaviour; `report_examples` chooses queries, and

@@ -1,4 +1,4 @@
-"""The data of a report, as plain arrays and paths."""
+"""Data of a report, as plain arrays and paths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file; Jinja2 escapes all text that they are given."""
+"""Pages from Jinja2 templates in this folder; all values are escaped."""
 
 import base64
 from collections.abc import Sequence

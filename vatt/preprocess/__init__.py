@@ -1,6 +1,6 @@
 """Clips and captions as the network takes them.
 
-Cuts the picture, draws augmentations, splits long files into windows and turns words into ids.
+Crops pictures, draws augmentations, splits long files into windows and turns words into ids.
 Imports `shards` and below. Start with `view.read_view` and `tokenizer.Tokenizer`.
 """
 

@@ -1,4 +1,4 @@
-"""Sources that users hand in: frames and waveforms as arrays, beside files, URLs and bytes."""
+"""Sources of users: frames and waveforms as arrays, besides files, URLs and bytes."""
 
 import math
 import os

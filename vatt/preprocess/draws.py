@@ -1,8 +1,8 @@
-"""Random numbers that are a function of a clip's seed, on any device and in any batch.
+"""Random numbers that depend only on a clip's seed, on any device and in any batch.
 
-A generator would hand its numbers out by the place in the batch; here every number is a hash of the
-clip's seed, of what it is drawn for and of its own index. Nothing waits for the device, and the
-same seeds give the same numbers on every kind of it, up to the rounding of log and cosine.
+With a generator, numbers would depend on the position in the batch. Here, every number is a hash of
+the clip's seed, of its purpose and of its own index. Nothing waits for the device, and the same
+seeds give the same numbers on all devices, up to the rounding of log and cosine.
 """
 
 import math

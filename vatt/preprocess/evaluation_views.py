@@ -1,7 +1,7 @@
-"""The fixed views of evaluation: windows evenly spread in time, crops along the longer side.
+"""Fixed views of evaluation: windows evenly spread in time, crops along the longer side.
 
-To the frame and the pixel as the official evaluation takes them, so that published numbers can be
-compared. Pictures are counted at a base rate of which every `stride`-th is shown.
+Frames and pixels are exactly those of the official evaluation, so that published numbers can be
+compared. Frames are counted at a base rate, of which every `stride`-th is read.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Captions to ids, on the `tokenizers` library.
 
-Two clean-ups, each kept in the `tokenizer.json` that it belongs to:
+There are two text normalisations, each stored in the `tokenizer.json` that it belongs to:
 
 - Ours, of trained tokenizers: Unicode NFKC, lower case, all that is neither letter, digit nor white
   space removed, split at white space. Id 0 is padding, 1 an unknown word.
@@ -8,9 +8,9 @@ Two clean-ups, each kept in the `tokenizer.json` that it belongs to:
   punctuation signs removed, A to Z to lower case, split at Unicode white space. The vocabulary file
   itself says which ids are padding and unknown words.
 
-They agree on English in ASCII. Beyond it ours is wider on purpose: the official code leaves a
-typographic apostrophe, a dash or an emoji in the caption, where it makes a known word unknown or
-takes a place, and misses `École` beside `école`.
+They agree on English in ASCII. Otherwise ours does more on purpose: the official code keeps a
+typographic apostrophe, a dash or an emoji in the caption, which makes a known word unknown or
+counts as a word, and it does not recognise `École` as `école`.
 
 Source: the official `vatt/data/processing.py` (`get_tokenizer`, `add_text`) takes `WordTokenizer`
 of `dmvr/tokenizers.py`, whose `string_tensor_to_indices` removes RE2's `[[:punct:]]` (ASCII only),

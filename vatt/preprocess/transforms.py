@@ -1,6 +1,6 @@
 """Pure tensor functions on clips: crops, flips, colour jitter, audio noise.
 
-Every picture of a clip is treated alike, so that motion stays motion.
+All pictures of a clip are changed in the same way, which preserves motion.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Clip → model input, once for training, evaluation and features."""
+"""Reading of clips as model inputs, for training, evaluation and feature extraction."""
 
 import math
 from dataclasses import dataclass, replace

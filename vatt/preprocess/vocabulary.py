@@ -1,4 +1,4 @@
-"""Reads the file that lists the words of the official code's vocabulary."""
+"""Reading of the official code's vocabulary file."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Windows of a model's length over media and arrays, without any randomness.
+"""Windows of media and arrays at fixed times.
 
-Either a few windows are evenly spread over a file, and their mean stands for it, or windows slide
-over all of it. Past the end the last frame repeats and sound is zero, as in training.
+Either a few windows are evenly spread over a file, whose vector is then their mean, or windows
+slide over the whole file. Past the end, the last frame repeats and sound is zero, as in training.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: when it is written, that it is whole, and how a signal ends the run."""
+"""Checkpoints of a run, which are written completely or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Errors of the configuration parser in the project's own words."""
+"""Readable errors of the configuration parser."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The files of a run, and the record that it writes before it begins."""
+"""Files of a run, and the record of its configuration and environment."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Media in the record of a run: a few validation clips with what the model finds for them."""
+"""Log of a few validation clips with the captions that the model finds for them."""
 
 from collections.abc import Mapping
 from pathlib import Path

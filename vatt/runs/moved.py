@@ -1,4 +1,4 @@
-"""Class paths of version 0.1, which configurations and run folders of that time hold."""
+"""Class paths of version 0.1, which old configurations and run folders contain."""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Progress of a training run: one line while it goes on, one screen at its end."""
+"""Progress of a training run, and the summary at its end."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""Zero-shot retrieval by the published protocol while a model trains."""
+"""Zero-shot retrieval by the published protocol, during training."""
 
 from typing import Any, cast
 

@@ -1,4 +1,4 @@
-"""Callbacks of a training run: repeatable draws, time, the end."""
+"""Callbacks of a training run for seeds, time and the last step."""
 
 import time
 from typing import Any, cast

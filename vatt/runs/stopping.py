@@ -1,4 +1,4 @@
-"""Stopping of a run by a signal, with a checkpoint of the last whole step."""
+"""Stopping of a run by a signal, with a checkpoint of the last complete step."""
 
 import contextlib
 import os

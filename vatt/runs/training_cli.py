@@ -1,4 +1,4 @@
-"""`vatt fit / validate / test / predict`: LightningCLI with a run directory and short errors."""
+"""`vatt fit / validate / test / predict`: LightningCLI with a run folder and short errors."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The exponential moving average of a run's weights."""
+"""Exponential moving average of weights."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Vectors become answers: an index of extracted features and the page of results.
+"""Search in extracted features: the index, and the page of hits.
 
 Imports `features` and below. Start with `index.Index`.
 """

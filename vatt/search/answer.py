@@ -1,4 +1,4 @@
-"""The answer to a query, as a table and as JSON."""
+"""Answer to a query, as a table and as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,8 +1,8 @@
 """Approximate search with faiss: choice of the index, its construction and its recall.
 
-Vectors are grouped around centres; a search looks into the groups whose centres are nearest. The
-groups keep one byte per number. Rows found there are scored again with the exact vectors: rows can
-be missing, but scores and their order are those of exact search.
+Vectors are grouped around centres, and a search covers the groups with the nearest centres. Groups
+store one byte per number. Rows found there are scored again with the exact vectors. Rows can
+therefore be missing, but scores and their order are those of exact search.
 """
 
 import math

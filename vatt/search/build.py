@@ -1,4 +1,4 @@
-"""Builds an index from features, file by file: memory does not grow with their number."""
+"""Builds an index from features, file by file, so memory does not grow with their number."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The page of a search: one file that plays the segments found."""
+"""Page of a search: one file that plays the hits."""
 
 import io
 import tempfile

@@ -9,9 +9,9 @@
 | audioset | AudioSet's segments | id, start, end, quoted labels; three `#` lines before | clips |
 | esc50 | ESC-50 | `filename,fold,target,category,…` | `../audio` |
 
-Of Kinetics and AudioSet the media are the clips, cut from the videos as usual, found by their names
-anywhere under a folder. Kinetics' lists of test videos have no labels, and cannot be used. A column
-that is not named here is passed over.
+The media of Kinetics and AudioSet are clips cut from the videos as usual; they are found by name
+anywhere under a folder. Kinetics' lists of test videos have no labels and cannot be used. Other
+columns are ignored.
 
 Source: copies of AudioSet's eval and balanced segments and its classes, and of Kinetics-600's list
 of test videos, in public repositories; the README that comes with Moments in Time.

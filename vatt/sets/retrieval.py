@@ -4,7 +4,7 @@
   JSON list of objects with `video` (or `video_id`) and `caption`, a text or a list of them.
 - MSR-VTT, all of a split: `MSRVTT_data.json` or `test_videodatainfo.json` with `videos` and
   `sentences`.
-- YouCook2: `youcookii_annotations_trainval.json`; each annotated piece is a clip of its own.
+- YouCook2: `youcookii_annotations_trainval.json`; each annotated segment is a clip.
 
 Source: a copy of MSR-VTT's csv in a public repository; code in public repositories that reads the
 json files.

@@ -1,4 +1,4 @@
-"""Tar shards: records of media, captions and metadata, on this machine or a remote store.
+"""Tar shards: records of media, captions and metadata, local or remote.
 
 Imports `media`, `config` and `system`. Start with `shard_set.ShardSet`; `index_file` finds a
 record in a tar, `remote` fetches tars, `writer` writes them.

@@ -1,4 +1,4 @@
-"""The folder that keeps copies of remote shards: its place, its bound, its locks."""
+"""Cache folder for copies of remote shards: its path, size limit and locks."""
 
 import contextlib
 import errno

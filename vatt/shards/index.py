@@ -1,4 +1,4 @@
-"""The index of a shard: keys, offsets and sizes of its members."""
+"""Index of a shard: keys, offsets and sizes of its members."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

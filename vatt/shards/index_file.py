@@ -1,4 +1,4 @@
-"""Index files: the places of a tar's samples, found by a pass over its headers, kept beside it.
+"""Index files: positions of a tar's samples, read from its headers and stored beside it.
 
 `00000.tar.index` is a safetensors file with the arrays of `ShardIndex`, and with the size and time
 of the tar that it describes.

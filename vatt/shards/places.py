@@ -1,4 +1,4 @@
-"""Shards by their place: a local folder or a remote address."""
+"""Access to shards in a local folder or at a remote address."""
 
 import os
 import re

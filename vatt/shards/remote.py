@@ -1,12 +1,12 @@
-"""Tar shards of a bucket or a web server: downloaded when first needed, kept in a bounded cache.
+"""Tar shards in buckets or on web servers, downloaded at first use into a cache of limited size.
 
-The order of training needs the number of samples of every shard before the first one is read: the
-small indexes beside the tars are downloaded first. A shard without one is downloaded once to make
-its index, which stays in the cache when the shard leaves it.
+Training needs the number of samples of every shard before it reads the first one, so the small
+indexes beside the tars are downloaded first. A shard without an index is downloaded once to make
+the index, which remains in the cache even if the shard is removed.
 
-A copy in the cache is named by size and version of its shard: a changed shard is another file. The
-copies that were not used for longest leave. Readers hold an open descriptor, which keeps the bytes
-of a copy on the disk after its name is gone; whoever opens it later downloads it again.
+The name of a copy contains size and version of its shard, so a changed shard is another file. The
+least recently used copies are removed first. A reader's open descriptor keeps the bytes of a
+removed copy on disk; a later reader downloads the shard again.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""Tar shards: write them, and read them by the number of the sample.
+"""Reading of tar shards by index of the sample.
 
 A shard is a plain tar in the layout that video2dataset writes: `KEY.mp4` (or `.webm`, `.m4a`, …),
-`KEY.txt` and `KEY.json`, one after the other. Its index (`index_file.py`) says where each of them
-lies, so that a sample is read without passing over the archive: the texts by one `pread` each, the
-media as a `FileRange` into the tar.
+`KEY.txt` and `KEY.json`, one after the other. Its index (`index_file.py`) contains their positions,
+so that a sample can be read without scanning the archive: texts by one `pread` each, media as a
+`FileRange` of the tar.
 """
 
 import bisect

@@ -1,4 +1,4 @@
-"""Buckets and web servers, through fsspec: open one, ask again when the network fails."""
+"""Buckets and web servers, through fsspec, with retries if the network fails."""
 
 import base64
 import contextlib

@@ -1,4 +1,4 @@
-"""Members of a tar file, found without unpacking; hostile tars are refused."""
+"""Members of a tar file, read from its headers; hostile tars are refused."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""The writer of tar shards."""
+"""Writing of tar shards."""
 
 import contextlib
 import io

@@ -1,5 +1,5 @@
-"""This machine: files, worker processes, ranks, devices and versions.
+"""Files, worker processes, ranks, devices and versions of this machine.
 
-Knows nothing of media or models. Imports `vatt.errors` only. Start with `workers.results_in_order`
+Independent of media and models. Imports `vatt.errors` only. Start with `workers.results_in_order`
 and `files`.
 """

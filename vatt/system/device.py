@@ -1,4 +1,4 @@
-"""The device and number format of a computation."""
+"""Device and precision of a computation."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The environment of a run: versions, devices, commit, command."""
+"""Environment of a run: versions, devices, commit and command."""
 
 import contextlib
 import platform

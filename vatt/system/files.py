@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, locks, and JSON files of users."""
+"""Atomic writing of files and folders, locks, and reading of JSON."""
 
 import contextlib
 import errno

@@ -1,7 +1,7 @@
 """Exchange between the processes of a distributed run, with gradient.
 
-Every exchange is a collective: all ranks must call it, in the same order, even a rank that has
-nothing to send. A single process gets its own values back.
+Every exchange is a collective: all ranks must call it in the same order, even a rank without data.
+A single process gets its own values back.
 """
 
 import contextlib

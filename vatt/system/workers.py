@@ -1,7 +1,7 @@
-"""Work spread over processes: results in order, without waiting for an item that hangs or crashes.
+"""Parallel work in processes: results in order, even if an item hangs or crashes.
 
-FFmpeg can be brought to hang or to crash by a file. Each process therefore has a pipe of its own,
-and can be ended and replaced without the others.
+A file can make FFmpeg hang or crash. Each process therefore has its own pipe, and can be killed and
+replaced without affecting the others.
 """
 
 import contextlib

@@ -1,10 +1,9 @@
-"""Contrastive batches larger than memory: encoders see micro-batches, heads and loss see them all.
+"""Contrastive batches larger than memory: encoders get micro-batches, heads and loss the batch.
 
-Adding up the gradients of small batches would contrast each clip with few others. Instead the
-encoders run twice: without a graph, for the features of all clips, and once more per micro-batch
-for the gradient that heads and loss have given these features. Source: Gao et al., "Scaling deep
-contrastive learning batch size under memory limited setup", RepL4NLP 2021. Shape legend in
-`vatt.batch`.
+Accumulating gradients of small batches would contrast each clip with few others. Instead, the
+encoders run twice: first without a graph, for the features of all clips; then per micro-batch, with
+the gradients of heads and loss for these features. Source: Gao et al., "Scaling deep contrastive
+learning batch size under memory limited setup", RepL4NLP 2021. Shape legend in `vatt.batch`.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Ways to compute the same network: compiled towers, activations that are not kept."""
+"""Compiled encoders, and recomputation of activations."""
 
 import torch
 

@@ -1,7 +1,7 @@
-"""The part that pre-training and fine-tuning share: start, schedule, clipping, scores, checkpoints.
+"""Common part of pre-training and fine-tuning: start, schedule, clipping, scores, checkpoints.
 
-The one place where the two need the same order of Lightning's hooks; functions alone would leave a
-copy of every hook in each of them.
+Both need the same Lightning hooks in the same order; with functions only, each would need a copy of
+every hook.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Forward pass of one rank: all ranks call every module, also one whose batch lacks a modality.
+"""Forward pass of one rank, which calls every module even if its batch lacks a modality.
 
-DDP and FSDP2 wait for each other in every module, and batch statistics in every head.
+Ranks wait for each other in every module (DDP, FSDP2) and in every head (batch statistics).
 """
 
 import torch

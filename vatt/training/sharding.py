@@ -1,7 +1,7 @@
-"""Fully sharded data parallel training (FSDP2): every rank keeps a share of each weight.
+"""Fully sharded data parallel training (FSDP2): every rank stores a share of each weight.
 
-A transformer block's weights are gathered when it runs and dropped after it; what is outside of the
-blocks stays gathered for the step. The numbers are those of DDP.
+The weights of a transformer block are gathered when it runs and released afterwards; other weights
+remain gathered for the step. Results equal those of DDP.
 """
 
 from datetime import timedelta

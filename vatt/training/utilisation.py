@@ -1,7 +1,7 @@
-"""Model FLOP/s utilisation: the model's share of the FLOP/s that the device could do.
+"""Model FLOP/s utilisation: the FLOP/s of the model relative to the peak of the device.
 
-Work done twice to save memory (activation checkpointing) does not count: the measure is of
-training, not of the hardware.
+Recomputation to save memory (activation checkpointing) does not count: this measures training, not
+the hardware.
 """
 
 from collections.abc import Mapping
