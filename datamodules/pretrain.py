@@ -149,7 +149,7 @@ class PretrainData(StreamedData):
             self.run_tokenizer = self._load_tokenizer()
 
     def open(self, stage: str | None) -> None:
-        """Opens what a stage needs, once."""
+        """Opens the data of a stage, once."""
         if self.run_tokenizer is None:
             self.run_tokenizer = self._load_tokenizer()
         if stage in (None, "fit") and self.train_samples is None:
@@ -160,12 +160,12 @@ class PretrainData(StreamedData):
             )
 
     def warm_up_cache(self, num_workers: int = 2, show_progress: bool = True) -> None:
-        """Decodes into the cache all that it will hold, so that training does not wait for it.
+        """Fills the cache, so that training does not wait for decoding.
 
         Args:
-            num_workers: Processes that read, 0 for this one; take all cores, nothing else runs
-                meanwhile.
-            show_progress: Whether to show a bar.
+            num_workers: Processes that read; 0: this process. Use all cores, because nothing else
+                runs meanwhile.
+            show_progress: Whether to show a progress bar.
         """
         self.open("fit")
         options: dict[str, Any] = {
@@ -180,7 +180,7 @@ class PretrainData(StreamedData):
             warm_up(validation.cache, validation.__getitem__, title="validation clips", **options)
 
     def train_dataloader(self) -> PositionedLoader:
-        """The stream, where the loaded state or the last such loader stands."""
+        """Loader of the stream, at the position of the loaded state or of the last such loader."""
         self.open("fit")
         assert self.train_samples is not None
         if self._order is None:  # one for all loaders: its fingerprint takes time
@@ -205,7 +205,7 @@ class PretrainData(StreamedData):
         return None
 
     def val_dataloader(self) -> EvaluationLoader | list[Any]:
-        """The retrieval set, every record once."""
+        """Loader of the retrieval set, with every record once."""
         self.open("validate")
         if self.validation_samples is None:
             return []
@@ -218,7 +218,7 @@ class PretrainData(StreamedData):
     def on_after_batch_transfer(
         self, batch: Batch | MicroBatches, dataloader_idx: int
     ) -> Batch | MicroBatches:
-        """Changes colours and sound of training clips, on the device, as their seeds say."""
+        """Augments training clips on the device, with random numbers from their seeds."""
         if self.trainer is None or not self.trainer.training:
             return batch
         if isinstance(batch, MicroBatches):
@@ -229,7 +229,7 @@ class PretrainData(StreamedData):
         return augment_batch(batch, self.augment, self._log_mel)
 
     def vocabulary(self) -> dict[str, Any]:
-        """The hash of the tokenizer that makes the ids."""
+        """Hash of the tokenizer that makes the ids."""
         return {"tokenizer": vocabulary_hash(self.run_tokenizer)} if self.run_tokenizer else {}
 
     def _workers_for(self, cache: ClipCache | None) -> int:

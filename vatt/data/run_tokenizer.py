@@ -40,6 +40,6 @@ def trained_tokenizer(sets: Sequence[ShardSet], vocab_size: int) -> Path:
 
 
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
-    """Names what each id stands for, whatever wrote the file."""
+    """Hash of the words of all ids, which does not depend on the format of the file."""
     words = ["", *tokenizer.tokens[1:]]  # padding as nothing, as the checkpoints so far have it
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:12]

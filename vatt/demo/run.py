@@ -54,7 +54,8 @@ class DemoOptions:
         configs: Name or path of a config, such as demo, demo_long or overlay_specific; may be
             repeated.
         seed: Seed of training.
-        num_train: Number of training videos; two decoded clips of each of 6,000 take 1.7 GiB.
+        num_train: Number of training videos; 6,000 videos with two decoded clips each take 1.7 GiB
+            of memory.
         num_renderings: Validation videos of each of the 100 held-out combinations.
         shuffle_captions: Control experiment: train with the captions of other videos; retrieval
             should be at chance level.

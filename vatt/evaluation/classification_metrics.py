@@ -33,17 +33,17 @@ def accuracies(scores_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
 def accuracies_by_fold(
     name: str, items: Sequence[Item], classes: Sequence[str], score: Callable[[int, Tensor], Tensor]
 ) -> dict[str, dict[str, float]]:
-    """Rows of a table: the accuracies in each fold, and their means over the folds.
+    """Rows of a table: accuracies in each fold, and their means over the folds.
 
     Args:
         name: Name of the classifier.
-        items: The clips, with their labels and splits.
+        items: Clips with labels and splits.
         classes: All labels.
-        score: Scores `[n, C]` of the test clips of a fold; takes its number, from 0, and their
-            places among the items, int64 `[n]`.
+        score: Function that returns the scores `[n, C]` of the test clips of a fold; it gets the
+            index of the fold and the indices of these clips among the items, int64 `[n]`.
 
     Raises:
-        UserError: a fold without test clips.
+        UserError: a fold has no test clips.
     """
     labels = torch.tensor([classes.index(item.label) for item in items])
     folds = []
@@ -56,10 +56,10 @@ def accuracies_by_fold(
 
 
 def split_places(items: Sequence[Item], fold: int, split: str) -> Tensor:
-    """Places of the clips in a split of a fold, int64 `[n]`.
+    """Indices of the clips in a split of a fold, int64 `[n]`.
 
     Raises:
-        UserError: there is none.
+        UserError: there are no such clips.
     """
     places = [place for place, item in enumerate(items) if item.splits[fold] == split]
     if not places:
@@ -77,7 +77,7 @@ def d_prime(auc: float) -> float:
 def single_label_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """`top1` and, with more than five classes, `top5`, in percent.
 
-    Of classes with the same score the last counts as the best, as scikit-learn has it.
+    Among classes with the same score, the last one ranks best, as in scikit-learn.
 
     Args:
         scores: float `[N, C]`.
@@ -133,12 +133,12 @@ def precision_and_roc_area(
 ) -> tuple[float, float]:
     """Average precision of one class, and the area under its ROC curve, both in [0, 1].
 
-    The first is the area under the steps of precision over recall; the second is the chance that a
-    clip with the class has a higher score than one without, where a tie is a half.
+    The first is the area under the step curve of precision over recall. The second is the
+    probability that a clip with the class scores higher than one without; a tie counts half.
 
     Args:
         scores: Score of each clip, `[N]`.
-        truths: Whether each clip has the class, `[N]`; some have, and some have not.
+        truths: Whether each clip has the class, `[N]`; must have both values.
     """
     _, thresholds = np.unique(-scores, return_inverse=True)  # from the highest score down
     hits = np.cumsum(np.bincount(thresholds, truths))

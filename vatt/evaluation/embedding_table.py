@@ -101,12 +101,12 @@ def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
 def table_of(
     keys: tuple[str, ...], unit: Mapping[str, Tensor], masks: Mapping[str, Tensor]
 ) -> EmbeddingTable:
-    """The table of embeddings as the model names them.
+    """Table of embeddings that have the model's names.
 
     Args:
         keys: Names of the clips.
-        unit: By `MODALITY_SPACE`; a joint space stands for both.
-        masks: By modality; one that is left out is absent from all clips.
+        unit: Unit vectors by `MODALITY_SPACE`; a joint space is used for both spaces.
+        masks: Masks by modality; a modality without mask is absent from all clips.
     """
     absent = torch.zeros(len(keys), dtype=torch.bool)
     return EmbeddingTable(

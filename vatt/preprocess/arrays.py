@@ -34,7 +34,7 @@ class Frames:
 
     Args:
         pictures: uint8 `[T, H, W, 3]`.
-        frame_rate: Frames per second. One picture alone is a still image, whatever the rate.
+        frame_rate: Frames per second; irrelevant for a single picture, which is a still image.
     """
 
     pictures: Tensor
@@ -46,7 +46,7 @@ class Frames:
         return 0.0 if len(self.pictures) == 1 else len(self.pictures) / self.frame_rate
 
     def read(self, start_seconds: float, video: VideoConfig) -> Clip:
-        """Reads the window at a start: as in a file, the last frame at or before each time."""
+        """Reads a window; as in files, the last frame at or before each time is used."""
         order = torch.arange(video.num_frames, dtype=torch.float64)  # float32 is too coarse
         times = start_seconds + order / video.frame_rate
         places = ((times + TIME_TOLERANCE_SECONDS) * self.frame_rate).floor().long()
@@ -67,7 +67,7 @@ Media = MediaSource | Frames
 
 
 def read_duration(media: Media) -> float:
-    """Length in seconds, 0 for a still image.
+    """Length of media in seconds; 0 for a still image.
 
     Raises:
         MediaError: the file is unreadable, or has neither picture nor sound.
@@ -76,14 +76,14 @@ def read_duration(media: Media) -> float:
 
 
 def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
-    """The single sources of an argument.
+    """Iterates over the sources in an argument.
 
     Args:
         sources: One source, a list or generator of sources, or a batch of arrays.
         most_axes: Axes of one array; an array with more axes is a batch.
 
     Raises:
-        TypeError: neither a source nor several.
+        TypeError: the argument is neither a source nor several sources.
     """
     if isinstance(sources, Tensor | np.ndarray):
         yield from sources if sources.ndim > most_axes else [sources]
@@ -99,14 +99,14 @@ def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
 
 
 def video_media(source: Source, frame_rate: float | None) -> Media:
-    """Media from which windows of a picture are read.
+    """Media from which windows of video are read.
 
     Args:
         source: Media, or uint8 `[T, H, W, 3]`, or `[H, W, 3]` for an image.
         frame_rate: Frames per second of an array `[T, H, W, 3]`.
 
     Raises:
-        UserError: an array that is not a video, or is without its rate.
+        UserError: the array is not a video, or its frame rate is missing.
     """
     if not isinstance(source, Tensor | np.ndarray):
         return _rewindable(source)
@@ -129,18 +129,18 @@ def video_media(source: Source, frame_rate: float | None) -> Media:
 
 
 def audio_media(source: Source, sample_rate: float | None) -> Media:
-    """Media from which windows of sound are read; an array becomes a WAV file in memory.
+    """Media from which windows of audio are read; an array becomes a WAV file in memory.
 
-    The array then goes through the reader and resampler of files, and gives the same windows to the
-    digit: where a window starts decides on the phase of its resampler.
+    The array then goes through the reader and resampler of files, so its windows are identical to
+    those of a file; the phase of the resampler depends on the start of a window.
 
     Args:
         source: Media, or float `[S]` or `[channels, S]` in [-1, 1]; channels are averaged.
-        sample_rate: Of an array, in Hz.
+        sample_rate: Sample rate of an array in Hz.
 
     Raises:
-        UserError: an array that is not a waveform, or is without its rate.
-        MediaError: values that are not finite.
+        UserError: the array is not a waveform, or its sample rate is missing.
+        MediaError: the array has values that are not finite.
     """
     if not isinstance(source, Tensor | np.ndarray):
         return _rewindable(source)

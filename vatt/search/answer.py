@@ -12,11 +12,11 @@ class Answer:
     """Hits of a query, and how they were found.
 
     Args:
-        query: Words, or the path or URL of a file.
-        query_modality: `text`, or the half of the file that counts: `video` or `audio`.
+        query: Text, or the path or URL of a file.
+        query_modality: `text`, or the part of the file that was used: `video` or `audio`.
         array: Name of the array that was searched.
-        search: Whether all rows were compared.
-        hits: Best first.
+        search: `exactly` or `approximately`.
+        hits: Hits, best first.
     """
 
     query: str
@@ -31,7 +31,7 @@ class Answer:
         return f"{self.query_modality} → {self.array}, searched {self.search}"
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the rank of each hit."""
+        """Plain values for JSON, with the rank of each hit."""
         hits = [{"rank": rank, **asdict(hit)} for rank, hit in enumerate(self.hits, 1)]
         return {**vars(self), "hits": hits}
 

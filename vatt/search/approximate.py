@@ -35,10 +35,10 @@ FIND_MORE = 4  # candidates scored exactly, per row asked for
 
 
 def load_faiss() -> ModuleType:
-    """The optional package.
+    """Imports the optional package faiss.
 
     Raises:
-        UserError: it is not installed.
+        UserError: faiss is not installed.
     """
     try:
         return import_module("faiss")
@@ -61,8 +61,8 @@ def build_approximate(matrix: NDArray[np.float32], path: Path) -> dict[str, Any]
         path: File to write.
 
     Returns:
-        `kind` of the index in faiss's language, number of `groups` to search, `recall@10` against
-        exact search for held-out rows, and the number of these, `queries`.
+        `kind` of the index as faiss names it, number of `groups` to search, `recall@10` against
+        exact search for held-out rows, and their number, `queries`.
     """
     faiss = load_faiss()
     rows, width = matrix.shape
@@ -130,7 +130,7 @@ def open_approximate(path: Path) -> Any:
     """Opens an index of `build_approximate`; its groups stay on disk until they are searched.
 
     Raises:
-        UserError: it is damaged, or faiss is missing.
+        UserError: the index is damaged, or faiss is missing.
     """
     faiss = load_faiss()
     try:
@@ -142,7 +142,7 @@ def open_approximate(path: Path) -> Any:
 def approximate_rows(
     index: Any, matrix: NDArray[np.float32], query: NDArray[np.float32], k: int, groups: int
 ) -> tuple[Scores, Rows]:
-    """Rows near a query, with their exact scores; fewer than `k` where the groups hold no more.
+    """Rows near a query, with their exact scores; fewer than `k` if the groups contain fewer.
 
     Args:
         index: Index of faiss.

@@ -35,8 +35,8 @@ class IndexSummary:
         num_sources: Number of files.
         num_windows: Number of their windows.
         arrays: Description of each array in `index.json`.
-        not_finite: Number of rows left out by array, since they hold NaN or infinity.
-        padding: Number of rows left out by array, since their windows are mostly padding.
+        not_finite: Number of rows with NaN or infinity, which were left out, by array.
+        padding: Number of rows whose windows are mostly padding, which were left out, by array.
         note: A further hint to the user.
     """
 
@@ -68,7 +68,7 @@ class IndexSummary:
 def build_index(
     features: Path, out: Path, options: IndexOptions, show_progress: bool = False
 ) -> IndexSummary:
-    """Makes an index of all features in a folder; an earlier one is replaced at the end.
+    """Builds an index of all features in a folder; an earlier one is replaced at the end.
 
     Args:
         features: Folder that `vatt extract` wrote.
@@ -77,8 +77,8 @@ def build_index(
         show_progress: Whether to draw a bar.
 
     Raises:
-        UserError: features that do not go together or lack what is asked for, or a place that
-            holds something else.
+        UserError: the features do not belong together or lack requested vectors, or the folder has
+            other contents.
     """
     if options.approximate:
         load_faiss()  # fails before the work, not after it

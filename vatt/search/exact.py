@@ -16,7 +16,7 @@ Scores = NDArray[np.float64]
 
 
 def exact_scores(matrix: NDArray[np.float32], rows: Rows, query: NDArray[np.float32]) -> Scores:
-    """Products of some rows with a vector.
+    """Dot products of some rows with a vector.
 
     Args:
         matrix: float32 `[N, D]`, may be memory-mapped.
@@ -36,7 +36,7 @@ def exact_scores(matrix: NDArray[np.float32], rows: Rows, query: NDArray[np.floa
 
 
 def best_of(scores: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:
-    """The `k` best, highest score first; of equal scores the lower row."""
+    """The `k` best rows, highest score first; ties go to the lower row."""
     order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]
 
@@ -52,7 +52,7 @@ def nearest_rows(
     Args:
         matrix: float32 `[N, D]` of unit length, may be memory-mapped.
         queries: float32 `[Q, D]` of unit length.
-        k: Number of rows; all where there are fewer.
+        k: Number of rows; all if there are fewer.
         chunk_rows: Rows read at a time; no influence on the result.
 
     Returns:
@@ -87,14 +87,14 @@ def _candidates(rough: NDArray[np.float32], best: Scores, k: int, margin: float)
 
 
 def release(array: NDArray[np.float32]) -> None:
-    """Gives the pages of a memory-mapped array back; they stay in the system's cache."""
+    """Releases the pages of a memory-mapped array; they remain in the system's cache."""
     mapped: mmap.mmap | None = getattr(array, "_mmap", None)  # numpy has no public name for it
     if mapped is not None:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to unit length, float32; zeros and NaN stay."""
+    """Rows scaled to unit length, float32; rows of zeros or NaN do not change."""
     norms = np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=1, keepdims=True))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(norms > 0, vectors / norms, vectors).astype(np.float32)

@@ -30,7 +30,7 @@ ROUNDING_SECONDS = 1e-6  # windows that share less do not overlap
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """A segment that was found.
+    """A window that was found.
 
     Args:
         source: Name of the file, as `vatt extract` called it.
@@ -38,8 +38,8 @@ class Hit:
             features do not say.
         offset: First byte of the file in its tar; None: no tar.
         size: Size in bytes of the file in its tar; None: no tar.
-        start_seconds: Start of the segment, from the file's start.
-        end_seconds: End of the segment, not after the file's end.
+        start_seconds: Start of the window, from the start of the file.
+        end_seconds: End of the window, not after the end of the file.
         score: Cosine with the query, in [-1, 1].
         row: Row of the array that was searched.
     """
@@ -55,7 +55,7 @@ class Hit:
 
 
 class Index:
-    """Windows of many files, searched by words, sounds and videos.
+    """Index of windows of many files, searched by text, sound or video.
 
     Args:
         path: Folder that `vatt index` wrote.
@@ -94,7 +94,7 @@ class Index:
         path: str | os.PathLike[str],
         options: IndexOptions | None = None,
     ) -> "tuple[Self, IndexSummary]":
-        """Makes an index of features; an earlier index is replaced at the end.
+        """Builds an index of features; an earlier index is replaced at the end.
 
         Args:
             features: Folder that `vatt extract` wrote.
@@ -102,7 +102,7 @@ class Index:
             options: Content of the index; None: all vectors of the features.
 
         Raises:
-            UserError: features that do not go together, or a place that holds something else.
+            UserError: the features do not belong together, or the folder has other contents.
         """
         from vatt.search.build import build_index
 
@@ -153,15 +153,15 @@ class Index:
         distinct: Distinct = "place",
         exact: bool = False,
     ) -> list[Hit]:
-        """Finds the segments nearest to one query: `vector`, `text`, `audio` or `video`.
+        """Finds the windows nearest to one query: `vector`, `text`, `audio` or `video`.
 
         Args:
             vector: Vector `[D]` of any length, compared with the array of `modality` and `space`,
                 or with the only one.
-            text: Words.
-            audio: A sound, or a video of which the sound counts.
-            video: A video of which the picture counts, or an image.
-            k: Number of hits; fewer where the index holds no more.
+            text: A text.
+            audio: A sound, or a video whose sound is used.
+            video: A video whose picture is used, or an image.
+            k: Number of hits; all if there are fewer.
             modality: Modality to search; None: video before audio.
             space: Common space to search in, "none" for the backbone; None: the first that both
                 share.
@@ -170,11 +170,11 @@ class Index:
             exact: Whether to compare all rows even if the index is approximate.
 
         Returns:
-            The highest score first; ties by row.
+            Hits, highest score first; ties by row.
 
         Raises:
-            UserError: not one query, one that cannot be read or compared with the index, or `k`
-                below 1.
+            UserError: there is not exactly one query, it cannot be read or compared with the index,
+                or `k` is below 1.
         """
         sources: dict[Modality, Any] = {"text": text, "audio": audio, "video": video}
         queries = [Query(name, source) for name, source in sources.items() if source is not None]
@@ -188,7 +188,7 @@ class Index:
     def encode(
         self, query: Query, modality: str | None = None, space: str | None = None
     ) -> tuple[str, NDArray[np.float32]]:
-        """The array to search for a query, and the query's vector, float32 `[D]`."""
+        """Array to search for a query, and the vector of the query, float32 `[D]`."""
         spaces = self.extractor.spaces(query.modality)
         name, shared = choose_array(self._files.arrays, query.modality, spaces, modality, space)
         return name, query.encode(self.extractor, shared).numpy()
@@ -221,7 +221,7 @@ class Index:
         *,
         exact: bool = False,
     ) -> list[Hit]:
-        """The segments nearest to a vector `[D]` in one array; see `search`."""
+        """Windows nearest to a vector `[D]` in one array; see `search`."""
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
         matrix = self._files.matrix(name)
@@ -245,7 +245,7 @@ class Index:
         """Media of a hit: a path, a URL, or bytes of a tar shard.
 
         Raises:
-            MediaError: the media are gone.
+            MediaError: the media are missing.
         """
         place = {MEDIA: hit.file}
         if hit.offset is not None:

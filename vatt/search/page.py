@@ -33,7 +33,7 @@ def write_page(path: Path, answer: Answer, media: Callable[[Hit], MediaSource]) 
     Args:
         path: The page.
         answer: The hits to show.
-        media: Gives the file of a hit.
+        media: Function that returns the media of a hit.
 
     Returns:
         Reasons why some hits do not play.
@@ -70,7 +70,7 @@ def write_page(path: Path, answer: Answer, media: Callable[[Hit], MediaSource]) 
 
 
 def encode_tile(source: MediaSource, start_seconds: float, end_seconds: float) -> Tile:
-    """A segment of a file, and nothing else of it, as it plays on a page.
+    """Encodes only the window of a hit as a small clip for a page.
 
     Raises:
         MediaError: the file cannot be read.

@@ -23,11 +23,11 @@ SEARCHED: tuple[Modality, ...] = ("video", "audio")  # pictures first: fewer fil
 
 @dataclass(frozen=True)
 class Query:
-    """Words, or media of which the picture or the sound counts.
+    """Query: a text, or media whose picture or sound is used.
 
     Args:
         modality: Modality by which the source is encoded.
-        source: Words, or media.
+        source: Text or media.
     """
 
     modality: Modality
@@ -52,10 +52,10 @@ class Query:
 
 
 def check_words(tokenizer: "Tokenizer | None", text: str, config: Any) -> None:
-    """Refuses texts without a word that the model knows.
+    """Refuses texts without any word that the model knows.
 
     Raises:
-        UserError: the text holds no word, or only unknown ones.
+        UserError: the text has no words, or only unknown ones.
     """
     if tokenizer is None:  # encoding refuses it
         return
@@ -84,16 +84,16 @@ def read_query(
     kind: Literal["text", "file"] | None = None,
     modality: Literal["video", "audio"] | None = None,
 ) -> Query:
-    """Reads a query of the command line: a media file, or words.
+    """Reads a query of the command line: a media file or a text.
 
     Args:
         text: The query.
-        kind: Whether it is words or a file; None: a file if a file has that name or it is a URL,
-            else words.
-        modality: Whether a file's picture or sound counts; None: the picture if it has one.
+        kind: Whether the query is a text or a file. None: a file if a file has that name or it is a
+            URL, else a text.
+        modality: Whether to use a file's picture or sound. None: the picture if it has one.
 
     Raises:
-        UserError: the file is missing or no media, or lacks the modality.
+        UserError: the file is missing, is not a media file, or lacks the modality.
     """
     if kind is None:
         kind = "file" if _names_file(text) else "text"

@@ -90,7 +90,7 @@ class PretrainModule(TrainingModule):
             )
 
     def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
-        """Keeps the temperatures in bounds, and sets the learning rate of this step."""
+        """Clamps the temperatures, and sets the learning rate of this step."""
         self.loss.bound_temperatures()
         super().on_train_batch_start(batch, batch_idx)
 
@@ -134,7 +134,7 @@ class PretrainModule(TrainingModule):
         Embeddings and masks are tensors; the keys of the clips are JSON in the file's metadata.
 
         Returns:
-            A line for the user that says what was written.
+            A line that tells the user what was written.
         """
         own = concatenate([EmbeddingTable(**part) for part in parts])
         table, out = join_ranks(gather_objects(own)), folder / "embeddings.safetensors"
@@ -159,13 +159,13 @@ class PretrainModule(TrainingModule):
 
 
 def join_ranks(parts: Sequence[EmbeddingTable]) -> EmbeddingTable:
-    """The table of a set of which rank `r` of `W` embedded the records `r::W`.
+    """Table of a set of which rank `r` of `W` embedded the records `r::W`.
 
-    Some ranks embed first records again, so that all make the same number of steps: these are left
-    out here, each record counts once.
+    Some ranks repeat first records, so that all make the same number of steps. Repeated records are
+    left out.
 
     Args:
-        parts: Those of all ranks, in their order.
+        parts: Tables of all ranks, in order.
     """
     return concatenate(parts).select(places_in_set([part.keys for part in parts]))
 
