@@ -24,7 +24,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "NOTICE"],
     keywords=["video", "audio", "text", "transformer", "self-supervised", "retrieval", "pytorch"],
     classifiers=[
         "Development Status :: 4 - Beta",

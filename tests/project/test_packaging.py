@@ -14,7 +14,16 @@ import pytest
 import vatt
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "vatt", "datamodules", "configs")
+SHIPPED = (
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+    "vatt",
+    "datamodules",
+    "configs",
+)
 CONFIGS = {f"vatt/config/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
 CONTENTS = CONFIGS | {
     path.relative_to(ROOT).as_posix()
@@ -88,7 +97,8 @@ def test_wheel_holds_both_packages_the_configs_and_nothing_else(
     assert names >= CONTENTS
     assert {"vatt/py.typed", "datamodules/py.typed"} <= CONTENTS
     assert CONFIGS
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    licences = {name.split("licenses/")[-1] for name in names}
+    assert {"LICENSE", "NOTICE"} <= licences
 
 
 def test_sdist_holds_files_where_the_checkout_has_a_link(distributions: dict[str, Path]) -> None:

@@ -1,8 +1,18 @@
-// Puts the report together: posters, clips that play, charts, heat maps, spaces.
+// Puts the report together: posters, clips that play, charts by ECharts.
 
 const data = JSON.parse(document.getElementById("payload").textContent);
 const clips = data.clips;
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+function html(name, className, text, parent) {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  if (parent) parent.append(node);
+  return node;
+}
+
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 
 // ---- clips -------------------------------------------------------------------------------------
 
@@ -97,33 +107,101 @@ function showClips(node, numbers) {
   for (const number of numbers) if (clips[number].poster) Object.assign(html("img", "", undefined, shots), { src: clips[number].poster, alt: "" });
 }
 
-// ---- curves ------------------------------------------------------------------------------------
+// ---- charts ------------------------------------------------------------------------------------
 
-for (const chart of data.charts) {
-  const panel = html("figure", "panel", undefined, document.getElementById("charts"));
-  html("h3", "", chart.title, panel);
-  html("p", "note", chart.note, panel);
-  drawChart(panel, chart);
-}
+const HUES = ["#3b76e1", "#d9601a", "#1c9a74", "#a35bd0", "#c79a00", "#d63f6e", "#5a6b80", "#3aa6c9"];
+const NAMED_HUES = {
+  red: "#d71e23", green: "#23a537", blue: "#2846e1", yellow: "#e8d61e", purple: "#9628be",
+  orange: "#f58214", white: "#f7f7f7", black: "#121212",
+};
+const UNITS = {
+  number: (v) => (Math.abs(v) >= 1000 ? `${v / 1000}k` : `${+v.toPrecision(3)}`),
+  percent: (v) => `${+v.toFixed(1)} %`,
+  share: (v) => `${+(100 * v).toFixed(1)} %`,
+};
+const decimal = (value) => value.toFixed(2).replace("-", "\u2212");
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// ---- choices -----------------------------------------------------------------------------------
+const redraws = [];
+const redrawAll = () => redraws.forEach((draw) => draw());
+document.querySelectorAll("fieldset, #join, #centre").forEach((node) => node.addEventListener("change", redrawAll));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 
 function choice(name) {
   const checked = document.querySelector(`input[name="${name}"]:checked`);
   return checked ? +checked.value : -1;
 }
 
-const redraws = [];
-function redrawAll() { redraws.forEach((draw) => draw()); }
-document.querySelectorAll("fieldset, #join, #centre").forEach((node) => node.addEventListener("change", redrawAll));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
-
-function watch(node, draw) {
+/** Draws now, and again whenever the width, a choice or the colours change. */
+function watch(node, renderer, option) {
+  const chart = echarts.init(node, null, { renderer });
+  const draw = () => chart.setOption({
+    animation: false,
+    textStyle: { fontFamily: "system-ui, sans-serif", fontSize: 11.5, color: css("muted") },
+    ...option(),
+  }, true);
+  new ResizeObserver(() => chart.resize()).observe(node);
   redraws.push(draw);
-  onWidth(node, draw);
+  draw();
+  return chart;
 }
 
-// ---- similarities ------------------------------------------------------------------------------
+/** A tooltip that a function fills with elements. */
+const tip = (fill, options) => ({
+  confine: true, backgroundColor: css("surface"), borderColor: css("line"), padding: [9, 12],
+  textStyle: { color: css("ink"), fontSize: 13 },
+  formatter: (of) => { const node = html("div", "tip"); fill(node, of); return node; },
+  ...options,
+});
+
+function smooth(points) {
+  if (points.length < 60) return points;
+  const half = Math.max(2, Math.round(points.length / 60));
+  return points.map(([x], i) => {
+    const near = points.slice(Math.max(0, i - half), i + half + 1);
+    return [x, near.reduce((sum, p) => sum + p[1], 0) / near.length];
+  });
+}
+
+for (const chart of data.charts) {
+  const panel = html("figure", "panel", undefined, document.getElementById("charts"));
+  html("h3", "", chart.title, panel);
+  html("p", "note", chart.note, panel);
+  const frame = html("div", "lines", undefined, panel), format = UNITS[chart.unit];
+  const ends = chart.series.map((s) => `${s.name} from ${format(s.points[0][1])} to ${format(s.points.at(-1)[1])}`);
+  frame.role = "img";
+  frame.ariaLabel = `${chart.title}: ${ends.join(", ")}`;
+  const last = Object.fromEntries(chart.series.map((s) => [s.name, format(smooth(s.points).at(-1)[1])]));
+  watch(frame, "svg", () => ({
+    grid: { left: 46, right: 10, top: 12, bottom: 62 },
+    legend: {
+      bottom: 0, left: 0, itemWidth: 24, textStyle: { color: css("muted"), rich: { b: { color: css("ink"), fontWeight: 600 } } },
+      formatter: (name) => `${name} {b|${last[name]}}`,
+    },
+    tooltip: tip((node, rows) => {
+      html("b", "", `step ${rows[0].value[0]}`, node);
+      for (const row of new Map(rows.map((row) => [row.seriesName, row])).values()) { // the last of a name: not smoothed
+        const line = html("div", "line", undefined, node);
+        html("span", "", row.seriesName, line);
+        html("b", "", format(row.value[1]), line);
+      }
+    }, { trigger: "axis" }),
+    xAxis: {
+      type: "value", name: "step", nameLocation: "start", minInterval: 1, min: "dataMin", max: "dataMax", splitLine: { show: false }, axisLine: { show: false },
+      axisLabel: { color: css("muted"), formatter: UNITS.number, showMinLabel: false, showMaxLabel: false },
+    },
+    yAxis: {
+      type: "value", axisLine: { show: false }, axisTick: { show: false }, splitLine: { lineStyle: { color: css("grid") } },
+      axisLabel: { color: css("muted"), formatter: format },
+    },
+    series: chart.series.flatMap(({ name, points, hue, dashed }) => {
+      const calm = smooth(points), color = css(hue);
+      const line = { name, type: "line", symbol: points.length <= 40 ? "circle" : "none", symbolSize: 6, itemStyle: { color } };
+      const smoothed = { ...line, data: calm, lineStyle: { color, width: 2.2, type: dashed ? [6, 4] : "solid" } };
+      return calm === points ? smoothed : [smoothed, { ...line, data: points, z: 1, lineStyle: { color, width: 1, opacity: 0.22 } }];
+    }),
+  }));
+}
 
 /** Clips sorted by the chosen attribute, then by the others; and where each value begins and ends. */
 function sorted(attribute) {
@@ -140,84 +218,91 @@ function sorted(attribute) {
   return { order, groups };
 }
 
-function setUpHeatMap(box) {
-  const map = data.maps[box.dataset.map], canvas = box.querySelector("canvas");
-  map.values = decodeLevels(map);
-  const spoken = box.dataset.map === "text_to_video" ? "caption" : "title";
+function decodeLevels(map) {
+  const view = new DataView(bytesOf(map.levels).buffer);
+  return Float32Array.from({ length: view.byteLength / 2 }, (_, i) => {
+    const level = view.getUint16(2 * i, true);
+    return level === 65535 ? NaN : map.low + (level / 65534) * (map.high - map.low);
+  });
+}
+
+for (const box of document.querySelectorAll(".heat")) {
+  const map = data.maps[box.dataset.map], values = decodeLevels(map), n = clips.length;
   const ends = box.nextElementSibling.querySelectorAll("span");
   ends[0].textContent = `≤ ${decimal(map.pale)}`;
   ends[1].textContent = decimal(map.high);
-  let locate = () => null, layout = null, picture = null;
-  const draw = (cell) => { locate = drawHeatMap(canvas, picture, layout.groups, cell) || locate; };
-  watch(box, () => {
-    layout = sorted(choice("sort"));
-    picture = heatPicture(map, layout.order);
-    draw();
+  watch(box, "canvas", () => {
+    const { order, groups } = sorted(choice("sort"));
+    const cells = order.flatMap((row, y) => order.map((column, x) => [x, y, values[row * n + column]]));
+    const starts = new Set(groups.map((g) => g.start).filter(Boolean));
+    const names = new Map(groups.map((g) => [(g.start + g.end - 1) >> 1, g.name]));
+    const axis = {
+      type: "category", data: order, z: 5, axisLine: { show: false }, axisTick: { show: false },
+      axisLabel: { color: css("muted"), interval: (i) => names.has(i), formatter: (_, i) => names.get(i), hideOverlap: true },
+      splitLine: { show: true, interval: (i) => starts.has(i), lineStyle: { color: css("surface"), width: 1.5 } },
+    };
+    return {
+      grid: { left: groups.length ? 62 : 0, right: 0, top: groups.length ? 22 : 0, bottom: 0 },
+      xAxis: { ...axis, position: "top" },
+      yAxis: { ...axis, inverse: true },
+      visualMap: { show: false, seriesIndex: 0, min: map.pale, max: map.high, inRange: { color: [0, 1, 2, 3].map((i) => css(`heat-${i}`)) } },
+      tooltip: tip((node, cell) => {
+        const column = order[cell.value[0]], row = order[cell.value[1]], score = values[row * n + column];
+        html("div", "", box.dataset.map === "text_to_video" ? `“${clips[row].caption}”` : `sound of ${clips[row].title}`, node);
+        html("div", "", `× ${clips[column].title}`, node);
+        html("b", "", isNaN(score) ? "no sound" : `similarity ${decimal(score)}`, node);
+        if (row === column) html("span", "", " · the right clip", node);
+        showClips(node, row === column ? [column] : [row, column]);
+      }, { axisPointer: { type: "cross" } }),
+      series: [cells.filter((c) => !isNaN(c[2])), cells.filter((c) => isNaN(c[2])).map(([x, y]) => [x, y, 0])].map((part) => ({
+        type: "heatmap", data: part, itemStyle: { color: css("line") }, // where no visualMap gives it one
+        emphasis: { itemStyle: { borderColor: css("mark"), borderWidth: 1.5 } },
+      })),
+    };
   });
-  canvas.addEventListener("pointermove", (event) => {
-    const cell = locate(event);
-    draw(cell);
-    if (!cell) return tip.hide();
-    const row = layout.order[cell.row], column = layout.order[cell.column];
-    const score = map.values[row * clips.length + column];
-    tip.show(event.clientX, event.clientY, (node) => {
-      const asked = spoken === "caption" ? `“${clips[row].caption}”` : `sound of ${clips[row].title}`;
-      html("div", "", asked, node);
-      html("div", "", `× ${clips[column].title}`, node);
-      html("b", "", isNaN(score) ? "no sound" : `similarity ${decimal(score)}`, node);
-      if (row === column) html("span", "", " · the right clip", node);
-      showClips(node, row === column ? [column] : [row, column]);
-    });
-  });
-  canvas.addEventListener("pointerleave", () => { draw(); tip.hide(); });
 }
 
-document.querySelectorAll(".heat").forEach(setUpHeatMap);
+const SYMBOLS = { video: "circle", audio: "triangle", text: "rect" };
 
-// ---- common spaces -----------------------------------------------------------------------------
-
-function hues(attribute) {
-  if (attribute < 0) return { values: [], hue: () => "var(--video)" };
-  const values = [...new Set(clips.map((c) => c.attributes[attribute]))].sort();
-  const named = values.every((v) => v in NAMED_HUES);
-  const colour = (value) => (named ? NAMED_HUES[value] : FALLBACK_HUES[values.indexOf(value) % FALLBACK_HUES.length]);
-  return { values: values.map((value) => [value, colour(value)]), hue: (i) => colour(clips[i].attributes[attribute]) };
-}
-
-function drawKeys() {
-  const keys = document.getElementById("keys");
-  if (!keys) return;
-  keys.replaceChildren();
-  const key = (name, d, fill) => {
-    const item = html("span", "", undefined, keys);
-    svg("path", { d, fill, stroke: "var(--ink)", "stroke-width": 0.7 }, svg("svg", { viewBox: "0 0 14 14", "aria-hidden": true }, item));
-    item.append(name);
-  };
-  const modalities = new Set(data.spaces.flatMap((space) => Object.keys(space.as_is.points)));
-  for (const modality of modalities) key(modality, MARKS[modality](7, 7, 5), "var(--surface)");
-  for (const [value, colour] of hues(choice("hue")).values) key(value, "M1 1h12v12H1z", colour);
-}
-redraws.push(drawKeys);
-drawKeys();
-
-function setUpSpace(frame) {
+for (const frame of document.querySelectorAll(".scatter")) {
   const space = data.spaces[frame.dataset.space], note = frame.nextElementSibling;
-  watch(frame, () => {
+  const chart = watch(frame, "svg", () => {
     const { points, explained } = document.getElementById("centre").checked ? space.centred : space.as_is;
     const [first, second] = explained.map((share) => `${(100 * share).toFixed(0)} %`);
     note.textContent = `The plane holds ${first} + ${second} of the variance.`;
-    drawScatter(frame, points, hues(choice("hue")).hue, document.getElementById("join").checked, (near, event) => {
-      if (!near) return tip.hide();
-      const clip = clips[near.i];
-      tip.show(event.clientX, event.clientY, (node) => {
-        html("b", "", `${near.modality}: ${near.modality === "text" ? `“${clip.caption}”` : clip.title}`, node);
-        showClips(node, [near.i]);
-      });
-    });
+    const attribute = choice("hue"), value = (i) => (attribute < 0 ? "clip" : clips[i].attributes[attribute]);
+    const values = [...new Set(clips.map((_, i) => value(i)))].sort();
+    const colours = values.every((v) => v in NAMED_HUES) ? values.map((v) => NAMED_HUES[v]) : values.map((_, i) => HUES[i % HUES.length]);
+    const modalities = Object.keys(points), joined = document.getElementById("join").checked;
+    const axis = { show: false, type: "value", min: "dataMin", max: "dataMax" };
+    return {
+      grid: { left: 14, right: 14, top: 50, bottom: 14 },
+      legend: { top: 0, left: 0, data: modalities, itemWidth: 12, itemHeight: 12, itemStyle: { color: css("surface") }, textStyle: { color: css("ink") }},
+      visualMap: { show: attribute >= 0, type: "piecewise", categories: values, dimension: 2, seriesIndex: modalities.map((_, i) => i), inRange: { color: colours }, orient: "horizontal", top: 22, left: -5, itemWidth: 12, itemHeight: 12, textStyle: { color: css("ink") } },
+      tooltip: tip((node, { seriesName, name }) => {
+        html("b", "", `${seriesName}: ${seriesName === "text" ? `“${clips[name].caption}”` : clips[name].title}`, node);
+        showClips(node, [name]);
+      }),
+      xAxis: axis,
+      yAxis: axis,
+      series: [
+        ...modalities.map((modality) => ({
+          name: modality, type: "scatter", symbol: SYMBOLS[modality], symbolSize: 10, itemStyle: { borderColor: css("ink"), borderWidth: 0.7 },
+          emphasis: { scale: 1.6, itemStyle: { borderColor: css("mark"), borderWidth: 2 } },
+          data: points[modality].flatMap((p, i) => (p ? { name: `${i}`, value: [...p, value(i)] } : [])),
+        })),
+        {
+          type: "lines", coordinateSystem: "cartesian2d", polyline: true, silent: true,
+          lineStyle: { color: css("muted"), opacity: joined ? 0.35 : 0 }, emphasis: { lineStyle: { color: css("mark"), opacity: 1, width: 2 } },
+          data: clips.map((_, i) => ({ name: `${i}`, coords: modalities.map((m) => points[m][i]).filter(Boolean) })).filter((d) => d.coords.length > 1),
+        },
+      ],
+    };
   });
+  for (const [event, type] of [["mouseover", "highlight"], ["mouseout", "downplay"]]) {
+    chart.on(event, ({ name }) => chart.dispatchAction({ type, seriesIndex: [0, 1, 2, 3], name }));
+  }
 }
-
-document.querySelectorAll(".scatter").forEach(setUpSpace);
 
 // ---- attention ---------------------------------------------------------------------------------
 

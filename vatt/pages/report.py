@@ -1,8 +1,8 @@
 """Report of a run: one HTML file with charts and playable clips, which needs no network.
 
 `write_report` makes the page of a `ReportData`. `report.html` is the template, `style.css` the
-look, `report_charts.js` and `report.js` the behaviour; `report_examples` chooses queries, and
-`pictures` paints pictures and sound.
+look, `report.js` the behaviour; `report_examples` chooses queries, and `pictures` paints pictures
+and sound.
 """
 
 import base64
@@ -35,7 +35,7 @@ CARDS = {  # heading, arrow, hue
 }
 MAX_WALL = 200  # clips shown together
 MAX_FRAMES = 16  # frames shown of a clip with its attention
-MEDIA_BUDGET_BYTES = 9_000_000  # of clips; base64 makes 4 bytes of 3: the page stays below 15 MB
+MEDIA_BUDGET_BYTES = 8_000_000  # of clips; base64 makes 4 bytes of 3: the page stays below 15 MB
 MAX_POINTS = 400  # of a curve: about half the width of a chart in pixels
 MISSING_LEVEL = 65535  # stands for a similarity that is NaN
 

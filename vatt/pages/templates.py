@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ def write_html(path: Path, template: str, **values: Any) -> None:
 @cache
 def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
+    files = resources.files("vatt.pages")
     environment = Environment(
         loader=PackageLoader("vatt.pages", "."),
         autoescape=True,
@@ -55,6 +58,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.globals["source"] = lambda name: Markup(files.joinpath(name).read_text("utf-8"))
     environment.filters |= {"percent": percent, "duration": duration}
     return environment
 
