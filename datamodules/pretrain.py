@@ -196,7 +196,7 @@ class PretrainData(StreamedData):
         )
 
     def _prefetch(self, samples: ClipSamples, order: GlobalOrder) -> Callable[[int], None] | None:
-        """Downloads remote shards ahead, in one process of a machine for all; None elsewhere."""
+        """Download of remote shards in advance, in one process per machine; None in the others."""
         is_first = self.trainer is None or self.trainer.local_rank == 0
         read = samples.cache is None or not samples.cache.complete
         safe = self.start_method != "fork"  # threads and locks do not survive it
@@ -233,7 +233,7 @@ class PretrainData(StreamedData):
         return {"tokenizer": vocabulary_hash(self.run_tokenizer)} if self.run_tokenizer else {}
 
     def _workers_for(self, cache: ClipCache | None) -> int:
-        """No worker where all clips are cached: a copy within this process is cheapest."""
+        """Number of workers; 0 if all clips are cached, as copies in this process are cheap."""
         return 0 if cache is not None and cache.complete else self.num_workers
 
     def _open_sets(self) -> list[ShardSet]:
@@ -266,7 +266,7 @@ class PretrainData(StreamedData):
         return RetrievalSamples(shards, tokenizer, geometry, cache, num_clips=num_clips)
 
     def _open_cache(self, title: str, num_entries: int, geometry: Geometry) -> ClipCache | None:
-        """A cache within what the others have left of the bound."""
+        """Cache within the part of the limit that other caches have left."""
         if self.cache_bytes == 0:
             return None
         used = (
@@ -287,7 +287,7 @@ class PretrainData(StreamedData):
         return cache if cache.capacity else None
 
     def _load_tokenizer(self) -> Tokenizer:
-        """The given one, or the one trained from the captions, which is made if it is not there."""
+        """The given tokenizer, or one trained on the captions."""
         most = self.text.vocab_size
         path = self.tokenizer or trained_tokenizer(self._open_sets(), most)
         tokenizer = Tokenizer.load(path)

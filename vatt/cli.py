@@ -87,7 +87,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 
 def _explain(error: BaseException) -> tuple[str | None, int]:
-    """The sentence and exit code of an error that is nobody's bug; None for one that is."""
+    """Message and exit code of an expected error; None for a bug."""
     if isinstance(error, KeyboardInterrupt):
         return "Stopped.", 130
     if isinstance(error, VattError):

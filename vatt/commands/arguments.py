@@ -79,7 +79,7 @@ def add_command(parser: argparse.ArgumentParser, command: Command) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    """A parameter, or a field of a dataclass, as `add_argument` takes it."""
+    """Arguments of `add_argument` for a parameter or a field of a dataclass."""
 
     dest: str  # `parameter` or `parameter.field`
     names: tuple[str, ...]
@@ -111,7 +111,7 @@ def _options(function: Function) -> Iterator[_Option]:
 
 
 def _option(name: str, hint: Any, default: Any, text: str, is_option: bool = True) -> _Option:
-    """Describes one argument; its default is named in the help and left to the function."""
+    """Describes one argument; the help names its default, and the function applies it."""
     notes: list[Any] = []
     if get_origin(hint) is Annotated:
         hint, *notes = get_args(hint)
@@ -182,7 +182,7 @@ def _value_of(kind: Callable[[str], Any], checks: Sequence[Callable[[Any], str |
 
 
 def _options_file(name: str, options: Sequence[_Option], argv: Sequence[str]) -> list[str]:
-    """The options of the YAML file that the arguments name, as arguments."""
+    """Options from the YAML file that the arguments name, as arguments."""
     finder = argparse.ArgumentParser(name, add_help=False)
     finder.add_argument("--options", type=Path)
     path = finder.parse_known_args(argv)[0].options
@@ -212,7 +212,7 @@ def _parameters(
     values: dict[str, Any],
     special: dict[str, Any],
 ) -> dict[str, Any]:
-    """Arguments of a function: the values that were given, those of a dataclass joined in one."""
+    """Arguments of a function: given values; those of a dataclass become one object."""
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints, arguments = get_type_hints(function), {}
     for name, parameter in inspect.signature(function).parameters.items():

@@ -331,7 +331,7 @@ def _usual_modality(data: "EvaluationSet") -> MediaModality:
 
 
 def _load_tokenizer(model: Path, tokenizer: Path | None, network: "VATT") -> "Tokenizer | None":
-    """The tokenizer named, else that beside the model; None for a model without text."""
+    """The given tokenizer, else the model's; None for a model without text."""
     from vatt.models.checkpoint import tokenizer_of
     from vatt.preprocess.tokenizer import Tokenizer
 

@@ -65,7 +65,7 @@ def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of the type of its field; JSON has one kind of number."""
+    """Whether a value has the type of its field; JSON has only one type of number."""
     kinds = get_args(hint)
     if get_origin(hint) is Literal:
         return True  # `check_choices` names them

@@ -76,7 +76,7 @@ class ReadCounts:
 
 
 def _row() -> int:
-    """Each process counts in a row of its own: additions of two processes to one would get lost."""
+    """Row of this process; if two processes added to the same number, counts would get lost."""
     worker = get_worker_info()
     return 0 if worker is None else 1 + worker.id % (MAX_PROCESSES - 1)
 

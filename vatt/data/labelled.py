@@ -107,7 +107,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
     max_failure_rate: float
 
     def __post_init__(self) -> None:
-        """Makes room for what processes share."""
+        """Allocates memory that processes share."""
         self.counts = ReadCounts(self.max_failure_rate)
         self._durations = Durations(len(self.files))
 
@@ -124,7 +124,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
         return read_or_replace(ref, len(self), self._read, self.counts)
 
     def __getitems__(self, refs: list[SampleRef]) -> LabelledBatch:
-        """The batch of some references."""
+        """Batch of some references."""
         batch = self.classifier_input.batch([self[ref] for ref in refs], num_views=1)
         return dataclasses.replace(batch, seeds=name_seeds(refs, seed=self.seed))
 
@@ -151,7 +151,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
             return file, self._looped(clip, end - start)[None]
 
     def _looped(self, clip: Clip, available_seconds: float) -> Tensor:
-        """Picture or sound to its end, and then again from its start."""
+        """Repeats picture or sound from its start after its end."""
         window, kind, coverage = clip.video, "picture", clip.video_coverage
         if self.classifier_input.video is None:
             window, kind, coverage = clip.audio, "sound", clip.audio_coverage
@@ -188,7 +188,7 @@ class LabelledViews(Dataset[tuple[LabelledFile, Tensor | None]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[LabelledFile, Tensor | None]:
-        """A file and its views `[V, …]`, or None where it cannot be read."""
+        """A file and its views `[V, …]`, or None if it cannot be read."""
         file = self.files[index]
         try:
             with named_errors(str(file.path)):

@@ -65,7 +65,7 @@ class LabelledFiles(Sequence[LabelledFile]):
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> LabelledFile:  # type: ignore[override]  # no slices
-        """One of them, from 0.
+        """File at an index.
 
         Raises:
             IndexError: there are fewer.
@@ -84,7 +84,7 @@ class LabelledFiles(Sequence[LabelledFile]):
 
 
 def _plain(name: str) -> str:
-    """A path without parts that mean nothing: `./a` is `a`."""
+    """Normalised path: `./a` becomes `a`."""
     # few have them, and AudioSet has ten million names
     return PurePosixPath(name).as_posix() if "./" in name or "//" in name else name
 

@@ -102,7 +102,7 @@ class PositionedLoader:
         return self._batches_per_epoch
 
     def __iter__(self) -> Iterator[Any]:
-        """One pass, or what a loaded state leaves of it; begins when the first batch is taken."""
+        """One pass, or the rest of one after a resume; begins with the first request."""
         if not self._resumed:
             self._batches_in_pass = 0
         self._resumed = False
@@ -163,8 +163,8 @@ class PositionedLoader:
 class _GlobalBatches:
     """The references of one rank, (micro-)batch by batch, from `start` on.
 
-    It does not know the loader: workers whose iterator is part of a reference cycle take five
-    seconds each to end, since the garbage collector closes their queues first.
+    It has no reference to the loader: workers whose iterator is part of a reference cycle take five
+    seconds each to end, because the garbage collector closes their queues first.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ def raise_if_error(batch: Any) -> Any:
 
 
 class _ErrorsAsValues(Dataset[Any]):
-    """Returns errors as values: one raised in a worker would arrive inside a traceback."""
+    """Returns errors as values; one raised in a worker would arrive inside a traceback."""
 
     def __init__(self, samples: Dataset[Any]) -> None:
         self._samples = samples
@@ -265,7 +265,7 @@ class _ErrorsAsValues(Dataset[Any]):
 
 
 def _worker_context(start_method: StartMethod, num_workers: int) -> BaseContext | None:
-    """How worker processes start, None without workers; a fork server imports for all of them."""
+    """Start method of worker processes, None without workers; a fork server imports for all."""
     if num_workers < 0:
         raise UserError(f"data.num_workers must be at least 0, got {num_workers}")
     if num_workers == 0:
@@ -277,12 +277,12 @@ def _worker_context(start_method: StartMethod, num_workers: int) -> BaseContext 
 
 
 def _ignore_interrupt(worker: int) -> None:
-    """Leaves Ctrl-C, which reaches the whole process group, to the training process."""
+    """Ignores Ctrl-C, which reaches the whole process group; the training process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _identity(batch: Any) -> Any:
-    """Instead of collating, which `__getitems__` has done."""
+    """Replaces collating, which `__getitems__` has already done."""
     return batch
 
 

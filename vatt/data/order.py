@@ -126,7 +126,7 @@ class GlobalOrder:
         return f"{int(state[0]):016x}"
 
     def _draw_turns(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each position of a block: its set, and how many positions of that set came before."""
+        """Set of each position in a block, and the number of earlier positions of that set."""
         assert self._counts is not None
         sets = np.repeat(np.arange(len(self._counts)), self._counts)
         sets = sets[draw_permutation(MIX_BLOCK, self.seed, Purpose.TURNS, block)]
@@ -170,14 +170,14 @@ class _Stream:
         return now.tolist(), next_ones.tolist()
 
     def _draw_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards in the order of an epoch, and where each window of them begins."""
+        """Order of the shards in an epoch, and the start of each group of shards."""
         shards = draw_permutation(len(self.shard_sizes), *self._keys, Purpose.SHARDS, epoch)
         ends = np.cumsum(self.shard_sizes[shards])
         last_of_window = np.arange(self.shuffle_shards, len(shards), self.shuffle_shards) - 1
         return shards, np.concatenate([[0], ends[last_of_window]])
 
     def _draw_window(self, epoch: int, window: int) -> NDArray[np.int64]:
-        """The samples of one window of shards, shuffled."""
+        """Shuffled samples of one group of shards."""
         shards, _ = self._shards(epoch)
         chosen = shards[window * self.shuffle_shards : (window + 1) * self.shuffle_shards]
         first, sizes = self._first_of_shard[chosen], self.shard_sizes[chosen]
@@ -186,7 +186,7 @@ class _Stream:
 
 
 def _shares(weights: Sequence[float], num_sets: int) -> NDArray[np.int64]:
-    """Positions of each set in a block, by largest remainders; none gets fewer than one."""
+    """Number of positions of each set in a block, by largest remainders; at least one each."""
     shares = np.asarray(weights, dtype=np.float64)
     if shares.shape != (num_sets,) or not np.all(np.isfinite(shares) & (shares > 0)):
         raise UserError(f"{num_sets} sets need one positive weight each, got {list(weights)}")

@@ -71,7 +71,7 @@ class ClipSamples(Dataset[ClipSample]):
     num_views: int = 1
 
     def __post_init__(self) -> None:
-        """Counts samples and makes room for what processes share."""
+        """Counts samples and allocates memory that processes share."""
         self.counts = ReadCounts(self.max_failure_rate)
         self._first_of_set = [0, *itertools.accumulate(len(one) for one in self.sets)]
         self._durations = [Durations(len(one)) for one in self.sets]
@@ -89,7 +89,7 @@ class ClipSamples(Dataset[ClipSample]):
         return read_or_replace(ref, len(self.sets[ref.set_index]), self._read, self.counts)
 
     def __getitems__(self, refs: list[SampleRef]) -> Batch:
-        """The batch of some references."""
+        """Batch of some references."""
         if self.cache is None:
             batch = collate([self[ref] for ref in refs], self.geometry)
         else:

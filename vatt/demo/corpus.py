@@ -75,7 +75,7 @@ def split_combinations() -> dict[Split, tuple[Combination, ...]]:
 
 
 def _split_cost(held_out: Sequence[Combination]) -> int:
-    """Distance from the promises of `split_combinations`; 0 if they hold."""
+    """Distance from the conditions of `split_combinations`; 0 if they hold."""
     cost = 0
     for i, j in itertools.combinations(range(3), 2):
         pairs = Counter((combination[i], combination[j]) for combination in held_out)

@@ -155,7 +155,7 @@ def _measure(
 ) -> tuple[int, float, float]:
     """Number of classes, accuracy in percent, and the chosen regularisation.
 
-    It is chosen on combinations that the classifier has not seen, like those of the test.
+    It is chosen on combinations that the classifier was not trained on, as in the test.
     """
     train_labels, test_labels = train.labels(attributes), test.labels(attributes)
     classes = sorted({*train_labels, *test_labels})

@@ -139,7 +139,7 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
 
 
 def _stack(parts: Sequence[Tensor | None], sizes: list[int]) -> Tensor | None:
-    """Rows below each other, zeros where a part or its captions are absent; None where all are."""
+    """Concatenated rows, with zeros for absent parts or captions; None if all are absent."""
     present = [part for part in parts if part is not None]
     if not present:
         return None

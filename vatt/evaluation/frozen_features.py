@@ -162,7 +162,7 @@ def _name(items: Sequence[Item], plan: ViewPlan, modality: str, digest: str) -> 
 
 
 def _state(source: Any) -> Any:
-    """The name of a media file, with its size and its time of change."""
+    """Name, size and modification time of a media file."""
     if not isinstance(source, str):
         return repr(source)
     try:
@@ -180,7 +180,7 @@ def _save(path: Path, values: Tensor, reasons: dict[str, str]) -> None:
 
 
 def _load(path: Path) -> tuple[Tensor, dict[str, str]] | None:
-    """The features of a file and the reasons of its faults; None: there is no such file."""
+    """Features and faults in a file; None if there is no such file."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -250,7 +250,7 @@ class MtebModel:
         return shared[0]
 
     def _widths(self) -> int | list[int]:
-        """Of the vectors: one number, or those of all spaces where they differ."""
+        """Width of the vectors: one number, or a number per space if they differ."""
         embedder = self.extractor.embedder
         widths: set[int] = set()
         for modality in self.extractor.model.config.modalities:
@@ -260,7 +260,7 @@ class MtebModel:
         return widths.pop() if len(widths) == 1 else sorted(widths)
 
     def _experiment(self) -> dict[str, Any]:
-        """Choices other than the usual ones that change the vectors: mteb keeps results by them."""
+        """Settings other than the defaults that change the vectors; part of mteb's result names."""
         usual = {"space": "auto", "num_windows": NUM_WINDOWS, "on_error": "raise"}
         chosen = {name: getattr(self, name) for name in usual}
         dtype = self.extractor.embedder.dtype
@@ -300,10 +300,10 @@ def _undecoded(rows: Any) -> Any:
 
 
 def _source(value: Any, column: str) -> Any:
-    """A value of a column in a form that `FeatureExtractor` takes.
+    """Value of a column as a source for `FeatureExtractor`.
 
     Raises:
-        TypeError: a value of another kind than mteb documents.
+        TypeError: the value has a type that mteb does not document.
     """
     if column == "text" and isinstance(value, str):
         return value

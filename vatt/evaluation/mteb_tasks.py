@@ -77,7 +77,7 @@ def _refuse_modalities(model: "MtebModel", tasks: Sequence["AbsTask"]) -> None:
 
 
 def _run(model: "MtebModel", task: "AbsTask", cache: Path, batch_size: int) -> "TaskResult":
-    """The result of one task, from the cache if it is there."""
+    """Result of one task, from the cache if possible."""
     import mteb
 
     try:

@@ -201,7 +201,7 @@ def _search(
     candidate_rows: Tensor,
     labels: Tensor,
 ) -> Iterator[Search]:
-    """The search without the queries that have no answer among the candidates, if any is left."""
+    """Search without queries that have no match among the candidates; None if none is left."""
     place = torch.full((int(labels.max()) + 1,), -1)
     place[labels[candidate_rows]] = torch.arange(len(candidate_rows))
     target = place[labels[query_rows]]

@@ -114,7 +114,7 @@ def average_windows(embeddings: Tensor) -> tuple[Tensor, Tensor]:
 def _embed_batch(
     model: VATT, tokenizer: Tokenizer | None, batch: Sequence[tuple[Item, ItemViews]]
 ) -> tuple[EmbeddingTable, ...]:
-    """One row for each clip of a batch, by both averages; zeros where a clip has no such thing."""
+    """One row per clip of a batch, by both averages; zeros if a clip lacks the modality."""
     device = next(model.parameters()).device
     pairs: dict[str, tuple[Tensor, ...]] = {}
     masks: dict[str, Tensor] = {}

@@ -135,7 +135,7 @@ class PartQueue:
         return self
 
     def __next__(self) -> Part:
-        """The next part, which is in work from then on."""
+        """Next part, which then counts as being read."""
         part = self._further.popleft() if self._further else next(self._first_parts)
         self.in_work.append(part)
         return part
@@ -189,7 +189,7 @@ class Extraction:
         return ParquetStore(out, widths, settings)
 
     def _settings(self) -> str:
-        """Everything that the vectors depend on beside the input, as JSON."""
+        """All settings that the vectors depend on, as JSON."""
         values = {
             "format_version": FORMAT_VERSION,
             "model": weights_digest(self._embedder.model),
@@ -248,8 +248,8 @@ class Extraction:
     def _overlaps(self) -> bool:
         """Whether files are read while the model computes.
 
-        On two cores both would wait for each other: a matrix product on two threads is as slow as
-        the slower of them.
+        On two cores, both would wait for each other, because a matrix product on two threads is as
+        slow as the slower thread.
         """
         return self._embedder.device.type != "cpu" or num_cores() > LEAST_CORES
 

@@ -75,7 +75,7 @@ class FeatureFolder:
         """All windows, file by file; windows of an input follow each other.
 
         Raises:
-            UserError: a file that is damaged or was not written by `vatt extract`.
+            UserError: a file is damaged or was not written by `vatt extract`.
         """
         for file in self.files:
             path = self.folder / file
@@ -92,7 +92,7 @@ class FeatureFolder:
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """Paths of features in a folder; a data set lies at its top."""
+    """Paths of features in a folder; a data set is at its top level."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         at_top = parent == os.fspath(folder)

@@ -112,7 +112,7 @@ def _lines(path: Path) -> Iterator[Item]:
 
 
 def _name_of(path: str) -> str:
-    """A relative path without `..`, for the output of a file that may lie anywhere."""
+    """Relative path without `..`, for the output of a file in any folder."""
     normal = os.path.normpath(path.partition("://")[2] if is_web(path) else path)
     if normal.startswith(".."):
         normal = str(Path(normal).absolute().resolve())

@@ -60,7 +60,7 @@ def find_described(
 
 
 def _moved(place: str, source: str, folder: Path, *, in_shard: bool) -> str:
-    """The same media in another folder: under the input's name, else under the file's."""
+    """The same media in another folder, by the name of the input or of the file."""
     own = Path(place).name if in_shard else source
     there = folder / own
     if not there.is_file() and place and (folder / Path(place).name).is_file():

@@ -190,7 +190,7 @@ def remove_partial(out: Path, suffix: str) -> None:
 
 
 def _stamp(item: Item) -> str | None:
-    """Of an input's content; None where there is none any more."""
+    """Stamp of an input's content; None if the content no longer exists."""
     try:
         return item.locate()[1]
     except (MediaError, ShardError):

@@ -186,7 +186,7 @@ def probe(source: MediaSource) -> MediaInfo:
 
 
 def _displayed_size(container: InputContainer, video: VideoStream) -> tuple[int, int]:
-    """Width and height as displayed; how a picture is turned is known from its first frame only."""
+    """Width and height as displayed; the rotation is known only from the first frame."""
     decoder = prepare_decoder(video)
     matrix, width, height = None, decoder.width, decoder.height
     for packet in container.demux(video):
@@ -360,7 +360,7 @@ def _decode_pictures(
     wanted: list[float],
     size: PictureSize,
 ) -> tuple[np.ndarray, float]:
-    """Decodes as planned; if that fails, once more with care: key frames may be incomplete."""
+    """Decodes as planned or, if that fails, carefully: key frames may be incomplete."""
     try:
         return decode_frames(video, packets, wanted, size)
     except Damage:
@@ -373,7 +373,7 @@ def _decode_pictures(
 def _check_start(
     container: InputContainer, streams: list[MediaStream], start_seconds: float
 ) -> bool:
-    """Refuses a start after the end; tells whether packets were read to know it."""
+    """Refuses a start after the end; returns whether this required reading packets."""
     end_seconds = header_duration_seconds(container)
     if end_seconds is None or start_seconds < end_seconds:
         return False

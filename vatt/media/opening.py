@@ -90,10 +90,10 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
 
 
 class _Log:
-    """FFmpeg's log is one for the whole process: who listens first opens it, who is last restores.
+    """FFmpeg's log, which the whole process shares: the first listener opens it, the last restores.
 
-    PyAV leaves it closed, since messages of FFmpeg's own threads can bring Python to a halt; here
-    these have no threads.
+    PyAV leaves it closed, because messages of FFmpeg's own threads can block Python; here FFmpeg
+    has no threads.
     """
 
     lock = threading.Lock()
@@ -159,7 +159,7 @@ def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
 
 
 def _refuse_bomb(file: Any) -> None:
-    """Refuses a PNG whose metadata would fill the memory, wherever it can be read twice."""
+    """Refuses a PNG whose metadata would fill the memory, if the source can be read twice."""
     if isinstance(file, str):
         path = Path(file.removeprefix("file:"))
         if is_web(file) or not path.is_file():  # FFmpeg says what is wrong; a pipe has one reader
@@ -179,7 +179,7 @@ def _refuse_bomb(file: Any) -> None:
 
 
 def _human_reason(fault: Exception, source: MediaSource) -> str:
-    """An error of FFmpeg or of the system as a sentence with a remedy."""
+    """Message, with a remedy, for an error of FFmpeg or of the system."""
     if isinstance(source, str | os.PathLike | FileRange) and not is_web(source):
         if isinstance(fault, FileNotFoundError):
             return "there is no such file: check the path"

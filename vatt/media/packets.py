@@ -186,15 +186,15 @@ def _collect(
 
 
 def _needs_no_earlier(packet: MediaPacket, *, stored: bool, careful: bool) -> bool:
-    """Whether a decoder can start at a packet; with care no key frame is trusted to be whole."""
+    """Whether a decoder can start at a packet; in careful mode, key frames may be incomplete."""
     return is_border(packet) if stored else packet.is_keyframe and not careful
 
 
 def _check_read(container: InputContainer, faults: list[tuple[int, str, str]]) -> None:
-    """Refuses a clip amid which packets are lost.
+    """Refuses a clip with lost packets.
 
-    Where a Matroska file is damaged FFmpeg goes on with the next part that it can read. VP9 is then
-    decoded from other pictures than it was made from, and only the log says so.
+    In a damaged Matroska file, FFmpeg continues with the next part that it can read. VP9 is then
+    decoded from wrong reference pictures, and only the log says so.
     """
     for _, part, text in faults:
         if part == container.format.name == MATROSKA and HARMLESS_FAULT not in text:
@@ -208,7 +208,7 @@ def _check_complete(
     packets: Packets,
     span: Span,
 ) -> None:
-    """Refuses a clip that lacks what the file's header promises: the file was cut off."""
+    """Refuses a clip that is shorter than the file's header says, because the file was cut off."""
     ends: list[tuple[MediaStream, float, float]] = []
     if video is not None and packets.video_ended:
         end = _end_seconds(video, packets.video, span.first_seconds)
@@ -268,7 +268,7 @@ def decoding_runs(video: list[MediaPacket], needed: set[int]) -> list[list[Media
 
 
 def _leading(group: list[MediaPacket]) -> list[MediaPacket]:
-    """Packets shown before the key frame that they follow: they may need the group before it."""
+    """Packets shown before the key frame that they follow, which may need earlier packets."""
     key = group[0].pts
     if key is None:
         return []

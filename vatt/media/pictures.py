@@ -86,7 +86,7 @@ def decode_frames(
 def _decode_stored(
     video: VideoStream, packets: list[MediaPacket], collector: "FrameCollector"
 ) -> None:
-    """Decodes every picture: which one has which time is known by counting."""
+    """Decodes every picture, and finds its time by counting."""
     times = StoredTimes()
     for packet in [*packets, None]:
         frames = decode_packet(video.codec_context, packet, video)

@@ -36,7 +36,7 @@ def has_metadata_bomb(file: Any) -> bool:
 
 
 def _unpacked_bytes(packed: bytes, limit: int) -> int:
-    """Size of an unpacked zlib stream, up to about the limit; damage ends it, as in FFmpeg."""
+    """Size of a decompressed zlib stream, up to about the limit; damage ends it, as in FFmpeg."""
     unpack, size = zlib.decompressobj(), 0
     while packed and not unpack.eof and size <= limit:
         try:

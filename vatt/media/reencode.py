@@ -104,7 +104,7 @@ def _ticks_per_second(video: VideoStream, audio: AudioStream | None) -> int:
 
 @contextlib.contextmanager
 def _open_target(path: Path, ticks: int) -> Iterator[OutputContainer]:
-    """An mp4 file to write. A full disk is no fault of the source: it ends the whole build."""
+    """mp4 file to write. A full disk is not a fault of the source, so it ends the whole build."""
     options = {
         "movflags": "+faststart",  # the index in front: one read finds it
         "movie_timescale": str(ticks),  # in which a late start of a stream is told
@@ -288,5 +288,5 @@ def reencoded_size(
 
 
 def _even(side: float) -> int:
-    """Rounded, as 4:2:0 needs it."""
+    """Rounded to an even number, for 4:2:0."""
     return max(2, 2 * round(side / 2))

@@ -98,7 +98,7 @@ class EncodedSound:
         return self._form == sound_form(frame) and gap_seconds < GAP_SECONDS
 
     def _start_run(self, frame: AudioFrame) -> list[Any]:
-        """Goes to where the timestamps go: forward by silence or a jump, back by leaving out."""
+        """Follows a jump of timestamps: forward by silence or a gap, back by dropping samples."""
         packets = (
             self._append(self._resampler.resample(None)) if self._resampler is not None else []
         )
@@ -133,7 +133,7 @@ class EncodedSound:
         return packets
 
     def _add(self, samples: np.ndarray) -> list[Any]:
-        """Encodes all whole frames; what is left waits for more."""
+        """Encodes all complete frames; the rest waits for more samples."""
         self._waiting = np.concatenate([self._waiting, samples], axis=1)
         packets = []
         while self._waiting.shape[1] >= AAC_FRAME_SAMPLES:

@@ -111,7 +111,7 @@ def _formats_in(folder: Path) -> list[str]:
 
 
 def _data_of(folder: Path | None) -> "ModelCardData":
-    """The head of the card in a folder; an empty one where there is no card."""
+    """Head of the card in a folder; empty if there is no card."""
     from huggingface_hub import ModelCard, ModelCardData
 
     if folder is None or not (folder / CARD).is_file():
@@ -178,6 +178,6 @@ def _read_results(path: Path, model: VATT) -> list["EvalResult"]:
 
 
 def _joined(old: Sequence["EvalResult"], new: Sequence["EvalResult"]) -> list["EvalResult"]:
-    """Both; where the same was measured again the new value counts."""
+    """Joins results; new values replace old ones."""
     made = {(one.task_type, one.dataset_name, one.metric_name): one for one in [*old, *new]}
     return list(made.values())

@@ -157,7 +157,7 @@ def _check_formats(formats: Sequence[str], opset: int) -> None:
 
 
 def _load_onnx_packages() -> ModuleType:
-    """onnxruntime, once all that writes and runs ONNX is known to be there.
+    """Imports onnxruntime, after checking all packages that write and run ONNX.
 
     Raises:
         UserError: one of the packages is missing.
@@ -197,7 +197,7 @@ def _export_tower(
     """Writes the files of one tower and compares them with the model.
 
     Raises:
-        UserError: they are too far from it.
+        UserError: the outputs differ too much.
     """
     if not {*SUFFIXES} & {*formats}:
         return []
@@ -242,7 +242,7 @@ def _write_torch(program: ExportedProgram, path: Path) -> None:
 def _write_onnx(
     program: ExportedProgram, path: Path, modality: str, outputs: list[str], opset: int
 ) -> None:
-    """Weights go into the file itself, above 2 GB into one beside it."""
+    """Writes an ONNX file; weights above 2 GB go into a second file."""
     written = torch.onnx.export(
         program,
         input_names=[modality],
@@ -291,7 +291,7 @@ def _run_onnx(path: Path, inputs: Sequence[Tensor], opset: int) -> list[dict[str
 def _errors(
     expected: Sequence[dict[str, Tensor]], actual: Sequence[dict[str, Tensor]]
 ) -> dict[str, float]:
-    """Largest difference of each output over all inputs, as a share of the largest value."""
+    """Largest difference of each output over all inputs, relative to its largest value."""
     return {
         name: float(
             torch.stack(
@@ -321,7 +321,7 @@ def _check_parity(parity: Sequence[Parity], tolerance: float) -> None:
 
 
 def _parity_table(parity: Sequence[Parity]) -> list[str]:
-    """Lines: a row an output, a column a format."""
+    """Lines of a table with a row per output and a column per format."""
     if not parity:
         return []
     forms = list(dict.fromkeys(one.form for one in parity))
@@ -350,7 +350,7 @@ def _write_constants(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what PyTorch's exporters say of themselves; an error is raised all the same."""
+    """Suppresses the output of PyTorch's exporters; errors are raised."""
     loggers = [logging.getLogger(name) for name in CHATTY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -89,7 +89,7 @@ def _backbone(model: VATT, modality: str) -> VATT:
 
 
 def _head(head: FACHead | JointHead, modality: str) -> FACHead | JointHead:
-    """A copy with the parts that the modality goes through."""
+    """Copy of the head with the parts that the modality needs."""
     head = copy.deepcopy(head)
     if isinstance(head, JointHead):
         head.joint = nn.ModuleDict({modality: head.joint[modality]})

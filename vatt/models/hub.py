@@ -46,7 +46,7 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """A sentence about an error of the Hub, and what to do."""
+    """Message about an error of the Hub, with a remedy."""
     from huggingface_hub.errors import (
         GatedRepoError,
         LocalEntryNotFoundError,

@@ -112,7 +112,7 @@ def load_backbone(model: VATT, source: str | os.PathLike[str]) -> None:
 
 
 def _narrowed(theirs: VATTConfig, ours: VATTConfig, source: str | os.PathLike[str]) -> VATTConfig:
-    """A configuration with what `ours` has no use for as in `ours`."""
+    """Configuration whose settings that `ours` does not use are replaced by those of `ours`."""
     absent = [name for name in ours.modalities if name not in theirs.modalities]
     if absent:
         raise CheckpointError(

@@ -150,7 +150,7 @@ def _facts_of_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inner(values: Any, *keys: str) -> dict[str, Any]:
-    """A dict within dicts; empty where there is none."""
+    """Nested dict; empty if absent."""
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
     return values if isinstance(values, dict) else {}
@@ -164,7 +164,7 @@ def _listed(train: Any) -> Iterable[str]:
 
 
 def _short(path: Any) -> str | None:
-    """An address as it is, the end of a path: a card says nothing of the machine."""
+    """An address, or only the end of a path, so that a card reveals nothing about the machine."""
     if not isinstance(path, str):
         return None
     return path if "://" in path else "/".join(Path(path).parts[-DATA_PARTS:])
@@ -182,7 +182,7 @@ def _training_set(name: str) -> TrainingSet:
 
 
 def _facts_of_environment(path: Path) -> dict[str, Any]:
-    """Of `environment.json`; nothing without it."""
+    """Facts in `environment.json`; empty without it."""
     path = path.with_suffix(".json")
     if not path.is_file():
         return {}
@@ -224,7 +224,7 @@ def _measured(path: Path) -> list[tuple[int, dict[str, float]]]:
 
 
 def _validation(rows: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
-    """The last row that has any validation metric."""
+    """Last row with a validation metric."""
     for step, values in reversed(rows):
         measured = {
             name.removeprefix("val/"): round(value, DECIMALS)

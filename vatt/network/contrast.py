@@ -206,7 +206,7 @@ def _chunks(everyone: Sides) -> list[tuple[int, Sides]]:
 
 
 def _recomputed(function: Callable[P, T], chunks: list[tuple[int, Sides]]) -> Callable[P, T]:
-    """The function; of several chunks it keeps the results alone and runs again for gradients."""
+    """The function; with several chunks, it stores only results and runs again for gradients."""
     if len(chunks) == 1:
         return function
     return partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)

@@ -262,7 +262,7 @@ def official_count(local: Sides, layout: RowLayout) -> Tensor:
 def _sides(
     first: Tensor, second: Tensor, first_mask: Tensor | None, second_mask: Tensor | None
 ) -> Sides:
-    """Embeddings of unit length and their masks; what is no bag becomes a bag of one."""
+    """Unit vectors and masks; single candidates become bags of one."""
     if first_mask is None:
         first_mask = first.new_zeros(first.shape[:-1], dtype=torch.bool)
     if second_mask is None:
@@ -275,7 +275,7 @@ def _sides(
 
 
 def _with_candidates(local: Sides, num_candidates: int) -> Sides:
-    """Bags as large as the largest of any rank; what is added is absent."""
+    """Pads bags to the largest of any rank; added candidates are masked."""
     missing = num_candidates - local.second_mask_BK.shape[1]
     if missing == 0:
         return local

@@ -227,7 +227,7 @@ def _video_or_audio(config: VATTConfig, modality: str, rate: float, convention: 
 
 
 def _text(config: VATTConfig, convention: Convention) -> int:
-    """Of one caption."""
+    """FLOPs of one caption."""
     text, encoder = config.text, config.tower("text")
     if text.tower == "linear":
         return _dense(text.max_words, text.d_embedding, text.d_linear)
@@ -252,7 +252,7 @@ def _encoder(num_tokens: int, encoder: EncoderConfig, convention: Convention) ->
 
 
 def _mel_bins(audio: AudioConfig) -> int:
-    """The filter bank of `vatt.network.log_mel.LogMel`."""
+    """FLOPs of the filter bank of `vatt.network.log_mel.LogMel`."""
     mel = audio.spectrogram
     if mel is None:
         return 0

@@ -53,7 +53,7 @@ class BatchNorm(nn.Module):
     def _batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, biased variance and number of rows: one exchange between the ranks.
 
-        The variance is `E[x²] − E[x]²`, as [C].
+        The variance is `E[x²] − E[x]²`, as in [C].
         """
         num_rows = x.new_full((1,), float(x.shape[0]))
         sums = sum_over_ranks(torch.cat([x.sum(dim=0), x.square().sum(dim=0), num_rows]))
@@ -62,7 +62,7 @@ class BatchNorm(nn.Module):
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
-        """Moves the running statistics, unless no rank has seen a row."""
+        """Updates the running statistics, unless no rank had a row."""
         for running, new in ((self.running_mean, mean), (self.running_variance, variance)):
             new = torch.where(seen, new.to(running.dtype), running)
             running.lerp_(new, BATCH_NORM_MOMENTUM)

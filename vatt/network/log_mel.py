@@ -121,7 +121,7 @@ class LogMel(nn.Module):
             return torch.log1p(LOG_FACTOR * mel_BMF)
 
     def _pad(self, waveform_BS: Tensor) -> Tensor:
-        """Zeros, so that the frames are those that begin inside the waveform."""
+        """Pads with zeros, so that all frames that begin inside the waveform are complete."""
         num_samples = waveform_BS.shape[1]
         last_begin = (num_spectrogram_frames(num_samples, self.hop_samples) - 1) * self.hop_samples
         # torch centres a window in a longer transform: these zeros move it to the frame's begin
@@ -243,5 +243,5 @@ def _spectrogram(
 
 
 def _periodic_hann(num_samples: int) -> Tensor:
-    """Window of torch, without the further sample of memory that torch keeps with it."""
+    """Window of torch, without the additional sample that torch allocates."""
     return torch.hann_window(num_samples).clone()

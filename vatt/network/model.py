@@ -288,7 +288,7 @@ class VATT(nn.Module):
         return output
 
     def _check_layer(self, layer: AttentionLayer) -> None:
-        """Refuses a block that one of the encoders does not have, before any is run."""
+        """Refuses a block that any encoder lacks, before any encoder runs."""
         for name in self.encoders:
             count = self.config.tower("video" if name == "shared" else name).num_layers
             if layer != "rollout" and layer not in range(-count, count):
@@ -298,7 +298,7 @@ class VATT(nn.Module):
                 )
 
     def _cut(self, ids_BJ: Tensor, facts: Facts) -> tuple[Tensor, bool]:
-        """Captions without the padding that all share, and whether they have some left."""
+        """Captions without the padding that all share, and whether any padding is left."""
         expect_text(ids_BJ, self.config.text.max_words)
         lowest, highest = min(facts.lowest_id, default=0), max(facts.highest_id, default=0)
         expect_ids(lowest, highest, self.config.text.vocab_size)

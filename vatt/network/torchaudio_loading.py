@@ -34,7 +34,7 @@ def load_torchaudio() -> ModuleType:
 
 
 def _absent_extension() -> ModuleType:
-    """Stand-in with what torchaudio's other modules import from `torchaudio._extension`."""
+    """Stand-in for `torchaudio._extension`, for the imports of torchaudio's other modules."""
     extension = ModuleType("torchaudio._extension", "Stands in for a part that does not load.")
     extension.__dict__.update(
         _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=lambda function: function

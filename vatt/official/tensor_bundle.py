@@ -252,5 +252,5 @@ def _read_shape(cursor: "Cursor") -> tuple[int, ...]:
 
 
 def _last(values: list[int]) -> int:
-    """A field's number: the last one given counts, and 0 is not written."""
+    """Number in a field: the last value counts, and 0 is not written."""
     return values[-1] if values else 0

@@ -190,7 +190,7 @@ def _write_shards(
 
 
 def _new_key(file: str, keys: set[str]) -> str:
-    """A key for a file that no other has: `a/b.c.mp4` → `a_b_c`."""
+    """Unique key of a file: `a/b.c.mp4` → `a_b_c`."""
     stem = str(PurePosixPath(file).with_suffix("")).replace("/", "_").replace(".", "_")
     key = next(key for key in chain([stem], (f"{stem}_{n}" for n in count(2))) if key not in keys)
     keys.add(key)
@@ -198,7 +198,7 @@ def _new_key(file: str, keys: set[str]) -> str:
 
 
 def _unmatched(texts: dict[str, MediaText], files: Sequence[str], source: Path) -> list[Fault]:
-    """Captions of files that are not there."""
+    """Faults of captions whose files do not exist."""
     missing = sorted(set(texts) - set(files))
     unknown, absent = "is no media file that vatt knows", "there is no such file"
     return [
@@ -231,10 +231,10 @@ def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> 
 
 
 def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
-    """The report of shards that were built from the same files; None where there is nothing.
+    """Report of existing shards of the same files; None if there are none.
 
     Raises:
-        ShardError: something else is there.
+        ShardError: the folder has other contents.
     """
     work = work_folder_of(out)
     if not out.exists() or (out.is_dir() and not any(path != work for path in out.iterdir())):
@@ -262,7 +262,7 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
 
 
 def _check_space(source: Path, files: Sequence[str], out: Path) -> None:
-    """Refuses early what cannot end well."""
+    """Refuses a build for which the disk has too little space."""
     needed = 0
     for name in files:
         with contextlib.suppress(OSError):

@@ -160,7 +160,7 @@ def _entries(path: Path) -> tuple[Iterator[tuple[int, Any]], bool]:
 
 
 def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
-    """Takes one line in; `repeats`: several lines may be about the same file."""
+    """Adds one line; `repeats`: several lines may describe the same file."""
     if isinstance(entry, UserError):
         raise entry
     if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry["file"]:
@@ -188,7 +188,7 @@ def _entry_segments(entry: dict[str, Any]) -> Sequence[Segment]:
 
 
 def _jsonl_entries(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and content of each line; a `UserError` in its place where it is no JSON."""
+    """Line number and content of each line, or a `UserError` if a line is not JSON."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -232,7 +232,7 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A cell as JSON has it: pandas writes NaN for nothing; times, dates and bytes become text."""
+    """Cell as a JSON value: NaN (pandas' empty cell) is None; times and bytes become text."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if value is None or isinstance(value, str | int | float):

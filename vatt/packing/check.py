@@ -80,7 +80,7 @@ class CheckReport:
         return tuple(row for row in self.rows if row.fault)
 
     def __str__(self) -> str:
-        """A few lines for people: totals, what the samples are like, then the faults."""
+        """A few readable lines: totals, properties of the samples, and faults."""
         samples = [row for row in self.rows if row.key]
         lengths = [row.duration_seconds for row in samples if row.duration_seconds is not None]
         num_shards = len({row.shard for row in self.rows})

@@ -156,14 +156,14 @@ def segments_of(values: Any) -> tuple[list[Segment], int, int]:
 
 
 def _is_blank(text: Any) -> bool:
-    """Whether a caption says nothing; the release writes NaN where all its words were removed."""
+    """Whether a caption is empty; the release writes NaN if all words were removed."""
     if isinstance(text, float):
         return math.isnan(text)
     return text is None or (isinstance(text, str) and not text.strip())
 
 
 def _find_videos(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Id of each video, and where in the file its object begins and ends, in bytes."""
+    """Id of each video, with start and end of its object in the file, in bytes."""
     decode = json.JSONDecoder().raw_decode
     # Latin-1 has a character for every byte: positions in the text are positions in the file.
     text = file.read(PIECE_BYTES).decode("latin-1")

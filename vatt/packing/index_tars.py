@@ -154,7 +154,7 @@ def _refuse_other_contents(folder: Path, source: Path) -> None:
 
 
 def _link(tars: Sequence[Path], folder: Path) -> list[Path]:
-    """Links tars into a folder, unless they are there; the new links."""
+    """Links tars into a folder, unless they exist; returns the new links."""
     links = []
     for tar in tars:
         link = folder / tar.name

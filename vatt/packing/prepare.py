@@ -73,7 +73,7 @@ def prepare_file(job: tuple[Path, Preparation]) -> Path | Lost:
 
 
 def _encoded_file(path: Path, how: "Reencoding", work: Path) -> Path | None:
-    """A file encoded anew, now or by a build that was interrupted; None if it stays as it is."""
+    """Re-encoded file, from now or from an interrupted build; None if the file is copied."""
     from vatt.media.reencode import reencode
 
     try:

@@ -177,7 +177,7 @@ def _wav(waveform: Tensor, sample_rate: int) -> bytes:
 
 
 def _rewindable(source: Any) -> MediaSource:
-    """The source, or the content of a stream that can be read only once: each window opens it."""
+    """The source, or the content of a stream that can be read only once."""
     if hasattr(source, "read") and not getattr(source, "seekable", lambda: True)():
         return source.read()
     return source

@@ -158,7 +158,7 @@ def read_audio_views(
 
 
 def _part_seconds(source: MediaSource, start_seconds: float, end_seconds: float | None) -> float:
-    """Length of a part of a file, as far as the file goes; not positive where it does not."""
+    """Length of a part of a file, up to the end of the file; not positive if it starts later."""
     duration_seconds = probe(source).duration_seconds
     if end_seconds is None:
         return duration_seconds - start_seconds

@@ -205,7 +205,7 @@ class Tokenizer:
 
 
 def _valid(text: str) -> str:
-    """A caption without half characters, which JSON can hold and the library does not take."""
+    """Caption without half characters, which JSON can contain but the library refuses."""
     return text.encode(errors="replace").decode()
 
 
@@ -214,7 +214,7 @@ def _cleanup() -> Normalizer:
 
 
 def _cleaned(texts: Iterable[str]) -> Iterator[str]:
-    """Captions that hold words, clean.
+    """Normalised captions that contain words.
 
     Raises:
         UserError: there is none.
@@ -258,7 +258,7 @@ def _train_bpe(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keeps the library from starting threads: after them workers cannot be forked safely."""
+    """Prevents the library from starting threads, after which workers cannot be forked safely."""
     variable = "TOKENIZERS_PARALLELISM"
     before = os.environ.get(variable)
     os.environ[variable] = "false"

@@ -67,7 +67,7 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _parse_line(line: str, number: int, path: Path) -> tuple[str, int]:
-    """The word of a line, which may be empty and then is never met, and its id."""
+    """Word of a line (may be empty, and then never occurs) and its id."""
     *indices, word = line.strip().split(" ")
     try:
         (index,) = map(int, indices) if indices else (number - 1,)

@@ -56,7 +56,7 @@ def _is_fine_tuning(class_path: object) -> bool:
 
 
 def _tower_of(args: Sequence[str], given: Mapping[str, Any], modality: str) -> VATTConfig:
-    """The model that is started from, cut down to one modality; its positions stay as many."""
+    """Initial model with one modality only; its number of positions does not change."""
     source, config = given.get("model.init_args.init_from"), VATTConfig()
     goes_on = args[0] != "fit" or given.get("ckpt_path") is not None  # has its own config.yaml
     if source is not None and (Path(source).exists() or not goes_on):

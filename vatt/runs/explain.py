@@ -53,7 +53,7 @@ def explain(message: str, known_keys: Sequence[str] = ()) -> str:
 
 
 def _unknown_key(key: str, message: str, known_keys: Sequence[str]) -> str:
-    """Names a key that nothing accepts, and the nearest that something does."""
+    """Message about an unknown key, with the nearest known one."""
     class_path = re.search(r"Problem with given class_path '([^']+)'", message)
     if class_path:
         prefix = re.findall(r'Parser key "([^"]+)"', message)[0] + ".init_args."
@@ -69,13 +69,13 @@ def _unknown_key(key: str, message: str, known_keys: Sequence[str]) -> str:
 
 
 def _full_key(key: str, message: str) -> str:
-    """A key with the class argument that it is in, as it is written in YAML."""
+    """Key with the class argument that contains it, as written in YAML."""
     outer = re.findall(r'Parser key "([^"]+)"', message)[0]
     return key if outer == key else f"{outer}.init_args.{key}"
 
 
 def _class_keys(class_path: str) -> list[str]:
-    """Dotted names of what a class can be configured with."""
+    """Dotted names of the settings of a class."""
     from jsonargparse import ArgumentParser
 
     module, _, name = class_path.rpartition(".")

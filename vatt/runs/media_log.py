@@ -157,7 +157,7 @@ def with_found(
 
 
 def _first_captions(batch: Batch, tokenizer: Any) -> list[str | None]:
-    """Each clip's first caption as words, or as ids where no tokenizer is known."""
+    """First caption of each clip as words, or as ids if no tokenizer is known."""
     if batch.text is None or batch.text_mask is None:
         return [None] * len(batch)
     text, mask = batch.text.cpu(), batch.text_mask.cpu()
@@ -170,7 +170,7 @@ def _first_captions(batch: Batch, tokenizer: Any) -> list[str | None]:
 
 
 def _media_row(batch: Batch, row: int, caption: str | None) -> MediaRow:
-    """A clip on the CPU, with whichever modalities it has."""
+    """Clip on the CPU, with the modalities that it has."""
     frames = sound = None
     if batch.video is not None and batch.video_mask is not None and batch.video_mask[row]:
         frames = batch.video[row].cpu()

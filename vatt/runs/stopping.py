@@ -16,7 +16,7 @@ from vatt.runs.checkpoint import RunCheckpoint, has_stepped
 
 
 def _is_whole(trainer: Trainer) -> bool:
-    """Whether all batches that were taken from the data are in the weights, and none halfway."""
+    """Whether the weights include all batches that were read, and none partially."""
     fetcher = trainer.fit_loop._data_fetcher
     num_trained = trainer.fit_loop.epoch_loop.batch_progress.current.completed
     return fetcher is not None and fetcher.fetched == num_trained and has_stepped(trainer)

@@ -269,10 +269,10 @@ class TrainingCLI(LightningCLI):
         return [*callbacks, EndOfRun(self._clock)]
 
     def _take_tokenizer(self, config: Any) -> None:
-        """Gives the model the tokenizer that its weights were trained with, unless told otherwise.
+        """Uses the tokenizer that the initial weights were trained with, unless another is given.
 
         Raises:
-            UserError: the weights to start from do not say what their ids stand for.
+            UserError: the initial weights come without a tokenizer.
         """
         settings = (config["data"] or {}).get("init_args") or {}
         start = ((config["model"] or {}).get("init_args") or {}).get("init_from")
@@ -325,7 +325,7 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
 
 
 def _refusal_of(error: Exception) -> VattError | None:
-    """The refusal of a configuration, without jsonargparse's wrapping; None for a bug."""
+    """Error that refuses a configuration, without jsonargparse's wrapping; None for a bug."""
     first: BaseException = error
     while first.__context__ is not None and not isinstance(first, VattError):
         first = first.__context__
@@ -337,7 +337,7 @@ def _refusal_of(error: Exception) -> VattError | None:
 
 
 def _refuse_linked_keys(given: Iterable[str]) -> None:
-    """Refuses a value on the filled side of a link, which would be overridden in silence."""
+    """Refuses a value for the target of a link, which would be silently overridden."""
     for key in given:
         for source, target in LINKS.items():
             if key == target or key.startswith(f"{target}."):

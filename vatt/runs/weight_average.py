@@ -111,7 +111,7 @@ class WeightAverage(WeightAveraging):
 def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
     """The update that `torch.optim.swa_utils.AveragedModel` makes to tensors of one kind.
 
-    Torch's own rounds whole numbers down a little: 7 times 0.9 and 0.1 is not always 7.
+    Torch's version may round whole numbers down: 0.9 · 7 + 0.1 · 7 is not always 7.
     """
 
     @torch.no_grad()

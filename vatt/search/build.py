@@ -114,7 +114,7 @@ def _add_approximate(data: Path, options: IndexOptions, summary: IndexSummary) -
 
 
 class _IndexWriter:
-    """Writes rows, windows and files of an index as they come.
+    """Writes rows, windows and files of an index incrementally.
 
     Args:
         data: Folder to write to.

@@ -79,7 +79,7 @@ def nearest_rows(
 
 
 def _candidates(rough: NDArray[np.float32], best: Scores, k: int, margin: float) -> Rows:
-    """Rows of a chunk that can be among the best `k` of all."""
+    """Rows of a chunk that could be among the best `k` of all."""
     least = best[k - 1] if len(best) >= k else -np.inf
     if len(rough) > k:
         least = max(least, float(np.partition(rough, len(rough) - k)[len(rough) - k]))

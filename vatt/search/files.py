@@ -103,7 +103,7 @@ def _data_folders(out: Path) -> list[Path]:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Refuses a place that holds anything but an index."""
+    """Refuses a folder that contains anything other than an index."""
     if out.is_file():
         raise UserError(f"{out} is a file: name a folder for the index", 2)
     known = {INDEX_JSON, LOCK, *(path.name for path in _data_folders(out))}

@@ -87,7 +87,7 @@ def index_path(shard: Path) -> Path:
 
 
 def _stamp(shard: Path) -> dict[str, str]:
-    """Size and time of a shard, which a fresh index agrees with."""
+    """Size and time of a shard, which an up-to-date index repeats."""
     try:
         status = shard.stat()
     except OSError as error:

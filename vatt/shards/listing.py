@@ -66,7 +66,7 @@ def list_remote(address: str) -> list[RemoteShard]:
 
 
 def _list_web(store: Any, address: str) -> list[str]:
-    """The tars of a folder on a web server, by its list or by the links on its page."""
+    """Tars of a folder on a web server, by its list or by the links on its page."""
     content = read_if_there(store, with_suffix(address, f"/{LIST_NAME}"))
     if content is not None:
         names = [line for line in content.decode("utf-8", "replace").split() if line]

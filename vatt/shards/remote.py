@@ -77,7 +77,7 @@ class RemoteShard:
         return PurePosixPath(str(self)).name
 
     def __str__(self) -> str:
-        """The address, without what signs it."""
+        """Address without its signature."""
         return without_query(self.address)
 
     def open(self) -> int:
@@ -115,7 +115,7 @@ class RemoteShard:
         return stored[1]
 
     def _download(self) -> int:
-        """Fetches the shard, unless another process was quicker; its descriptor."""
+        """Downloads the shard unless another process has done so; returns its descriptor."""
         with locked(self.path):
             with contextlib.suppress(FileNotFoundError):
                 return os.open(self.path, os.O_RDONLY)
@@ -131,7 +131,7 @@ class RemoteShard:
             return descriptor
 
     def _fetch(self, partial: Path) -> None:
-        """One attempt to download; OSError if it came incomplete or damaged."""
+        """One attempt to download; OSError if the result is incomplete or damaged."""
         store, place = open_store(self.address)
         store.get_file(place, str(partial), callback=sign_of_life())
         size = partial.stat().st_size
@@ -149,7 +149,7 @@ class RemoteShard:
                 raise ShardError(f"{self} has changed since it was listed: start again")
 
     def _scan(self, partial: Path) -> ShardIndex:
-        """The index of what was downloaded, which must agree with the one that was promised."""
+        """Index of the downloaded tar, which must agree with the index beside it."""
         try:
             index = scan_shard(partial)
         except ShardError as error:
@@ -198,7 +198,7 @@ def read_indexes_of(shards: Sequence[RemoteShard]) -> list[ShardIndex]:
 
 
 def _fetch_index(store: Any, shard: RemoteShard) -> ShardIndex | None:
-    """The index of a shard from the cache, or from beside it; None where there is none."""
+    """Index of a shard from the cache or from beside it; None if there is none."""
     stored = shard.stored_index()
     if stored is not None or shard.has_index is False:
         return stored

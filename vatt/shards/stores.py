@@ -171,7 +171,7 @@ def with_suffix(address: str, suffix: str) -> str:
 
 
 def _web_options() -> dict[str, Any]:
-    """A shard may take as long as it takes, as long as something comes."""
+    """Options for web servers: no limit on the total time, as long as bytes arrive."""
     import aiohttp
 
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
@@ -179,7 +179,7 @@ def _web_options() -> dict[str, Any]:
 
 
 def _is_missing(error: BaseException) -> bool:
-    """Whether a fault says for certain that there is nothing at an address."""
+    """Whether an error means for certain that there is nothing at an address."""
     cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
     if getattr(cause, "status", None) in (404, 410):
         return True
@@ -189,7 +189,7 @@ def _is_missing(error: BaseException) -> bool:
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether a server has refused for a reason that stays."""
+    """Whether a server has refused for a permanent reason."""
     status = getattr(error.__cause__ or error, "status", None)
     stays = isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429)
     return stays or isinstance(error, PermissionError | NotADirectoryError)

@@ -73,7 +73,7 @@ def _refuse_hostile(shard: Path, member: tarfile.TarInfo) -> None:
 def _place_member(
     shard: Path, member: tarfile.TarInfo, rows: dict[str, tuple[NDArray[np.int64], list[int]]]
 ) -> None:
-    """Notes a member in its sample's row; files that belong to no sample are passed over."""
+    """Adds a member to its sample's row; files that belong to no sample are skipped."""
     folder, _, name = member.name.rpartition("/")
     stem, _, extension = name.partition(".")
     extension = extension.lower()
@@ -99,7 +99,7 @@ def _place_member(
 
 
 class _Headers(io.BufferedReader):
-    """A tar of which `tarfile` reads the headers: they are small, payloads are passed over."""
+    """File object from which `tarfile` reads only headers, and skips payloads."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= MAX_HEADER_BYTES:
@@ -111,7 +111,7 @@ class _Headers(io.BufferedReader):
 
 
 def _check_end(shard: Path, tar: tarfile.TarFile) -> None:
-    """Refuses a tar that stops at anything but its end mark; `tarfile` is silent about it."""
+    """Refuses a tar that does not end with the end mark, which `tarfile` does not check."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     block = tar.fileobj.read(TAR_BLOCK)

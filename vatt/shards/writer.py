@@ -123,7 +123,7 @@ class ShardWriter:
         return self._tar.offset - padded, info.size
 
     def _undo_to(self, start: int) -> None:
-        """Takes back what was written after a position in the tar."""
+        """Removes all bytes after a position in the tar."""
         assert self._tar is not None
         assert self._file is not None
         with contextlib.suppress(OSError):  # a full disk: the whole shard is about to be removed
@@ -137,7 +137,7 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Puts the finished shard in its place, or removes the partial file."""
+        """Moves the finished shard to its path, or removes the partial file."""
         if error is None and not self._rows:
             error = ShardError(
                 f"nothing was added to {self.path}: a shard needs at least one sample"

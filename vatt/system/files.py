@@ -115,7 +115,7 @@ def _partial(path: Path, parent: Path) -> Path:
 
 @contextlib.contextmanager
 def _errors_name(path: Path, partial: Path) -> Iterator[None]:
-    """Puts the final name in the place of the temporary one; errors of other files pass."""
+    """Replaces the temporary name in errors by the final one."""
     try:
         yield
     except VattError as error:

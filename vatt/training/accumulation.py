@@ -79,7 +79,7 @@ class Replay:
 
     @contextmanager
     def _same_precision(self) -> Iterator[None]:
-        """The autocast of the forward pass; it must not keep weights of another graph."""
+        """Autocast of the forward pass; it must not cache weights of another graph."""
         kind, dtype = self.device.type, self.autocast_dtype
         with torch.autocast(kind, dtype=dtype, enabled=self.autocast):
             yield
@@ -87,7 +87,7 @@ class Replay:
 
 
 class _Cached(torch.autograd.Function):
-    """Weights → features of all micro-batches; keeps nothing but the features."""
+    """Function from weights to features of all micro-batches; stores only the features."""
 
     @staticmethod
     def forward(ctx: Any, replay: Replay, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -225,7 +225,7 @@ def join_ranks(ranks: Sequence[ScoreTable]) -> ScoreTable:
 
 
 def _check_model(model: VATTConfig, label_smoothing: float) -> None:
-    """Refuses a model that is no classifier, before anything is built."""
+    """Refuses a model that is not a classifier, before the network is built."""
     if model.classifier is None or model.head is not None:
         raise UserError(
             "fine-tuning needs model.classifier, and model.head null: start from a recipe such as "

@@ -171,7 +171,7 @@ def join_ranks(parts: Sequence[EmbeddingTable]) -> EmbeddingTable:
 
 
 def _check_spaces(model: VATTConfig, loss: LossConfig) -> None:
-    """Refuses a loss whose modalities never meet in the model, before anything is built."""
+    """Refuses a loss for modalities without a common space, before the network is built."""
     if model.head is None:
         raise UserError("pre-training needs common spaces: model.head must not be null")
     for name, weight in loss.weights.items():

@@ -45,7 +45,7 @@ def no_row(num_clips: int, modality: str, device: torch.device) -> Tensor:
 
 
 def _blank_rows(config: VATTConfig, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Grey pictures, silence or one word for each clip, and a mask with the first of them alone."""
+    """Blank rows (grey pictures, silence or one word) and a mask that selects only the first."""
     shape: tuple[int, ...] = (1, 1)
     if modality == "audio":
         shape = (config.audio.num_samples,)
