@@ -53,8 +53,8 @@ class ItemViews:
     """The views of a clip.
 
     Args:
-        video: uint8 `[windows, T, H, W, C]`; None: not asked for, or no picture.
-        audio: float32 `[windows, S]` in about [-1, 1]; None: not asked for, or no sound.
+        video: uint8 `[windows, T, H, W, C]`; None: not requested, or no picture.
+        audio: float32 `[windows, S]` in about [-1, 1]; None: not requested, or no sound.
         fault: Reason why the clip cannot be used; "" if it can.
     """
 

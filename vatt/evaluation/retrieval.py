@@ -201,7 +201,7 @@ def _search(
     candidate_rows: Tensor,
     labels: Tensor,
 ) -> Iterator[Search]:
-    """Search without queries that have no match among the candidates; None if none is left."""
+    """Yields a search without queries that have no match, if any queries are left."""
     place = torch.full((int(labels.max()) + 1,), -1)
     place[labels[candidate_rows]] = torch.arange(len(candidate_rows))
     target = place[labels[query_rows]]

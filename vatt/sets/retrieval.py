@@ -237,7 +237,7 @@ def read_youcook2(
 
 
 def _msrvtt_1k(path: Path, items: Sequence[Item], videos: str | os.PathLike[str]) -> EvaluationSet:
-    """Name of the set; the paper's numbers apply only to the 1,000 videos of MSR-VTT 1k-A."""
+    """Set with the name of MSR-VTT 1k-A if it has its 1,000 videos, else with the name `own`."""
     published = len(items) == 1000 and all(item.key.startswith("video") for item in items)
     return with_media(MSRVTT_1K if published else "own", items, videos, path)
 
