@@ -81,7 +81,7 @@ class Batch:
         keys: Names of the clips for error messages.
 
     Raises:
-        ValueError: wrong rank, dtype or number of rows.
+        ValueError: a tensor has a wrong rank, dtype or number of rows.
     """
 
     video: Tensor | None = None

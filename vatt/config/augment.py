@@ -31,7 +31,7 @@ class AugmentConfig:
         largest_mel_mask: Maximum share of the mel bins that one mask covers.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value is out of range.
     """
 
     crop: Literal["scale", "area"] = "scale"

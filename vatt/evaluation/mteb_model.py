@@ -54,7 +54,7 @@ class MtebModel:
         name: Name for the results of mteb, `organisation/model`.
         space: `vt`, `va`, `joint`, or None: features of the backbone, for tasks of one modality.
             "auto": as described above; for a single modality as in `FeatureExtractor`.
-        num_windows: Windows of each video and sound.
+        num_windows: Number of windows of each video and sound.
         on_error: "raise", or "skip": an unreadable file gets zeros and a warning.
 
     Raises:
@@ -91,10 +91,10 @@ class MtebModel:
 
         Args:
             source: Model folder, `.ckpt` of a run, or `org/name` on the Hub.
-            name: Name in mteb. None: `vatt/` with the last two parts of the path, or the name on
-                the Hub.
+            name: Name in mteb. None: the name on the Hub, or `vatt/` with the last two parts of the
+                path.
             space: `vt`, `va`, `joint`, None for features of the backbone, or "auto".
-            num_windows: Windows of each video and sound.
+            num_windows: Number of windows of each video and sound.
             on_error: "raise", or "skip" for zeros and a warning.
             device: Device; "auto": a GPU if there is one.
             dtype: Precision; "auto": depends on the device.

@@ -21,7 +21,7 @@ class Form:
     """Kind of vectors.
 
     Args:
-        space: A common space; None: features of the backbone.
+        space: Common space. None: features of the backbone.
         tokens: Whether to return features of every token instead of pooled features.
         normalize: Whether to scale vectors to unit length; tokens are never scaled.
     """
@@ -41,7 +41,7 @@ class Embedder:
             on CUDA, else float32.
 
     Raises:
-        UserError: no such device or dtype.
+        UserError: the device or dtype does not exist.
     """
 
     def __init__(self, model: VATT, device: str | torch.device, dtype: str | torch.dtype) -> None:
@@ -60,7 +60,7 @@ class Embedder:
         """Refuses a modality or space that the model lacks.
 
         Raises:
-            UserError: the model lacks the modality, or that space for it.
+            UserError: the model lacks the modality or the space.
         """
         modalities = self.model.config.modalities
         if modality not in modalities:
@@ -80,7 +80,7 @@ class Embedder:
         """Modality and form of each array of `extract`, by the array's name.
 
         Raises:
-            UserError: a space or modality that the model lacks.
+            UserError: the model lacks the space or modality.
         """
         forms: dict[str, tuple[str, Form]] = {}
         for modality in modalities:
@@ -106,12 +106,14 @@ class Embedder:
 
         Args:
             modality: `video`, `audio` or `text`.
-            space: "auto": `va` for audio, `vt` for others, `joint` if the model has only that.
+            space: Common space, or None: features of the backbone. "auto": `va` for audio, `vt` for
+                others, `joint` if the model has only that.
             return_tokens: Whether to return features of all tokens of the backbone instead.
-            normalize: Scale vectors to unit length.
+            normalize: Whether to scale vectors to unit length.
 
         Raises:
-            UserError: a space or modality that the model lacks, or tokens in a space.
+            UserError: the model lacks the space or modality, or tokens are requested in a common
+                space.
         """
         if space == "auto":
             spaces = self.spaces(modality)

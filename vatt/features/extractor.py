@@ -50,7 +50,7 @@ class FeatureExtractor:
             on CUDA, else float32.
 
     Raises:
-        UserError: no such device or dtype, or a tokenizer of another model.
+        UserError: the device or dtype does not exist, or the tokenizer belongs to another model.
 
     Example:
         >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo/model")

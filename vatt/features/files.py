@@ -98,7 +98,7 @@ class Features:
         """Reads what `save` wrote.
 
         Raises:
-            UserError: no such file, or not a file of features.
+            UserError: the file does not exist or is not a file of features.
         """
         tensors, metadata = _read(Path(path))
         missing = [name for name in _TIMES if name not in tensors]
@@ -122,7 +122,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Reads the metadata of a file of features, without its arrays.
 
     Raises:
-        UserError: no such file, or not a file of features.
+        UserError: the file does not exist or is not a file of features.
     """
     return _read(path, only_metadata=True)[1]
 

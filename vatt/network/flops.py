@@ -134,7 +134,7 @@ def count_flops(
             fine-tuning.
 
     Raises:
-        UserError: fewer than one caption, or a rate out of range.
+        UserError: there is less than one caption, or a rate is out of range.
 
     Source: the paper does not say how it counts; the convention `paper` fits its Tables 5 and 6.
     """

@@ -222,7 +222,7 @@ class VATT(nn.Module):
 
         Raises:
             ValueError: an input is invalid (`vatt.network.input_checks`).
-            UserError: no such block.
+            UserError: there is no such block.
         """
         if not isinstance(batch, Batch):
             raise TypeError(f"the model takes a vatt.Batch, got {type(batch).__name__}")

@@ -193,7 +193,8 @@ class PatchTokens(nn.Module):
                 are interpolated if the geometry differs from the model's.
 
         Raises:
-            ValueError: wrong rank, dtype or channels, or patches do not divide the sizes.
+            ValueError: the input has a wrong rank, dtype or number of channels, or patches do not
+                divide its sizes.
         """
         patches_BLP, grid = self._patch(raw)
         positions_LD = self.positions(grid)
@@ -216,7 +217,7 @@ class PatchTokens(nn.Module):
         """Number of tokens of an input along each axis.
 
         Raises:
-            ValueError: wrong rank, dtype or size of the input.
+            ValueError: the input has a wrong rank, dtype or size.
         """
         if isinstance(self.geometry, VideoConfig):
             expect_video(raw, self.kernel)
@@ -291,7 +292,8 @@ class WordTokens(nn.Module):
             False for padding.
 
         Raises:
-            ValueError: wrong rank or dtype, or more words than the model has positions.
+            ValueError: the ids have a wrong rank or dtype, or more words than the model has
+                positions.
         """
         expect_text(ids_BJ, self.max_words)
         words = self.embedding(ids_BJ)
@@ -319,7 +321,7 @@ class LinearText(nn.Module):
         """Ids int64 `[B, J]` → float `[B, max_words, D]` including padding, and None for the mask.
 
         Raises:
-            ValueError: wrong rank or dtype, or more words than `max_words`.
+            ValueError: the ids have a wrong rank or dtype, or more than `max_words` words.
         """
         expect_text(ids_BJ, self.max_words)
         ids_BJ = F.pad(ids_BJ, (0, self.max_words - ids_BJ.shape[1]))
@@ -344,7 +346,7 @@ def init_agg(agg: Tensor) -> None:
 
 
 def normalize_video(video: Tensor) -> Tensor:
-    """uint8 0…255, any shape → float32 in [-1, 1]; on the device, to transfer uint8 only."""
+    """Scales uint8 pixels of any shape to float32 in [-1, 1]; runs on the device."""
     if video.dtype != torch.uint8:
         raise ValueError(f"normalize_video takes uint8 pictures, got {video.dtype}")
     return video.float() / 127.5 - 1

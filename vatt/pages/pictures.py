@@ -37,7 +37,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     """PNG file of uint8 pixels `[H, W, C]`, C = 1 for grey, 3 for RGB, 4 for RGBA.
 
     Raises:
-        ValueError: another dtype or number of channels.
+        ValueError: the pixels have another dtype or number of channels.
     """
     formats = {1: "gray", 3: "rgb24", 4: "rgba"}
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in formats:

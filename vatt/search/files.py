@@ -76,7 +76,7 @@ def data_written_whole(out: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         out: Folder of the index; created if missing.
 
     Raises:
-        UserError: the folder holds something else, or another process writes an index there.
+        UserError: the folder has other contents, or another process is writing an index there.
     """
     _refuse_foreign(out)
     out.mkdir(parents=True, exist_ok=True)

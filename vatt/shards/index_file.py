@@ -105,7 +105,7 @@ def shard_file(path: Path) -> Iterator[BinaryIO]:
     """`atomic_file` in a folder of shards.
 
     Raises:
-        ShardError: no space left.
+        ShardError: the disk is full.
     """
     try:
         with atomic_file(path) as file:

@@ -76,7 +76,7 @@ class ShardWriter:
         Raises:
             UserError: the key is invalid, or the extension is not that of media.
             OSError: the media file cannot be read.
-            ShardError: no space left.
+            ShardError: the disk is full.
         """
         if self._tar is None:
             raise ShardError(
