@@ -316,3 +316,8 @@ def _padded(mask: Tensor | None, num_clips: int, rest: tuple[int, ...]) -> Tenso
 
 def _is_picture(video: Tensor) -> bool:
     return video.dtype == torch.uint8 or video.is_floating_point()
+
+
+def described(value: Tensor) -> str:
+    """Dtype and shape of a tensor, for messages."""
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

@@ -8,32 +8,27 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import vatt
-from vatt.commands.arguments import add_command, run
+from vatt.commands.arguments import Command, add_command, run
 from vatt.config.shipped import given_values, shipped_configs
 from vatt.errors import VattError, nearest
 from vatt.system.files import NO_SPACE, no_space
 
-TRAINING = "vatt.runs.training_cli"
-# name: (module, its attribute: a function or functions of subcommands, what it does)
+TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = {
-    "demo": ("vatt.demo.run", "demo", "make a small corpus, train on it and write a report"),
-    "fit": (TRAINING, "main", "train a model; --config takes a file or a shipped name"),
-    "validate": (TRAINING, "main", "compute the validation metrics of a checkpoint"),
-    "test": (TRAINING, "main", "the same for the test set"),
-    "predict": (TRAINING, "main", "write embeddings or predictions for a set"),
-    "evaluate": (
-        "vatt.commands.evaluate",
-        "evaluate",
-        "run published protocols: retrieval, linear, zero-shot",
-    ),
-    "shards": ("vatt.commands.shards", "shards", "pack media into tar shards, or check shards"),
-    "tokenizer": ("vatt.commands.tokenizer", "tokenizer", "train or import a tokenizer"),
-    "extract": ("vatt.commands.extract", "extract", "extract vectors from many media files"),
-    "index": ("vatt.commands.index", "index", "build a search index of extracted vectors"),
-    "search": ("vatt.commands.search", "search", "search an index by text, sound or video"),
-    "export": ("vatt.commands.export", "export", "export a model to ONNX and torch.export"),
-    "convert": ("vatt.commands.convert", "convert", "convert an official TensorFlow checkpoint"),
-    "doctor": ("vatt.commands.doctor", "doctor", "check the installation, or show a model's cost"),
+    "demo": "make a small corpus, train on it and write a report",
+    "fit": "train a model; --config takes a file or a shipped name",
+    "validate": "compute the validation metrics of a checkpoint",
+    "test": "the same for the test set",
+    "predict": "write embeddings or predictions for a set",
+    "evaluate": "run published protocols: retrieval, linear, zero-shot",
+    "shards": "pack media into tar shards, or check shards",
+    "tokenizer": "train or import a tokenizer",
+    "extract": "extract vectors from many media files",
+    "index": "build a search index of extracted vectors",
+    "search": "search an index by text, sound or video",
+    "export": "export a model to ONNX and torch.export",
+    "convert": "convert an official TensorFlow checkpoint",
+    "doctor": "check the installation, or show a model's cost",
 }
 SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
 
@@ -73,17 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, argv: Sequence[str]) -> int:
     """Exit code of a command; argparse leaves by SystemExit after --help and wrong arguments."""
-    module, attribute, _ = COMMANDS[name]
-    command = getattr(import_module(module), attribute)
     try:
-        if module != TRAINING:
-            return run(f"vatt {name}", command, argv)
-        result = command([name, *argv])  # they share a parser that wants the name of the command
+        if name not in TRAINING:
+            return run(f"vatt {name}", _command(name), argv)
+        # they share a parser that wants the name of the command
+        result = import_module("vatt.runs.training_cli").main([name, *argv])
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # how Lightning ends on Ctrl-C
             raise KeyboardInterrupt from None
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return result if isinstance(result, int) else 0
+
+
+def _command(name: str) -> Command:
+    """The function of a command, or those of its subcommands."""
+    module = "vatt.demo.run" if name == "demo" else f"vatt.commands.{name}"
+    command: Command = getattr(import_module(module), name)
+    return command
 
 
 def _explain(error: BaseException) -> tuple[str | None, int]:
@@ -113,33 +114,29 @@ def _complete(line: str) -> None:
 
     words = line.split()[: -1 if line[-1:].strip() else None]
     typed = words[1] if len(words) > 1 else ""
-    module, attribute, _ = COMMANDS.get(typed, ("", "", ""))
     configs = {name: [f"--config={path}"] for name, path in shipped_configs().items()}
     parser = argparse.ArgumentParser("vatt")
     commands = parser.add_subparsers()
-    for name, (_, _, text) in COMMANDS.items():
+    for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
-        if name == typed and module.startswith("vatt.commands"):
-            add_command(command, getattr(import_module(module), attribute))
-        elif name == typed and module == TRAINING:  # whose parser takes seconds to make
+        if name == typed in TRAINING:  # whose parser takes seconds to make
             command.add_argument("--config", choices=[*configs])
             for key in sorted({"ckpt_path"}.union(*map(given_values, configs.values()))):
                 command.add_argument(f"--{key}")
+        elif name == typed:
+            add_command(command, _command(name))
     argcomplete.autocomplete(parser, always_complete_options="long")
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: vatt COMMAND [arguments]",
-            "",
-            "Train, evaluate and use video-audio-text transformers.",
-            "",
+            "usage: vatt COMMAND [arguments]\n",
+            "Train, evaluate and use video-audio-text transformers.\n",
             *lines,
-            "",
-            f"shipped configurations: {', '.join(shipped_configs())}",
+            f"\nshipped configurations: {', '.join(shipped_configs())}",
             "`vatt COMMAND --help` describes a command; start with `vatt demo`.",
             'tab completion: eval "$(register-python-argcomplete vatt)"',
         ]

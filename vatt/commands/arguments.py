@@ -188,8 +188,7 @@ def _options_file(name: str, options: Sequence[_Option], argv: Sequence[str]) ->
     path = finder.parse_known_args(argv)[0].options
     if path is None:
         return []
-    known = {option.names[-1].removeprefix("--"): option for option in options}
-    known = {key: option for key, option in known.items() if "dest" in option.keywords}
+    known = [option.names[-1].removeprefix("--") for option in options if "dest" in option.keywords]
     arguments: list[str] = []
     for key, value in read_settings(path).items():
         key = str(key).replace("_", "-")

@@ -53,20 +53,16 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        low, high = self.scale_range
-        if not 1 <= low <= high:
-            raise UserError(f"augment.scale_range must be 1 ≤ low ≤ high, got {self.scale_range}")
-        if self.crop not in ("scale", "area"):
-            raise UserError(f"augment.crop must be 'scale' or 'area', got {self.crop!r}")
-        low, high = self.area_range
-        if not 0 < low <= high <= 1:
-            raise UserError(f"augment.area_range must be 0 < low ≤ high ≤ 1, got {low, high}")
-        low, high = self.aspect_range
-        if not 0 < low <= high < math.inf:
-            raise UserError(f"augment.aspect_range must be 0 < low ≤ high, got {low, high}")
-        for name in ("flip_rate", "color_jitter_rate", "largest_time_mask", "largest_mel_mask"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"augment.{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("audio_noise", "num_time_masks", "num_mel_masks"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augment.{name} must be at least 0, got {getattr(self, name)}")
+        scale, area, aspect = self.scale_range, self.area_range, self.aspect_range
+        rates = ("flip_rate", "color_jitter_rate", "largest_time_mask", "largest_mel_mask")
+        counts = ("audio_noise", "num_time_masks", "num_mel_masks")
+        for name, fits, wanted in (
+            ("scale_range", 1 <= scale[0] <= scale[1], "1 ≤ low ≤ high"),
+            ("crop", self.crop in ("scale", "area"), "'scale' or 'area'"),
+            ("area_range", 0 < area[0] <= area[1] <= 1, "0 < low ≤ high ≤ 1"),
+            ("aspect_range", 0 < aspect[0] <= aspect[1] < math.inf, "0 < low ≤ high"),
+            *((name, 0 <= getattr(self, name) <= 1, "in [0, 1]") for name in rates),
+            *((name, getattr(self, name) >= 0, "at least 0") for name in counts),
+        ):
+            if not fits:
+                raise UserError(f"augment.{name} must be {wanted}, got {getattr(self, name)!r}")

@@ -53,8 +53,7 @@ class VideoConfig:
     @property
     def num_tokens(self) -> int:
         """Number of tokens of a whole clip, before DropToken."""
-        frames, height, width = self.grid
-        return frames * height * width
+        return math.prod(self.grid)
 
     @property
     def duration_seconds(self) -> float:

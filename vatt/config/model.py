@@ -177,6 +177,22 @@ class VATTConfig:
         if self.classifier is not None and self.classifier.modality not in kinds:
             raise UserError(f"the classifier reads {self.classifier.modality}, {has}")
 
+    @property
+    def media_modalities(self) -> tuple[str, ...]:
+        """The modalities that media files have: `video`, `audio`."""
+        return tuple(name for name in self.modalities if name != "text")
+
+    def check_modality(self, modality: str) -> None:
+        """Refuses a modality that the model lacks."""
+        if modality not in self.modalities:
+            raise UserError(f"this model has {' and '.join(self.modalities)}, not {modality}")
+
+    def drop_rate(self, modality: str) -> float:
+        """DropToken's rate in training."""
+        if modality == "audio" and self.audio_drop_token is not None:
+            return self.audio_drop_token
+        return self.drop_token
+
     def tower(self, modality: str) -> EncoderConfig:
         """Encoder configuration of a modality."""
         own: EncoderConfig | None = getattr(self, f"{modality}_encoder")

@@ -30,10 +30,6 @@ LARGE = EncoderConfig(num_layers=24, d_model=1024, d_ff=4096, num_heads=16)
 TINY = EncoderConfig(num_layers=2, d_model=32, d_ff=64, num_heads=2, d_kv=16, dropout=0.0)
 
 
-def _agnostic(encoder: EncoderConfig) -> VATTConfig:
-    return VATTConfig(arrangement="agnostic", encoder=encoder)
-
-
 def _specific(video: EncoderConfig) -> VATTConfig:
     return VATTConfig(
         arrangement="specific", video_encoder=video, audio_encoder=BASE, text_encoder=SMALL
@@ -50,9 +46,9 @@ def _spectrogram(video: EncoderConfig) -> VATTConfig:
 
 
 PRESETS = {
-    "ma-base": _agnostic(BASE),
-    "ma-medium": _agnostic(MEDIUM),
-    "ma-large": _agnostic(LARGE),
+    "ma-base": VATTConfig(encoder=BASE),
+    "ma-medium": VATTConfig(encoder=MEDIUM),
+    "ma-large": VATTConfig(encoder=LARGE),
     "bbs": _specific(BASE),
     "mbs": _specific(MEDIUM),
     "lbs": _specific(LARGE),
@@ -61,9 +57,7 @@ PRESETS = {
     "lbs-spectrogram": _spectrogram(LARGE),
     "tiny": VATTConfig(
         video=VideoConfig(num_frames=4, frame_rate=5.0, image_size=32, patch_size=(2, 8, 8)),
-        audio=AudioConfig(
-            sample_rate=8_000, num_samples=6_400, patch_size=128
-        ),  # 0.8 s, as the video
+        audio=AudioConfig(sample_rate=8_000, num_samples=6_400),  # 0.8 s, as the video
         text=TextConfig(vocab_size=256, d_embedding=16),
         encoder=TINY,
         head=HeadConfig(d_va=24, d_vt=12),
@@ -105,20 +99,14 @@ def as_classifier(
         video = replace(video, num_frames=video.patch_size[0], position_grid=grid)
         modality = "video"
     if modality == "video":
-        classifier = ClassifierConfig(modality="video", num_classes=num_classes)
+        classifier = ClassifierConfig(num_classes=num_classes)
     elif modality == "audio":
         classifier = ClassifierConfig(
             modality="audio", num_classes=num_classes, dropout=0.0, multi_label=True
         )
     else:
         raise UserError(f"there are classifiers on video, audio and image, not on {modality!r}")
-    parts: dict[str, Any] = {
-        "modalities": (modality,),
-        "video": video,
-        "audio": audio,
-        "head": None,
-        "classifier": classifier,
-        "drop_token": 0.0,  # [C] forgets to switch it off
-        "audio_drop_token": None,
-    }
+    parts: dict[str, Any] = {"modalities": (modality,), "video": video, "audio": audio}
+    # [C] forgets to switch DropToken off
+    parts |= {"head": None, "classifier": classifier, "drop_token": 0.0, "audio_drop_token": None}
     return replace(config, **(parts | changes))

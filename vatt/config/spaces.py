@@ -1,18 +1,11 @@
 """Common spaces of video, audio and text, and the directions of retrieval in them."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from vatt.config.model import VATTConfig
 
 Direction = Literal["text_to_video", "video_to_text", "audio_to_video", "video_to_audio"]
-DIRECTIONS: tuple[Direction, ...] = (
-    "text_to_video",
-    "video_to_text",
-    "audio_to_video",
-    "video_to_audio",
-)
-
-
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 Space = Literal["va", "vt", "joint"]
 
 

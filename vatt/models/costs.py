@@ -7,7 +7,7 @@ from vatt.config.model import VATTConfig
 from vatt.config.presets import PRESETS
 from vatt.errors import UserError, nearest
 from vatt.models.checkpoint import read_config
-from vatt.network.flops import count_flops, count_parameters, drop_rate, kept_tokens, published
+from vatt.network.flops import count_flops, count_parameters, kept_tokens, published
 
 DROP_RATES = (0.0, 0.25, 0.5, 0.75)  # DropToken in the paper's Table 5
 
@@ -52,7 +52,7 @@ def _inputs(config: VATTConfig) -> list[str]:
     for name, describe in (("video", _video), ("audio", _audio)):
         if name in config.modalities:
             geometry = config.video if name == "video" else config.audio
-            kept = kept_tokens(geometry, drop_rate(config, name))
+            kept = kept_tokens(geometry, config.drop_rate(name))
             counts = f"{geometry.num_tokens:,}", f"{kept:,}"
             rows.append((name, *describe(config), _times(geometry.grid), *counts))
     if "text" in config.modalities:

@@ -24,6 +24,7 @@ from vatt.models.export_towers import Tower, parity_inputs, random_input, tower_
 from vatt.models.preprocess_json import BATCH, PREPROCESS, preprocess_constants, preprocess_json
 from vatt.models.training_facts import find_model
 from vatt.network.model import VATT
+from vatt.system.extras import load_extra
 from vatt.system.files import atomic_folder, write_atomically
 
 Format = Literal["model", "onnx", "torch"]
@@ -163,22 +164,15 @@ def _load_onnx_packages() -> ModuleType:
         UserError: one of the packages is missing.
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            loaded = import_module(name)
-        except ImportError as error:
-            raise UserError(
-                f'ONNX needs the package {name}: pip install "vatt[export]", or leave onnx out of '
-                "--formats"
-            ) from error
+        need = f'ONNX needs the package {name}: pip install "vatt[export]"'
+        loaded = load_extra(name, UserError(f"{need}, or leave onnx out of --formats"))
     return loaded
 
 
 def _chosen(modalities: Sequence[str] | None, model: VATT) -> tuple[str, ...]:
-    has = model.config.modalities
-    absent = [name for name in modalities or () if name not in has]
-    if absent:
-        raise UserError(f"this model has {' and '.join(has)}, not {absent[0]}")
-    return has if modalities is None else tuple(dict.fromkeys(modalities))
+    for name in modalities or ():
+        model.config.check_modality(name)
+    return model.config.modalities if modalities is None else tuple(dict.fromkeys(modalities))
 
 
 def _check_free(folder: Path) -> None:

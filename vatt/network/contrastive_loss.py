@@ -161,17 +161,11 @@ class ContrastiveLoss(nn.Module):
         scales, masks = self.log_scale.exp(), batch.masks
         result = LossOutput(total=scales.new_zeros(()))
         for number, name in enumerate(self.pairs):
-            first, second = embeddings_of(PAIRS[name], output.embeddings)
+            pair = PAIRS[name]
+            embeddings = embeddings_of(pair, output.embeddings)
+            both_masks = masks.get(pair.first), masks.get(pair.second)
             bias = None if self.bias is None else self.bias[number]
-            loss, accuracy = pair_loss(
-                self.config,
-                first,
-                second,
-                masks.get(PAIRS[name].first),
-                masks.get(PAIRS[name].second),
-                scales[number],
-                bias,
-            )
+            loss, accuracy = pair_loss(self.config, *embeddings, *both_masks, scales[number], bias)
             result.total = result.total + self.config.weights[name] * loss
             result.losses[name] = loss.detach()
             result.accuracies[name] = accuracy
@@ -231,25 +225,19 @@ def pair_loss(
         num_rows, num_candidates = local.second_mask_BK.shape
         layout = exchange_layout(num_rows, num_candidates, first.device)
         local = _with_candidates(local, layout.num_candidates)
-        return _loss_of_sides(config, local, layout, scale, bias)
-
-
-def _loss_of_sides(
-    config: LossConfig, local: Sides, layout: RowLayout, scale: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    divisor = None
-    if config.official_masking and config.form == "symmetric":
-        divisor = official_count(local, layout)
-    if config.official_masking and config.form == "asymmetric":
-        local = local._replace(first_mask_B=torch.ones_like(local.first_mask_B))
-    everyone = Sides(*(gather_rows(side, layout) for side in local))
-    if config.form == "sigmoid":
-        assert bias is not None
-        rows = contrast_sigmoid(local, everyone, layout.first, scale, bias)
-    else:
-        symmetric = config.form == "symmetric"
-        rows = contrast(local, everyone, layout.first, scale, symmetric=symmetric)
-    return _mean_over_ranks(rows, divisor)
+        divisor = None
+        if config.official_masking and config.form == "symmetric":
+            divisor = official_count(local, layout)
+        if config.official_masking and config.form == "asymmetric":
+            local = local._replace(first_mask_B=torch.ones_like(local.first_mask_B))
+        everyone = Sides(*(gather_rows(side, layout) for side in local))
+        if config.form == "sigmoid":
+            assert bias is not None
+            rows = contrast_sigmoid(local, everyone, layout.first, scale, bias)
+        else:
+            symmetric = config.form == "symmetric"
+            rows = contrast(local, everyone, layout.first, scale, symmetric=symmetric)
+        return _mean_over_ranks(rows, divisor)
 
 
 def official_count(local: Sides, layout: RowLayout) -> Tensor:

@@ -147,7 +147,7 @@ def count_flops(
         if modality == "text":
             towers["text"] = num_captions * _text(config, convention)
         else:
-            rate = drop_rate(config, modality) if drop_token is None else drop_token
+            rate = config.drop_rate(modality) if drop_token is None else drop_token
             towers[modality] = _video_or_audio(config, modality, rate, convention)
     return Flops(**towers, heads=_head(config, num_captions) + _classifier(config, num_captions))
 
@@ -188,13 +188,6 @@ def published(config: VATTConfig) -> Published:
         official_parameters=OFFICIAL_PARAMETERS.get(name),
         flops=flops,
     )
-
-
-def drop_rate(config: VATTConfig, modality: str) -> float:
-    """DropToken rate of a modality in training."""
-    if modality == "audio" and config.audio_drop_token is not None:
-        return config.audio_drop_token
-    return config.drop_token
 
 
 def kept_tokens(geometry: VideoConfig | AudioConfig, rate: float) -> int:

@@ -152,10 +152,7 @@ class JointHead(nn.Module):
     def __init__(self, config: HeadConfig, d_features: Mapping[str, int]) -> None:
         super().__init__()
         self.joint = nn.ModuleDict(
-            {
-                modality: Dense(width, config.d_joint, batch_norm=True)
-                for modality, width in d_features.items()
-            }
+            {name: Dense(d, config.d_joint, batch_norm=True) for name, d in d_features.items()}
         )
 
     def forward(self, modality: str, features: Tensor) -> dict[str, Tensor]:

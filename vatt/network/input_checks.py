@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from vatt.batch import described
+
 
 def expect_video(video: Tensor, patch_size: tuple[int, ...]) -> None:
     """Raises ValueError unless `video` is `[B, T, H, W, 3]` and patches divide it exactly."""
@@ -72,8 +74,3 @@ def expect_tensor(name: str, value: object) -> None:
     """Raises ValueError unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-
-
-def described(value: Tensor) -> str:
-    """Dtype and shape of a tensor for error messages, such as `float32 [2, 16]`."""
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

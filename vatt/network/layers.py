@@ -62,7 +62,11 @@ class Attention(nn.Module):
         Returns:
             float `[B, L, D]`.
         """
-        query, key, value = self._project(x_BLD)
+        x_BL3NE = self.query_key_value(x_BLD).unflatten(-1, (3, self.num_heads, -1))
+        x_3BNLE = x_BL3NE.permute(2, 0, 3, 1, 4)
+        if x_3BNLE.device.type == "cpu":  # whose kernel reads scattered rows slowly
+            x_3BNLE = x_3BNLE.contiguous()
+        query, key, value = x_3BNLE
         if seen is None:
             y_BNLE = F.scaled_dot_product_attention(
                 query,
@@ -79,14 +83,6 @@ class Attention(nn.Module):
             seen.append(scores_BNLL.softmax(dim=-1))
             y_BNLE = seen[-1] @ value
         return self.output(y_BNLE.transpose(1, 2).flatten(2))
-
-    def _project(self, x_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_BL3NE = self.query_key_value(x_BLD).unflatten(-1, (3, self.num_heads, -1))
-        x_3BNLE = x_BL3NE.permute(2, 0, 3, 1, 4)
-        if x_3BNLE.device.type == "cpu":  # whose kernel reads scattered rows slowly
-            x_3BNLE = x_3BNLE.contiguous()
-        query, key, value = x_3BNLE
-        return query, key, value
 
 
 class MLP(nn.Module):

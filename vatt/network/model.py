@@ -61,10 +61,9 @@ class VATT(nn.Module):
         self.text_tokens = self._text_tokens() if "text" in modalities else None
         self.encoders = nn.ModuleDict(self._encoders())
         d_model = config.encoder.d_model
+        projected = modalities if self.agnostic else ()
         self.post_projections = nn.ModuleDict(
-            {name: nn.Linear(d_model, config.d_post) for name in config.modalities}
-            if self.agnostic
-            else {}
+            {name: nn.Linear(d_model, config.d_post) for name in projected}
         )
         widths = {name: config.feature_width(name) for name in config.modalities}
         self.head: FACHead | JointHead | None = None
@@ -82,14 +81,11 @@ class VATT(nn.Module):
 
     def _patch_tokens(self, modality: str) -> PatchTokens:
         config, encoder = self.config, self.config.tower(modality)
-        drop_token = config.drop_token
-        if modality == "audio" and config.audio_drop_token is not None:
-            drop_token = config.audio_drop_token
         return PatchTokens(
             config.video if modality == "video" else config.audio,
             encoder.d_model,
             agnostic=self.agnostic,
-            drop_token=drop_token,
+            drop_token=config.drop_rate(modality),
             dropout=encoder.dropout,
         )
 
@@ -105,9 +101,7 @@ class VATT(nn.Module):
         config = self.config
         if self.agnostic:
             return {"shared": Encoder(config.encoder)}
-        encoders = {
-            name: Encoder(config.tower(name)) for name in config.modalities if name != "text"
-        }
+        encoders = {name: Encoder(config.tower(name)) for name in config.media_modalities}
         if isinstance(self.text_tokens, WordTokens):
             encoders["text"] = Encoder(config.tower("text"), t5=config.text)
         return encoders
@@ -118,12 +112,8 @@ class VATT(nn.Module):
         Raises:
             UserError: the model lacks the modality.
         """
-        video, audio, text = self.video_tokens, self.audio_tokens, self.text_tokens
-        tokens = {"video": video, "audio": audio, "text": text}.get(modality)
-        if tokens is None:
-            raise UserError(
-                f"this model has {' and '.join(self.config.modalities)}, not {modality!r}"
-            )
+        self.config.check_modality(modality)
+        tokens: PatchTokens | WordTokens | LinearText = getattr(self, f"{modality}_tokens")
         return tokens
 
     def encode_video(self, video: Tensor) -> Tensor:
@@ -395,7 +385,8 @@ def place_rows(values: Tensor, mask: Tensor) -> Tensor:
 
 def backbone_and_head(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters of a network in two groups: backbone, and heads with classifier."""
-    named = list(network.named_parameters())
-    backbone = [parameter for name, parameter in named if not name.startswith(HEAD_PREFIXES)]
-    head = [parameter for name, parameter in named if name.startswith(HEAD_PREFIXES)]
+    backbone: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (head if name.startswith(HEAD_PREFIXES) else backbone).append(parameter)
     return backbone, head

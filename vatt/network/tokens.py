@@ -5,6 +5,7 @@ Source: paper sections 3.1 to 3.3; google-research/vatt `modeling/backbones`. Sh
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -15,19 +16,19 @@ from torch import Tensor, nn
 from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
 from vatt.network.input_checks import expect_spectrogram, expect_text, expect_video, expect_waveform
 from vatt.network.layers import NORM_EPS, TRUNCATED_STD, truncated_normal
-from vatt.network.log_mel import log_mel_of
+from vatt.network.log_mel import log_mel_of, num_spectrogram_frames
 
 POSITION_DROPOUT = 0.1  # hard-coded [C]; here off where the encoder's dropout is 0
 
 
-def patch_video(video_BTHWC: Tensor, patch_size: tuple[int, int, int]) -> Tensor:
+def patch_video(video_BTHWC: Tensor, patch_size: tuple[int, ...]) -> Tensor:
     """`[B, T, H, W, C]` → patches `[B, L, P]`, time-major, then rows, then columns; dtype kept."""
     frames, height, width = patch_size
     pattern = "b (t pt) (h ph) (w pw) c -> b (t h w) (pt ph pw c)"
     return rearrange(video_BTHWC, pattern, pt=frames, ph=height, pw=width)
 
 
-def patch_spectrogram(mel_BMF: Tensor, patch_size: tuple[int, int]) -> Tensor:
+def patch_spectrogram(mel_BMF: Tensor, patch_size: tuple[int, ...]) -> Tensor:
     """`[B, M, F]` → patches `[B, L, P]`, time-major; incomplete patches are left out [C]."""
     time, mel = patch_size
     num_time, num_mel = mel_BMF.shape[1] // time, mel_BMF.shape[2] // mel
@@ -70,21 +71,17 @@ def interpolation_matrix(num_from: int, num_to: int) -> Tensor:
     Source: `ExpandableEmbedding` of google-research/vatt `modeling/common/transformers.py`.
     """
     with torch.inference_mode(False), torch.device("cpu"):  # kept for callers in any mode
-        return _interpolation_matrix(num_from, num_to)
-
-
-def _interpolation_matrix(num_from: int, num_to: int) -> Tensor:
-    if num_from == 1:
-        return torch.ones(num_to, 1)
-    knots = torch.arange(num_from, dtype=torch.float64) / num_from
-    queries = torch.arange(num_to, dtype=torch.float64) / num_to
-    line = torch.stack([knots, torch.ones_like(knots)], dim=1)
-    system = torch.zeros(num_from + 2, num_from + 2, dtype=torch.float64)
-    system[:num_from, :num_from] = (knots[:, None] - knots).abs() ** 3
-    system[:num_from, num_from:], system[num_from:, :num_from] = line, line.T
-    basis = (queries[:, None] - knots).abs() ** 3
-    at_queries = torch.cat([basis, queries[:, None], torch.ones(num_to, 1)], dim=1)
-    return torch.linalg.solve(system, at_queries, left=False)[:, :num_from].float()
+        if num_from == 1:
+            return torch.ones(num_to, 1)
+        knots = torch.arange(num_from, dtype=torch.float64) / num_from
+        queries = torch.arange(num_to, dtype=torch.float64) / num_to
+        line = torch.stack([knots, torch.ones_like(knots)], dim=1)
+        system = torch.zeros(num_from + 2, num_from + 2, dtype=torch.float64)
+        system[:num_from, :num_from] = (knots[:, None] - knots).abs() ** 3
+        system[:num_from, num_from:], system[num_from:, :num_from] = line, line.T
+        basis = (queries[:, None] - knots).abs() ** 3
+        at_queries = torch.cat([basis, queries[:, None], torch.ones(num_to, 1)], dim=1)
+        return torch.linalg.solve(system, at_queries, left=False)[:, :num_from].float()
 
 
 class Positions(nn.Module):
@@ -196,8 +193,8 @@ class PatchTokens(nn.Module):
             ValueError: the input has a wrong rank, dtype or number of channels, or patches do not
                 divide its sizes.
         """
-        patches_BLP, grid = self._patch(raw)
-        positions_LD = self.positions(grid)
+        positions_LD = self.positions(self.grid_of(raw))
+        patches_BLP = self._patch(raw)
         if self.training and self.drop_token > 0:
             num_rows, num_tokens, _ = patches_BLP.shape
             kept_BL = draw_kept_tokens(num_rows, num_tokens, self.drop_token, raw.device)
@@ -219,29 +216,27 @@ class PatchTokens(nn.Module):
         Raises:
             ValueError: the input has a wrong rank, dtype or size.
         """
+        sizes: Sequence[int]
         if isinstance(self.geometry, VideoConfig):
             expect_video(raw, self.kernel)
-            return tuple(n // p for n, p in zip(raw.shape[1:4], self.kernel, strict=True))
-        if self.geometry.spectrogram is None:
+            sizes = raw.shape[1:4]
+        elif (mel := self.geometry.spectrogram) is None:
             expect_waveform(raw, self.geometry.patch_size)
-            return (raw.shape[1] // self.geometry.patch_size,)
-        hop = self.geometry.spectrogram.hop_samples
-        expect_spectrogram(raw, self.kernel, hop)
-        num_windows = raw.shape[1] if raw.ndim == 3 else -(-raw.shape[1] // hop)
-        num_mels = raw.shape[2] if raw.ndim == 3 else self.geometry.spectrogram.num_mels
-        return num_windows // self.kernel[0], num_mels // self.kernel[1]
+            sizes = raw.shape[1:]
+        else:
+            expect_spectrogram(raw, self.kernel, mel.hop_samples)
+            sizes = raw.shape[1:]
+            if raw.ndim == 2:
+                sizes = num_spectrogram_frames(raw.shape[1], mel.hop_samples), mel.num_mels
+        return tuple(n // p for n, p in zip(sizes, self.kernel, strict=True))
 
-    def _patch(self, raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Patches `[B, L, P]` and the grid that they come from."""
-        grid = self.grid_of(raw)
+    def _patch(self, raw: Tensor) -> Tensor:
+        """Patches `[B, L, P]`."""
         if isinstance(self.geometry, VideoConfig):
-            return patch_video(raw, self.geometry.patch_size), grid
-        if self.geometry.spectrogram is None:
-            return raw.unflatten(1, (-1, self.geometry.patch_size)), grid
-        if raw.ndim == 2:
-            assert self.log_mel is not None
-            raw = self.log_mel(raw)
-        return patch_spectrogram(raw, self.geometry.spectrogram.patch_size), grid
+            return patch_video(raw, self.kernel)
+        if self.log_mel is None:
+            return raw.unflatten(1, (-1, *self.kernel))
+        return patch_spectrogram(self.log_mel(raw) if raw.ndim == 2 else raw, self.kernel)
 
 
 def patch_kernel(geometry: VideoConfig | AudioConfig) -> tuple[tuple[int, ...], int]:

@@ -1,6 +1,7 @@
 """Loading of torchaudio, even if its compiled extension does not fit the installed torch."""
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 from vatt.errors import UserError
@@ -16,30 +17,23 @@ def load_torchaudio() -> ModuleType:
         UserError: torchaudio is not installed, or does not load even without that part.
     """
     try:
-        import torchaudio
+        return import_module("torchaudio")
     except (ImportError, OSError, RuntimeError):
         _forget_torchaudio()
-    else:
-        return torchaudio
-    sys.modules["torchaudio._extension"] = _absent_extension()
+    extension = ModuleType("torchaudio._extension", "Stands in for a part that does not load.")
+    # what torchaudio's other modules import from it
+    extension.__dict__.update(
+        _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=lambda function: function
+    )
+    sys.modules[extension.__name__] = extension
     try:
-        import torchaudio
+        return import_module("torchaudio")
     except (ImportError, OSError, RuntimeError) as error:
         _forget_torchaudio()
         raise UserError(
             f"torchaudio does not load ({error}), not even without its compiled part: "
             "pip install --force-reinstall --no-deps 'torchaudio>=2.11'"
         ) from error
-    return torchaudio
-
-
-def _absent_extension() -> ModuleType:
-    """Stand-in for `torchaudio._extension`, for the imports of torchaudio's other modules."""
-    extension = ModuleType("torchaudio._extension", "Stands in for a part that does not load.")
-    extension.__dict__.update(
-        _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=lambda function: function
-    )
-    return extension
 
 
 def _forget_torchaudio() -> None:

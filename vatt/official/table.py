@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vatt.errors import CheckpointError, UserError
+from vatt.system.extras import load_extra
 
 _MAGIC = 0xDB4775248B80FB57.to_bytes(8, "little")
 _FOOTER_BYTES = 48  # the places of two blocks, padded to 40 bytes, and the magic number
@@ -140,10 +141,7 @@ class Cursor:
 
 def masked_crc(data: bytes) -> int:
     """CRC32C as stored: rotated by 15 bits, plus a constant, modulo 2**32."""
-    try:
-        import google_crc32c
-    except ImportError as error:
-        need = "checking a TensorFlow checkpoint needs the package google-crc32c"
-        raise UserError(f'{need}: pip install "vatt[convert]"') from error
-    crc: int = google_crc32c.value(data)
+    need = "checking a TensorFlow checkpoint needs the package google-crc32c"
+    refusal = UserError(f'{need}: pip install "vatt[convert]"')
+    crc: int = load_extra("google_crc32c", refusal).value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -28,6 +28,7 @@ from vatt.errors import Fault, ShardError, UserError
 from vatt.packing.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
 from vatt.shards.record import Segment, parse_segments
 from vatt.shards.tar import leads_outside
+from vatt.system.extras import load_extra
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet")
 ENTRY_KEYS = ("file", "segments", "text")
@@ -212,15 +213,12 @@ def _csv_entries(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
     """Row number from 1 and content of each row, in the form of a line of jsonl."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        need = f"reading {path} needs the package pyarrow"
-        raise UserError(f'{need}: pip install "vatt[parquet]"') from error
+    need = f'reading {path} needs the package pyarrow: pip install "vatt[parquet]"'
+    pyarrow = load_extra("pyarrow", UserError(need))
+    parquet = load_extra("pyarrow.parquet", UserError(need))
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
+        with parquet.ParquetFile(path) as table:
             _check_columns(path, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():

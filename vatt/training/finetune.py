@@ -65,12 +65,7 @@ class FinetuneModule(TrainingModule):
     ) -> None:
         _check_model(model, label_smoothing)
         super().__init__(
-            model,
-            optimizer,
-            schedule,
-            init_from=init_from,
-            compile_towers=compile_towers,
-            checkpoint_activations=checkpoint_activations,
+            model, optimizer, schedule, init_from, compile_towers, checkpoint_activations
         )
         assert model.classifier is not None
         self.classifier = model.classifier

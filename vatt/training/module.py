@@ -54,7 +54,6 @@ class TrainingModule(LightningModule):
         model: VATTConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
-        *,
         init_from: str | None,
         compile_towers: bool,
         checkpoint_activations: bool,

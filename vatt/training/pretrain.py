@@ -64,12 +64,7 @@ class PretrainModule(TrainingModule):
         if init_optimizer and init_from is None:
             raise UserError("init_optimizer needs init_from: whose optimiser's state to take")
         super().__init__(
-            model,
-            optimizer,
-            schedule,
-            init_from=init_from,
-            compile_towers=compile_towers,
-            checkpoint_activations=checkpoint_activations,
+            model, optimizer, schedule, init_from, compile_towers, checkpoint_activations
         )
         self.loss = ContrastiveLoss(loss)
         self.init_optimizer = init_optimizer
