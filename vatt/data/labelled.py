@@ -161,7 +161,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
         num_available = max(1, round(share * len(window)))
         if num_available >= len(window):
             return window
-        return window[torch.tensor(looped(0, num_available, len(window)))]
+        return window[looped(num_available, len(window))]
 
 
 @dataclass(eq=False, repr=False)

@@ -3,7 +3,7 @@
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vatt.batch import described
 from vatt.config.geometry import VideoConfig
 from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip, probe
@@ -75,8 +76,8 @@ def read_duration(media: Media) -> float:
     return media.duration_seconds if isinstance(media, Frames) else probe(media).duration_seconds
 
 
-def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
-    """Iterates over the sources in an argument.
+def each_source(sources: Any, most_axes: int) -> Iterable[Any]:
+    """Sources in an argument, to be iterated over.
 
     Args:
         sources: One source, a list or generator of sources, or a batch of arrays.
@@ -86,16 +87,15 @@ def each_source(sources: Any, most_axes: int) -> Iterator[Source]:
         TypeError: the argument is neither a source nor several sources.
     """
     if isinstance(sources, Tensor | np.ndarray):
-        yield from sources if sources.ndim > most_axes else [sources]
-    elif isinstance(sources, str | bytes | os.PathLike | FileRange) or hasattr(sources, "read"):
-        yield sources
-    elif isinstance(sources, Iterable) and not isinstance(sources, dict):
-        yield from sources
-    else:
-        raise TypeError(
-            "sources are paths, URLs, bytes, files, arrays or a list of these, got "
-            f"{type(sources).__name__}"
-        )
+        return sources if sources.ndim > most_axes else [sources]
+    if isinstance(sources, str | bytes | os.PathLike | FileRange) or hasattr(sources, "read"):
+        return [sources]
+    if isinstance(sources, Iterable) and not isinstance(sources, dict):
+        return sources
+    raise TypeError(
+        "sources are paths, URLs, bytes, files, arrays or a list of these, got "
+        f"{type(sources).__name__}"
+    )
 
 
 def video_media(source: Source, frame_rate: float | None) -> Media:
@@ -114,10 +114,10 @@ def video_media(source: Source, frame_rate: float | None) -> Media:
     if array.dtype != torch.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
         raise UserError(
             "a video array is uint8 [T, H, W, 3] in 0…255, an image [H, W, 3], got "
-            f"{_described(array)}: convert it, or permute its axes"
+            f"{described(array)}: convert it, or permute its axes"
         )
     if not array.numel():
-        raise UserError(f"a video array needs at least one picture, got {_described(array)}")
+        raise UserError(f"a video array needs at least one picture, got {described(array)}")
     if array.ndim == 3:
         return Frames(array[None], 1.0)
     if frame_rate is None or not 0 < frame_rate < math.inf:
@@ -149,7 +149,7 @@ def audio_media(source: Source, sample_rate: float | None) -> Media:
     if not array.is_floating_point() or not axes_fit or not array.numel():
         raise UserError(
             f"an audio array is float [S] or [channels ≤ {MAX_CHANNELS}, S] in [-1, 1], got "
-            f"{_described(array)}: scale whole numbers, transpose, or give several as a list"
+            f"{described(array)}: scale whole numbers, transpose, or give several as a list"
         )
     if sample_rate is None or sample_rate < 1 or sample_rate != int(sample_rate):
         raise UserError(
@@ -158,7 +158,7 @@ def audio_media(source: Source, sample_rate: float | None) -> Media:
         )
     if not bool(array.isfinite().all()):
         reason = "holds NaN or infinite values: find out where they come from, or leave it out"
-        raise MediaError(f"<{_described(array)}>", reason)
+        raise MediaError(f"<{described(array)}>", reason)
     return _wav(array.float().mean(dim=0) if array.ndim == 2 else array.float(), int(sample_rate))
 
 
@@ -202,12 +202,8 @@ def _scaled(frames: Tensor, image_size: int) -> Tensor:
     return torch.from_numpy(np.stack(scaled))
 
 
-def _described(array: Tensor) -> str:
-    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
-
-
 def name_of(source: Source) -> str:
     """Name of a source in messages."""
     if isinstance(source, Tensor | np.ndarray):
-        return f"<{_described(torch.as_tensor(source))}>"
+        return f"<{described(torch.as_tensor(source))}>"
     return source_name(source)

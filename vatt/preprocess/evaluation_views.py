@@ -109,8 +109,7 @@ def read_video_views(
         ]
     else:
         whole, _ = read(start_seconds=start_seconds, num_frames=num_available, frame_rate=base_rate)
-        indices = looped(0, num_available, video.num_frames, stride)
-        clips = [whole[torch.tensor(indices)]] * num_windows
+        clips = [whole[looped(num_available, video.num_frames, stride)]] * num_windows
     return torch.cat([_cut_crops(clip, video.image_size, num_crops) for clip in clips])
 
 

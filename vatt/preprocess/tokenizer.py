@@ -18,7 +18,6 @@ then calls `tf.strings.lower` without an encoding (ASCII only), then tensorflow_
 `WhitespaceTokenizer` (ICU's `u_isUWhiteSpace`), and cuts or pads to 16 words.
 """
 
-import contextlib
 import itertools
 import os
 import string
@@ -68,17 +67,16 @@ class Tokenizer:
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        ids = tuple(tokenizer.token_to_id(token) for token in (PADDING, UNKNOWN))
-        official = tuple(
-            tokenizer.token_to_id(token) for token in (OFFICIAL_PADDING, OFFICIAL_UNKNOWN)
-        )
-        if ids != (PADDING_ID, UNKNOWN_ID) and (official[0] != PADDING_ID or official[1] is None):
+        to_id = tokenizer.token_to_id
+        ids = to_id(PADDING), to_id(UNKNOWN)
+        padding, unknown = to_id(OFFICIAL_PADDING), to_id(OFFICIAL_UNKNOWN)
+        if ids != (PADDING_ID, UNKNOWN_ID) and (padding != PADDING_ID or unknown is None):
             raise UserError(
                 f"a tokenizer needs {PADDING} as id {PADDING_ID} and {UNKNOWN} as id {UNKNOWN_ID}, "
                 f"has {ids}"
             )
         self._tokenizer = tokenizer
-        self.unknown_id = UNKNOWN_ID if official[1] is None else official[1]
+        self.unknown_id = UNKNOWN_ID if unknown is None else unknown
 
     @classmethod
     def train(
@@ -129,9 +127,9 @@ class Tokenizer:
         (2^16 vectors). Stricter than there: ids without gaps.
         """
         ids = read_vocabulary(Path(path))
-        cleanup = _sequence(
-            Replace(tokenizers.Regex(OFFICIAL_PUNCTUATION), ""),
-            *(Replace(letter, letter.lower()) for letter in string.ascii_uppercase),
+        letters = [Replace(letter, letter.lower()) for letter in string.ascii_uppercase]
+        cleanup = NormalizerSequence(
+            [Replace(tokenizers.Regex(OFFICIAL_PUNCTUATION), ""), *letters]
         )
         model = WordLevel(ids, unk_token=OFFICIAL_UNKNOWN)
         return cls(_assemble(model, cleanup, WhitespaceSplit()))
@@ -192,16 +190,12 @@ class Tokenizer:
             ids: int64 `[N, J]`. Padding and partly cut characters are left out; unknown words
                 become `[UNK]` (`<unk>` in the official vocabulary).
         """
-        return [
-            self._decode([index for index in row if index != PADDING_ID]) for row in ids.tolist()
-        ]
-
-    def _decode(self, ids: list[int]) -> str:
+        rows = [[index for index in row if index != PADDING_ID] for row in ids.tolist()]
         if self._tokenizer.decoder is not None:  # pieces of words
-            text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-            return text.replace(REPLACEMENT, "").strip()
-        tokens = (self._tokenizer.id_to_token(index) for index in ids)
-        return " ".join(token if token is not None else UNKNOWN for token in tokens)
+            texts = (self._tokenizer.decode(row, skip_special_tokens=False) for row in rows)
+            return [text.replace(REPLACEMENT, "").strip() for text in texts]
+        words = [[self._tokenizer.id_to_token(index) for index in row] for row in rows]
+        return [" ".join(UNKNOWN if one is None else one for one in row) for row in words]
 
 
 def _valid(text: str) -> str:
@@ -210,7 +204,8 @@ def _valid(text: str) -> str:
 
 
 def _cleanup() -> Normalizer:
-    return _sequence(NFKC(), Lowercase(), Replace(tokenizers.Regex(PUNCTUATION), ""))
+    steps = [NFKC(), Lowercase(), Replace(tokenizers.Regex(PUNCTUATION), "")]
+    return NormalizerSequence(steps)
 
 
 def _cleaned(texts: Iterable[str]) -> Iterator[str]:
@@ -236,6 +231,8 @@ def _train_words(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 
 
 def _train_bpe(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    from unittest.mock import patch
+
     pieces = PreTokenizerSequence(
         [WhitespaceSplit(), ByteLevel(add_prefix_space=True, use_regex=False)]
     )
@@ -248,31 +245,13 @@ def _train_bpe(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer
         initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
-    with _one_thread():
+    # without threads of the library's own: after them workers cannot be forked safely
+    with patch.dict(os.environ, {"TOKENIZERS_PARALLELISM": "false"}):
         learner.train_from_iterator(captions, trainer)
     # only its model: the learner itself would read "[PAD]" in a caption as padding
     trained = _assemble(learner.model, _cleanup(), pieces)
     trained.decoder = ByteLevelDecoder()
     return trained
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Prevents the library from starting threads, after which workers cannot be forked safely."""
-    variable = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(variable)
-    os.environ[variable] = "false"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
-
-
-def _sequence(*steps: Normalizer) -> Normalizer:
-    return NormalizerSequence(list(steps))
 
 
 def _assemble(

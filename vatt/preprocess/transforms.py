@@ -27,28 +27,23 @@ _RGB_TO_YIQ = torch.tensor(
 
 
 def crop(
-    frames: Tensor,
-    size: int | tuple[int, int],
-    *,
-    vertical: float = 0.5,
-    horizontal: float = 0.5,
+    frames: Tensor, size: tuple[int, int], *, vertical: float = 0.5, horizontal: float = 0.5
 ) -> Tensor:
-    """Crops the same square or rectangle from every picture.
+    """Crops the same rectangle from every picture.
 
     Args:
         frames: `[..., H, W, C]`, any dtype.
-        size: Side of the square in pixels, or height and width.
+        size: Height and width in pixels.
         vertical: Position along the height, 0 = top, 1 = bottom.
         horizontal: Position along the width, 0 = left, 1 = right.
 
     Returns:
-        A view of `frames`, `[..., size, size, C]`.
+        A view of `frames`, `[..., *size, C]`.
 
     Raises:
-        ValueError: the pictures are smaller than the square.
+        ValueError: the pictures are smaller than the rectangle.
     """
-    rows, columns = (size, size) if isinstance(size, int) else size
-    height, width = frames.shape[-3:-1]
+    (rows, columns), (height, width) = size, frames.shape[-3:-1]
     if height < rows or width < columns:
         raise ValueError(f"cannot cut {rows}×{columns} pixels from pictures of {height}×{width}")
     top, left = round(vertical * (height - rows)), round(horizontal * (width - columns))
@@ -69,11 +64,6 @@ def stretch(frames: Tensor, size: int) -> Tensor:
         return frames
     pixels = frames.permute(0, 3, 1, 2)
     return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-
-
-def flip_horizontally(frames: Tensor) -> Tensor:
-    """Mirrors left and right of pictures `[..., H, W, C]`, any dtype; a copy of the same shape."""
-    return frames.flip(-2)
 
 
 def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
@@ -106,14 +96,9 @@ def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
 
 
 def _color_maps(draws: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """The affine maps of colours in [-1, 1].
+    """Affine maps of colours in [-1, 1], `[B, 3, 3]` and `[B, 3]`.
 
-    Args:
-        draws: Uniform numbers `[B, 4]`.
-        mean: Mean colours `[B, 3]`.
-
-    Returns:
-        Matrices `[B, 3, 3]` and offsets `[B, 3]`.
+    They come of uniform numbers `[B, 4]` and mean colours `[B, 3]`.
     """
     brightness = (2 * draws[:, 0] - 1) * 2 * BRIGHTNESS  # the scale -1…1 is twice as long as 0…1
     contrast, saturation = (
@@ -179,9 +164,7 @@ def _draw_masks(seeds: Tensor, purpose: int, size: int, count: int, largest: flo
     return inside.any(dim=1)
 
 
-def mixup(
-    inputs: Tensor, targets: Tensor, seeds: Tensor, *, alpha: float, beta: float | None = None
-) -> tuple[Tensor, Tensor]:
+def mixup(inputs: Tensor, targets: Tensor, seeds: Tensor, *, alpha: float) -> tuple[Tensor, Tensor]:
     """Mixes each clip with another one of the batch, and their labels in the same proportion.
 
     The partner of a clip depends on the batch, its own share does not. With the same seeds, several
@@ -191,21 +174,19 @@ def mixup(
         inputs: Float `[B, …]`: waveforms, spectrograms or pictures.
         targets: Float `[B, classes]`: share of each class, one-hot or several.
         seeds: int64 `[B]`, seed of each clip, on the same device.
-        alpha: The own share of a clip is drawn from Beta(alpha, beta); 5 for audio fine-tuning.
-        beta: Second parameter of the distribution. None: `alpha`.
+        alpha: The own share of a clip is drawn from Beta(alpha, alpha); 5 for audio fine-tuning.
 
     Returns:
         Mixed inputs and targets, of the same dtypes and shapes.
 
     Raises:
-        ValueError: targets or inputs are not floating point or differ in rows, or alpha or beta is
-            not positive.
+        ValueError: targets or inputs are not floating point or differ in rows, or alpha is not
+            positive.
 
     Source: Zhang et al., "mixup", arXiv 1710.09412; one share for each clip, as official.
     """
-    beta = alpha if beta is None else beta
-    if min(alpha, beta) <= 0:
-        raise UserError(f"mixup needs alpha and beta above 0, got {alpha} and {beta}")
+    if alpha <= 0:
+        raise UserError(f"mixup needs alpha above 0, got {alpha}")
     if not (inputs.is_floating_point() and targets.is_floating_point()):
         raise ValueError(
             "mixup needs inputs and targets of floating point (one-hot instead of a class number), "
@@ -216,7 +197,7 @@ def mixup(
         raise ValueError(f"mixup needs a target and a seed for each input, got {sizes}")
     partner = draw_uniforms(seeds, _PARTNER, 1)[:, 0].argsort()
     place = torch.empty_like(partner).scatter_(0, partner, partner.roll(1))
-    share = _draw_beta(seeds, alpha, beta)
+    share = _draw_beta(seeds, alpha)
     return _mixed(inputs, place, share), _mixed(targets, place, share)
 
 
@@ -225,9 +206,9 @@ def _mixed(values: Tensor, partner: Tensor, share: Tensor) -> Tensor:
     return weight * values + (1 - weight) * values[partner]
 
 
-def _draw_beta(seeds: Tensor, alpha: float, beta: float) -> Tensor:
-    """One number of Beta(alpha, beta) for each clip, float32 `[B]`."""
-    first, second = (_draw_log_gamma(seeds, _SHARE + i, a) for i, a in ((0, alpha), (3, beta)))
+def _draw_beta(seeds: Tensor, alpha: float) -> Tensor:
+    """One number of Beta(alpha, alpha) for each clip, float32 `[B]`."""
+    first, second = (_draw_log_gamma(seeds, _SHARE + i, alpha) for i in (0, 3))
     return torch.sigmoid(first - second)
 
 

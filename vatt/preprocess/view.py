@@ -108,8 +108,8 @@ def read_view(
     )
     if video is None or clip.video is None:
         return clip
-    cut = fit.cut(clip.video, view) if fit else cut_view(clip.video, video.image_size, view)
-    return replace(clip, video=cut)
+    shares = None if fit is None else fit.shares
+    return replace(clip, video=cut_view(clip.video, video.image_size, view, shares))
 
 
 class PieceFit:
@@ -126,51 +126,43 @@ class PieceFit:
     def __init__(self, piece: Piece, image_size: int) -> None:
         self.piece = piece
         self.image_size = image_size
-        self._shares = (1.0, 1.0)  # of width and height; known when the picture's shape is
+        self.shares = (1.0, 1.0)  # of width and height; known when the picture's shape is
 
     def __call__(self, width: float, height: float) -> tuple[int, int]:
         """Decoded width and height of a picture with this displayed width and height."""
-        self._shares = self.piece.shares(width, height)
+        self.shares = self.piece.shares(width, height)
         across, down = (
             max(1, min(round(self.image_size / share), round(side)))
-            for share, side in zip(self._shares, (width, height), strict=True)
+            for share, side in zip(self.shares, (width, height), strict=True)
         )
         return across, down
 
-    def cut(self, frames: Tensor, view: View) -> Tensor:
-        """Crops pictures of this size, and scales the crop to the square if needed.
 
-        Args:
-            frames: uint8 `[T, H, W, C]`.
-            view: Position of the crop, and whether it is mirrored.
-
-        Returns:
-            uint8 `[T, image_size, image_size, C]`.
-        """
-        columns, rows = (
-            max(1, round(share * side))
-            for share, side in zip(self._shares, reversed(frames.shape[1:3]), strict=True)
-        )
-        place = {"vertical": view.vertical, "horizontal": view.horizontal}
-        square = transforms.stretch(
-            transforms.crop(frames, (rows, columns), **place), self.image_size
-        )
-        return transforms.flip_horizontally(square) if view.flip else square
-
-
-def cut_view(frames: Tensor, image_size: int, view: View = CENTER) -> Tensor:
+def cut_view(
+    frames: Tensor,
+    image_size: int,
+    view: View = CENTER,
+    shares: tuple[float, float] | None = None,
+) -> Tensor:
     """Crops the square of a view from pictures that are already scaled.
 
     Args:
-        frames: `[..., H, W, C]`, any dtype; H and W of at least `image_size`.
+        frames: `[T, H, W, C]`, any dtype; H and W of at least `image_size`.
         image_size: Side of the square in pixels.
         view: Position of the square, and whether it is mirrored.
+        shares: Shares of width and height of a piece, which is scaled to the square if needed; the
+            pictures then have the size of `PieceFit`, uint8 or float. None: no piece.
 
     Returns:
-        The same dtype, `[..., image_size, image_size, C]`; may share memory with `frames`.
+        The same dtype, `[T, image_size, image_size, C]`; may share memory with `frames`.
 
     Raises:
         ValueError: the pictures are smaller than the square.
     """
-    square = transforms.crop(frames, image_size, vertical=view.vertical, horizontal=view.horizontal)
-    return transforms.flip_horizontally(square) if view.flip else square
+    rows, columns = image_size, image_size
+    if shares is not None:
+        columns = max(1, round(shares[0] * frames.shape[2]))
+        rows = max(1, round(shares[1] * frames.shape[1]))
+    place = {"vertical": view.vertical, "horizontal": view.horizontal}
+    square = transforms.stretch(transforms.crop(frames, (rows, columns), **place), image_size)
+    return square.flip(2) if view.flip else square

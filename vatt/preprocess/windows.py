@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vatt.config.geometry import AudioConfig, VideoConfig
@@ -45,9 +46,9 @@ class WindowPlan:
         else:
             assert self.audio is not None  # plan_windows refuses a plan without both
             rate = self.audio.sample_rate
-        return evaluation_starts(
-            duration_seconds, self.window_seconds, max(1, min(count, needed)), rate
-        )
+        num_available = max(1, round(duration_seconds * rate))
+        window, count = round(self.window_seconds * rate), max(1, min(count, needed))
+        return [start / rate for start in evaluation_windows(num_available, window, count)]
 
     def sliding_starts(self, duration_seconds: float) -> list[float]:
         """Starts at a distance of `hop_seconds`, until a window reaches the end; at least one."""
@@ -104,10 +105,9 @@ def plan_windows(
         UserError: a time is not positive, the model lacks a modality, or a modality is text.
     """
     names = tuple(modalities)
-    unknown = [name for name in names if name not in {"video", "audio"} & {*config.modalities}]
-    if unknown or not names:
+    if not names or {*names} - {*config.media_modalities}:
         raise UserError(
-            f"windows are of {' and '.join(m for m in config.modalities if m != 'text')} in this "
+            f"windows are of {' and '.join(config.media_modalities)} in this "
             f"model, got {', '.join(map(repr, names)) or 'none'}"
         )
     for name, value in (("window_seconds", window_seconds), ("hop_seconds", hop_seconds)):
@@ -165,25 +165,6 @@ def evaluation_windows(num_available: int, window: int, count: int) -> list[int]
     return [*np.minimum(starts[:-1], slack).tolist(), slack]
 
 
-def evaluation_starts(
-    duration_seconds: float, window_seconds: float, count: int, rate: float
-) -> list[float]:
-    """Starts of `evaluation_windows` in seconds, on the grid of a rate.
-
-    Args:
-        duration_seconds: Length of the file.
-        window_seconds: Length of a window.
-        count: Number of windows.
-        rate: Frames or samples per second.
-
-    Raises:
-        ValueError: a window is shorter than one frame or sample, or there are no windows.
-    """
-    num_available = max(1, round(duration_seconds * rate))
-    starts = evaluation_windows(num_available, round(window_seconds * rate), count)
-    return [start / rate for start in starts]
-
-
-def looped(start: int, num_available: int, count: int, stride: int = 1) -> list[int]:
-    """Indices of the frames of a window; the sequence is repeated if it is too short."""
-    return [(start + place * stride) % num_available for place in range(count)]
+def looped(num_available: int, count: int, stride: int = 1) -> Tensor:
+    """Indices of the frames of a window, int64 `[count]`; a sequence that is too short repeats."""
+    return torch.arange(count) * stride % num_available
