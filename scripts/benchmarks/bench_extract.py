@@ -28,7 +28,6 @@ from vatt.config.model import EncoderConfig
 from vatt.config.options import ExtractOptions
 from vatt.features.embedder import Embedder
 from vatt.features.extraction import Extraction, Part, PartRead, read_part
-from vatt.features.extractor import media_modalities
 from vatt.features.inputs import find_items
 from vatt.preprocess.windows import plan_windows
 
@@ -58,7 +57,7 @@ QUICK = Sizes(num_files=3, seconds=2, film=TINY_KIND, long_seconds=20, model=pre
 
 def read_all(folder: Path, model: VATT, batch_size: int) -> Iterator[PartRead]:
     """Reads every part of every file in this process."""
-    plan = plan_windows(model.config, media_modalities(model))
+    plan = plan_windows(model.config, model.config.media_modalities)
     for item in find_items([str(folder)]):
         media, stamp = item.locate()
         part = Part(item=item, stamp=stamp, media=media, plan=plan, count=batch_size)
@@ -76,7 +75,7 @@ def read_all(folder: Path, model: VATT, batch_size: int) -> Iterator[PartRead]:
 def measure_parts(folder: Path, model: VATT, batch_size: int = 8) -> tuple[int, float, float]:
     """Number of windows in a folder, and seconds of reading and of encoding them."""
     embedder = Embedder(model, "cpu", "float32")
-    forms = embedder.forms(media_modalities(model))
+    forms = embedder.forms(model.config.media_modalities)
     reading = encoding = 0.0
     count = 0
     began = time.perf_counter()

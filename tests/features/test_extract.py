@@ -261,16 +261,16 @@ def test_a_parquet_data_set_keeps_what_was_made_before_ctrl_c(
     with pytest.raises(KeyboardInterrupt):
         extraction.run(items)
     store = ParquetStore(tmp_path, {}, "")
-    store.open()
     held = [item.name for item in items[:5] if store.holds(item.name, item.locate()[1])]
     assert held == [item.name for item in items[:3]]
 
 
 @pytest.mark.parametrize(("part_seconds", "num_parts"), [(0, 3), (60, 1)])
 def test_a_part_is_written_when_it_is_late_even_if_it_is_small(
-    tmp_path: Path, part_seconds: float, num_parts: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_seconds: float, num_parts: int
 ) -> None:
-    store = ParquetStore(tmp_path, {"video": 3}, "", part_seconds=part_seconds)
+    monkeypatch.setattr("vatt.features.stores.PART_SECONDS", part_seconds)
+    store = ParquetStore(tmp_path, {"video": 3}, "")
     one = torch.ones(1)
     features = Features(
         arrays={"video": torch.ones(1, 3)},

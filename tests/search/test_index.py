@@ -510,6 +510,21 @@ def test_an_index_that_cannot_be_read_is_named(
     assert "index.json is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf")])
+def test_an_index_whose_windows_have_no_time_is_refused(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: float
+) -> None:
+    shutil.copytree(built, tmp_path / "copy")
+    path = next((tmp_path / "copy").glob("data-*/windows.npy"))
+    windows = np.load(path)
+    windows["end_seconds"][-1] = seconds
+    np.save(path, windows)
+    assert run("search", tmp_path / "copy", "a dog") == 2
+    said = capsys.readouterr().err
+    assert f"{path} is damaged: make one with `vatt index" in said
+    assert said.count("\n") == 1
+
+
 def test_features_that_do_not_go_together_are_refused_by_name(
     features: Path, media: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -582,7 +597,7 @@ def test_parquet_is_read_in_pieces_that_do_not_split_a_source_in_two(
     assert extract(media, tmp_path / "features", model, "--format", "parquet") == 0
     whole = Index.build(tmp_path / "features", tmp_path / "whole")[0]
     monkeypatch.setattr("vatt.features.folders.BATCH_ROWS", 5)
-    assert max(len(one.start_seconds) for one in FeatureFolder(tmp_path / "features")) <= 5
+    assert max(len(one) for _, one in FeatureFolder(tmp_path / "features")) <= 5
     pieces, report = Index.build(tmp_path / "features", tmp_path / "pieces")
     assert report.num_sources == 7
     for name in whole.arrays:

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from vatt.config.spaces import Space
 from vatt.errors import UserError
-from vatt.features.encoding import OnError
-from vatt.features.extractor import NUM_WINDOWS, FeatureExtractor
+from vatt.features.extractor import NUM_WINDOWS, FeatureExtractor, OnError
 from vatt.media.source import MediaSource
 from vatt.models.checkpoint import weights_digest
 from vatt.network.torchaudio_loading import load_torchaudio
 from vatt.preprocess.arrays import audio_media
+from vatt.system.extras import load_extra
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -240,23 +240,15 @@ class MtebModel:
         names = list(dict.fromkeys(MODALITY_OF[c] for c in columns if c in self.modalities))
         if self.space != "auto" or len(names) < 2:
             return self.space
-        shared = [
-            space
-            for space in self.extractor.spaces(names[0])
-            if all(space in self.extractor.spaces(name) for name in names[1:])
-        ]
-        if not shared:
-            raise UserError(f"{' and '.join(names)} share no space in this model")
-        return shared[0]
+        return self.extractor.embedder.shared_space(*names)
 
     def _widths(self) -> int | list[int]:
         """Width of the vectors: one number, or a number per space if they differ."""
         embedder = self.extractor.embedder
         widths: set[int] = set()
         for modality in self.extractor.model.config.modalities:
-            spaces = [self.space] if self.space != "auto" else embedder.spaces(modality) or [None]
-            forms = [embedder.form(modality, space, False, True) for space in spaces]
-            widths |= {embedder.shape(modality, form)[0] for form in forms}
+            forms = embedder.forms([modality], "all" if self.space == "auto" else self.space)
+            widths |= {embedder.shape(form)[0] for form in forms}
         return widths.pop() if len(widths) == 1 else sorted(widths)
 
     def _experiment(self) -> dict[str, Any]:
@@ -276,11 +268,7 @@ def load_mteb() -> "ModuleType":
         UserError: mteb is not installed.
     """
     load_torchaudio()  # mteb's transformers import it too, and would stop at its compiled part
-    try:
-        import mteb
-    except ImportError as error:
-        raise UserError('this needs mteb: pip install "vatt[mteb]"') from error
-    return mteb
+    return load_extra("mteb", UserError('this needs mteb: pip install "vatt[mteb]"'))
 
 
 def _undecoded(rows: Any) -> Any:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress, groupby
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vatt.config.spaces import Space, spaces_of
+from vatt.config.spaces import Space, output_widths, spaces_of
 from vatt.errors import UserError
 from vatt.media.clip import Clip
 from vatt.network.heads import all_spaces
@@ -21,14 +22,22 @@ class Form:
     """Kind of vectors.
 
     Args:
+        modality: `video`, `audio` or `text`.
         space: Common space. None: features of the backbone.
         tokens: Whether to return features of every token instead of pooled features.
         normalize: Whether to scale vectors to unit length; tokens are never scaled.
     """
 
+    modality: str
     space: Space | None
     tokens: bool = False
     normalize: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name of the array, such as `video`, `video_vt` or `video_tokens`."""
+        suffix = "_tokens" if self.tokens else f"_{self.space}" if self.space else ""
+        return self.modality + suffix
 
 
 class Embedder:
@@ -49,50 +58,26 @@ class Embedder:
         self.dtype = choose_dtype(dtype, self.device)
         self.model = model.to(self.device).eval()
 
-    def spaces(self, modality: str) -> tuple[Space, ...]:
-        """Common spaces of a modality; empty without a head.
-
-        Audio enters the video-text space through the last step of the video head.
-        """
-        return spaces_of(self.model.config, modality)
-
-    def check(self, modality: str, space: Space | None) -> None:
-        """Refuses a modality or space that the model lacks.
-
-        Raises:
-            UserError: the model lacks the modality or the space.
-        """
-        modalities = self.model.config.modalities
-        if modality not in modalities:
-            raise UserError(f"this model has {' and '.join(modalities)}, not {modality}")
-        spaces = self.spaces(modality)
-        if space is not None and space not in spaces:
-            remedy = f"it has {' and '.join(spaces)}" if spaces else "it has none: use space=None"
-            raise UserError(f"this model has no space {space!r} for {modality}, {remedy}")
-
     def forms(
         self,
         modalities: Sequence[str],
         space: Space | Literal["all"] | None = "all",
         return_tokens: bool = False,
         normalize: bool = True,
-    ) -> dict[str, tuple[str, Form]]:
-        """Modality and form of each array of `extract`, by the array's name.
+    ) -> list[Form]:
+        """Forms of the arrays of `extract`, grouped by modality.
 
         Raises:
             UserError: the model lacks the space or modality.
         """
-        forms: dict[str, tuple[str, Form]] = {}
+        forms = []
         for modality in modalities:
             spaces: Sequence[Space | None] = (None,)
             if space == "all" and not return_tokens:
-                spaces = self.spaces(modality) or (None,)
+                spaces = spaces_of(self.model.config, modality) or (None,)
             elif space is not None and space != "all":
                 spaces = (space,)
-            for name in spaces:
-                form = self.form(modality, name, return_tokens, normalize)
-                suffix = "_tokens" if return_tokens else f"_{name}" if name else ""
-                forms[modality + suffix] = (modality, form)
+            forms += [self.form(modality, name, return_tokens, normalize) for name in spaces]
         return forms
 
     def form(
@@ -115,63 +100,63 @@ class Embedder:
             UserError: the model lacks the space or modality, or tokens are requested in a common
                 space.
         """
+        spaces = self._spaces(modality)
         if space == "auto":
-            spaces = self.spaces(modality)
             space = None
             if spaces and not return_tokens:
                 space = spaces[0] if modality == "audio" else spaces[-1]
-        self.check(modality, space)
+        if space is not None and space not in spaces:
+            remedy = f"it has {' and '.join(spaces)}" if spaces else "it has none: use space=None"
+            raise UserError(f"this model has no space {space!r} for {modality}, {remedy}")
         if return_tokens and space is not None:
             raise UserError(
                 f"tokens are of the backbone, they have no space {space!r}: use space=None"
             )
-        return Form(space=space, tokens=return_tokens, normalize=normalize)
+        return Form(modality=modality, space=space, tokens=return_tokens, normalize=normalize)
 
-    def shared_space(self, first: str, second: str) -> Space:
-        """Space in which two modalities are compared.
+    def shared_space(self, *modalities: str) -> Space:
+        """Space in which modalities are compared.
 
         Raises:
             UserError: there is none.
         """
-        self.check(first, None)
-        self.check(second, None)
-        shared = [space for space in self.spaces(first) if space in self.spaces(second)]
-        if not shared:
-            raise UserError(f"{first} and {second} share no space in this model")
-        return shared[0]
+        first, *others = (self._spaces(modality) for modality in modalities)
+        for space in first:
+            if all(space in spaces for spaces in others):
+                return space
+        raise UserError(f"{' and '.join(modalities)} share no space in this model")
 
-    def shape(self, modality: str, form: Form) -> tuple[int, ...]:
+    def _spaces(self, modality: str) -> tuple[Space, ...]:
+        """Common spaces of a modality, which the model must have."""
+        self.model.config.check_modality(modality)
+        return spaces_of(self.model.config, modality)
+
+    def shape(self, form: Form) -> tuple[int, ...]:
         """Shape of a vector, `(D,)`, or of the tokens of a training window, `(1 + L, D)`."""
         config = self.model.config
-        if form.tokens and modality == "text":
-            num_tokens = config.text.max_words + (config.text.tower != "linear")
-            return num_tokens, config.feature_width(modality)
-        if form.tokens:
-            geometry = config.video if modality == "video" else config.audio
-            return 1 + geometry.num_tokens, config.feature_width(modality)
-        if form.space is None or config.head is None:
-            return (config.feature_width(modality),)
-        return (getattr(config.head, f"d_{form.space}"),)
+        width = output_widths(config, form.modality)[form.space or "features"]
+        if not form.tokens:
+            return (width,)
+        if form.modality == "text":
+            return config.text.max_words + (config.text.tower != "linear"), width
+        return 1 + getattr(config, form.modality).num_tokens, width
 
     @torch.no_grad()
-    def embed(self, modality: str, raw: Tensor, forms: Sequence[Form]) -> list[Tensor]:
+    def embed(self, raw: Tensor, forms: Sequence[Form]) -> list[Tensor]:
         """Vectors of a batch in several forms, computed by one pass of the encoder.
 
         Args:
-            modality: `video`, `audio` or `text`.
             raw: Input of the model: uint8 `[B, T, H, W, 3]`, float `[B, S]` or int64 `[B, J]`.
-            forms: Forms to return; `tokens` must be the same for all.
+            forms: Forms to return; `modality` and `tokens` must be the same for all.
 
         Returns:
             float32 `[B, D]`, or tokens `[B, 1 + L, D]`, on the CPU.
         """
-        raw = raw.to(self.device)
+        raw, modality = raw.to(self.device), forms[0].modality
+        encode = self.model.encode_tokens if forms[0].tokens else self.model.encode
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype if mixed else None, enabled=mixed):
-            if forms[0].tokens:
-                hidden = self.model.encode_tokens(modality, raw)
-            else:
-                hidden = self.model.encode(modality, raw)
+            hidden = encode(modality, raw)
         hidden = hidden.float()
         if forms[0].tokens:
             if modality == "text" and self.model.config.text.tower != "linear":
@@ -180,35 +165,29 @@ class Embedder:
         vectors: dict[str | None, Tensor] = {None: hidden}
         if self.model.head is not None:
             vectors.update(all_spaces(self.model.head, modality, hidden).items())
-        return [
-            (F.normalize(value, dim=-1) if form.normalize else value).cpu()
-            for form, value in ((form, vectors[form.space]) for form in forms)
-        ]
+        chosen = [(vectors[form.space], form.normalize) for form in forms]
+        return [(F.normalize(value, dim=-1) if unit else value).cpu() for value, unit in chosen]
 
-    def embed_clips(
-        self, clips: Sequence[Clip], forms: dict[str, tuple[str, Form]]
-    ) -> dict[str, Tensor]:
+    def embed_clips(self, clips: Sequence[Clip], forms: Sequence[Form]) -> dict[str, Tensor]:
         """Vectors of windows of one file.
 
         Args:
             clips: Windows of equal length.
-            forms: Modality and form of each array, by the array's name.
+            forms: Forms of the arrays, grouped by modality.
 
         Returns:
             float32 `[N, …]` on the CPU, by name; rows of windows without the modality are zeros. If
             no window has a modality, its arrays are left out.
         """
         arrays: dict[str, Tensor] = {}
-        for modality in dict.fromkeys(modality for modality, _ in forms.values()):
+        for modality, group in groupby(forms, lambda form: form.modality):
             mask = torch.tensor([clip.coverage(modality) > 0 for clip in clips])
-            if not bool(mask.any()):
-                continue
-            raw = torch.stack(
-                [getattr(clip, modality) for clip in clips if clip.coverage(modality) > 0]
-            )
-            names = [name for name, (of, _) in forms.items() if of == modality]
-            values = self.embed(modality, raw, [forms[name][1] for name in names])
-            arrays |= {n: place_rows(v, mask) for n, v in zip(names, values, strict=True)}
+            rows = [getattr(clip, modality) for clip in compress(clips, mask)]
+            if rows:
+                of_modality = list(group)
+                values = self.embed(torch.stack(rows), of_modality)
+                for form, value in zip(of_modality, values, strict=True):
+                    arrays[form.name] = place_rows(value, mask)
         return arrays
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vatt.config.options import ExtractOptions
@@ -61,8 +61,7 @@ def extract(
         return report
 
 
-@contextlib.contextmanager
-def only_run_in(out: Path) -> Iterator[None]:
+def only_run_in(out: Path) -> contextlib.AbstractContextManager[None]:
     """Context that creates and locks a folder, so that no other run changes it meanwhile.
 
     The lock is on the folder itself; no lock file remains.
@@ -75,8 +74,7 @@ def only_run_in(out: Path) -> Iterator[None]:
         f"another run writes into {out}: wait for it, or give each a folder of its own "
         "(`torchrun --nproc-per-node N --no-python vatt extract …` shares one)"
     )
-    with locked(out, refusal):
-        yield
+    return locked(out, refusal)
 
 
 def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:

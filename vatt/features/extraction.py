@@ -7,7 +7,7 @@ only, so the result does not depend on other inputs, on the number of processes 
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vatt.config.options import ExtractOptions
 from vatt.errors import Fault, MediaError, ShardError, UserError, fault_lines
-from vatt.features.extractor import FeatureExtractor, media_modalities
+from vatt.features.extractor import FeatureExtractor
 from vatt.features.files import WindowTable
 from vatt.features.inputs import Item
 from vatt.features.media_places import describe_media
@@ -127,7 +127,7 @@ class PartQueue:
 
     def __init__(self, first_parts: Iterator[Part]) -> None:
         self._first_parts = first_parts
-        self._further: deque[Part] = deque()
+        self.further: deque[Part] = deque()
         self.in_work: deque[Part] = deque()  # in the order of their results
 
     def __iter__(self) -> Iterator[Part]:
@@ -136,17 +136,9 @@ class PartQueue:
 
     def __next__(self) -> Part:
         """Next part, which then counts as being read."""
-        part = self._further.popleft() if self._further else next(self._first_parts)
+        part = self.further.popleft() if self.further else next(self._first_parts)
         self.in_work.append(part)
         return part
-
-    def add(self, parts: Iterable[Part]) -> None:
-        """Appends further parts of a file."""
-        self._further.extend(parts)
-
-    def drop(self, name: str) -> None:
-        """Removes the further parts of a file."""
-        self._further = deque(part for part in self._further if part.item.name != name)
 
 
 class Extraction:
@@ -166,13 +158,12 @@ class Extraction:
         self, extractor: FeatureExtractor, out: Path, options: ExtractOptions, model: str = ""
     ) -> None:
         self._embedder = extractor.embedder
-        modalities: Sequence[str] = options.modalities or media_modalities(extractor.model)
+        config = extractor.model.config
+        modalities = options.modalities or config.media_modalities
         self._forms = self._embedder.forms(
             modalities, options.space, options.return_tokens, options.normalize
         )
-        self._plan = plan_windows(
-            extractor.model.config, modalities, options.window_seconds, options.hop_seconds
-        )
+        self._plan = plan_windows(config, modalities, options.window_seconds, options.hop_seconds)
         self._options, self._model = options, model
         self._store = self._open_store(out)
 
@@ -182,10 +173,7 @@ class Extraction:
             return FileStore(out, f".{self._options.file_format}", settings)
         if self._options.return_tokens:
             raise UserError("a parquet data set holds no tokens: choose npz or safetensors")
-        widths = {
-            name: self._embedder.shape(modality, form)[0]
-            for name, (modality, form) in self._forms.items()
-        }
+        widths = {form.name: self._embedder.shape(form)[0] for form in self._forms}
         return ParquetStore(out, widths, settings)
 
     def _settings(self) -> str:
@@ -194,7 +182,10 @@ class Extraction:
             "format_version": FORMAT_VERSION,
             "model": weights_digest(self._embedder.model),
             "dtype": str(self._embedder.dtype).removeprefix("torch."),
-            "arrays": {name: asdict(form) for name, (_, form) in self._forms.items()},
+            "arrays": {
+                form.name: {key: value for key, value in asdict(form).items() if key != "modality"}
+                for form in self._forms
+            },
             "window_seconds": self._plan.window_seconds,
             "hop_seconds": self._plan.hop_seconds,
         }
@@ -207,7 +198,6 @@ class Extraction:
     def run(self, items: Sequence[Item], show_progress: bool = False) -> ExtractReport:
         """Extracts missing features; if interrupted, complete results are kept."""
         began = time.monotonic()
-        self._store.open()
         report = ExtractReport()
         queue = PartQueue(self._missing(items, report))
         tables: dict[str, WindowTable] = {}  # of files that are begun
@@ -226,20 +216,17 @@ class Extraction:
         ):
             for result in results:
                 part = queue.in_work.popleft()
-                if part.starts is None and isinstance(result, PartRead):
-                    table = tables[part.item.name] = WindowTable(
-                        self._plan, result.duration_seconds
-                    )
-                    further = table.batches(part.count)[1:]
-                    queue.add(replace(part, starts=tuple(starts)) for starts in further)
-                elif part.starts is not None and part.item.name not in tables:
-                    continue  # an earlier part of the file has failed
-                if isinstance(result, PartRead):
+                name, is_first = part.item.name, part.starts is None
+                if is_first and isinstance(result, PartRead):
+                    tables[name] = WindowTable(self._plan, result.duration_seconds)
+                    further = tables[name].batches(part.count)[1:]
+                    queue.further += (replace(part, starts=tuple(starts)) for starts in further)
+                if isinstance(result, PartRead) and name in tables:
                     self._encode(part, result.clips, tables, report)
-                else:
-                    report.failures.append(Fault(part.item.name, result.reason))
-                    queue.drop(part.item.name)
-                    tables.pop(part.item.name, None)
+                elif not isinstance(result, PartRead) and (is_first or name in tables):
+                    report.failures.append(Fault(name, result.reason))
+                    tables.pop(name, None)
+                    queue.further = deque(p for p in queue.further if p.item.name in tables)
                 bar.update(report.num_inputs - bar.n)
             bar.update(report.num_inputs - bar.n)
         report.seconds = time.monotonic() - began

@@ -5,19 +5,22 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from vatt.config.spaces import Space
-from vatt.errors import UserError
-from vatt.features.embedder import Embedder
-from vatt.features.encoding import EmptyTextError, OnError, encode_sources
+from vatt.config.spaces import Space, spaces_of
+from vatt.errors import MediaError, UserError
+from vatt.features.embedder import Embedder, Form
 from vatt.features.files import Features, WindowTable
 from vatt.models.checkpoint import TOKENIZER, load_model, tokenizer_of
 from vatt.models.hub import model_path
@@ -34,7 +37,12 @@ from vatt.preprocess.tokenizer import Tokenizer
 from vatt.preprocess.windows import WindowPlan, plan_windows
 
 NUM_WINDOWS = 4  # evenly spread, as the official retrieval takes them
-MOST_AXES = {"video": 4, "audio": 2}  # of one array; more are a batch
+MOST_AXES = {"video": 4, "audio": 2, "text": 0}  # of one array; more are a batch
+OnError = Literal["raise", "skip"]
+
+
+class EmptyTextError(UserError):
+    """A text without any word to encode."""
 
 
 class FeatureExtractor:
@@ -107,7 +115,7 @@ class FeatureExtractor:
 
     def spaces(self, modality: str) -> tuple[Space, ...]:
         """Common spaces of `video`, `audio` or `text`; empty for a model without a head."""
-        return self.embedder.spaces(modality)
+        return spaces_of(self.model.config, modality)
 
     def encode_video(
         self,
@@ -152,17 +160,9 @@ class FeatureExtractor:
             >>> fx.encode_video(["dog.mp4", "cat.mp4"])  # [2, D]
             >>> fx.encode_video(frames, frame_rate=25)  # of uint8 [T, H, W, 3]: [1, D]
         """
+        form = self.embedder.form("video", space, return_tokens, normalize)
         return self._encode(
-            "video",
-            sources,
-            frame_rate,
-            space=space,
-            num_windows=num_windows,
-            return_tokens=return_tokens,
-            normalize=normalize,
-            batch_size=batch_size,
-            on_error=on_error,
-            show_progress=show_progress,
+            form, sources, frame_rate, num_windows, batch_size, on_error, show_progress
         )
 
     def encode_audio(
@@ -209,17 +209,9 @@ class FeatureExtractor:
             >>> fx.encode_audio("dog.mp4", space="vt")  # [1, D], to compare with text
             >>> fx.encode_audio(waveform, sample_rate=16_000)  # of float [S]: [1, D]
         """
+        form = self.embedder.form("audio", space, return_tokens, normalize)
         return self._encode(
-            "audio",
-            sources,
-            sample_rate,
-            space=space,
-            num_windows=num_windows,
-            return_tokens=return_tokens,
-            normalize=normalize,
-            batch_size=batch_size,
-            on_error=on_error,
-            show_progress=show_progress,
+            form, sources, sample_rate, num_windows, batch_size, on_error, show_progress
         )
 
     def encode_text(
@@ -256,52 +248,50 @@ class FeatureExtractor:
         Example:
             >>> fx.encode_text(["a dog barks", "a cat sleeps"])  # [2, D]
         """
-        return self._encode(
-            "text",
-            texts,
-            space=space,
-            return_tokens=return_tokens,
-            normalize=normalize,
-            batch_size=batch_size,
-            on_error=on_error,
-            show_progress=show_progress,
-        )
+        form = self.embedder.form("text", space, return_tokens, normalize)
+        return self._encode(form, texts, None, 1, batch_size, on_error, show_progress)
 
     def _encode(
         self,
-        modality: str,
+        form: Form,
         sources: Any,
-        rate: float | None = None,
-        *,
-        space: Space | Literal["auto"] | None,
-        num_windows: int = NUM_WINDOWS,
-        return_tokens: bool = False,
-        normalize: bool = True,
+        rate: float | None,
+        num_windows: int,
         batch_size: int,
         on_error: OnError,
         show_progress: bool,
     ) -> Tensor:
-        """Encodes sources of one modality; see the public methods. `rate` is that of arrays."""
-        form = self.embedder.form(modality, space, return_tokens, normalize)
+        """Vectors of sources of one modality; see the public methods. `rate` is that of arrays."""
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}")
+        modality = form.modality
         read: Callable[[Any], Iterable[Tensor]] = self._read_text
-        if modality == "text":
-            sources = [sources] if isinstance(sources, str) else sources
-        else:
-            if not isinstance(sources, list | tuple):  # whose length the bar can tell
-                sources = each_source(sources, MOST_AXES[modality])
-            count = 1 if return_tokens else num_windows
+        if modality != "text":
             plan = plan_windows(self.model.config, [modality])
+            count = 1 if form.tokens else num_windows
             read = partial(_read_windows, modality=modality, rate=rate, plan=plan, count=count)
-        return encode_sources(
-            self.embedder,
-            modality,
-            form,
-            sources,
-            read,
-            batch_size=batch_size,
-            on_error=on_error,
-            show_progress=show_progress,
-        )
+        each = each_source(sources, MOST_AXES[modality])
+        failed: list[bool] = []  # by source
+        rows = _rows(tqdm(each, disable=not show_progress, unit=modality), read, on_error, failed)
+        sums: dict[int, Tensor] = {}
+        counts: Counter[int] = Counter()
+        raw_form = replace(form, normalize=False)
+        while batch := list(islice(rows, batch_size)):  # across sources
+            numbers, inputs = zip(*batch, strict=True)
+            vectors = self.embedder.embed(torch.stack(inputs), [raw_form])[0]
+            for number, vector in zip(numbers, vectors, strict=True):
+                sums[number] = sums.get(number, 0) + vector
+            counts.update(numbers)
+        if not failed:
+            raise UserError(f"nothing to encode: no {modality} was given")
+        table = torch.full((len(failed), *self.embedder.shape(form)), torch.nan)
+        for number in (number for number in sums if not failed[number]):
+            mean = sums[number] / counts[number]
+            unit = form.normalize and not form.tokens
+            table[number] = F.normalize(mean, dim=-1) if unit else mean
+        return table
 
     def _read_text(self, text: str) -> list[Tensor]:
         """The ids of a text, int64 `[J]`."""
@@ -366,17 +356,17 @@ class FeatureExtractor:
                 "similarity compares two of text, audio and video, got "
                 f"{' and '.join(names) or 'none'}"
             )
+        space = self.embedder.shared_space(*names)
         rates = {"text": None, "audio": sample_rate, "video": frame_rate}
-        encode = partial(
-            self._encode,
-            space=self.embedder.shared_space(*names),
-            batch_size=batch_size,
-            on_error=on_error,
-            show_progress=show_progress,
-        )
-        row, column = names
-        rows = encode(row, sources[row], rates[row])
-        columns = encode(column, sources[column], rates[column])
+        vectors = []
+        for name in names:
+            form, rate = Form(modality=name, space=space), rates[name]
+            vectors.append(
+                self._encode(
+                    form, sources[name], rate, NUM_WINDOWS, batch_size, on_error, show_progress
+                )
+            )
+        rows, columns = vectors
         return (rows @ columns.T).nan_to_num(nan=-torch.inf)
 
     def extract(
@@ -432,7 +422,7 @@ class FeatureExtractor:
         if modalities is None and isinstance(source, Tensor | np.ndarray):
             modalities = ["audio" if is_sound else "video"]
         elif modalities is None:
-            modalities = media_modalities(self.model)
+            modalities = self.model.config.media_modalities
         forms = self.embedder.forms(modalities, space, return_tokens, normalize)
         plan = plan_windows(self.model.config, modalities, window_seconds, hop_seconds)
         table = WindowTable(plan, read_duration(media))
@@ -444,13 +434,26 @@ class FeatureExtractor:
         return table.features({"source": name_of(source)})
 
 
-def media_modalities(model: VATT) -> list[str]:
-    """Modalities that both the model and the media have: `video`, `audio`."""
-    return [name for name in model.config.modalities if name != "text"]
-
-
 def _read_windows(
     source: Source, *, modality: str, rate: float | None, plan: WindowPlan, count: int
 ) -> Iterator[Tensor]:
     media = video_media(source, rate) if modality == "video" else audio_media(source, rate)
     return plan.read_spread(media, modality, count)
+
+
+def _rows(
+    sources: Iterable[Any],
+    read: Callable[[Any], Iterable[Tensor]],
+    on_error: OnError,
+    failed: list[bool],
+) -> Iterator[tuple[int, Tensor]]:
+    """Inputs of the model with the numbers of their sources; says which sources failed."""
+    for number, source in enumerate(sources):
+        failed.append(False)
+        try:
+            yield from ((number, row) for row in read(source))
+        except (MediaError, EmptyTextError) as error:
+            if on_error == "raise":
+                raise
+            failed[number] = True
+            warnings.warn(f"skipped: {error}", stacklevel=4)  # of FeatureExtractor.encode_…

@@ -101,16 +101,23 @@ class Features:
             UserError: the file does not exist or is not a file of features.
         """
         tensors, metadata = _read(Path(path))
-        missing = [name for name in _TIMES if name not in tensors]
-        if missing:
-            raise UserError(f"{path} holds no features of vatt: {missing[0]} is missing")
-        times = {name: tensors.pop(name) for name in _TIMES}
+        try:
+            return cls.from_tensors(tensors, metadata)
+        except KeyError as error:
+            missing = error.args[0]
+            raise UserError(f"{path} holds no features of vatt: {missing} is missing") from error
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Self:
+        """Features by the names that they have on disk: times, coverage and arrays."""
+        arrays = dict(tensors)
+        times = {name: arrays.pop(name) for name in _TIMES}
         coverage = {
-            name.removesuffix(COVERAGE): tensors.pop(name)
-            for name in [*tensors]
+            name.removesuffix(COVERAGE): arrays.pop(name)
+            for name in tensors
             if name.endswith(COVERAGE)
         }
-        return cls(arrays=tensors, coverage=coverage, metadata=metadata, **times)
+        return cls(arrays=arrays, coverage=coverage, metadata=metadata, **times)
 
     def _tensors(self) -> dict[str, Tensor]:
         times = {name: getattr(self, name) for name in _TIMES}
@@ -167,12 +174,9 @@ class WindowTable:
         self._duration_seconds = duration_seconds
         self.starts = plan.sliding_starts(duration_seconds)
         self._num_windows = 0  # so far
-        self._coverage: dict[str, list[float]] = {
-            name: []
-            for name, geometry in (("video", plan.video), ("audio", plan.audio))
-            if geometry is not None
-        }
-        self._rows: dict[str, list[tuple[int, Tensor]]] = {}
+        kinds = {"video": plan.video, "audio": plan.audio}
+        self._coverage = {name: torch.zeros(len(self.starts)) for name in kinds if kinds[name]}
+        self._arrays: dict[str, Tensor] = {}  # zeros for batches without the modality
 
     def batches(self, size: int) -> list[list[float]]:
         """Starts of all windows, in batches of `size`."""
@@ -184,31 +188,24 @@ class WindowTable:
         return self._num_windows == len(self.starts)
 
     def add(self, clips: Sequence[Clip], arrays: dict[str, Tensor]) -> None:
-        """Appends the next windows, with their vectors from `Embedder.embed_clips`."""
+        """Adds the next windows, with their vectors from `Embedder.embed_clips`."""
+        rows = slice(self._num_windows, self._num_windows + len(clips))
+        self._num_windows = rows.stop
         for name, values in arrays.items():
-            self._rows.setdefault(name, []).append((self._num_windows, values))
-        self._num_windows += len(clips)
+            if name not in self._arrays:
+                self._arrays[name] = values.new_zeros(len(self.starts), *values.shape[1:])
+            self._arrays[name][rows] = values
         for modality, shares in self._coverage.items():
-            shares += [clip.coverage(modality) for clip in clips]
+            shares[rows] = torch.tensor([clip.coverage(modality) for clip in clips])
 
     def features(self, metadata: dict[str, str]) -> Features:
         """Features of the complete table."""
         start_seconds = torch.tensor(self.starts, dtype=torch.float64)
         ends = start_seconds + self._plan.window_seconds
         return Features(
-            arrays={name: self._joined(parts) for name, parts in self._rows.items()},
+            arrays=self._arrays,
             start_seconds=start_seconds,
             end_seconds=ends.clamp(max=self._duration_seconds),
-            coverage={
-                name: torch.tensor(shares, dtype=torch.float32)
-                for name, shares in self._coverage.items()
-            },
+            coverage=self._coverage,
             metadata=metadata,
         )
-
-    def _joined(self, parts: list[tuple[int, Tensor]]) -> Tensor:
-        """All rows in their places; zeros for batches without the modality."""
-        joined = parts[0][1].new_zeros(len(self.starts), *parts[0][1].shape[1:])
-        for first, values in parts:
-            joined[first : first + len(values)] = values
-        return joined

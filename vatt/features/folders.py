@@ -1,48 +1,20 @@
 """Reading of folders that `vatt extract` wrote, a few windows at a time."""
 
 import itertools
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from vatt.errors import UserError
-from vatt.features.files import COVERAGE, FORMATS, Features
-from vatt.features.stores import METADATA, load_pyarrow
+from vatt.features.files import FORMATS, Features
+from vatt.features.stores import description, load_parquet
 
 BATCH_ROWS = 2048  # of a parquet file; 1,024 floats each are 8 MB an array
 EXTRACT = "make features with `vatt extract MEDIA -o FEATURES --model MODEL`"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceWindows:
-    """All windows of an input, or the next ones.
-
-    Args:
-        source: Name of the input.
-        file: File that holds the vectors.
-        settings: Settings of the extraction, as JSON.
-        origin: Location of the media and the model.
-        arrays: float32 `[n, D]` by name; zeros for windows without the modality.
-        coverage: float32 `[n]` by modality: share of each window that the file fills.
-        start_seconds: float64 `[n]`.
-        end_seconds: float64 `[n]`.
-    """
-
-    source: str
-    file: Path
-    settings: str
-    origin: Mapping[str, str]
-    arrays: Mapping[str, NDArray[np.float32]]
-    coverage: Mapping[str, NDArray[np.float32]]
-    start_seconds: NDArray[np.float64]
-    end_seconds: NDArray[np.float64]
 
 
 class FeatureFolder:
@@ -69,10 +41,12 @@ class FeatureFolder:
                 "or the same media would be found twice",
                 2,
             )
-        self._parquet = load_pyarrow("parquet") if kinds == {"parquet"} else None
+        self._parquet = load_parquet() if kinds == {"parquet"} else None
 
-    def __iter__(self) -> Iterator[SourceWindows]:
-        """All windows, file by file; windows of an input follow each other.
+    def __iter__(self) -> Iterator[tuple[Path, Features]]:
+        """All windows with their files, an input's in one piece or in pieces that follow.
+
+        The metadata tell the `source`, the `settings` and where the media lie.
 
         Raises:
             UserError: a file is damaged or was not written by `vatt extract`.
@@ -80,15 +54,32 @@ class FeatureFolder:
         for file in self.files:
             path = self.folder / file
             try:
-                if self._parquet is None:
-                    yield _file_windows(path)
-                else:
-                    yield from _parquet_windows(self._parquet, path)
+                for features in self._read(path):
+                    if not all(features.metadata.get(name) for name in ("source", "settings")):
+                        raise UserError("it does not say with which model it was made")
+                    yield path, features
             # OSError, ValueError: pyarrow's of a damaged file
             except (OSError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())
                 message = f"{path} cannot be used ({reason}): delete it, then {EXTRACT}"
                 raise UserError(message, 2) from error
+
+    def _read(self, path: Path) -> Iterator[Features]:
+        if self._parquet is None:
+            yield Features.load(path)
+            return
+        with self._parquet.ParquetFile(path) as file:
+            described = description(file.schema_arrow)
+            for batch in file.iter_batches(BATCH_ROWS):
+                columns = {name: batch.column(name) for name in batch.schema.names}
+                sources = columns.pop("source").to_pylist()
+                tensors = {name: _tensor(column) for name, column in columns.items()}
+                for source, group in itertools.groupby(range(len(batch)), sources.__getitem__):
+                    rows = list(group)
+                    origin = described.get("origins", {}).get(source, {})
+                    own = {"source": source, "settings": described.get("settings")}
+                    part = {name: tensor[rows] for name, tensor in tensors.items()}
+                    yield Features.from_tensors(part, origin | own)
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -102,67 +93,11 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
-def _file_windows(path: Path) -> SourceWindows:
-    features = Features.load(path)
-    metadata = features.metadata
-    if "settings" not in metadata:
-        raise UserError("it does not say with which model it was made")
-    return SourceWindows(
-        source=metadata["source"],
-        file=path,
-        settings=metadata["settings"],
-        origin=metadata,
-        arrays={name: value.numpy() for name, value in features.arrays.items()},
-        coverage={name: value.numpy() for name, value in features.coverage.items()},
-        start_seconds=features.start_seconds.numpy(),
-        end_seconds=features.end_seconds.numpy(),
-    )
-
-
-def _parquet_windows(parquet: ModuleType, path: Path) -> Iterator[SourceWindows]:
-    with parquet.ParquetFile(path) as file:
-        said = json.loads((file.schema_arrow.metadata or {}).get(METADATA, b"{}"))
-        if "settings" not in said:
-            raise UserError("it does not say with which model it was made")
-        for batch in file.iter_batches(BATCH_ROWS):
-            sources = batch.column("source").to_pylist()
-            vectors = [n for n in batch.schema.names if _is_vectors(batch.schema.field(n).type)]
-            arrays = {name: _dense(batch.column(name)) for name in vectors}
-            coverage = {
-                name.removesuffix(COVERAGE): batch.column(name).to_numpy()
-                for name in batch.schema.names
-                if name.endswith(COVERAGE)
-            }
-            times = [batch.column(f"{at}_seconds").to_numpy() for at in ("start", "end")]
-            for source, part in _runs(sources):
-                yield SourceWindows(
-                    source=source,
-                    file=path,
-                    settings=said["settings"],
-                    origin=said.get("origins", {}).get(source, {}),
-                    arrays={name: values[part] for name, values in arrays.items()},
-                    coverage={name: values[part] for name, values in coverage.items()},
-                    start_seconds=times[0][part],
-                    end_seconds=times[1][part],
-                )
-
-
-def _is_vectors(kind: Any) -> bool:
-    return hasattr(kind, "list_size")
-
-
-def _dense(column: Any) -> NDArray[np.float32]:
-    """A column of vectors, float32 `[n, D]`, zeros where there is none."""
-    dense = np.zeros((len(column), column.type.list_size), dtype=np.float32)
-    there = column.is_valid().to_numpy(zero_copy_only=False)
-    dense[there] = column.drop_null().flatten().to_numpy().reshape(-1, dense.shape[1])
+def _tensor(column: Any) -> Tensor:
+    """A column, `[n]`; of vectors float32 `[n, D]`, zeros where there is none."""
+    if not hasattr(column.type, "list_size"):
+        return torch.tensor(column.to_numpy())
+    dense = torch.zeros(len(column), column.type.list_size)
+    present = torch.tensor(column.is_valid().to_pylist(), dtype=torch.bool)
+    dense[present] = torch.tensor(column.drop_null().flatten().to_numpy()).view(-1, dense.shape[1])
     return dense
-
-
-def _runs(sources: Sequence[str]) -> Iterator[tuple[str, slice]]:
-    """Equal neighbours, as one slice each."""
-    start = 0
-    for source, same in itertools.groupby(sources):
-        end = start + sum(1 for _ in same)
-        yield source, slice(start, end)
-        start = end

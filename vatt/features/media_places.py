@@ -43,7 +43,10 @@ def find_described(
     """
     place = described.get(MEDIA, "")
     if folder is not None:
-        place = _moved(place, source, folder, in_shard=OFFSET in described)
+        # under the name of the input, else under that of the file
+        names = [Path(place).name] if OFFSET in described else [source, Path(place).name]
+        places = [folder / name for name in names if name]
+        place = str(next((one for one in places if one.is_file()), places[0]))
     if not place:
         raise MediaError(source, "its features do not say where it lies: give the folder")
     if OFFSET not in described:
@@ -57,12 +60,3 @@ def find_described(
     if isinstance(shard, Path) and not shard.is_file():
         raise MediaError(place, "there is no such shard any more: say where the shards are")
     return range_of(shard, int(described[OFFSET]), int(described[SIZE]))
-
-
-def _moved(place: str, source: str, folder: Path, *, in_shard: bool) -> str:
-    """The same media in another folder, by the name of the input or of the file."""
-    own = Path(place).name if in_shard else source
-    there = folder / own
-    if not there.is_file() and place and (folder / Path(place).name).is_file():
-        there = folder / Path(place).name
-    return str(there)

@@ -9,15 +9,15 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 from vatt.errors import MediaError, ShardError, UserError
-from vatt.features.files import Features, read_metadata
+from vatt.features.files import COVERAGE, Features, read_metadata
 from vatt.features.inputs import Item
+from vatt.system.extras import load_extra
 from vatt.system.files import write_atomically
 
 PART_WINDOWS = 10_000  # rows of a part of a data set; 512 floats each are 20 MB an array
@@ -40,9 +40,6 @@ class FileStore:
     def clean(self, items: Sequence[Item]) -> None:
         """Removes partial files of a killed run; no other process may write meanwhile."""
         remove_partial(self._out, self._suffix)
-
-    def open(self) -> None:
-        """Does nothing: files are looked up one by one."""
 
     def holds(self, name: str, stamp: str) -> bool:
         """Whether the folder has the features of an input with this content and these settings."""
@@ -73,27 +70,16 @@ class ParquetStore:
         out: Folder.
         widths: Columns of vectors, with their widths.
         settings: Settings of the extraction.
-        part_windows: Number of rows after which a part is written.
-        part_seconds: Time after which a part is written, even if it has fewer rows.
 
     Raises:
         UserError: pyarrow is missing.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        widths: Mapping[str, int],
-        settings: str,
-        part_windows: int = PART_WINDOWS,
-        part_seconds: float = PART_SECONDS,
-    ) -> None:
+    def __init__(self, out: Path, widths: Mapping[str, int], settings: str) -> None:
         self._out, self._widths, self._settings = out, widths, settings
-        self._part_windows, self._part_seconds = part_windows, part_seconds
         self._written_at = time.monotonic()
-        self._held: dict[str, str] = {}
         self._waiting: dict[str, tuple[str, Features]] = {}
-        load_pyarrow()
+        self._parquet = load_parquet()
 
     def clean(self, items: Sequence[Item]) -> None:
         """Removes partial files of a killed run, and outdated parts.
@@ -101,7 +87,7 @@ class ParquetStore:
         A part is outdated if it has other settings, or an input whose content has changed.
         """
         remove_partial(self._out, ".parquet")
-        described = {path: _described(path) for path in self._parts()}
+        described = {path: self._described(path) for path in self._parts()}
         held = {name for one in described.values() for name in one.get("stamps", {})}
         stamps = {item.name: _stamp(item) for item in items if item.name in held}
         for path, one in described.items():
@@ -110,10 +96,13 @@ class ParquetStore:
             if changed or one.get("settings") != self._settings:
                 path.unlink()
 
-    def open(self) -> None:
-        """Looks up the inputs that the parts contain."""
+    @cached_property
+    def _held(self) -> dict[str, str]:
+        """Stamps of the inputs that the parts contain, by name."""
+        held: dict[str, str] = {}
         for path in self._parts():
-            self._held |= _described(path).get("stamps", {})
+            held |= self._described(path).get("stamps", {})
+        return held
 
     def holds(self, name: str, stamp: str) -> bool:
         """Whether a part has the features of an input with this content and these settings."""
@@ -123,64 +112,68 @@ class ParquetStore:
         """Adds the features of an input; writes a part when it is full or due."""
         self._waiting[name] = (stamp, features)
         num_windows = sum(len(one) for _, one in self._waiting.values())
-        late = time.monotonic() - self._written_at >= self._part_seconds
-        if late or num_windows >= self._part_windows:
+        late = time.monotonic() - self._written_at >= PART_SECONDS
+        if late or num_windows >= PART_WINDOWS:
             self.close()
 
     def close(self) -> None:
         """Writes the rows that are not yet on disk."""
         if not self._waiting:
             return
-        names = sorted(self._waiting)
-        stamps = {name: self._waiting[name][0] for name in names}
-        pyarrow, parquet = load_pyarrow(), load_pyarrow("parquet")
-        tables = [self._table(pyarrow, name, self._waiting[name][1]) for name in names]
-        origins = {name: dict(self._waiting[name][1].metadata) for name in names}
-        text = json.dumps(
-            {"settings": self._settings, "stamps": stamps, "origins": origins}, sort_keys=True
-        )
-        table = pyarrow.concat_tables(tables).replace_schema_metadata({METADATA: text.encode()})
+        waiting = dict(sorted(self._waiting.items()))
+        content = {
+            "settings": self._settings,
+            "stamps": {name: stamp for name, (stamp, _) in waiting.items()},
+            "origins": {name: dict(features.metadata) for name, (_, features) in waiting.items()},
+        }
+        text = json.dumps(content, sort_keys=True).encode()
+        table = self._table({name: features for name, (_, features) in waiting.items()})
         buffer = io.BytesIO()
-        parquet.write_table(table, buffer)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._parquet.write_table(table.replace_schema_metadata({METADATA: text}), buffer)
+        digest = hashlib.sha256(text).hexdigest()[:16]
         write_atomically(self._out / f"part-{digest}.parquet", buffer.getbuffer())
         self._waiting.clear()
         self._written_at = time.monotonic()
 
-    def _table(self, pyarrow: ModuleType, name: str, features: Features) -> Any:
-        count = len(features)
-        columns: dict[str, Any] = {
-            "source": pyarrow.array([name] * count, pyarrow.string()),
-            "start_seconds": pyarrow.array(features.start_seconds.numpy()),
-            "end_seconds": pyarrow.array(features.end_seconds.numpy()),
-        }
-        for modality in dict.fromkeys(column.split("_")[0] for column in self._widths):
-            columns[f"{modality}_coverage"] = pyarrow.array(features.coverage[modality].numpy())
-        for column, width in self._widths.items():
-            if column in features.arrays:
-                flat = pyarrow.array(np.ascontiguousarray(features[column].numpy()).ravel())
-                columns[column] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
-            else:
+    def _table(self, stored: Mapping[str, Features]) -> Any:
+        import pyarrow
+
+        tables = []
+        for name, features in stored.items():
+            columns: dict[str, Any] = {
+                "source": pyarrow.array([name] * len(features), pyarrow.string()),
+                "start_seconds": pyarrow.array(features.start_seconds.numpy()),
+                "end_seconds": pyarrow.array(features.end_seconds.numpy()),
+            }
+            for modality in dict.fromkeys(column.split("_")[0] for column in self._widths):
+                shares = features.coverage[modality].numpy()
+                columns[f"{modality}{COVERAGE}"] = pyarrow.array(shares)
+            for column, width in self._widths.items():
                 kind = pyarrow.list_(pyarrow.float32(), width)
-                columns[column] = pyarrow.nulls(count, kind)
-        return pyarrow.table(columns)
+                columns[column] = pyarrow.nulls(len(features), kind)
+                if column in features.arrays:
+                    flat = pyarrow.array(features[column].flatten().numpy())
+                    columns[column] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
+            tables.append(pyarrow.table(columns))
+        return pyarrow.concat_tables(tables)
 
     def _parts(self) -> list[Path]:
         return sorted(self._out.glob("part-*.parquet"))
 
+    def _described(self, path: Path) -> dict[str, Any]:
+        return description(self._parquet.read_schema(path))
 
-def load_pyarrow(part: str = "") -> ModuleType:
-    """Imports the optional package pyarrow, or a module of it.
 
-    Raises:
-        UserError: pyarrow is not installed.
-    """
-    from importlib import import_module
+def load_parquet() -> ModuleType:
+    """Imports `pyarrow.parquet` of an optional package, or raises a UserError."""
+    need = 'parquet needs pyarrow: pip install "vatt[parquet]"'
+    return load_extra("pyarrow.parquet", UserError(need))
 
-    try:
-        return import_module(f"pyarrow.{part}" if part else "pyarrow")
-    except ImportError as error:
-        raise UserError('parquet needs pyarrow: pip install "vatt[parquet]"') from error
+
+def description(schema: Any) -> dict[str, Any]:
+    """Settings, stamps and origins in the schema of a part; empty if vatt did not write it."""
+    described: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA, b"{}"))
+    return described
 
 
 def remove_partial(out: Path, suffix: str) -> None:
@@ -195,10 +188,3 @@ def _stamp(item: Item) -> str | None:
         return item.locate()[1]
     except (MediaError, ShardError):
         return None
-
-
-def _described(path: Path) -> dict[str, Any]:
-    """Metadata of a part; empty if `vatt extract` did not write it."""
-    metadata = load_pyarrow("parquet").read_schema(path).metadata or {}
-    described: dict[str, Any] = json.loads(metadata.get(METADATA, b"{}"))
-    return described

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tabulate import tabulate
+
 from vatt.search.index import Hit
 
 
@@ -37,16 +39,13 @@ class Answer:
 
     def __str__(self) -> str:
         """A table in aligned columns."""
-        rows = [("", "score", "start", "end", "file")]
+        rows: list[tuple[object, ...]] = [("", "score", "start", "end", "file")]
         for rank, hit in enumerate(self.hits, 1):
             times = clock(hit.start_seconds), clock(hit.end_seconds)
-            rows.append((str(rank), f"{hit.score:.3f}", *times, hit.source))
-        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:4]]
-        lines = [self.about]
-        for *cells, file in rows:
-            aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-            lines.append("  ".join([*aligned, file]))
-        return "\n".join(lines)
+            rows.append((rank, f"{hit.score:.3f}", *times, hit.source))
+        sides = ("right", "right", "right", "right", "left")
+        table = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=sides)
+        return f"{self.about}\n{table}"
 
 
 def clock(seconds: float) -> str:

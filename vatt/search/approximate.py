@@ -6,7 +6,6 @@ therefore be missing, but scores and their order are those of exact search.
 """
 
 import math
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +24,7 @@ from vatt.search.exact import (
     release,
     spread,
 )
+from vatt.system.extras import load_extra
 
 MOST_EXACT_ROWS = 1_000_000  # more are searched approximately, where faiss is installed
 RECALL_AT = 10
@@ -35,15 +35,9 @@ FIND_MORE = 4  # candidates scored exactly, per row asked for
 
 
 def load_faiss() -> ModuleType:
-    """Imports the optional package faiss.
-
-    Raises:
-        UserError: faiss is not installed.
-    """
-    try:
-        return import_module("faiss")
-    except ImportError as error:
-        raise UserError('approximate search needs faiss: pip install "vatt[search]"', 2) from error
+    """Imports the optional package faiss, or raises a UserError."""
+    need = 'approximate search needs faiss: pip install "vatt[search]"'
+    return load_extra("faiss", UserError(need, 2))
 
 
 def num_centres(rows: int) -> int:

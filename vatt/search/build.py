@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from vatt.config.options import IndexOptions
 from vatt.errors import UserError
-from vatt.features.folders import EXTRACT, FeatureFolder, SourceWindows
+from vatt.features.files import Features
+from vatt.features.folders import EXTRACT, FeatureFolder
 from vatt.features.media_places import MEDIA, OFFSET, SIZE
 from vatt.search.approximate import MOST_EXACT_ROWS, RECALL_AT, build_approximate, load_faiss
 from vatt.search.exact import unit_rows
@@ -66,12 +67,12 @@ class IndexSummary:
 
 
 def build_index(
-    features: Path, out: Path, options: IndexOptions, show_progress: bool = False
+    folder: Path, out: Path, options: IndexOptions, show_progress: bool = False
 ) -> IndexSummary:
     """Builds an index of all features in a folder; an earlier one is replaced at the end.
 
     Args:
-        features: Folder that `vatt extract` wrote.
+        folder: Folder that `vatt extract` wrote.
         out: Folder of the index.
         options: Content of the index.
         show_progress: Whether to draw a bar.
@@ -82,17 +83,16 @@ def build_index(
     """
     if options.approximate:
         load_faiss()  # fails before the work, not after it
-    folder = FeatureFolder(features)
+    files = FeatureFolder(folder)
     with data_written_whole(out) as (data, index_json):
-        with contextlib.ExitStack() as stack:
-            writer = _IndexWriter(data, options, stack)
-            for windows in tqdm(folder, disable=not show_progress, unit="part"):
-                writer.add(windows)
-        summary = writer.summary(features)
+        with _IndexWriter(data, options) as writer:
+            for file, features in tqdm(files, disable=not show_progress, unit="part"):
+                writer.add(file, features)
+        summary = writer.summary(folder)
         _add_approximate(data, options, summary)
         settings = json.loads(writer.settings)
         index_json |= {
-            "features": str(features.absolute()),
+            "features": str(folder.absolute()),
             "media_folder": None if options.media is None else str(options.media.absolute()),
             "model": options.model or writer.model,
             "fingerprint": settings["model"],
@@ -113,25 +113,24 @@ def _add_approximate(data: Path, options: IndexOptions, summary: IndexSummary) -
             array["approximate"] = build_approximate(matrix, data / f"{name}.faiss")
 
 
-class _IndexWriter:
+class _IndexWriter(contextlib.ExitStack):
     """Writes rows, windows and files of an index incrementally.
 
     Args:
         data: Folder to write to.
         options: Content of the index.
-        stack: Closes the files.
     """
 
-    def __init__(self, data: Path, options: IndexOptions, stack: contextlib.ExitStack) -> None:
-        self._data, self._options, self._stack = data, options, stack
+    def __init__(self, data: Path, options: IndexOptions) -> None:
+        super().__init__()
+        self._data, self._options = data, options
         self._windows = self._open("windows.npy", WINDOW)
         self._source_ends = self._open("sources.npy", np.int64)
-        self._sources = stack.enter_context((data / "sources.jsonl").open("wb"))
+        self._sources = self.enter_context((data / "sources.jsonl").open("wb"))
         self._arrays: dict[str, dict[str, Any]] = {}  # modality and space by name
         self._writers: dict[str, tuple[RowWriter, RowWriter]] = {}  # vectors and windows by name
         self._files: dict[str, Path] = {}  # by source; the only thing that grows with their number
         self._source: str | None = None
-        self._first: Path | None = None
         self._not_finite: Counter[str] = Counter()
         self._padding: Counter[str] = Counter()
         self.settings = ""
@@ -139,44 +138,44 @@ class _IndexWriter:
 
     def _open(self, name: str, dtype: DTypeLike, row_shape: tuple[int, ...] = ()) -> RowWriter:
         writer = RowWriter(self._data / name, dtype, row_shape)
-        return self._stack.enter_context(contextlib.closing(writer))
+        return self.enter_context(contextlib.closing(writer))
 
-    def add(self, windows: SourceWindows) -> None:
-        """Adds the next windows."""
-        self._check_settings(windows)
-        if windows.source != self._source:
-            self._begin_source(windows)
+    def add(self, file: Path, features: Features) -> None:
+        """Adds the next windows, which a file holds."""
+        self._check_settings(file, features.metadata["settings"])
+        if features.metadata["source"] != self._source:
+            self._begin_source(file, features.metadata)
         first = self._windows.rows
-        table = np.empty(len(windows.start_seconds), dtype=WINDOW)
+        table = np.empty(len(features), dtype=WINDOW)
         table["source"] = self._source_ends.rows - 1
-        table["start_seconds"] = windows.start_seconds
-        table["end_seconds"] = windows.end_seconds
+        table["start_seconds"] = features.start_seconds
+        table["end_seconds"] = features.end_seconds
         self._windows.add(table)
         for name in self._arrays:
-            if name in windows.arrays:
-                self._add_rows(name, windows, first)
+            if name in features.arrays:
+                self._add_rows(name, file, features, first)
 
-    def _begin_source(self, windows: SourceWindows) -> None:
-        source, origin = windows.source, windows.origin
+    def _begin_source(self, file: Path, metadata: Mapping[str, str]) -> None:
+        source = metadata["source"]
         if source in self._files:
             raise UserError(
-                f"{windows.file} and {self._files[source]} both hold {source}: delete one of them",
-                2,
+                f"{file} and {self._files[source]} both hold {source}: delete one of them", 2
             )
-        self._files[source] = windows.file
+        self._files[source] = file
         self._source = source
-        self.model = origin.get("model", "") or self.model
-        place = {name: origin[name] for name in (MEDIA, OFFSET, SIZE) if name in origin}
+        self.model = metadata.get("model", "") or self.model
+        place = {name: metadata[name] for name in (MEDIA, OFFSET, SIZE) if name in metadata}
         line = json.dumps({"source": source, **place}, ensure_ascii=False)
         self._sources.write(line.encode() + b"\n")
         self._source_ends.add(np.array([self._sources.tell()]))
 
-    def _add_rows(self, name: str, windows: SourceWindows, first: int) -> None:
-        vectors = windows.arrays[name]
+    def _add_rows(self, name: str, file: Path, features: Features, first: int) -> None:
+        vectors = features[name].numpy()
         finite = np.isfinite(vectors).all(axis=1)
         present = finite & vectors.any(axis=1)  # zeros: the window lacks the modality
-        coverage = windows.coverage[self._arrays[name]["modality"]]
-        covered = (coverage >= self._options.least_coverage) | (windows.start_seconds == 0.0)
+        coverage = features.coverage[self._arrays[name]["modality"]].numpy()
+        at_start = features.start_seconds.numpy() == 0.0
+        covered = (coverage >= self._options.least_coverage) | at_start
         self._not_finite[name] += int((~finite).sum())
         self._padding[name] += int((present & ~covered).sum())
         chosen = np.flatnonzero(present & covered)
@@ -190,26 +189,24 @@ class _IndexWriter:
         matrix, places = self._writers[name]
         if vectors.shape[1:] != matrix.row_shape:
             raise UserError(
-                f"{windows.file} is damaged: {name} is {vectors.shape[1]} wide, and in other files "
+                f"{file} is damaged: {name} is {vectors.shape[1]} wide, and in other files "
                 f"{matrix.row_shape[0]}. Delete it, then {EXTRACT}",
                 2,
             )
         matrix.add(unit_rows(vectors[chosen]))
         places.add(chosen + first)
 
-    def _check_settings(self, windows: SourceWindows) -> None:
+    def _check_settings(self, file: Path, settings: str) -> None:
         """Refuses windows that were made with other settings than the first ones."""
-        if self._first is None:
-            self.settings, self._first = windows.settings, windows.file
-            self._arrays = _chosen(
-                json.loads(windows.settings)["arrays"], self._options, self._first
-            )
-        if windows.settings == self.settings:
+        if not self.settings:
+            self.settings, self._first = settings, file
+            self._arrays = _chosen(json.loads(settings)["arrays"], self._options, file)
+        if settings == self.settings:
             return
-        first, other = json.loads(self.settings), json.loads(windows.settings)
+        first, other = json.loads(self.settings), json.loads(settings)
         names = {name for name in first | other if first.get(name) != other.get(name)}
         raise UserError(
-            f"{windows.file} was made with another {' and another '.join(sorted(names))} than "
+            f"{file} was made with another {' and another '.join(sorted(names))} than "
             f"{self._first}: run `vatt extract` on all media again, or index them apart",
             2,
         )

@@ -15,7 +15,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -112,14 +112,6 @@ def _refuse_foreign(out: Path) -> None:
             raise UserError(f"{out} holds other things ({name}): name a folder for the index", 2)
 
 
-class Window(NamedTuple):
-    """Window of a row: the number of its file, start and end in seconds from the file's start."""
-
-    source: int
-    start_seconds: float
-    end_seconds: float
-
-
 class SearchFiles:
     """The data of an index, memory-mapped; stays readable when the index is replaced.
 
@@ -138,6 +130,9 @@ class SearchFiles:
         self._matrices = {name: self._map(f"{name}.npy") for name in self.arrays}
         self._places = {name: self._map(f"{name}.windows.npy") for name in self.arrays}
         self._windows = self._map("windows.npy")
+        times = (self._windows[at] for at in ("start_seconds", "end_seconds"))
+        if self._windows.dtype != WINDOW or not all(np.isfinite(one).all() for one in times):
+            raise UserError(f"{self._data / 'windows.npy'} is damaged: {MAKE}", 2)
         self._lines: NDArray[np.uint8] = self._map("sources.jsonl")
         self._source_ends = self._map("sources.npy")
         self.num_sources = len(self._source_ends)
@@ -151,10 +146,10 @@ class SearchFiles:
         """File of an array's approximate index."""
         return self._data / f"{name}.faiss"
 
-    def windows(self, name: str, rows: NDArray[np.int64]) -> list[Window]:
-        """Windows of some rows of an array."""
-        numbers = self._places[name][rows]
-        return [Window(*values) for values in self._windows[numbers].tolist()]
+    def windows(self, name: str, rows: NDArray[np.int64]) -> list[tuple[int, float, float]]:
+        """Windows of some rows of an array: number of the file, start and end in seconds."""
+        windows: list[tuple[int, float, float]] = self._windows[self._places[name][rows]].tolist()
+        return windows
 
     def source(self, number: int) -> dict[str, str]:
         """Name of a file (`source`), and the place of its media."""

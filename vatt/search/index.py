@@ -15,7 +15,7 @@ from vatt.features.media_places import MEDIA, OFFSET, SIZE, find_described
 from vatt.media.source import FileRange
 from vatt.search.approximate import approximate_rows, open_approximate
 from vatt.search.exact import nearest_rows, unit_rows
-from vatt.search.files import SearchFiles, Window
+from vatt.search.files import SearchFiles
 from vatt.search.query import Modality, Query, choose_array
 
 if TYPE_CHECKING:  # torch and PyAV, which the search for a vector does not need
@@ -226,11 +226,19 @@ class Index:
             raise UserError(f"k must be at least 1, got {k}")
         matrix = self._files.matrix(name)
         query = _unit(vector, matrix.shape[1])
+        exact = exact or not self.is_approximate(name)
+        if not exact and name not in self._approximate:
+            self._approximate[name] = open_approximate(self._files.faiss_path(name))
         fetched = k if distinct == "window" else FETCH_MORE * k
         while True:
             fetched = min(fetched, len(matrix))
-            scores, rows = self._nearest(name, matrix, query, fetched, exact)
-            hits = self._distinct(name, rows, scores, distinct, k)
+            if exact:
+                scores, rows = nearest_rows(matrix, query[None], fetched)[0]
+            else:
+                groups = self._files.arrays[name]["approximate"]["groups"]
+                near = self._approximate[name]
+                scores, rows = approximate_rows(near, matrix, query, fetched, groups)
+            hits = self._hits(name, rows, scores, distinct, k)
             few = len(rows) < fetched  # an approximate search finds no more
             all_files = distinct == "file" and len(hits) == self._files.num_sources
             if len(hits) >= k or fetched == len(matrix) or few or all_files:
@@ -252,22 +260,7 @@ class Index:
             place |= {OFFSET: str(hit.offset), SIZE: str(hit.size)}
         return find_described(place, hit.source, self._media_folder)
 
-    def _nearest(
-        self,
-        name: str,
-        matrix: NDArray[np.float32],
-        query: NDArray[np.float32],
-        k: int,
-        exact: bool,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        if exact or not self.is_approximate(name):
-            return nearest_rows(matrix, query[None], k)[0]
-        if name not in self._approximate:
-            self._approximate[name] = open_approximate(self._files.faiss_path(name))
-        groups = self._files.arrays[name]["approximate"]["groups"]
-        return approximate_rows(self._approximate[name], matrix, query, k, groups)
-
-    def _distinct(
+    def _hits(
         self,
         name: str,
         rows: NDArray[np.int64],
@@ -276,40 +269,35 @@ class Index:
         k: int,
     ) -> list[Hit]:
         """The first `k` hits of rows, best first, without repetitions."""
-        better: dict[int, list[Window]] = {}  # windows of the hits by file
+        better: dict[int, list[tuple[float, float]]] = {}  # times of the hits by file
         hits: list[Hit] = []
         windows = self._files.windows(name, rows)
-        for row, score, window in zip(rows.tolist(), scores.tolist(), windows, strict=True):
-            others = better.setdefault(window.source, [])
+        for row, score, (number, start, end) in zip(
+            rows.tolist(), scores.tolist(), windows, strict=True
+        ):
+            others = better.setdefault(number, [])
             if distinct == "file" and others:
                 continue
-            if distinct == "place" and any(_overlap(window, other) for other in others):
+            shared = (min(end, last) - max(start, first) for first, last in others)
+            if distinct == "place" and any(seconds > ROUNDING_SECONDS for seconds in shared):
                 continue
-            others.append(window)
-            hits.append(self._hit(row, score, window))
+            others.append((start, end))
+            source = self._files.source(number)
+            hits.append(
+                Hit(
+                    source=source["source"],
+                    file=source.get(MEDIA, ""),
+                    offset=int(source[OFFSET]) if OFFSET in source else None,
+                    size=int(source[SIZE]) if SIZE in source else None,
+                    start_seconds=start,
+                    end_seconds=end,
+                    score=score,
+                    row=row,
+                )
+            )
             if len(hits) == k:
                 break
         return hits
-
-    def _hit(self, row: int, score: float, window: Window) -> Hit:
-        source = self._files.source(window.source)
-        return Hit(
-            source=source["source"],
-            file=source.get(MEDIA, ""),
-            offset=int(source[OFFSET]) if OFFSET in source else None,
-            size=int(source[SIZE]) if SIZE in source else None,
-            start_seconds=window.start_seconds,
-            end_seconds=window.end_seconds,
-            score=score,
-            row=row,
-        )
-
-
-def _overlap(first: Window, second: Window) -> bool:
-    """Whether two windows of a file overlap."""
-    start = max(first.start_seconds, second.start_seconds)
-    end = min(first.end_seconds, second.end_seconds)
-    return end - start > ROUNDING_SECONDS
 
 
 def _unit(vector: ArrayLike, width: int) -> NDArray[np.float32]:
