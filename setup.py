@@ -42,6 +42,7 @@ setup(
         "": ["*.pyi"],
         "vatt": ["py.typed"],
         "vatt.config": ["configs/*.yaml"],
+        "vatt.models": ["card.md"],
         "vatt.pages": ["*.html", "*.css", "*.js"],
         "datamodules": ["py.typed"],
     },

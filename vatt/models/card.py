@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import yaml
 
+from vatt.config.spaces import output_widths, spaces_of
 from vatt.errors import UserError
-from vatt.models.card_sections import card_body
 from vatt.models.checkpoint import weights_digest
 from vatt.models.training_facts import DECIMALS, TrainingFacts, read_run
 from vatt.network.model import VATT
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
 CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("card.md")
 FACTS_KEY = "vatt"  # of the head: what a later export of the folder takes over
 WHILE_TRAINING = "validation, while training"  # the split of metrics that the run itself measured
 
@@ -83,31 +84,45 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
         name: Title of the card.
     """
     from huggingface_hub import ModelCard, ModelCardData
+    from jinja2 import Template
 
+    config, files = model.config, sorted(path.name for path in folder.iterdir())
+    formats = ["onnx"] if any(name.endswith(".onnx") for name in files) else []
     task = pipeline_tag(model)
-    data = ModelCardData(
+    head = ModelCardData(
         model_name=name,
         license=card.licence,
         library_name="vatt",
         pipeline_tag=task,
-        tags=["vatt", *model.config.modalities, *_formats_in(folder)],
+        tags=["vatt", *config.modalities, *formats],
         eval_results=[*_while_training(card.facts, task), *card.measured] or None,
     )
     if card.facts:
-        data[FACTS_KEY] = dict(card.facts)
-    body = card_body(folder, model, name, card.facts, card.measured, card.licence)
-    text = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}")  # which reads the head back
-    write_atomically(folder / CARD, str(text).encode())
+        head[FACTS_KEY] = dict(card.facts)
+    evaluations: dict[tuple[str, str], list[EvalResult]] = {}
+    for one in card.measured:
+        evaluations.setdefault((one.task_type, one.dataset_name), []).append(one)
+    template = Template(TEMPLATE.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True)
+    text = template.render(
+        title=name,
+        head=head.to_yaml(),
+        config=config,
+        facts=card.facts,
+        licence=card.licence,
+        files=files,
+        evaluations=evaluations,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        output_widths=output_widths,
+        audio_spaces=spaces_of(config, "audio"),
+    )
+    checked = ModelCard(text)  # which reads the head back
+    write_atomically(folder / CARD, str(checked).encode())
 
 
 def pipeline_tag(model: VATT) -> str:
     """Name of the model's task on the Hub."""
     classifier = model.config.classifier
     return "feature-extraction" if classifier is None else f"{classifier.modality}-classification"
-
-
-def _formats_in(folder: Path) -> list[str]:
-    return ["onnx"] if any(folder.glob("*.onnx")) else []
 
 
 def _data_of(folder: Path | None) -> "ModelCardData":

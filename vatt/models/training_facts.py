@@ -7,7 +7,6 @@ import csv
 import math
 import os
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -25,54 +24,24 @@ DECIMALS = 4  # of metrics: float32 has no more to say
 VERSIONS = ("vatt", "torch", "python")
 
 
-class TrainingSet(TypedDict, total=False):
-    """Training data of a run.
-
-    Args:
-        name: Last part of the path, or the address.
-        clips: Number of records, if the index can be read.
-    """
-
-    name: str
-    clips: int
-
-
 class TrainingFacts(TypedDict, total=False):
-    """Known facts of a run.
+    """Known facts of a run, as the head of a model card keeps them."""
 
-    Args:
-        configs: Names of its configurations.
-        data: Training data.
-        steps: Number of optimiser steps.
-        batch_size: Clips per step over all devices.
-        started_from: Model that gave the initial weights.
-        optimizer: Name of the optimiser.
-        learning_rate: Highest learning rate.
-        precision: Precision of the computation.
-        seed: Seed of all random draws.
-        devices: Devices that it ran on.
-        versions: Versions of packages.
-        git_commit: Commit of the code.
-        validation: Last validation metrics by name.
-        validation_set: Name of the validation set.
-        validation_step: Step of the last validation.
-    """
-
-    configs: list[str]
-    data: list[TrainingSet]
-    steps: int
-    batch_size: int
-    started_from: str
+    configs: list[str]  # names of its configurations
+    data: list[dict[str, Any]]  # `name` of each training set, and number of `clips` if known
+    steps: int  # of the optimiser
+    batch_size: int  # clips per step over all devices
+    started_from: str  # model that gave the initial weights
     optimizer: str
-    learning_rate: float
+    learning_rate: float  # the highest
     precision: str
     seed: int
     devices: list[str]
-    versions: dict[str, str]
+    versions: dict[str, str]  # of packages
     git_commit: str
-    validation: dict[str, float]
+    validation: dict[str, float]  # last metrics by name
     validation_set: str
-    validation_step: int
+    validation_step: int  # step of the last validation
 
 
 def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
@@ -118,13 +87,12 @@ def read_run(
     config = read_settings(path)
     trained = Path(checkpoint or folder / RUN_CHECKPOINT)
     steps = read_steps(trained) if trained.is_file() else None
-    rows = _measured(folder / METRICS)
     facts: dict[str, Any] = {
         **_facts_of_config(config),
         **_facts_of_environment(folder / "environment.json"),
         **_facts_of_environment(path.with_name(path.name.replace("config", "environment", 1))),
         "steps": steps,
-        **_validation([row for row in rows if steps is None or row[0] < steps]),
+        **_validation(folder / METRICS, steps),
     }
     return cast(TrainingFacts, {k: v for k, v in facts.items() if v not in (None, [], {})})
 
@@ -135,14 +103,16 @@ def _number_of_resume(config: Path) -> int:
 
 
 def _facts_of_config(config: dict[str, Any]) -> dict[str, Any]:
-    data = _inner(config, "data", "init_args")
-    optimizer = _inner(config, "model", "init_args", "optimizer")
+    data, module = (_inner(config, name, "init_args") for name in ("data", "model"))
+    train = data.get("train") or []  # a name, a list, or a mapping to weights
     return {
-        "data": [_training_set(name) for name in _listed(data.get("train"))],
+        "data": [
+            _training_set(str(name)) for name in ([train] if isinstance(train, str) else train)
+        ],
         "batch_size": data.get("batch_size"),
-        "started_from": _short(_inner(config, "model", "init_args").get("init_from")),
-        "optimizer": optimizer.get("name"),
-        "learning_rate": optimizer.get("learning_rate"),
+        "started_from": _short(module.get("init_from")),
+        "optimizer": _inner(module, "optimizer").get("name"),
+        "learning_rate": _inner(module, "optimizer").get("learning_rate"),
         "precision": _inner(config, "trainer").get("precision"),
         "seed": config.get("seed_everything"),
         "validation_set": _short(data.get("validation")),
@@ -156,13 +126,6 @@ def _inner(values: Any, *keys: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _listed(train: Any) -> Iterable[str]:
-    """Names of training sets: one, a list, or a mapping to their weights."""
-    if train is None:
-        return []
-    return [train] if isinstance(train, str) else [str(name) for name in train]
-
-
 def _short(path: Any) -> str | None:
     """An address, or only the end of a path, so that a card reveals nothing about the machine."""
     if not isinstance(path, str):
@@ -170,15 +133,14 @@ def _short(path: Any) -> str | None:
     return path if "://" in path else "/".join(Path(path).parts[-DATA_PARTS:])
 
 
-def _training_set(name: str) -> TrainingSet:
-    training_set = TrainingSet(name=_short(name) or name)
+def _training_set(name: str) -> dict[str, Any]:
     shards = sorted(Path(name).glob("*.tar"))
     # only with all indexes at hand: to make them takes a pass over all tars
-    if shards and all(shard.with_name(shard.name + ".index").is_file() for shard in shards):
-        from vatt.shards.shard_set import ShardSet
+    if not shards or not all(shard.with_name(shard.name + ".index").is_file() for shard in shards):
+        return {"name": _short(name)}
+    from vatt.shards.shard_set import ShardSet
 
-        training_set["clips"] = len(ShardSet(name))
-    return training_set
+    return {"name": _short(name), "clips": len(ShardSet(name))}
 
 
 def _facts_of_environment(path: Path) -> dict[str, Any]:
@@ -190,12 +152,11 @@ def _facts_of_environment(path: Path) -> dict[str, Any]:
     if not isinstance(environment, dict):
         raise UserError(f"{path} is not the environment of a run: delete it, or give another run")
     command = shlex.split(str(environment.get("command") or ""))
-    known = [name for name in VERSIONS if environment.get(name)]
     facts = {
         # a resumed run is given its own config.yaml, which says nothing by its name
         "configs": [one.stem for one in config_paths(command) if one.name != RUN_CONFIG],
         "devices": environment.get("devices"),
-        "versions": {name: str(environment[name]) for name in known},
+        "versions": {n: str(environment[n]) for n in VERSIONS if environment.get(n)},
         "git_commit": environment.get("git_commit"),
     }
     return {name: value for name, value in facts.items() if value}
@@ -211,26 +172,23 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return list(reader.fieldnames or ["step"]), rows
 
 
-def _measured(path: Path) -> list[tuple[int, dict[str, float]]]:
-    """Rows of `metrics.csv`: the step, counted from 0, and the values measured after it."""
+def _validation(path: Path, steps: int | None) -> dict[str, Any]:
+    """The last row of `metrics.csv` that has any validation metric.
+
+    Args:
+        path: Of the file, whose steps count from 0.
+        steps: Of the checkpoint: later rows are passed over; None: not known.
+    """
     try:
-        return [
-            (int(row.pop("step")), {name: float(value) for name, value in row.items()})
-            for row in read_metrics(path)[1]
-            if "step" in row
-        ]
+        for row in reversed(read_metrics(path)[1]):
+            step = int(row.get("step", -1))
+            measured = {
+                name.removeprefix("val/"): round(float(value), DECIMALS)
+                for name, value in row.items()
+                if name.startswith("val/") and math.isfinite(float(value))
+            }
+            if measured and step >= 0 and (steps is None or step < steps):
+                return {"validation": measured, "validation_step": step + 1}
     except (TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} is not the metrics of a run: {error}") from error
-
-
-def _validation(rows: list[tuple[int, dict[str, float]]]) -> dict[str, Any]:
-    """Last row with a validation metric."""
-    for step, values in reversed(rows):
-        measured = {
-            name.removeprefix("val/"): round(value, DECIMALS)
-            for name, value in values.items()
-            if name.startswith("val/") and math.isfinite(value)
-        }
-        if measured:
-            return {"validation": measured, "validation_step": step + 1}
     return {}
