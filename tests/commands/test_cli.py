@@ -253,8 +253,8 @@ def test_doctor_says_which_extras_are_there_and_how_to_get_the_others(
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert f"  one             pytest {pytest.__version__}\n" in text
-    assert '  two             pip install "vatt[two]" for no-such-package\n' in text
+    assert f"  one  pytest {pytest.__version__}\n" in text
+    assert '  two  pip install "vatt[two]" for no-such-package\n' in text
     assert "nor-this" not in text
 
 

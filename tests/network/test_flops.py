@@ -344,7 +344,7 @@ def test_doctor_lists_all_presets_as_a_table_for_markdown(
     assert len({len(line) for line in lines}) == 1
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0] for row in rows[2:]] == [name for name in PRESETS if name != "tiny"]
-    assert rows[1][:2] == ["-" * 15, "---------:"]
+    assert rows[1][:2] == [":" + "-" * 16, "-------------:"]
     mbs = next(row for row in rows if row[0] == "mbs")
     assert mbs[1:3] == ["280.6 M", "264 M"]
     assert mbs[3:] == ["865.4", "778.3", "784.8", "391.1", "374.3", "375.4"]

@@ -1,19 +1,18 @@
 """The command `vatt doctor`: a report on the installation, or on the cost of a model."""
 
+import contextlib
 import platform
 import re
 import shutil
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+from vatt.system.environment import installed_version
 from vatt.system.machine import num_cores
+from vatt.system.tables import text_table
 
-# required packages, imported under their own names
-PACKAGES = (
-    *("torch", "torchaudio", "av", "lightning", "jsonargparse", "tokenizers", "safetensors"),
-    *("huggingface_hub", "einops", "numpy", "tqdm", "PyYAML", "wandb"),
-)
+Rows = list[tuple[str, str]]
 
 
 def doctor(*, model: str | None = None) -> int:
@@ -28,7 +27,7 @@ def doctor(*, model: str | None = None) -> int:
     if model is not None:
         from vatt.models.costs import describe
 
-        print("\n".join(describe(model)))
+        print(describe(model))
         return 0
     remedies: list[str] = []
     for title, find in (
@@ -38,94 +37,85 @@ def doctor(*, model: str | None = None) -> int:
         ("devices", _devices),
         ("tracking", _tracking),
     ):
-        print("\n".join([title, *(f"  {line}" for line in _guarded(find, remedies))]))
+        print(f"{title}\n{text_table(_guarded(find, remedies), num_left=2, indent='  ')}")
     missing = "; ".join(dict.fromkeys(remedies))
     print(f"missing: {missing}" if missing else "everything that training needs is installed")
     return int(bool(missing))
 
 
-def _guarded(find: Callable[[list[str]], list[str]], missing: list[str]) -> list[str]:
-    """Lines of a section, or the reason why there are none."""
+def _guarded(find: Callable[[list[str]], Rows], missing: list[str]) -> Rows:
+    """Rows of a section, or the reason why there are none."""
     try:
         return find(missing)
     except (ImportError, OSError) as error:  # OSError: a library that a package loads
         name = (getattr(error, "name", None) or "").partition(".")[0]
         missing.append(f"pip install {name}" if name else f"a library ({error})")
-        return [f"{name or 'something'} does not load: {error}"]
+        return [(f"{name or 'something'} does not load:", str(error))]
 
 
-def _packages(missing: list[str]) -> list[str]:
-    lines = [f"python          {platform.python_version()}"]
-    for name in ("vatt", *PACKAGES):
-        found = _version(name)
-        lines.append(f"{name:15} {found or 'not installed'}")
-        if found is None and name != "vatt":  # a checkout on the path needs no installation
-            missing.append(f"pip install {name}")
-    return lines
+def _packages(missing: list[str]) -> Rows:
+    versions = _requirements().get("", {})
+    missing += [f"pip install {name}" for name, found in versions.items() if found is None]
+    versions = {"python": platform.python_version(), "vatt": installed_version("vatt"), **versions}
+    return [(name, found or "not installed") for name, found in versions.items()]
 
 
-def _extras(missing: list[str]) -> list[str]:
+def _extras(missing: list[str]) -> Rows:
     """Packages of each extra; an extra that is not installed does not count as missing."""
-    try:
-        asked = requires("vatt") or []
-    except PackageNotFoundError:  # a checkout on the path
-        return ["vatt is not installed: pip install -e ."]
-    packages: dict[str, dict[str, str | None]] = {}
-    for line in asked:
-        if found := re.match(r"([\w.-]+).*extra == ['\"](\w+)", line):
-            packages.setdefault(found[2], {})[found[1]] = _version(found[1])
-    packages.pop("dev", None)
-    lines = []
-    for extra, versions in sorted(packages.items()):
+    rows = []
+    for extra, versions in sorted(_requirements().items()):
         absent = [name for name, found in versions.items() if found is None]
-        there = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
+        present = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
         remedy = f'pip install "vatt[{extra}]" for {", ".join(absent)}'
-        lines.append(f"{extra:15} {remedy if absent else there}")
-    return lines
+        if extra not in ("", "dev"):
+            rows.append((extra, remedy if absent else present))
+    return rows or [("vatt is not installed:", "pip install -e .")]  # a checkout on the path
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _requirements() -> dict[str, dict[str, str | None]]:
+    """Versions by extra, "" for what is always needed, and by package."""
+    packages: dict[str, dict[str, str | None]] = {}
+    with contextlib.suppress(PackageNotFoundError):
+        for line in requires("vatt") or []:
+            if match := re.match(r"([\w.-]+)[^;]*(?:;.*extra == ['\"](\w+))?", line):
+                packages.setdefault(match[2] or "", {})[match[1]] = installed_version(match[1])
+    return packages
 
 
-def _media(missing: list[str]) -> list[str]:
+def _media(missing: list[str]) -> Rows:
     """Codecs of PyAV's FFmpeg."""
     from av.codec import Codec, codecs_available
     from av.codec.codec import UnknownCodecError
 
-    lines = []
+    rows = []
     for name, encodes in (("h264", False), ("aac", False), ("libx264", True), ("aac", True)):
         what = f"{name} {'encoder' if encodes else 'decoder'}"
         try:
             Codec(name, "w" if encodes else "r")
         except UnknownCodecError:
             missing.append(f"{what}: pip install --force-reinstall av")
-            lines.append(f"{what:16} missing")
+            rows.append((what, "missing"))
         else:
-            lines.append(f"{what:16} ok")
-    return [*lines, f"{len(codecs_available)} codecs in total"]
+            rows.append((what, "ok"))
+    return [*rows, ("codecs in total", str(len(codecs_available)))]
 
 
-def _devices(missing: list[str]) -> list[str]:
+def _devices(missing: list[str]) -> Rows:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
-    lines = [f"CPU cores     {num_cores()} (torch uses {torch.get_num_threads()})"]
-    lines += [f"GPU           {name}" for name in gpus] or [
-        "GPU           none: training uses the CPU"
-    ]
     if torch.backends.mps.is_available():
-        lines.append("GPU           Apple MPS")
-    return [*lines, f"disk          {free:.0f} GB free in this folder"]
+        gpus.append("Apple MPS")
+    return [
+        ("CPU cores", f"{num_cores()} (torch uses {torch.get_num_threads()})"),
+        *(("GPU", name) for name in gpus or ["none: training uses the CPU"]),
+        ("disk", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free in this folder"),
+    ]
 
 
-def _tracking(missing: list[str]) -> list[str]:
+def _tracking(missing: list[str]) -> Rows:
     """Mode and key of Weights & Biases."""
     from vatt.runs.loggers import has_wandb_key, wandb_mode
 
     key = "found" if has_wandb_key() else "none: `wandb login` stores one"
-    return [f"W&B runs are  {wandb_mode('auto')}", f"W&B key       {key}"]
+    return [("W&B runs are", wandb_mode("auto")), ("W&B key", key)]

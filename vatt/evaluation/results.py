@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from vatt.errors import Fault, fault_lines
 from vatt.models.checkpoint import weights_digest
 from vatt.network.model import VATT
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
+from vatt.system.tables import text_table
 
 FILE_NAME = "results.json"
 Rows = Mapping[str, Mapping[str, float]]
@@ -143,8 +142,7 @@ def results_table(results: Results, arrangement: str) -> str:
         [name, *(_cell(row.get(c), published.get((name, c))) for c in columns)]
         for name, row in results.metrics.items()
     ]
-    aligned = ("left", *["right"] * len(columns))
-    table = tabulate(cells, ["", *columns], "plain", colalign=aligned, disable_numparse=True)
+    table = text_table([["", *columns], *cells])
     left_out = [
         *fault_lines(results.missing, "missing"),
         *fault_lines(results.unreadable, "unreadable"),

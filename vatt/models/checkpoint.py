@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vatt.config.model import VATTConfig
 from vatt.errors import CheckpointError, UserError
-from vatt.models.preprocess_json import PREPROCESS, preprocess_constants, preprocess_json
+from vatt.models.preprocess_json import write_preprocess_json
 from vatt.network.model import VATT
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.system.files import write_atomically
@@ -50,9 +50,7 @@ def save_model(
     write_atomically(out / "config.json", config.encode())
     if tokenizer is not None:
         tokenizer.save(out / "tokenizer.json")
-    has_tokenizer = (out / "tokenizer.json").exists()
-    constants = preprocess_constants(model.config, has_tokenizer=has_tokenizer)
-    write_atomically(out / PREPROCESS, preprocess_json(constants))
+    write_preprocess_json(out, model.config, has_tokenizer=(out / "tokenizer.json").exists())
 
 
 def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathLike[str]) -> None:

@@ -21,11 +21,12 @@ from vatt.errors import UserError
 from vatt.models.card import Card, read_card, write_model_card
 from vatt.models.checkpoint import load_model, save_model, tokenizer_of
 from vatt.models.export_towers import Tower, parity_inputs, random_input, tower_outputs
-from vatt.models.preprocess_json import BATCH, PREPROCESS, preprocess_constants, preprocess_json
+from vatt.models.preprocess_json import BATCH, write_preprocess_json
 from vatt.models.training_facts import find_model
 from vatt.network.model import VATT
 from vatt.system.extras import load_extra
 from vatt.system.files import atomic_folder, write_atomically
+from vatt.system.tables import text_table
 
 Format = Literal["model", "onnx", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -33,7 +34,6 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # the lowest that PyTorch's exporter writes by itself; every current runtime reads it
 TOLERANCE = 1e-4  # largest difference from the model, as a share of the largest value
 MOST_OF_A_REASON = 300  # letters of another package's message
-CHATTY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,18 @@ class ExportReport:
 
     def __str__(self) -> str:
         """Tables of parity and of files."""
-        return "\n".join([*_parity_table(self.parity), *self._files()])
-
-    def _files(self) -> list[str]:
-        width = max(map(len, self.num_bytes))
-        sizes = (f"  {n:{width}}  {size / 1e6:10,.2f} MB" for n, size in self.num_bytes.items())
-        return [f"{self.out}:", *sizes]
+        errors: dict[tuple[str, str], list[str]] = {}
+        for one in self.parity:
+            errors.setdefault((one.modality, one.output), []).append(f"{one.error:.1e}")
+        forms = dict.fromkeys(one.form for one in self.parity)
+        parity = text_table(
+            [("tower", "output", *forms), *((*names, *row) for names, row in errors.items())],
+            num_left=2,
+        )
+        title = "largest difference from the model, as a share of its largest value\n"
+        files = [(name, f"{size / 1e6:,.2f} MB") for name, size in self.num_bytes.items()]
+        sizes = f"{self.out}:\n{text_table(files, indent='  ')}"
+        return f"{title}{parity}\n{sizes}" if errors else sizes
 
 
 def export_model(
@@ -119,20 +125,31 @@ def export_model(
     """
     folder = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow links
     _check_formats(formats, opset)
-    _check_free(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: give another folder, or delete it")
     path, own_run = find_model(source)
     model, tokenizer = load_model(path), tokenizer_of(path)
-    towers = [Tower(model, name) for name in _chosen(modalities, model)]
+    names = model.config.modalities if modalities is None else dict.fromkeys(modalities)
+    towers = [Tower(model, name) for name in names]
     card = read_card(model, path, run=run or own_run, results=results, licence=licence)
     with atomic_folder(folder) as partial:
         if tokenizer is not None:
             tokenizer.save(partial / "tokenizer.json")
         if "model" in formats:
             save_model(model, partial)
-        parity: list[Parity] = []
-        for tower in towers:
-            parity += _export_tower(model, tower, partial, formats, opset, tolerance)
-        _write_constants(model, partial, tokenizer is not None, towers, formats)
+        forms = [form for form in SUFFIXES if form in formats]
+        parity = [
+            one
+            for tower in towers
+            for one in _export_tower(model, tower, partial, forms, opset, tolerance)
+        ]
+        files = {
+            tower.modality: {form: f"{tower.modality}{SUFFIXES[form]}" for form in forms}
+            for tower in towers
+        }
+        write_preprocess_json(
+            partial, model.config, has_tokenizer=tokenizer is not None, files=files
+        )
         write_model_card(partial, model, card, name=folder.name)
         sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
     return ExportReport(
@@ -169,31 +186,15 @@ def _load_onnx_packages() -> ModuleType:
     return loaded
 
 
-def _chosen(modalities: Sequence[str] | None, model: VATT) -> tuple[str, ...]:
-    for name in modalities or ():
-        model.config.check_modality(name)
-    return model.config.modalities if modalities is None else tuple(dict.fromkeys(modalities))
-
-
-def _check_free(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: give another folder, or delete it")
-
-
 def _export_tower(
-    model: VATT,
-    tower: Tower,
-    folder: Path,
-    formats: Sequence[str],
-    opset: int,
-    tolerance: float,
+    model: VATT, tower: Tower, folder: Path, forms: Sequence[str], opset: int, tolerance: float
 ) -> list[Parity]:
     """Writes the files of one tower and compares them with the model.
 
     Raises:
         UserError: the outputs differ too much.
     """
-    if not {*SUFFIXES} & {*formats}:
+    if not forms:
         return []
     name, config = tower.modality, model.config
     inputs = parity_inputs(config, name)
@@ -204,33 +205,39 @@ def _export_tower(
         ]
     parity = []
     with _quiet():
-        program = _traced(tower, random_input(config, name, 2))  # 1 would become a fixed length
-        for form in (form for form in SUFFIXES if form in formats):
+        sample = random_input(config, name, 2)  # 1 would become a fixed length
+        with torch.no_grad():
+            program = torch.export.export(tower, (sample,), dynamic_shapes=({0: Dim(BATCH)},))
+        for form in forms:
             path = folder / f"{name}{SUFFIXES[form]}"
             if form == "torch":
-                _write_torch(program, path)
+                # where the disk is full torch's writers of files end the process, or name no file
+                buffer = io.BytesIO()
+                torch.export.save(program, buffer)
+                write_atomically(path, buffer.getbuffer())
                 actual = _run_torch(path, inputs)
             else:
                 _write_onnx(program, path, name, [*output_widths(config, name)], opset)
                 actual = _run_onnx(path, inputs, opset)
             parity += [
-                Parity(modality=name, output=output, form=form, error=error)
-                for output, error in _errors(expected, actual).items()
+                Parity(
+                    modality=name,
+                    output=output,
+                    form=form,
+                    error=_largest_error(
+                        [a[output] for a in expected], [a[output] for a in actual]
+                    ),
+                )
+                for output in expected[0]
             ]
-    _check_parity(parity, tolerance)
+    too_far = [one for one in parity if not one.error <= tolerance]
+    if too_far:
+        named = ", ".join(f"{p.modality} {p.output} ({p.form}) {p.error:.1e}" for p in too_far)
+        raise UserError(
+            f"nothing is written: these differ from the model by more than {tolerance:.0e} of its "
+            f"largest value: {named}"
+        )
     return parity
-
-
-def _traced(tower: Tower, raw: Tensor) -> ExportedProgram:
-    with torch.no_grad():
-        return torch.export.export(tower, (raw,), dynamic_shapes=({0: Dim(BATCH)},))
-
-
-def _write_torch(program: ExportedProgram, path: Path) -> None:
-    # where the disk is full torch's writers of files end the process, or name no file
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    write_atomically(path, buffer.getbuffer())
 
 
 def _write_onnx(
@@ -282,78 +289,25 @@ def _run_onnx(path: Path, inputs: Sequence[Tensor], opset: int) -> list[dict[str
     ]
 
 
-def _errors(
-    expected: Sequence[dict[str, Tensor]], actual: Sequence[dict[str, Tensor]]
-) -> dict[str, float]:
-    """Largest difference of each output over all inputs, relative to its largest value."""
-    return {
-        name: float(
-            torch.stack(
-                [
-                    _relative_error(wanted[name], got[name])
-                    for wanted, got in zip(expected, actual, strict=True)
-                ]
-            ).amax()  # NaN where one is
-        )
-        for name in expected[0]
-    }
-
-
-def _relative_error(wanted: Tensor, got: Tensor) -> Tensor:
-    scale = wanted.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-    return (got - wanted).abs().amax() / scale
-
-
-def _check_parity(parity: Sequence[Parity], tolerance: float) -> None:
-    too_far = [one for one in parity if not one.error <= tolerance]
-    if too_far:
-        named = ", ".join(f"{p.modality} {p.output} ({p.form}) {p.error:.1e}" for p in too_far)
-        raise UserError(
-            f"nothing is written: these differ from the model by more than {tolerance:.0e} of its "
-            f"largest value: {named}"
-        )
-
-
-def _parity_table(parity: Sequence[Parity]) -> list[str]:
-    """Lines of a table with a row per output and a column per format."""
-    if not parity:
-        return []
-    forms = list(dict.fromkeys(one.form for one in parity))
-    errors = {(one.modality, one.output, one.form): one.error for one in parity}
-    rows = dict.fromkeys((one.modality, one.output) for one in parity)
-    head = f"{'tower':8}{'output':10}" + "".join(f"{form:>10}" for form in forms)
-    lines = [
-        f"{modality:8}{output:10}"
-        + "".join(f"{errors[modality, output, form]:10.1e}" for form in forms)
-        for modality, output in rows
+def _largest_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """Largest difference over all inputs, relative to the largest value; NaN where one is."""
+    tiny = torch.finfo(torch.float32).tiny
+    errors = [
+        (got - wanted).abs().amax() / wanted.abs().amax().clamp(min=tiny)
+        for wanted, got in zip(expected, actual, strict=True)
     ]
-    return ["largest difference from the model, as a share of its largest value", head, *lines]
-
-
-def _write_constants(
-    model: VATT, folder: Path, has_tokenizer: bool, towers: Sequence[Tower], formats: Sequence[str]
-) -> None:
-    """`preprocess.json`, with the names of the towers' files."""
-    constants = preprocess_constants(model.config, has_tokenizer=has_tokenizer)
-    for name in (tower.modality for tower in towers):
-        files = {form: f"{name}{end}" for form, end in SUFFIXES.items() if form in formats}
-        if files:
-            constants[name]["files"] = files
-    write_atomically(folder / PREPROCESS, preprocess_json(constants))
+    return float(torch.stack(errors).amax())
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppresses the output of PyTorch's exporters; errors are raised."""
-    loggers = [logging.getLogger(name) for name in CHATTY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             # of torch.export's own use of its tree functions (torch 2.13)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

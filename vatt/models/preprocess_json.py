@@ -5,51 +5,57 @@ vatt never reads it: only `config.json` counts.
 """
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vatt.config.geometry import MODALITIES, AudioConfig, TextConfig, VideoConfig
 from vatt.config.model import VATTConfig
 from vatt.config.spaces import output_widths, spaces_of
 from vatt.preprocess.vocabulary import PADDING_ID
+from vatt.system.files import write_atomically
 
-PREPROCESS = "preprocess.json"
-FORMAT_VERSION = 1  # of that file
+FORMAT_VERSION = 1  # of the file
 BATCH = "batch"  # the axis whose length is free
 
 
-def preprocess_constants(config: VATTConfig, *, has_tokenizer: bool = True) -> dict[str, Any]:
-    """Description of the preprocessing that a model needs, and of its outputs.
+def write_preprocess_json(
+    folder: Path,
+    config: VATTConfig,
+    *,
+    has_tokenizer: bool,
+    files: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Writes `preprocess.json`: rules, `input`, `outputs` and `files` by modality.
 
     Args:
+        folder: Model folder.
         config: Configuration of the model.
-        has_tokenizer: Whether there is a `tokenizer.json` beside it.
-
-    Returns:
-        Plain values for JSON: rules, `input` and `outputs` by modality.
+        has_tokenizer: Whether there is a `tokenizer.json` in the folder.
+        files: Names of exported files by modality and format.
     """
     rules = {
-        "video": lambda: _video_rules(config.video),
-        "audio": lambda: _audio_rules(config.audio),
-        "text": lambda: _text_rules(config.text, has_tokenizer),
+        "video": _video_rules(config.video),
+        "audio": _audio_rules(config.audio),
+        "text": _text_rules(config.text, has_tokenizer),
     }
-    towers = {name: rules[name]() | _outputs(config, name) for name in config.modalities}
-    names = ("va", "vt", "joint")
+    towers = {name: rules[name] | _outputs(config, name) for name in config.modalities}
+    for name, names in (files or {}).items():
+        towers[name] |= {"files": names} if names else {}
     sharing = {
-        space: [name for name in MODALITIES if space in spaces_of(config, name)] for space in names
+        space: [name for name in MODALITIES if space in spaces_of(config, name)]
+        for space in ("va", "vt", "joint")
     }
-    return {
+    constants = {
         "format_version": FORMAT_VERSION,
         **towers,
         # modalities whose embeddings of that name may be compared
-        "spaces": {space: sharing[space] for space in names if sharing[space]},
+        "spaces": {space: names for space, names in sharing.items() if names},
         "outputs_normalized": False,
         "compare_by": "cosine: divide each embedding by its length, then take the inner product",
     }
-
-
-def preprocess_json(constants: dict[str, Any]) -> bytes:
-    """Content of `preprocess.json`."""
-    return (json.dumps(constants, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(constants, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(folder / "preprocess.json", text.encode())
 
 
 def _outputs(config: VATTConfig, modality: str) -> dict[str, Any]:

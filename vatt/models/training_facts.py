@@ -173,11 +173,11 @@ def read_metrics(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _validation(path: Path, steps: int | None) -> dict[str, Any]:
-    """The last row of `metrics.csv` that has any validation metric.
+    """Last row of `metrics.csv` with a validation metric.
 
     Args:
-        path: Of the file, whose steps count from 0.
-        steps: Of the checkpoint: later rows are passed over; None: not known.
+        path: File, whose steps count from 0.
+        steps: Steps of the checkpoint; later rows are skipped. None: unknown.
     """
     try:
         for row in reversed(read_metrics(path)[1]):

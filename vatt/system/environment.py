@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from vatt.system.machine import num_cores
 
-VERSIONS = ("torch", "torchaudio", "lightning", "av", "numpy", "wandb")
+VERSIONS = ("vatt", "torch", "torchaudio", "lightning", "av", "numpy", "wandb")
 GIT_SECONDS = 5.0  # a checkout on a disk that hangs must not keep a run from starting
 
 
@@ -26,9 +27,8 @@ def describe_environment(args: Sequence[str], *, world_size: int = 1) -> dict[st
 
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "vatt": _version("vatt"),
         "python": platform.python_version(),
-        **{name: _version(name) for name in VERSIONS},
+        **{name: installed_version(name) for name in VERSIONS},
         "cuda": torch.version.cuda,
         "platform": platform.platform(),
         "command": shlex.join(["vatt", *args]),
@@ -65,10 +65,10 @@ def _git(folder: Path, *args: str) -> str | None:
     return done.stdout.strip()
 
 
-def _version(name: str) -> str | None:
-    """Version of an installed package."""
+def installed_version(package: str) -> str | None:
+    """Version of a package; None: not installed."""
     try:
-        return version(name)
+        return version(package)
     except PackageNotFoundError:
         return None
 
@@ -76,7 +76,6 @@ def _version(name: str) -> str | None:
 def _processor() -> str:
     """Name of the CPU on Linux; elsewhere its architecture."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        if match := re.search("^model name.*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M):
+            return match[1]
     return platform.machine()
