@@ -5,10 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 set_up eval
 
-out="$ROOT/runs/demo"
-for argument in "$@"; do
-    case "$argument" in
-    -h | --help | --out | --out=*) out="" ;; # the user says where, or only asks
-    esac
-done
-exec "$VENV/bin/python" -m vatt.cli demo ${out:+--out "$out"} "$@"
+exec "$VENV/bin/python" -m vatt.cli demo --out "$ROOT/runs/demo" "$@" # of two --out the last counts

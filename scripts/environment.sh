@@ -13,15 +13,23 @@ UNFINISHED="$VENV/setup-unfinished"
 CPU_INDEX="https://download.pytorch.org/whl/cpu"
 
 set_up() {
-    local extra="$1"
-    if stamp_is_valid "$extra"; then
+    if stamp_is_valid "$1"; then
         return
     fi
-    lock
-    if ! stamp_is_valid "$extra"; then # it may have become valid while this set-up waited for another one
-        build_environment "$extra"
+    {
+        wait_for_other_set_ups
+        if ! stamp_is_valid "$1"; then # it may have become valid meanwhile
+            build_environment "$1"
+        fi
+    } 9<"$ROOT/scripts/environment.sh"
+}
+
+# Two set-ups of one checkout take turns. The lock is held on this very file and ends with its holder, however that ends.
+wait_for_other_set_ups() {
+    if command -v flock >/dev/null && ! flock -n 9; then
+        explain "another set-up of this checkout is running, waiting for it"
+        flock 9
     fi
-    unlock
 }
 
 build_environment() {
@@ -150,7 +158,7 @@ fail() {
     exit 1
 }
 
-# --- stamp and lock ---
+# --- stamp ---
 
 # Changes with everything that decides what the environment holds, and when the checkout moves.
 fingerprint() {
@@ -165,16 +173,4 @@ stamp_is_valid() {
 write_stamp() {
     fingerprint >"$VENV/setup.stamp.new"
     mv "$VENV/setup.stamp.new" "$VENV/setup-$1.stamp"
-}
-
-# Two set-ups of one checkout take turns. The lock is held on this very file and ends with its holder, however that ends.
-lock() {
-    if command -v flock >/dev/null; then
-        exec 9<"$ROOT/scripts/environment.sh"
-        flock -n 9 || { explain "another set-up of this checkout is running, waiting for it" && flock 9; }
-    fi
-}
-
-unlock() {
-    exec 9<&-
 }

@@ -20,6 +20,7 @@ from pathlib import Path
 from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.errors import UserError
 from vatt.models.training_facts import read_metrics
+from vatt.system.tables import text_table
 
 STARTS = ("pre-trained", "from scratch")
 METRIC = "val/top1"
@@ -116,9 +117,14 @@ def fit_command(
     options: argparse.Namespace, run: Path, start: str, rate: float, seed: int
 ) -> list[str]:
     """Command of a training; from scratch it trains the same network with random weights."""
-    begin = ["--model.init_args.init_from", str(options.demo / "model")]
+    model = options.demo / "model"
+    begin = ["--model.init_args.init_from", str(model)]
     if start != "pre-trained":
-        begin = ["--config", str(write_sizes(options.demo / "model", options.out))]
+        config = json.loads((model / "config.json").read_text())
+        sizes = {name: value for name, value in config.items() if name in SIZES}
+        overlay = {"model": {"init_args": {"model": sizes}}}
+        (options.out / "sizes.json").write_text(json.dumps(overlay))
+        begin = ["--config", str(options.out / "sizes.json")]
     return [
         *(sys.executable, "-m", "vatt.cli", "fit", "--config", "finetune_own", *begin),
         *("--data.init_args.train", str(options.out / "train.csv")),
@@ -136,15 +142,6 @@ def fit_command(
     ]
 
 
-def write_sizes(model: Path, out: Path) -> Path:
-    """A config with the sizes of a model's network and clips."""
-    config = json.loads((model / "config.json").read_text())
-    network = {name: value for name, value in config.items() if name in SIZES}
-    path = out / "sizes.json"
-    path.write_text(json.dumps({"model": {"init_args": {"model": network}}}))
-    return path
-
-
 def read_accuracies(run: Path) -> list[float]:
     """Logged accuracies of a run, in percent; empty if it has not begun."""
     _, rows = read_metrics(run / "metrics.csv")
@@ -152,20 +149,23 @@ def read_accuracies(run: Path) -> list[float]:
 
 
 def table(
-    accuracies: dict[tuple[str, float], list[float]],
-    options: argparse.Namespace,
-    files: list[int],
+    accuracies: dict[tuple[str, float], list[float]], options: argparse.Namespace, files: list[int]
 ) -> str:
     """Accuracies of all trainings."""
-    seeds = ", ".join(map(str, options.seeds))
-    lines = [
-        f"\n{options.attribute} of {files[1]} videos, after {options.steps} steps on {files[0]} "
-        f"labelled ones: top-1 in %, mean of the seeds (each: {seeds})",
+    rows = [
+        (
+            start,
+            f"learning rate {rate:g}",
+            *(f"{v:.1f}" for v in (statistics.mean(values), *values)),
+        )
+        for (start, rate), values in accuracies.items()
     ]
-    for (start, rate), values in accuracies.items():
-        each = ", ".join(f"{value:.1f}" for value in values)
-        lines.append(f"{start:14} learning rate {rate:<6g} {statistics.mean(values):5.1f} ({each})")
-    return "\n".join(lines)
+    seeds = ", ".join(map(str, options.seeds))
+    return (
+        f"\n{options.attribute} of {files[1]} videos, after {options.steps} steps on {files[0]} "
+        f"labelled ones: top-1 in %, mean of the seeds, and each: {seeds}"
+        f"\n{text_table(rows, num_left=2)}"
+    )
 
 
 if __name__ == "__main__":

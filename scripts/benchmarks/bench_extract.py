@@ -158,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "speed": partial(measure_speed, sizes, Path(folder)),
             "long": partial(measure_long, sizes, Path(folder)),
         }
-        return run_sections({name: measures[name] for name in options.sections}, options)
+        return run_sections(measures, options)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from bench_media import SMALL_KIND, TINY_KIND, MediaKind, make_media
-from bench_sets import TEXT, open_set, train_tokenizer
-from bench_table import Row
+from bench_sets import CAPTIONS, TEXT, open_set
+from bench_table import Row, median_seconds
 from torch.utils.data import Dataset
 
 from vatt.config.augment import AugmentConfig
@@ -23,6 +24,7 @@ from vatt.data.clips import Geometry
 from vatt.data.loader import PositionedLoader, open_loader, raise_if_error
 from vatt.data.order import GlobalOrder
 from vatt.data.samples import ClipSamples
+from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.shard_set import ShardSet
 
 NUM_WORKERS = 2
@@ -39,7 +41,8 @@ SMALL_GEOMETRY = replace(
 
 def _open_loader(shards: ShardSet, geometry: Geometry, *, num_workers: int) -> PositionedLoader:
     """As a training run opens it."""
-    samples = ClipSamples([shards], train_tokenizer(), geometry, seed=0, augment=AugmentConfig())
+    tokenizer = Tokenizer.train(CAPTIONS, TEXT.vocab_size)
+    samples = ClipSamples([shards], tokenizer, geometry, seed=0, augment=AugmentConfig())
     order = GlobalOrder([shards.shard_sizes])
     return PositionedLoader(samples, order, batch_size=BATCH_SIZE, num_workers=num_workers)
 
@@ -104,17 +107,16 @@ def measure_index(folder: Path, *, num_shards: int, samples_per_shard: int) -> l
     """Time to open a large set, and private memory of a worker for its index."""
     media = make_media(folder, TINY_KIND, 1)
     small = open_set(folder, media, num_shards=1, samples_per_shard=samples_per_shard)
-    times = []
-    for _ in range(5):
-        before = time.perf_counter()
-        large = open_set(folder, media, num_shards=num_shards, samples_per_shard=samples_per_shard)
-        times.append(time.perf_counter() - before)
+    shape = {"num_shards": num_shards, "samples_per_shard": samples_per_shard}
+    large = open_set(folder, media, **shape)
+    opening = {"open": partial(open_set, folder, media, **shape)}
+    seconds = median_seconds(opening, 5, torch.device("cpu"))["open"]
     size = sum(array.nbytes for array in large._index.arrays().values()) / MEGABYTE
     memory, base = (statistics.median(_private_megabytes(shards)) for shards in (large, small))
     limit = max(0.1 * size, 0.5)
     case = f"{len(large):,} samples"
     return [
-        Row(case, "opens", statistics.median(times), "s", at_most=1.0),
+        Row(case, "opens", seconds, "s", at_most=1.0),
         Row(case, "index", size, "MB"),
         Row(case, "private memory of a worker for it", memory - base, "MB", at_most=limit),
     ]
@@ -179,17 +181,15 @@ def measure_resume(
     torch.set_num_threads(1)
     media = make_media(folder, TINY_KIND, 1)
     shards = open_set(folder, media, num_shards=num_shards, samples_per_shard=samples_per_shard)
-    times: dict[int, list[float]] = {position: [] for position in positions}
-    for _ in range(rounds):
-        for position in positions:
-            loader = _open_loader(shards, SMALL_GEOMETRY, num_workers=0)
-            state = {**loader.state_dict(), "position": position}
-            before = time.perf_counter()
-            resumed = _open_loader(shards, SMALL_GEOMETRY, num_workers=0)
-            resumed.load_state_dict(state)
-            next(iter(resumed))
-            times[position].append(time.perf_counter() - before)
-    medians = {position: statistics.median(taken) for position, taken in times.items()}
+    state = _open_loader(shards, SMALL_GEOMETRY, num_workers=0).state_dict()
+
+    def resume(position: int) -> None:
+        loader = _open_loader(shards, SMALL_GEOMETRY, num_workers=0)
+        loader.load_state_dict({**state, "position": position})
+        next(iter(loader))
+
+    steps = {position: partial(resume, position) for position in positions}
+    medians = median_seconds(steps, rounds, torch.device("cpu"))
     slowest = max(medians.values()) / medians[positions[0]]
     case = f"{len(shards):,} samples"
     return [

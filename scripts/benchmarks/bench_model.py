@@ -8,7 +8,6 @@ Every figure with a bound shows it. Ratios are taken in one run, in turns; media
 torch, numpy, einops and vatt, no media and no Lightning.
 """
 
-import argparse
 import gc
 import sys
 from collections.abc import Callable, Sequence
@@ -104,30 +103,21 @@ def measure_tower(config: VATTConfig, *, rounds: int) -> list[Row]:
         "evaluated": tower_step(evaluated, video),
     }
     seconds = median_seconds(steps, rounds, torch.device("cpu"))
-    flops = 3 * count_flops(half.config).total
-    rate, product_rate = flops / seconds["half"], product_flops / seconds["products"]
-    fast_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    fp32, bf16, whole, in_evaluation = [seconds[n] for n in ("half", "bf16", "whole", "evaluated")]
+    rate = 3 * count_flops(half.config).total / fp32
+    product_rate = product_flops / seconds["products"]
+    goal = 1.8 if torch.cpu.get_capabilities().get("avx512_bf16", False) else None
     case = f"{1 + kept_tokens(config.video, 0.5)} tokens"
-    all_tokens = f"{1 + config.video.num_tokens} tokens"
-    share = rate / product_rate
-    speed_up = seconds["half"] / seconds["bf16"]
-    of_whole = seconds["half"] / seconds["whole"]
-    of_evaluated = seconds["whole"] / seconds["evaluated"]
-    least_speed_up = 1.8 if fast_bf16 else None
+    undropped = f"{1 + config.video.num_tokens} tokens"
+    step = "step with DropToken 0, of one in evaluation mode"
     return [
         Row(case, "fp32 dense products of the blocks", product_rate / 1e9, "GFLOP/s"),
-        Row(case, "fp32 forward + backward", seconds["half"], "s"),
+        Row(case, "fp32 forward + backward", fp32, "s"),
         Row(case, "fp32 forward + backward", rate / 1e9, "GFLOP/s"),
-        Row(case, "fp32 as share of the products' rate", share, "×", at_least=0.85),
-        Row(case, "bf16 autocast, times as fast as fp32", speed_up, "×", at_least=least_speed_up),
-        Row(case, "step with 50 % DropToken, of one without", of_whole, "×", at_most=0.5),
-        Row(
-            all_tokens,
-            "step with DropToken 0, of one in evaluation mode",
-            of_evaluated,
-            "×",
-            at_most=1.05,
-        ),
+        Row(case, "fp32 as share of the products' rate", rate / product_rate, "×", at_least=0.85),
+        Row(case, "bf16 autocast, times as fast as fp32", fp32 / bf16, "×", at_least=goal),
+        Row(case, "step with 50 % DropToken, of one without", fp32 / whole, "×", at_most=0.5),
+        Row(undropped, step, whole / in_evaluation, "×", at_most=1.05),
     ]
 
 
@@ -228,8 +218,8 @@ def training_rows(
     return rows
 
 
-def parse(args: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns its exit code."""
     parser = benchmark_parser(__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="on a GPU")
@@ -240,12 +230,6 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU and a torch built for it; none is seen here")
-    return options
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns its exit code."""
-    options = parse(args)
     names, batch_sizes, rounds, backend = options.models, options.batch_sizes, 10, "inductor"
     peak = options.peak_tflops and options.peak_tflops * 1e12
     measures: dict[str, Callable[[], list[Row]]] = {}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from vatt.config.geometry import TextConfig
 from vatt.media.clip import probe
-from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.index_file import index_path
 from vatt.shards.record import Segment
 from vatt.shards.shard_set import ShardSet
@@ -42,8 +41,3 @@ def _write_shard(path: Path, media: Path, num_samples: int) -> None:
     with ShardWriter(path) as shard:
         for number in range(num_samples):
             shard.add(f"{number:06d}", content, media.suffix[1:], segments=segments)
-
-
-def train_tokenizer() -> Tokenizer:
-    """Knows the words of the captions."""
-    return Tokenizer.train(CAPTIONS, TEXT.vocab_size)

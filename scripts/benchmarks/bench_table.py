@@ -7,13 +7,16 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
+from tabulate import tabulate
 
+from vatt.system.environment import installed_version
 from vatt.system.machine import num_cores
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,21 @@ class Row:
         return "" if self.at_most is None else f"≤ {self.at_most:g}"
 
 
-def print_rows(section: str, rows: Sequence[Row]) -> None:
-    """Prints a section as lines of a table."""
+def rows_table(rows: Sequence[Row]) -> str:
+    """Rows as a table."""
+    cells = []
     for row in rows:
         figure = f"{row.value:,.0f}" if abs(row.value) >= 1_000 else f"{row.value:.3g}"
         verdict = "" if not row.bound else "reached" if row.is_reached else "NOT REACHED"
-        print(
-            f"{section:<7} {row.case:<28} {row.what:<52} {figure + ' ' + row.unit:>16}"
-            f"  {row.bound:<7} {verdict}".rstrip(),
-            flush=True,
-        )
+        cells.append((f"{figure} {row.unit}", row.bound, verdict, row.case, row.what))
+    return tabulate(cells, tablefmt="plain", disable_numparse=True, colalign=["right"])
 
 
 def median_seconds(
-    steps: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, float]:
+    steps: Mapping[Key, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[Key, float]:
     """Median seconds of each step, in turns, after a round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    seconds: dict[Key, list[float]] = {name: [] for name in steps}
     for _ in range(1 + rounds):
         for name, step in steps.items():
             wait_for(device)
@@ -88,27 +89,18 @@ def benchmark_parser(
     description: str | None, sections: Sequence[str] = ()
 ) -> argparse.ArgumentParser:
     """A parser of the options that all benchmarks have; the first line describes them."""
-
-    def chosen(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in sections]:
-            known = ", ".join(sections)
-            raise argparse.ArgumentTypeError(f"no section {', '.join(unknown)}: there are {known}")
-        return names
-
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
     if sections:
-        names = ",".join(sections)
-        parser.add_argument("--sections", type=chosen, default=names, help=f"some of {names}")
+        parser.add_argument("--sections", nargs="+", choices=sections, default=sections)
     return parser
 
 
 def run_sections(
     measures: Mapping[str, Callable[[], list[Row]]], options: argparse.Namespace
 ) -> int:
-    """Measures, prints and saves all sections.
+    """Measures, prints and saves sections.
 
     Args:
         measures: Functions by section.
@@ -117,40 +109,25 @@ def run_sections(
     Returns:
         The exit code: 1 if a figure is out of its bounds, unless `options.quick`.
     """
-    machine = describe_machine()
+    machine = {
+        "cores": num_cores(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{name: installed_version(name) for name in ("torch", "av")},
+    }
     print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     sections, is_reached = {}, True
-    for name, measure in measures.items():
+    for name in getattr(options, "sections", measures):
         before = time.perf_counter()
-        rows = measure()
-        print_rows(name, rows)
+        rows = measures[name]()
+        seconds = time.perf_counter() - before
+        print(f"\n{name}, {seconds:.0f} s\n{rows_table(rows)}", flush=True)
         is_reached &= all(row.is_reached for row in rows)
-        sections[name] = {
-            "seconds": time.perf_counter() - before,
-            "rows": [{**asdict(row), "is_reached": row.is_reached} for row in rows],
-        }
+        rows_json = [{**asdict(row), "is_reached": row.is_reached} for row in rows]
+        sections[name] = {"seconds": seconds, "rows": rows_json}
     if options.json is not None:
         content = {"machine": machine, "quick": options.quick, "is_reached": is_reached}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps({**content, "sections": sections}, indent=1) + "\n")
     return 0 if is_reached or options.quick else 1
-
-
-def describe_machine() -> dict[str, Any]:
-    """Cores, GPU and versions that the figures depend on."""
-    return {
-        "cores": num_cores(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "av": _version("av"),
-    }
-
-
-def _version(package: str) -> str | None:
-    """None: not installed; machines for training alone need no media."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -40,8 +40,8 @@ def test_every_section_says_what_it_measured(tmp_path, capsys):
 
 def test_unknown_sections_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--sections", "read,write", "--folder", str(tmp_path)])
-    assert "no section write: there are read, loader" in capsys.readouterr().err
+        main(["--sections", "read", "write", "--folder", str(tmp_path)])
+    assert "invalid choice: 'write' (choose from" in capsys.readouterr().err
 
 
 def test_a_figure_is_reached_within_its_bounds():

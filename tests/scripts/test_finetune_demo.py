@@ -68,8 +68,8 @@ def test_both_starts_train_the_same_network_by_the_same_recipe(
     ]
     assert finetune_demo.main(options) == 0
     printed = capfd.readouterr().out
-    assert "pre-trained    learning rate 0.01" in printed
-    assert "from scratch   learning rate 0.01" in printed
+    assert "pre-trained   learning rate 0.01" in printed
+    assert "from scratch  learning rate 0.01" in printed
     runs = sorted(path.parent for path in tmp_path.rglob("config.yaml"))
     assert len(runs) == 2
     networks = [load_model(run / "checkpoints" / "last.ckpt") for run in runs]
