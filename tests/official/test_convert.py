@@ -211,7 +211,7 @@ def test_the_optimisers_state_comes_along_and_goes_on(tmp_path: Path) -> None:
     assert load_optimizer_state(optimizer, model, out) == 3
     state = optimizer.state[model.head.audio_va.linear.weight]
     bundle = TensorBundle.open(folder / "ckpt_after3")
-    slot = next(n for n in bundle if "aud_to_va/kernel/.OPTIMIZER_SLOT/optimizer/m" in n)
+    slot = next(n for n in bundle.shapes if "aud_to_va/kernel/.OPTIMIZER_SLOT/optimizer/m" in n)
     assert torch.equal(state["exp_avg"], torch.from_numpy(bundle.read(slot)).T)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None

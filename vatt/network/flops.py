@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import nn
 
 from vatt.config.geometry import MODALITIES, AudioConfig, VideoConfig
 from vatt.config.model import EncoderConfig, VATTConfig
@@ -156,17 +155,18 @@ def count_parameters(config: VATTConfig) -> Parameters:
     """Counts the parameters of a model on the meta device, without memory for weights."""
     with torch.device("meta"):
         model = VATT(config)
-    text_tokens = model.text_tokens
-    word_vectors = 0 if text_tokens is None else _size(text_tokens.embedding)
-    towers = {name: _tower_size(model, name) for name in MODALITIES}
-    towers["text"] -= word_vectors
-    return Parameters(
-        **towers,
-        shared=_size(model.encoders["shared"]) if model.agnostic else 0,
-        word_vectors=word_vectors,
-        heads=_size(model.head) + _size(model.classifier),
-        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-    )
+    parts = dict.fromkeys((*MODALITIES, "shared", "word_vectors", "heads"), 0)
+    for name, tensor in model.state_dict().items():
+        group, member, *_ = name.split(".")
+        if (group, member) == ("text_tokens", "embedding"):
+            part = "word_vectors"
+        elif group in ("encoders", "post_projections"):
+            part = member
+        else:
+            part = "heads" if group in ("head", "classifier") else group.removesuffix("_tokens")
+        parts[part] += tensor.numel()
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Parameters(**parts, trainable=trainable)
 
 
 def published(config: VATTConfig) -> Published:
@@ -281,19 +281,3 @@ def _classifier(config: VATTConfig, num_captions: int) -> int:
 def _dense(rows: int, d_in: int, d_out: int) -> int:
     """FLOPs of `[rows, d_in] @ [d_in, d_out]`."""
     return 2 * rows * d_in * d_out
-
-
-def _tower_size(model: VATT, modality: str) -> int:
-    parts: list[nn.Module] = (
-        [model.tokens_of(modality)] if modality in model.config.modalities else []
-    )
-    for group in (model.encoders, model.post_projections):
-        parts += [group[modality]] if modality in group else []
-    return sum(map(_size, parts))
-
-
-def _size(module: nn.Module | None) -> int:
-    """Parameters and buffers."""
-    if module is None:
-        return 0
-    return sum(tensor.numel() for tensor in (*module.parameters(), *module.buffers()))

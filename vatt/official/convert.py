@@ -1,6 +1,7 @@
 """Conversion of official TensorFlow checkpoints, pre-trained or fine-tuned, to model folders."""
 
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -9,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -182,14 +182,10 @@ def compare(
 
 def part_shape(part: Part, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Shape of our tensor, by the shapes of its variables."""
-    rows = []
-    for name in part.official:
-        shape = shapes[name]
-        if part.is_kernel:
-            shape = (shape[-1], int(np.prod(shape[:-1]))) if shape else ()
-        rows.append(shape)
-    first = rows[0]
-    return (sum(shape[0] for shape in rows), *first[1:]) if first and all(rows) else first
+    rows = [shapes[name] for name in part.official]
+    if part.is_kernel:
+        rows = [(shape[-1], math.prod(shape[:-1])) if shape else () for shape in rows]
+    return (sum(shape[0] for shape in rows), *rows[0][1:]) if all(rows) else rows[0]
 
 
 def read_part(bundle: TensorBundle, part: Part, slot: str = "") -> Tensor:

@@ -7,7 +7,7 @@ Names are those of TensorFlow's object graph without their suffix, such as
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vatt.config.model import VATTConfig
+from vatt.config.model import EncoderConfig, VATTConfig
 from vatt.official.settings import NAMES
 
 ROOT = "model/layer_with_weights-0"
@@ -16,12 +16,10 @@ UNIFIED = f"{PRETRAINED}/unified_backbone/unified_transformer"
 HEAD = f"{ROOT}/_head_layer/_bridge_heads/0"
 CLASSIFIER = f"{ROOT}/_ops/cls"
 SLOT = "/.OPTIMIZER_SLOT/optimizer/"  # between a variable and its optimiser state
-VIDEO_AXES = ("temporal", "vertical", "horizontal")
-SPECTROGRAM_AXES = ("temporal", "spectoral")  # its spelling
-PATCHING = {
-    "video": "voxel_to_patch",
-    "waveform": "wave_to_patch",
-    "spectrogram": "spectrum_to_patch",
+PATCHING = {  # projection of patches, and axes of their positions
+    "video": ("voxel_to_patch", ("temporal", "vertical", "horizontal")),
+    "waveform": ("wave_to_patch", ("temporal",)),
+    "spectrogram": ("spectrum_to_patch", ("temporal", "spectoral")),  # its spelling
 }
 
 
@@ -99,12 +97,13 @@ def _tokens(config: VATTConfig, modality: str) -> Iterator[Part]:
         return
     spectrogram = modality == "audio" and config.audio.spectrogram is not None
     kind = "spectrogram" if spectrogram else "video" if modality == "video" else "waveform"
-    patching = f"raw_to_embeddings/{modality}" if unified else PATCHING[kind]
+    patching, axes = PATCHING[kind]
+    if unified:
+        patching = f"raw_to_embeddings/{modality}"
     yield from _dense(f"{ours}.patch_projection", f"{official}/{patching}")
     suffix = f"/{modality}" if unified else ""
     if config.arrangement == "agnostic":
         yield from _dense(f"{ours}.pre_projection", f"{official}/pre_proj{suffix}")
-    axes = {"video": VIDEO_AXES, "waveform": ("temporal",), "spectrogram": SPECTROGRAM_AXES}[kind]
     yield from _positions(ours, f"{official}/pos_embedding_lookup{suffix}", axes)
 
 
@@ -118,31 +117,26 @@ def _positions(ours: str, official: str, axes: tuple[str, ...]) -> Iterator[Part
 def _encoders(config: VATTConfig) -> Iterator[Part]:
     if config.arrangement == "agnostic":
         tower = _tower(config, config.modalities[0])
-        yield from _encoder(
-            "encoders.shared", f"{tower}/tx", config.encoder.num_layers, config.encoder.bias
-        )
+        yield from _encoder("encoders.shared", f"{tower}/tx", config.encoder)
         for modality in config.modalities:
             post = f"{tower}/post_proj" + (f"/{modality}" if tower == UNIFIED else "")
             yield from _dense(f"post_projections.{modality}", post)
         return
     for modality in config.modalities:
-        ours, tower, encoder = (
-            f"encoders.{modality}",
-            _tower(config, modality),
-            config.tower(modality),
-        )
+        ours, tower = f"encoders.{modality}", _tower(config, modality)
+        encoder = config.tower(modality)
         if modality != "text":
-            yield from _encoder(ours, f"{tower}/tx", encoder.num_layers, encoder.bias)
+            yield from _encoder(ours, f"{tower}/tx", encoder)
         elif config.text.tower == "t5":
             yield from _t5_encoder(ours, f"{tower}/base_lm", encoder.num_layers)
 
 
-def _encoder(ours: str, official: str, num_layers: int, bias: bool) -> Iterator[Part]:
-    for number in range(num_layers):
+def _encoder(ours: str, official: str, encoder: EncoderConfig) -> Iterator[Part]:
+    for number in range(encoder.num_layers):
         block, layer = f"{ours}.blocks.{number}", f"{official}/layers/{number}"
         yield from _layer_norm(f"{block}.attention_norm", f"{layer}/layer_norm")
-        yield from _attention(block, f"{layer}/mha", bias)
-        yield from _mlp(block, f"{layer}/feed_forward", bias)
+        yield from _attention(block, f"{layer}/mha", encoder.bias)
+        yield from _mlp(block, f"{layer}/feed_forward", encoder.bias)
     yield from _layer_norm(f"{ours}.final_norm", f"{official}/final_layer_norm")
 
 

@@ -33,8 +33,11 @@ def settings_of_variables(shapes: Shapes) -> dict[str, Any]:
             backbone = {"unified_backbone": "ut_base", "unified_model_kwargs": kwargs}
             return {"backbone_config": backbone, **head}
         backbone = {}
-        for short, kind, kwargs in _towers(shapes):
-            modality = {"vid": "video", "aud": "audio", "txt": "text"}[short]
+        for modality, (kind, kwargs) in {
+            "video": _media_tower(f"{PRETRAINED}/vid_backbone/_base", shapes),
+            "audio": _media_tower(f"{PRETRAINED}/aud_backbone/_base", shapes),
+            "text": _text_tower(shapes),
+        }.items():
             backbone |= {f"{modality}_backbone": kind, f"{modality}_model_kwargs": kwargs}
         return {"backbone_config": backbone, **head}
     except KeyError as error:
@@ -58,12 +61,6 @@ def _single_tower(shapes: Shapes) -> dict[str, Any]:
     if f"{CLASSIFIER}/kernel" in shapes:
         kwargs["num_classes"] = shapes[f"{CLASSIFIER}/kernel"][1]
     return {"name": kind, **kwargs}
-
-
-def _towers(shapes: Shapes) -> list[tuple[str, str, dict[str, Any]]]:
-    video = _media_tower(f"{PRETRAINED}/vid_backbone/_base", shapes)
-    audio = _media_tower(f"{PRETRAINED}/aud_backbone/_base", shapes)
-    return [("vid", *video), ("aud", *audio), ("txt", *_text_tower(shapes))]
 
 
 def _media_tower(prefix: str, shapes: Shapes) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,6 @@ Source: LevelDB `doc/table_format.md`; TensorFlow `core/lib/io/format.cc`,
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,24 +85,22 @@ class _Entry:
 
 
 class TensorBundle:
-    """Variables of a TensorFlow V2 checkpoint; create it by `open`, iterate over the names.
+    """Variables of a TensorFlow V2 checkpoint; create it by `open`.
 
     Args:
         prefix: Prefix of the checkpoint's files.
         entries: Position of the bytes of each variable, already checked against the files.
 
     Attributes:
-        shapes: Shape by full name, including `/.ATTRIBUTES/VARIABLE_VALUE`. dtypes: Dtype that
-        `read` returns, by full name (float32 for bfloat16). unread: TensorFlow's type of entries
-        that cannot be read, by full name, such as the string with the object graph; iteration
-        leaves them out.
+        shapes: Shape by full name, including `/.ATTRIBUTES/VARIABLE_VALUE`, sorted by UTF-8 bytes.
+        unread: TensorFlow's type of entries that cannot be read, by full name, such as the string
+            with the object graph.
     """
 
     def __init__(self, prefix: Path, entries: dict[str, _Entry]) -> None:
         self.prefix = prefix
         self._entries = {name: e for name, e in entries.items() if e.dtype_number in _DTYPES}
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self.dtypes = {name: _read_type(e.dtype_number) for name, e in self._entries.items()}
         self.unread = {
             name: "string" if entry.dtype_number == _STRING else f"number {entry.dtype_number}"
             for name, entry in entries.items()
@@ -140,14 +137,6 @@ class TensorBundle:
         _check_data_files(entries)
         return cls(prefix, entries)
 
-    def __len__(self) -> int:
-        """Number of tensors that can be read."""
-        return len(self._entries)
-
-    def __iter__(self) -> Iterator[str]:
-        """Full names of the tensors that can be read, sorted by their UTF-8 bytes."""
-        return iter(self._entries)
-
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor and verifies its checksum.
 
@@ -155,7 +144,7 @@ class TensorBundle:
             name: Full name, as in `shapes`.
 
         Returns:
-            Array of `shapes[name]` and `dtypes[name]`, in the machine's byte order.
+            Array of `shapes[name]` in the machine's byte order; bfloat16 as float32.
 
         Raises:
             CheckpointError: there is no such tensor, it is not numeric, or it is damaged.
