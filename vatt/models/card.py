@@ -65,11 +65,16 @@ def read_card(
     """
     is_checkpoint = source is not None and source.is_file()
     old = _data_of(None if is_checkpoint else source)
-    kept = [one for one in old.eval_results or [] if one.dataset_split != WHILE_TRAINING]
-    new = [one for file in results for one in _read_results(Path(file), model)]
+    facts = old.get(FACTS_KEY)
+    if run is not None:
+        facts = read_run(run, source if is_checkpoint else None)
+    measured = [one for one in old.eval_results or [] if one.dataset_split != WHILE_TRAINING]
+    measured += [one for file in results for one in _read_results(Path(file), model)]
+    # where the same was measured again the new value counts
+    newest = {(one.task_type, one.dataset_name, one.metric_name): one for one in measured}
     return Card(
-        facts=_facts_of(old) if run is None else read_run(run, source if is_checkpoint else None),
-        measured=_joined(kept, new),
+        facts=cast(TrainingFacts, facts if isinstance(facts, dict) else {}),
+        measured=list(newest.values()),
         licence=licence or old.license,
     )
 
@@ -88,7 +93,8 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
 
     config, files = model.config, sorted(path.name for path in folder.iterdir())
     formats = ["onnx"] if any(name.endswith(".onnx") for name in files) else []
-    task = pipeline_tag(model)
+    classifier = config.classifier
+    task = f"{classifier.modality}-classification" if classifier else "feature-extraction"
     head = ModelCardData(
         model_name=name,
         license=card.licence,
@@ -119,12 +125,6 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
     write_atomically(folder / CARD, str(checked).encode())
 
 
-def pipeline_tag(model: VATT) -> str:
-    """Name of the model's task on the Hub."""
-    classifier = model.config.classifier
-    return "feature-extraction" if classifier is None else f"{classifier.modality}-classification"
-
-
 def _data_of(folder: Path | None) -> "ModelCardData":
     """Head of the card in a folder; empty if there is no card."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -139,11 +139,6 @@ def _data_of(folder: Path | None) -> "ModelCardData":
     except (yaml.YAMLError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the head of {folder / CARD} cannot be read: {reason}") from error
-
-
-def _facts_of(data: "ModelCardData") -> TrainingFacts:
-    facts = data.get(FACTS_KEY)
-    return cast(TrainingFacts, facts) if isinstance(facts, dict) else TrainingFacts()
 
 
 def _while_training(facts: TrainingFacts, task: str) -> Iterable["EvalResult"]:
@@ -190,9 +185,3 @@ def _read_results(path: Path, model: VATT) -> list["EvalResult"]:
         for column, value in columns.items()
         if value is not None
     ]
-
-
-def _joined(old: Sequence["EvalResult"], new: Sequence["EvalResult"]) -> list["EvalResult"]:
-    """Joins results; new values replace old ones."""
-    made = {(one.task_type, one.dataset_name, one.metric_name): one for one in [*old, *new]}
-    return list(made.values())

@@ -89,9 +89,7 @@ def read_model(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
     """Settings and weights of a model folder or a checkpoint."""
     if path.is_dir():
         return _read_config(path), read_tensors(path / "model.safetensors")
-    if path.is_file():
-        return _read_checkpoint(path)
-    raise CheckpointError(f"no model at {path}: give a folder with config.json or a .ckpt file")
+    return _read_checkpoint(path)
 
 
 def load_strictly(model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -122,11 +120,7 @@ def read_config(source: str | os.PathLike[str]) -> VATTConfig:
         CheckpointError: there is no model at `source`.
     """
     path = Path(source)
-    if path.is_dir():
-        return _read_config(path)
-    if not path.is_file():
-        raise CheckpointError(f"no model at {path}: give a folder with config.json or a .ckpt file")
-    return _read_checkpoint(path)[0]
+    return _read_config(path) if path.is_dir() else _read_checkpoint(path)[0]
 
 
 def _read_config(folder: Path) -> VATTConfig:
@@ -174,6 +168,8 @@ def read_steps(checkpoint: str | os.PathLike[str]) -> int | None:
 
 
 def _read_checkpoint(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"no model at {path}: give a folder with config.json or a .ckpt file")
     checkpoint = _open_checkpoint(path)
     weights = {
         name.removeprefix(NETWORK_PREFIX): value
@@ -193,16 +189,12 @@ def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         reason = f"{path} is not a checkpoint that can be read without running code from it"
         raise CheckpointError(f"{reason}: {remedy}") from error
-    parts = (
-        [checkpoint.get(key) for key in (CONFIG_KEY, "state_dict")]
-        if isinstance(checkpoint, dict)
-        else []
-    )
-    if not parts or not all(isinstance(part, dict) for part in parts):
+    parts = checkpoint if isinstance(checkpoint, dict) else {}
+    if not all(isinstance(parts.get(key), dict) for key in (CONFIG_KEY, "state_dict")):
         raise CheckpointError(
             f"{path} is not a checkpoint of vatt, without {CONFIG_KEY!r}: {remedy}"
         )
-    return dict(checkpoint)
+    return parts
 
 
 def weights_digest(model: VATT) -> str:

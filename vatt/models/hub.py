@@ -47,21 +47,16 @@ def _download(name: str, revision: str | None) -> Path:
 
 def _reason(error: Exception) -> str:
     """Message about an error of the Hub, with a remedy."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return "its owner must grant access; ask there, then `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return "no model of that name is public; check the name, or `hf auth login`"
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return "the model has no such revision; check its name"
-    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled | ConnectionError):
+    offline = errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError
+    if isinstance(error, offline):
         return (
             "there is no connection (or HF_HUB_OFFLINE is set) and no copy in the cache; "
             "download it where there is one, and give the folder"

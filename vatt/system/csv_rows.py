@@ -56,7 +56,8 @@ def read_table(
     _, header = next(rows, (0, []))
     _check_header(path, header, columns)
     for line, cells in rows:
-        if not (reason := _misfit(cells, header)):
+        reason = f"has {len(cells)} columns, the header {len(header)}: quote texts with commas"
+        if len(cells) == len(header):
             yield line, dict(zip(header, cells, strict=True))
         elif faults is None:
             raise UserError(f"{path}, line {line}: {reason}")
@@ -75,10 +76,3 @@ def _check_header(path: Path, header: Sequence[str], wanted: Collection[str]) ->
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(f"{path}, line 1: has the column {twice[0]!r} twice: rename one of them")
-
-
-def _misfit(cells: Sequence[str], header: Sequence[str]) -> str:
-    """The fault of a row of another length than the header; "" for the right length."""
-    if len(cells) == len(header):
-        return ""
-    return f"has {len(cells)} columns, the header {len(header)}: quote texts with commas"
