@@ -84,7 +84,7 @@ def test_a_converted_folder_is_the_model_of_the_checkpoint(name: str, tmp_path: 
     ):
         assert torch.equal(ours, theirs), key
     report = json.loads((out / "conversion.json").read_text())
-    names = {n.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE") for n in pack.bundle}
+    names = {n.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE") for n in pack.bundle.shapes}
     assert {*report["used"], *report["ignored"]} == {*names, *pack.bundle.unread}
     assert set(report["used"].values()) == set(model.state_dict())
     assert not (out / "optimizer.safetensors").exists()

@@ -249,7 +249,7 @@ def test_a_truncated_data_file_is_refused(copied):
         os.truncate(path, length)
         refuse(copied, path.name, f"got {length} bytes")
     with pytest.raises(CheckpointError, match="is damaged: expected 128 bytes .* got 0 with"):
-        bundle.read(next(iter(bundle)))  # cut off since it was opened
+        bundle.read(next(iter(bundle.shapes)))  # cut off since it was opened
     path.unlink()
     refuse(copied, path.name, "it is missing")
 

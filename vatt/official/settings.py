@@ -121,22 +121,21 @@ def config_of_settings(settings: Settings) -> VATTConfig:
     if "unified_backbone" in backbone:
         kwargs = part(backbone, "unified_model_kwargs")
         return replace(_unified_config(complete(backbone["unified_backbone"], kwargs)), head=head)
-    towers = {}
-    for modality in NAMES:
-        kwargs = part(backbone, f"{modality}_model_kwargs")
-        towers[modality] = complete(backbone.get(f"{modality}_backbone"), kwargs)
-    text_encoder = None if towers["text"]["kind"] == "linear" else _encoder(towers["text"])
+    video, audio, text = (
+        complete(backbone.get(f"{name}_backbone"), part(backbone, f"{name}_model_kwargs"))
+        for name in NAMES
+    )
     return VATTConfig(
         arrangement="specific",
-        video=_video(towers["video"]),
-        audio=_audio(towers["audio"]),
-        text=_text(towers["text"]),
-        video_encoder=_encoder(towers["video"]),
-        audio_encoder=_encoder(towers["audio"]),
-        text_encoder=text_encoder,
+        video=_video(video),
+        audio=_audio(audio),
+        text=_text(text),
+        video_encoder=_encoder(video),
+        audio_encoder=_encoder(audio),
+        text_encoder=None if text["kind"] == "linear" else _encoder(text),
         head=head,
-        drop_token=_drop_token(towers["video"]),
-        audio_drop_token=_drop_token(towers["audio"]),
+        drop_token=_drop_token(video),
+        audio_drop_token=_drop_token(audio),
     )
 
 

@@ -54,8 +54,8 @@ def _any(shapes: Shapes, prefix: str) -> bool:
 
 def _single_tower(shapes: Shapes) -> dict[str, Any]:
     kind, kwargs = _media_tower(FINE_TUNED, shapes)
-    kwargs["pre_projection"] = f"{FINE_TUNED}/pre_proj/kernel" in shapes
-    kwargs["post_projection"] = f"{FINE_TUNED}/post_proj/kernel" in shapes
+    for name in ("pre", "post"):
+        kwargs[f"{name}_projection"] = f"{FINE_TUNED}/{name}_proj/kernel" in shapes
     if kwargs["post_projection"]:
         kwargs["d_post_proj"] = shapes[f"{FINE_TUNED}/post_proj/kernel"][1]
     if f"{CLASSIFIER}/kernel" in shapes:
