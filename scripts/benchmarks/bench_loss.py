@@ -114,12 +114,7 @@ def measure_loss(form: str, num_columns: int, repeats: int, device_name: str) ->
     gradients = 2 * everyone.first_BD.nbytes  # not part of the loss
     mib = (peak_bytes(step, device) - gradients) / MIB
     forget()
-    return {"seconds": seconds_of(step, repeats, device), "mib": mib}
-
-
-def seconds_of(step: Callable[[], None], repeats: int, device: torch.device) -> float:
-    """Median seconds of a step."""
-    return median_seconds({"step": step}, repeats, device)["step"]
+    return {"seconds": median_seconds({"step": step}, repeats, device)["step"], "mib": mib}
 
 
 def measure_gather(num_columns: int, repeats: int) -> float:
@@ -141,7 +136,7 @@ def _gather(rank: int, folder: Path, num_columns: int, repeats: int) -> None:
         for _ in range(2):  # first and second modality
             gather_rows(rows, layout).sum().backward()
 
-    seconds = seconds_of(step, repeats, rows.device)
+    seconds = median_seconds({"step": step}, repeats, rows.device)["step"]
     if rank == 0:
         (folder / "seconds").write_text(str(seconds))
     dist.destroy_process_group()
@@ -169,7 +164,7 @@ def measure_accumulation(num_parts: int | None, sizes: Sizes, device_name: str) 
 
     step()
     mib = peak_bytes(step, device) / MIB
-    return {"mib": mib, "seconds": seconds_of(step, sizes.repeats, device)}
+    return {"mib": mib, "seconds": median_seconds({"step": step}, sizes.repeats, device)["step"]}
 
 
 def in_a_process(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:

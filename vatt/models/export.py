@@ -33,7 +33,6 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 OPSET = 18  # the lowest that PyTorch's exporter writes by itself; every current runtime reads it
 TOLERANCE = 1e-4  # largest difference from the model, as a share of the largest value
-MOST_OF_A_REASON = 300  # letters of another package's message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +279,7 @@ def _run_onnx(path: Path, inputs: Sequence[Tensor], opset: int) -> list[dict[str
     except (kinds.Fail, kinds.InvalidGraph, kinds.NotImplemented, kinds.RuntimeException) as error:
         raise UserError(
             f"onnxruntime {onnxruntime.__version__} does not run {path.name} with opset {opset}, "
-            f"try {OPSET}: {' '.join(str(error).split())[:MOST_OF_A_REASON]}"
+            f"try {OPSET}: {' '.join(str(error).split())[:300]}"
         ) from error
     names = [output.name for output in session.get_outputs()]
     return [

@@ -14,8 +14,6 @@ from vatt.errors import UserError
 from vatt.network.heads import FACHead, JointHead, all_spaces
 from vatt.network.model import VATT
 
-BATCHES = (1, 3)  # rows with which an export is compared with the model
-
 
 class Tower(nn.Module):
     """Input, encoder, heads and classifier of one modality, in float32 and evaluation mode.
@@ -103,7 +101,7 @@ def _head(head: FACHead | JointHead, modality: str) -> FACHead | JointHead:
 
 def parity_inputs(config: VATTConfig, modality: str) -> list[Tensor]:
     """Inputs for comparing an export with the model, including texts of one word and of none."""
-    inputs = [random_input(config, modality, rows) for rows in BATCHES]
+    inputs = [random_input(config, modality, num_rows) for num_rows in (1, 3)]
     if modality == "text":
         padded = inputs[-1].clone()
         for row, length in zip(padded, (config.text.max_words // 2, 1, 0), strict=True):

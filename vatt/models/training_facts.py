@@ -19,7 +19,6 @@ from vatt.system.files import read_json
 METRICS = "metrics.csv"
 RUN_CHECKPOINT = Path("checkpoints") / "last.ckpt"
 RUN_CONFIG = "config.yaml"
-DATA_PARTS = 2  # folders of a path that a card names: the rest is about the machine
 DECIMALS = 4  # of metrics: float32 has no more to say
 VERSIONS = ("vatt", "torch", "python")
 
@@ -130,7 +129,7 @@ def _short(path: Any) -> str | None:
     """An address, or only the end of a path, so that a card reveals nothing about the machine."""
     if not isinstance(path, str):
         return None
-    return path if "://" in path else "/".join(Path(path).parts[-DATA_PARTS:])
+    return path if "://" in path else "/".join(Path(path).parts[-2:])
 
 
 def _training_set(name: str) -> dict[str, Any]:

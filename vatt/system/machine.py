@@ -5,10 +5,8 @@ import math
 import os
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
 
-
-def num_cores(cgroup: Path = CGROUP) -> int:
+def num_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Number of processor cores that this process may use, within the quota of its container.
 
     Args:

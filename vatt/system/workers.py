@@ -8,7 +8,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -135,21 +135,17 @@ class _Worker:
         self.pipe.close()
 
 
+@dataclass
 class _Pool:
-    def __init__(
-        self,
-        function: Callable[[Any], Any],
-        num_workers: int,
-        limit_seconds: float | None,
-        prepare: Callable[[], object] | None,
-        most_ahead: int | None,
-    ) -> None:
-        self.function, self.prepare = function, prepare
-        self.most_ahead = most_ahead
-        self.num_given = self.num_taken = 0  # items, and results
-        self.num_workers, self.limit_seconds = num_workers, limit_seconds
-        self.busy: list[_Worker] = []
-        self.idle: list[_Worker] = []
+    function: Callable[[Any], Any]
+    num_workers: int
+    limit_seconds: float | None
+    prepare: Callable[[], object] | None
+    most_ahead: int | None
+    num_given: int = 0  # items
+    num_taken: int = 0  # results
+    busy: list[_Worker] = field(default_factory=list)
+    idle: list[_Worker] = field(default_factory=list)
 
     def end(self) -> None:
         for worker in self.busy + self.idle:
