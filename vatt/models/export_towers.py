@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from vatt.config.model import VATTConfig
-from vatt.errors import UserError
 from vatt.network.heads import FACHead, JointHead, all_spaces
 from vatt.network.model import VATT
 
@@ -30,9 +29,7 @@ class Tower(nn.Module):
 
     def __init__(self, model: VATT, modality: str) -> None:
         super().__init__()
-        if modality not in model.config.modalities:
-            has = " and ".join(model.config.modalities)
-            raise UserError(f"this model has {has}, not {modality}")
+        model.config.check_modality(modality)
         self.modality = modality
         self.backbone = _backbone(model, modality)
         self.head = None if model.head is None else _head(model.head, modality)
