@@ -81,7 +81,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 
 def _command(name: str) -> Command:
-    """The function of a command, or those of its subcommands."""
+    """Function of a command, or functions of its subcommands."""
     module = "vatt.demo.run" if name == "demo" else f"vatt.commands.{name}"
     command: Command = getattr(import_module(module), name)
     return command

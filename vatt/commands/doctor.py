@@ -44,7 +44,7 @@ def doctor(*, model: str | None = None) -> int:
 
 
 def _guarded(find: Callable[[list[str]], Rows], missing: list[str]) -> Rows:
-    """Rows of a section, or the reason why there are none."""
+    """Rows of a section, or a row with the error that prevents them."""
     try:
         return find(missing)
     except (ImportError, OSError) as error:  # OSError: a library that a package loads
@@ -73,7 +73,7 @@ def _extras(missing: list[str]) -> Rows:
 
 
 def _requirements() -> dict[str, dict[str, str | None]]:
-    """Versions by extra, "" for what is always needed, and by package."""
+    """Required versions by extra ("" for required packages) and package."""
     packages: dict[str, dict[str, str | None]] = {}
     with contextlib.suppress(PackageNotFoundError):
         for line in requires("vatt") or []:

@@ -179,7 +179,7 @@ class VATTConfig:
 
     @property
     def media_modalities(self) -> tuple[str, ...]:
-        """The modalities that media files have: `video`, `audio`."""
+        """Modalities that media files can contain: `video`, `audio`."""
         return tuple(name for name in self.modalities if name != "text")
 
     def check_modality(self, modality: str) -> None:
@@ -188,7 +188,7 @@ class VATTConfig:
             raise UserError(f"this model has {' and '.join(self.modalities)}, not {modality}")
 
     def drop_rate(self, modality: str) -> float:
-        """DropToken's rate in training."""
+        """DropToken rate of a modality in training."""
         if modality == "audio" and self.audio_drop_token is not None:
             return self.audio_drop_token
         return self.drop_token

@@ -42,7 +42,7 @@ OnError = Literal["raise", "skip"]
 
 
 class EmptyTextError(UserError):
-    """A text without any word to encode."""
+    """Text without any word to encode."""
 
 
 class FeatureExtractor:
@@ -261,7 +261,7 @@ class FeatureExtractor:
         on_error: OnError,
         show_progress: bool,
     ) -> Tensor:
-        """Vectors of sources of one modality; see the public methods. `rate` is that of arrays."""
+        """Encodes sources of one modality; see the public methods. `rate` is the rate of arrays."""
         if on_error not in ("raise", "skip"):
             raise UserError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         if batch_size < 1:
@@ -447,7 +447,7 @@ def _rows(
     on_error: OnError,
     failed: list[bool],
 ) -> Iterator[tuple[int, Tensor]]:
-    """Inputs of the model with the numbers of their sources; says which sources failed."""
+    """Inputs of the model with the indices of their sources; reports failed sources."""
     for number, source in enumerate(sources):
         failed.append(False)
         try:

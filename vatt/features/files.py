@@ -109,7 +109,7 @@ class Features:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Self:
-        """Features by the names that they have on disk: times, coverage and arrays."""
+        """Features from tensors by their names on disk: times, coverage and arrays."""
         arrays = dict(tensors)
         times = {name: arrays.pop(name) for name in _TIMES}
         coverage = {

@@ -44,9 +44,9 @@ class FeatureFolder:
         self._parquet = load_parquet() if kinds == {"parquet"} else None
 
     def __iter__(self) -> Iterator[tuple[Path, Features]]:
-        """All windows with their files, an input's in one piece or in pieces that follow.
+        """Iterates over all windows; those of an input are in one piece or in consecutive pieces.
 
-        The metadata tell the `source`, the `settings` and where the media lie.
+        The metadata contain the `source`, the `settings` and the location of the media.
 
         Raises:
             UserError: a file is damaged or was not written by `vatt extract`.
@@ -94,7 +94,7 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _tensor(column: Any) -> Tensor:
-    """A column, `[n]`; of vectors float32 `[n, D]`, zeros where there is none."""
+    """Column `[n]`, or vectors float32 `[n, D]` with zeros for missing ones."""
     if not hasattr(column.type, "list_size"):
         return torch.tensor(column.to_numpy())
     dense = torch.zeros(len(column), column.type.list_size)

@@ -165,7 +165,7 @@ class ParquetStore:
 
 
 def load_parquet() -> ModuleType:
-    """Imports `pyarrow.parquet` of an optional package, or raises a UserError."""
+    """Imports the optional `pyarrow.parquet`, or raises a UserError."""
     need = 'parquet needs pyarrow: pip install "vatt[parquet]"'
     return load_extra("pyarrow.parquet", UserError(need))
 

@@ -289,7 +289,7 @@ def _run_onnx(path: Path, inputs: Sequence[Tensor], opset: int) -> list[dict[str
 
 
 def _largest_error(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
-    """Largest difference over all inputs, relative to the largest value; NaN where one is."""
+    """Largest difference over all inputs, relative to the largest value; NaN if a value is NaN."""
     tiny = torch.finfo(torch.float32).tiny
     errors = [
         (got - wanted).abs().amax() / wanted.abs().amax().clamp(min=tiny)

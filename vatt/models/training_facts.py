@@ -24,7 +24,7 @@ VERSIONS = ("vatt", "torch", "python")
 
 
 class TrainingFacts(TypedDict, total=False):
-    """Known facts of a run, as the head of a model card keeps them."""
+    """Known facts of a run, as stored in the head of a model card."""
 
     configs: list[str]  # names of its configurations
     data: list[dict[str, Any]]  # `name` of each training set, and number of `clips` if known

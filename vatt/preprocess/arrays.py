@@ -77,7 +77,7 @@ def read_duration(media: Media) -> float:
 
 
 def each_source(sources: Any, most_axes: int) -> Iterable[Any]:
-    """Sources in an argument, to be iterated over.
+    """Iterator over the sources in an argument.
 
     Args:
         sources: One source, a list or generator of sources, or a batch of arrays.

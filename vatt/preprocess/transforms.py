@@ -98,7 +98,7 @@ def jitter_color(video: Tensor, rate: float, seeds: Tensor) -> Tensor:
 def _color_maps(draws: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Affine maps of colours in [-1, 1], `[B, 3, 3]` and `[B, 3]`.
 
-    They come of uniform numbers `[B, 4]` and mean colours `[B, 3]`.
+    They are computed from uniform numbers `[B, 4]` and mean colours `[B, 3]`.
     """
     brightness = (2 * draws[:, 0] - 1) * 2 * BRIGHTNESS  # the scale -1…1 is twice as long as 0…1
     contrast, saturation = (

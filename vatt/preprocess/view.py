@@ -150,8 +150,9 @@ def cut_view(
         frames: `[T, H, W, C]`, any dtype; H and W of at least `image_size`.
         image_size: Side of the square in pixels.
         view: Position of the square, and whether it is mirrored.
-        shares: Shares of width and height of a piece, which is scaled to the square if needed; the
-            pictures then have the size of `PieceFit`, uint8 or float. None: no piece.
+        shares: Width and height of the crop as shares of the picture. The pictures must then have
+            the size of `PieceFit`, uint8 or float, and the crop is scaled to the square if needed.
+            None: the view has no `piece`.
 
     Returns:
         The same dtype, `[T, image_size, image_size, C]`; may share memory with `frames`.

@@ -75,7 +75,7 @@ def build_index(
         folder: Folder that `vatt extract` wrote.
         out: Folder of the index.
         options: Content of the index.
-        show_progress: Whether to draw a bar.
+        show_progress: Whether to show a progress bar.
 
     Raises:
         UserError: the features do not belong together or lack requested vectors, or the folder has
@@ -141,7 +141,7 @@ class _IndexWriter(contextlib.ExitStack):
         return self.enter_context(contextlib.closing(writer))
 
     def add(self, file: Path, features: Features) -> None:
-        """Adds the next windows, which a file holds."""
+        """Adds the next windows of a file."""
         self._check_settings(file, features.metadata["settings"])
         if features.metadata["source"] != self._source:
             self._begin_source(file, features.metadata)

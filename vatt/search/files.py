@@ -147,7 +147,7 @@ class SearchFiles:
         return self._data / f"{name}.faiss"
 
     def windows(self, name: str, rows: NDArray[np.int64]) -> list[tuple[int, float, float]]:
-        """Windows of some rows of an array: number of the file, start and end in seconds."""
+        """Windows of some rows of an array: index of the file, start and end in seconds."""
         windows: list[tuple[int, float, float]] = self._windows[self._places[name][rows]].tolist()
         return windows
 

@@ -1,4 +1,4 @@
-"""Packages of vatt's extras, which may be absent."""
+"""Import of the optional packages of vatt's extras."""
 
 from importlib import import_module
 from types import ModuleType
@@ -11,7 +11,7 @@ def load_extra(name: str, refusal: UserError) -> ModuleType:
 
     Args:
         name: Dotted name.
-        refusal: Raised if it is not installed; says what needs it and how to install it.
+        refusal: Error if the package is not installed; says what needs it and how to install it.
     """
     try:
         return import_module(name)

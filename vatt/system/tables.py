@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 
 
 def text_table(rows: Iterable[Sequence[str]], *, num_left: int = 1, indent: str = "") -> str:
-    """Aligned columns, two blanks apart.
+    """Formats rows as aligned columns, separated by two blanks.
 
     Args:
-        rows: Of equal length.
-        num_left: Columns that are flush left; the others are flush right.
-        indent: Before each line.
+        rows: Rows of equal length.
+        num_left: Number of left-aligned columns; the others are right-aligned.
+        indent: Text before each line.
     """
     import textwrap
 
