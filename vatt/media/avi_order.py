@@ -39,13 +39,10 @@ class StoredTimes:
     def __init__(self) -> None:
         self._times: list[int] = []
 
-    def take(self, packet: Any) -> None:
-        """Stores the time of a packet; None is the end."""
+    def give(self, packet: Any, frames: list[Any]) -> None:
+        """Sets the times of the frames decoded from a packet; None is the end."""
         if packet is not None and packet.pts is not None:
             heapq.heappush(self._times, packet.pts)
-
-    def give(self, frames: list[Any]) -> None:
-        """Sets the times of decoded frames."""
         for frame in frames:
             if self._times:
                 frame.pts = heapq.heappop(self._times)

@@ -102,19 +102,14 @@ class Clip:
             return 0.0
         return self.video_coverage if modality == "video" else self.audio_coverage
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles tensors as numpy arrays: torch would send shared memory between processes."""
-        video = None if self.video is None else self.video.numpy()
-        audio = None if self.audio is None else self.audio.numpy()
-        return _clip_of_arrays, (vars(self) | {"video": video, "audio": audio},)
+    def __getstate__(self) -> dict[str, Any]:
+        """Tensors as numpy arrays: torch would send shared memory between processes."""
+        return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in vars(self).items()}
 
-
-def _clip_of_arrays(values: dict[str, Any]) -> Clip:
-    video, audio = (
-        None if values[name] is None else torch.from_numpy(values[name])
-        for name in ("video", "audio")
-    )
-    return Clip(**(values | {"video": video, "audio": audio}))
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Tensors again, past `frozen`."""
+        for name, value in state.items():
+            vars(self)[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
 
 @dataclass(frozen=True)
@@ -132,10 +127,6 @@ class FrameRequest:
             raise UserError(
                 f"num_frames and short_side must be at least 1 and frame_rate positive, got {self}"
             )
-
-    def times_seconds(self, first_seconds: float) -> list[float]:
-        """Time of each frame."""
-        return [first_seconds + place / self.frame_rate for place in range(self.num_frames)]
 
 
 @dataclass(frozen=True)
@@ -324,7 +315,9 @@ def _read_open(
     streams = [stream for stream in (video, audio) if stream is not None]
     moved = not still and _check_start(container, streams, start_seconds)
     first = origin_seconds(container) + (0.0 if still else start_seconds)
-    wanted = frames.times_seconds(first) if frames is not None else [first]
+    wanted = [first]
+    if frames is not None:
+        wanted = [first + place / frames.frame_rate for place in range(frames.num_frames)]
     sound_seconds = samples.num_samples / samples.sample_rate if samples is not None else 0.0
     span = Span(first, wanted[-1], first + sound_seconds)
     packets = read_packets(container, video, audio, span, moved=moved)

@@ -2,7 +2,7 @@
 
 from av.container import InputContainer
 
-from vatt.media.decoder import decode_packet, prepare_decoder
+from vatt.media.decoder import decode_packet
 from vatt.media.opening import open_media
 from vatt.media.source import Damage, MediaSource
 from vatt.media.streams import (
@@ -32,9 +32,7 @@ def decode_whole(source: MediaSource) -> int:
         for packet in container.demux(list(streams.values())):
             stream = streams[packet.stream_index]
             content = packet if packet.size else None  # None: what the decoder holds back
-            num_decoded[stream.index] += len(
-                decode_packet(prepare_decoder(stream), content, stream)
-            )
+            num_decoded[stream.index] += len(decode_packet(stream, content))
             tell_alive()
             if packet.size and packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base

@@ -69,12 +69,13 @@ def check_known_size(width: int, height: int) -> None:
         )
 
 
-def decode_packet(decoder: Any, packet: MediaPacket | None, stream: MediaStream) -> list[Any]:
+def decode_packet(stream: MediaStream, packet: MediaPacket | None) -> list[Any]:
     """Frames that a packet completes; None flushes the decoder.
 
     Raises:
-        Damage: the packet or a frame of it is damaged.
+        Damage: the packet or a frame of it is damaged, or there is no decoder.
     """
+    decoder = prepare_decoder(stream)
     if packet is not None and packet.is_corrupt:
         raise Damage(at_time(f"its {stream.type} is incomplete", packet.pts, stream))
     try:

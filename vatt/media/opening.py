@@ -78,7 +78,14 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
     try:
         file, options = _ffmpeg_input(source)
         _refuse_bomb(file)
-        with _open_container(file, options) as container:
+        with av.open(
+            file,
+            "r",
+            options={"max_pixels": str(MAX_FRAME_PIXELS)},  # FFmpeg decodes when it opens files
+            container_options=options,
+            metadata_errors="replace",
+            timeout=URL_TIMEOUT_SECONDS if options is _URL_OPTIONS else None,
+        ) as container:
             yield container
     except Damage as fault:
         raise MediaError(source_name(source), str(fault)) from None
@@ -123,18 +130,6 @@ def ffmpeg_errors() -> Iterator[list[tuple[int, str, str]]]:
                 level, skip_repeated = _Log.before
                 av.logging.set_level(level)
                 av.logging.set_skip_repeated(skip_repeated)
-
-
-def _open_container(file: Any, options: dict[str, str]) -> InputContainer:
-    timeout = URL_TIMEOUT_SECONDS if options is _URL_OPTIONS else None
-    return av.open(
-        file,
-        "r",
-        options={"max_pixels": str(MAX_FRAME_PIXELS)},  # FFmpeg decodes frames when it opens files
-        container_options=options,
-        metadata_errors="replace",
-        timeout=timeout,
-    )
 
 
 def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:

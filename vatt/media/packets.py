@@ -116,7 +116,11 @@ def read_packets(
             moved = True
         with ffmpeg_errors() as faults:
             packets = _collect(container, video, audio, span, careful=careful)
-        _check_read(container, faults)
+        # In a damaged Matroska file, FFmpeg continues with the next part that it can read. VP9 is
+        # then decoded from wrong reference pictures, and only the log says so.
+        for _, part, text in faults:
+            if part == container.format.name == MATROSKA and HARMLESS_FAULT not in text:
+                raise Damage(f"is damaged ({text.strip()}): copy or encode the file again")
         packets.from_start = from_start
         if packets.exhausted:
             _check_complete(container, video, audio, packets, span)
@@ -167,7 +171,9 @@ def _collect(
                 audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
             else:
                 in_time = pts is not None and pts * video_tick <= key_limit
-                if in_time and _needs_no_earlier(packet, stored=packets.stored, careful=careful):
+                # with care no key frame is trusted to be whole
+                is_start = packet.is_keyframe and not careful
+                if in_time and (is_border(packet) if packets.stored else is_start):
                     packets.video.clear()
                 packets.video.append(packet)
         else:
@@ -183,22 +189,6 @@ def _collect(
     else:
         packets.exhausted = True
     return packets
-
-
-def _needs_no_earlier(packet: MediaPacket, *, stored: bool, careful: bool) -> bool:
-    """Whether a decoder can start at a packet; in careful mode, key frames may be incomplete."""
-    return is_border(packet) if stored else packet.is_keyframe and not careful
-
-
-def _check_read(container: InputContainer, faults: list[tuple[int, str, str]]) -> None:
-    """Refuses a clip with lost packets.
-
-    In a damaged Matroska file, FFmpeg continues with the next part that it can read. VP9 is then
-    decoded from wrong reference pictures, and only the log says so.
-    """
-    for _, part, text in faults:
-        if part == container.format.name == MATROSKA and HARMLESS_FAULT not in text:
-            raise Damage(f"is damaged ({text.strip()}): copy or encode the file again")
 
 
 def _check_complete(

@@ -19,7 +19,7 @@ from vatt.media.avi_order import StoredTimes
 from vatt.media.decoder import MAX_SIDE_PIXELS, at_time, check_size, decode_packet, prepare_decoder
 from vatt.media.packets import Packets, decoding_runs, without_leading
 from vatt.media.source import Damage
-from vatt.media.streams import TIME_TOLERANCE_SECONDS, MediaPacket, tick_seconds
+from vatt.media.streams import TIME_TOLERANCE_SECONDS, tick_seconds
 
 MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
 # Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
@@ -61,38 +61,27 @@ def decode_frames(
     decoder = prepare_decoder(video)
     collector = FrameCollector(video, size, times)
     needed = set(times)
-    if packets.stored:
-        _decode_stored(video, packets.video, collector)
+    if packets.stored:  # every picture: which one has which time is known by counting
+        stored_times = StoredTimes()
+        for packet in [*packets.video, None]:
+            frames = decode_packet(video, packet)
+            stored_times.give(packet, frames)
+            collector.take(frames)
         return collector.frames(), coverage
     may_skip = not careful and video.codec_context.codec.canonical_name in SKIPPING_CODECS
     runs = [packets.video] if careful else decoding_runs(without_leading(packets), needed)
     for place, run in enumerate(runs):
         if place:
             decoder.flush_buffers()
-        skipping = False
         for packet in run:
-            skip = may_skip and packet.pts not in needed
-            if skip != skipping:
-                decoder.skip_frame = "NONREF" if skip else "DEFAULT"
-                skipping = skip
-            collector.take(decode_packet(decoder, packet, video))
-        if skipping:
+            if may_skip:
+                decoder.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+            collector.take(decode_packet(video, packet))
+        if may_skip:
             decoder.skip_frame = "DEFAULT"
         # what the decoder holds back to put frames in order
-        collector.take(decode_packet(decoder, None, video))
+        collector.take(decode_packet(video, None))
     return collector.frames(), coverage
-
-
-def _decode_stored(
-    video: VideoStream, packets: list[MediaPacket], collector: "FrameCollector"
-) -> None:
-    """Decodes every picture, and finds its time by counting."""
-    times = StoredTimes()
-    for packet in [*packets, None]:
-        frames = decode_packet(video.codec_context, packet, video)
-        times.take(packet)
-        times.give(frames)
-        collector.take(frames)
 
 
 def choose_frames(

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from vatt.config.options import Reencoding
 from vatt.errors import ShardError
 from vatt.media.avi_order import StoredTimes
-from vatt.media.decoder import decode_packet, prepare_decoder
+from vatt.media.decoder import decode_packet
 from vatt.media.opening import open_media
 from vatt.media.pictures import display_matrix, swaps_sides, upright
 from vatt.media.reencode_sound import CopiedSound, EncodedSound, may_copy
@@ -39,7 +39,7 @@ from vatt.media.streams import (
     tick_seconds,
     video_stream,
 )
-from vatt.media.write_mp4 import REPRODUCIBLE_X264
+from vatt.media.write_mp4 import REPRODUCIBLE_X264, add_h264
 from vatt.system.files import NO_SPACE, atomic_file
 from vatt.system.workers import tell_alive
 
@@ -87,9 +87,8 @@ def reencode(source: str | os.PathLike[str], target: Path, how: Reencoding) -> b
 
 def _first_frame(container: InputContainer, video: VideoStream) -> VideoFrame:
     """The first picture, whose size, rotation and colours are needed before writing starts."""
-    decoder = prepare_decoder(video)
     for packet in container.demux(video):
-        for frame in decode_packet(decoder, packet if packet.size else None, video):
+        for frame in decode_packet(video, packet if packet.size else None):
             return frame
     raise Damage("has no picture that can be decoded: encode the file again")
 
@@ -171,7 +170,6 @@ class _Pictures:
         how: Reencoding,
     ) -> None:
         self._video = video
-        self._decoder = prepare_decoder(video)
         self._scaler = VideoReformatter()
         self._matrix = display_matrix(first, video)
         self._size = reencoded_size(
@@ -188,10 +186,9 @@ class _Pictures:
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """The packets to write for one of the source; None ends the pictures."""
         packets: list[Any] = []
-        frames = decode_packet(self._decoder, packet, self._video)
+        frames = decode_packet(self._video, packet)
         if self._stored_times is not None:
-            self._stored_times.take(packet)
-            self._stored_times.give(frames)
+            self._stored_times.give(packet, frames)
         for frame in frames:
             packets += self._encode(frame)
         if packet is None:
@@ -252,16 +249,14 @@ def _add_video(
 ) -> VideoStream:
     """Adds a stream for pictures that are like `sample`, at the times of `video`."""
     rate = video.average_rate or video.guessed_rate or Fraction(25)
-    options = {
-        "preset": "veryfast",
-        "crf": str(quality),
-        "forced-idr": "1",  # each key frame asked for can be started at
-        "x264-params": f"{FAST_TO_READ}:{REPRODUCIBLE_X264}",
-    }
-    stream = out.add_stream("libx264", rate=min(rate, Fraction(FASTEST_RATE)), options=options)
-    stream.width, stream.height = sample.width, sample.height
-    stream.pix_fmt = "yuv420p"
-    stream.thread_count = 1  # the processes that encode files are the parallelism
+    stream = add_h264(
+        out,
+        min(rate, Fraction(FASTEST_RATE)),
+        sample.width,
+        sample.height,
+        quality,
+        f"{FAST_TO_READ}:{REPRODUCIBLE_X264}",
+    )
     context: Any = stream.codec_context
     context.time_base = video.time_base
     context.color_range = sample.color_range

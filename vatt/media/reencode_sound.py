@@ -4,15 +4,14 @@ from typing import Any
 
 import numpy as np
 from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 
-from vatt.media.decoder import decode_packet, prepare_decoder
-from vatt.media.sound import GAP_SECONDS, sound_form
+from vatt.media.decoder import decode_packet
+from vatt.media.sound import SoundRun
 from vatt.media.source import Damage
 from vatt.media.streams import MediaPacket, tick_seconds
-from vatt.media.write_mp4 import AAC_BITS_PER_SAMPLE, AAC_SAMPLE_RATES
+from vatt.media.write_mp4 import AAC_SAMPLE_RATES, add_aac
 
 AAC_FRAME_SAMPLES = 1024
 # What FFmpeg's AAC encoder takes as it is; of other layouts it gets two channels.
@@ -48,7 +47,7 @@ class CopiedSound:
         """Packets to write for a packet of the source; None ends the sound."""
         if packet is None or packet.pts is None or packet.dts is None:
             return []
-        decode_packet(prepare_decoder(self._audio), packet, self._audio)
+        decode_packet(self._audio, packet)
         packet.pts -= self._shift
         packet.dts -= self._shift
         packet.stream = self._stream
@@ -61,53 +60,41 @@ class EncodedSound:
     def __init__(self, out: OutputContainer, audio: AudioStream, origin_seconds: float) -> None:
         self._audio = audio
         self._origin_seconds = origin_seconds
-        rate = audio.rate if audio.rate in AAC_SAMPLE_RATES else 48_000
-        layout = audio.layout.name if audio.layout.name in KEPT_LAYOUTS else "stereo"
-        stream = out.add_stream("aac", rate=rate, layout=layout, options={"aac_coder": "fast"})
-        stream.bit_rate = AAC_BITS_PER_SAMPLE * rate * len(stream.layout.channels)
-        self._stream, self._rate, self._layout = stream, rate, layout
-        self._resampler: AudioResampler | None = None
-        self._form: tuple[str, str, int] | None = None
-        self._next_seconds = 0.0  # where the sound that was taken ends, on the source's clock
+        self._rate = audio.rate if audio.rate in AAC_SAMPLE_RATES else 48_000
+        self._layout = audio.layout.name if audio.layout.name in KEPT_LAYOUTS else "stereo"
+        self._stream = add_aac(out, self._rate, self._layout)
+        self._run: SoundRun | None = None
         self._skip = 0  # samples that overlap what is there already
         self._position: int | None = None  # of the first waiting sample, in the file to write
-        self._waiting = np.zeros((len(stream.layout.channels), 0), np.float32)
+        self._waiting = np.zeros((len(self._stream.layout.channels), 0), np.float32)
 
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """Packets to write for a packet of the source; None ends the sound."""
         try:
-            frames = decode_packet(prepare_decoder(self._audio), packet, self._audio)
+            frames = decode_packet(self._audio, packet)
         except Damage:
             # a recording that begins amid a stream may begin with half a packet
-            if packet is None or self._form is not None:
+            if packet is None or self._run is not None:
                 raise
             return []
-        packets = [packet for frame in frames for packet in self._take_frame(frame)]
+        packets = []
+        for frame in frames:
+            if frame.pts is None:
+                continue
+            if self._run is None or not self._run.continues(frame):
+                packets += self._end_run()
+                self._run = SoundRun(frame, self._layout, self._rate)
+                packets += self._go_to(self._run.start_seconds)
+            packets += self._append(self._run.add(frame))
         return packets if packet is not None else packets + self._end()
 
-    def _take_frame(self, frame: AudioFrame) -> list[Any]:
-        if frame.pts is None:
-            return []
-        packets = [] if self._continues(frame) else self._start_run(frame)
-        assert self._resampler is not None
-        self._next_seconds += frame.samples / frame.sample_rate
-        return packets + self._append(self._resampler.resample(frame))
+    def _end_run(self) -> list[Any]:
+        return [] if self._run is None else self._append(self._run.end())
 
-    def _continues(self, frame: AudioFrame) -> bool:
-        gap_seconds = abs((frame.time or 0.0) - self._next_seconds)
-        return self._form == sound_form(frame) and gap_seconds < GAP_SECONDS
-
-    def _start_run(self, frame: AudioFrame) -> list[Any]:
+    def _go_to(self, seconds: float) -> list[Any]:
         """Follows a jump of timestamps: forward by silence or a gap, back by dropping samples."""
-        packets = (
-            self._append(self._resampler.resample(None)) if self._resampler is not None else []
-        )
-        self._resampler = AudioResampler(
-            "fltp", self._layout, self._rate, options={"rematrix_maxval": "1"}
-        )
-        self._form = sound_form(frame)
-        self._next_seconds = frame.time or 0.0
-        place = round((self._next_seconds - self._origin_seconds) * self._rate)
+        packets: list[Any] = []
+        place = round((seconds - self._origin_seconds) * self._rate)
         if self._position is None:
             self._position = place
         gap = place - self._position - self._waiting.shape[1]
@@ -124,10 +111,9 @@ class EncodedSound:
     def _silence(self, num_samples: int) -> np.ndarray:
         return np.zeros((len(self._waiting), num_samples), np.float32)
 
-    def _append(self, frames: list[AudioFrame]) -> list[Any]:
+    def _append(self, pieces: list[np.ndarray]) -> list[Any]:
         packets = []
-        for frame in frames:
-            samples = frame.to_ndarray()
+        for samples in pieces:
             packets += self._add(samples[:, self._skip :])
             self._skip = max(0, self._skip - samples.shape[1])
         return packets
@@ -152,9 +138,7 @@ class EncodedSound:
         return packets
 
     def _end(self) -> list[Any]:
-        packets = (
-            self._append(self._resampler.resample(None)) if self._resampler is not None else []
-        )
+        packets = self._end_run()
         if self._waiting.shape[1]:
             packets += self._encode(self._waiting.shape[1])
-        return packets + (self._stream.encode(None) if self._form is not None else [])
+        return packets + (self._stream.encode(None) if self._run is not None else [])

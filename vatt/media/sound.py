@@ -1,13 +1,11 @@
 """Sound of a clip: packets become one waveform, placed by its timestamps."""
 
-from typing import Any
-
 import numpy as np
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 
-from vatt.media.decoder import decode_packet, prepare_decoder
+from vatt.media.decoder import decode_packet
 from vatt.media.packets import PRE_ROLL_SECONDS
 from vatt.media.source import Damage
 from vatt.media.streams import MediaPacket, tick_seconds
@@ -31,94 +29,68 @@ def decode_waveform(
     Raises:
         Damage: a packet cannot be decoded.
     """
-    waveform = np.zeros(num_samples, np.float32)
-    decoder = prepare_decoder(audio)
-    run = SoundRun(sample_rate)
-    covered = 0
+    runs: list[tuple[SoundRun, list[np.ndarray]]] = []
     # A parser that starts amid a stream may begin with half a packet; codecs need less than half
     # the pre-roll.
     excused_until = (start_seconds - PRE_ROLL_SECONDS / 2) / tick_seconds(audio)
     for packet in [*packets, None]:
         try:
-            frames = decode_packet(decoder, packet, audio)
+            frames = decode_packet(audio, packet)
         except Damage:
-            if (
-                packet is None
-                or packet.pts is None
-                or packet.pts >= excused_until
-                or not run.is_empty
-            ):
+            if packet is None or packet.pts is None or packet.pts >= excused_until or runs:
                 raise
             continue
         for frame in frames:
             if frame.pts is None:
                 continue
-            if not run.continues(frame):
-                covered += run.place(waveform, start_seconds)
-                run = SoundRun(sample_rate)
-            run.add(frame)
-    covered += run.place(waveform, start_seconds)
+            if not runs or not runs[-1][0].continues(frame):
+                runs.append((SoundRun(frame, "mono", sample_rate), []))
+            run, pieces = runs[-1]
+            pieces += run.add(frame)
+    waveform, covered = np.zeros(num_samples, np.float32), 0
+    for run, pieces in runs:
+        samples = np.concatenate([*pieces, *run.end()], axis=1)[0]
+        offset = round((run.start_seconds - start_seconds) * sample_rate)
+        first, last = max(0, offset), min(num_samples, offset + len(samples))
+        if first < last:
+            waveform[first:last] = samples[first - offset : last - offset]
+            covered += last - first
     return waveform, min(1.0, covered / num_samples)
 
 
 class SoundRun:
-    """Sound without gaps, resampled to mono at `sample_rate` (Hz) in one piece.
+    """Sound without gaps, resampled in one piece.
 
     Channels are averaged, so that full scale remains full scale.
+
+    Args:
+        first: First frame, which is still to be added.
+        layout: FFmpeg's name for the channels of the result.
+        sample_rate: Sample rate of the result, Hz.
     """
 
-    def __init__(self, sample_rate: int) -> None:
-        self._sample_rate = sample_rate
-        self._resampler: AudioResampler | None = None
-        self._pieces: list[np.ndarray] = []
-        self._start_seconds = 0.0
-        self._next_seconds = 0.0
-        self._form: tuple[str, str, int] | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was added."""
-        return self._form is None
+    def __init__(self, first: AudioFrame, layout: str, sample_rate: int) -> None:
+        self._resampler = AudioResampler(
+            "fltp", layout, sample_rate, options={"rematrix_maxval": "1"}
+        )
+        self._form = _form(first)
+        self.start_seconds = self._next_seconds = first.time or 0.0
 
     def continues(self, frame: AudioFrame) -> bool:
         """Whether a frame continues this sound without a gap, in the same format."""
-        if self._form is None:
-            return True
         gap_seconds = abs((frame.time or 0.0) - self._next_seconds)
-        return self._form == sound_form(frame) and gap_seconds < GAP_SECONDS
+        return self._form == _form(frame) and gap_seconds < GAP_SECONDS
 
-    def add(self, frame: AudioFrame) -> None:
-        """Appends a frame."""
-        if self._form is None:
-            self._form = sound_form(frame)
-            self._start_seconds = self._next_seconds = frame.time or 0.0
-            if self._form != ("fltp", "mono", self._sample_rate):
-                self._resampler = AudioResampler(
-                    "fltp", "mono", self._sample_rate, options={"rematrix_maxval": "1"}
-                )
+    def add(self, frame: AudioFrame) -> list[np.ndarray]:
+        """Takes a frame; float32 `[channels, samples]` that are ready."""
         self._next_seconds += frame.samples / frame.sample_rate
-        self._take(self._resampler.resample(frame) if self._resampler is not None else [frame])
+        return [piece.to_ndarray() for piece in self._resampler.resample(frame)]
 
-    def _take(self, frames: list[AudioFrame]) -> None:
-        for frame in frames:
-            plane: Any = frame.planes[0]
-            self._pieces.append(np.frombuffer(plane, np.float32, frame.samples))
-
-    def place(self, waveform: np.ndarray, start_seconds: float) -> int:
-        """Writes the sound into a waveform from `start_seconds` on; number of its samples."""
-        if self._resampler is not None:
-            self._take(self._resampler.resample(None))
-        if not self._pieces:
-            return 0
-        samples = np.concatenate(self._pieces)
-        offset = round((self._start_seconds - start_seconds) * self._sample_rate)
-        first, last = max(0, offset), min(len(waveform), offset + len(samples))
-        if last <= first:
-            return 0
-        waveform[first:last] = samples[first - offset : last - offset]
-        return last - first
+    def end(self) -> list[np.ndarray]:
+        """Samples that the resampler still holds, like those of `add`."""
+        return [piece.to_ndarray() for piece in self._resampler.resample(None)]
 
 
-def sound_form(frame: AudioFrame) -> tuple[str, str, int]:
+def _form(frame: AudioFrame) -> tuple[str, str, int]:
     """Sample format, channel layout and rate (Hz) that a resampler needs."""
     return frame.format.name, frame.layout.name, frame.sample_rate
