@@ -6,6 +6,7 @@ the same for any chunk size, any number of threads, and for a plain loop.
 """
 
 import mmap
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +87,7 @@ def _candidates(rough: NDArray[np.float32], best: Scores, k: int, margin: float)
     return np.flatnonzero(rough >= least - margin)
 
 
-def release(array: NDArray[np.float32]) -> None:
+def release(array: NDArray[Any]) -> None:
     """Releases the pages of a memory-mapped array; they remain in the system's cache."""
     mapped: mmap.mmap | None = getattr(array, "_mmap", None)  # numpy has no public name for it
     if mapped is not None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vatt.errors import UserError
+from vatt.search.exact import release
 from vatt.system.files import locked, write_atomically
 
 FORMAT_VERSION = 1
@@ -133,6 +134,7 @@ class SearchFiles:
         times = (self._windows[at] for at in ("start_seconds", "end_seconds"))
         if self._windows.dtype != WINDOW or not all(np.isfinite(one).all() for one in times):
             raise UserError(f"{self._data / 'windows.npy'} is damaged: {MAKE}", 2)
+        release(self._windows)
         self._lines: NDArray[np.uint8] = self._map("sources.jsonl")
         self._source_ends = self._map("sources.npy")
         self.num_sources = len(self._source_ends)
