@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tabulate import tabulate
+
 from vatt.config.model import VATTConfig
 from vatt.config.presets import PRESETS
 from vatt.errors import UserError, nearest
@@ -119,8 +121,6 @@ def _forward_pass(config: VATTConfig) -> tuple[str, Rows]:
 
 def _preset_table() -> str:
     """All presets but the one for tests, as a table for a terminal and for Markdown."""
-    from tabulate import tabulate
-
     header: tuple[str, ...] = ("preset", "parameters", "paper")
     for rate in (0.0, 0.5):
         header += (f"GFLOPs, {rate:.0%} dropped", "as the paper counts", "paper")

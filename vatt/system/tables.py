@@ -1,20 +1,19 @@
-"""Tables of text."""
+"""Tables as text."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
 
 
 def text_table(rows: Iterable[Sequence[str]], *, num_left: int = 1, indent: str = "") -> str:
-    """Formats rows as aligned columns, separated by two blanks.
+    """Formats rows as aligned columns, two spaces apart.
 
     Args:
-        rows: Rows of equal length.
+        rows: Rows of cells, all of the same length.
         num_left: Number of left-aligned columns; the others are right-aligned.
         indent: Text before each line.
     """
-    import textwrap
-
-    from tabulate import tabulate
-
     aligned = ["left"] * num_left
     table = tabulate(
         rows, tablefmt="plain", disable_numparse=True, stralign="right", colalign=aligned
