@@ -148,7 +148,7 @@ def count_flops(
         else:
             rate = config.drop_rate(modality) if drop_token is None else drop_token
             towers[modality] = _video_or_audio(config, modality, rate, convention)
-    return Flops(**towers, heads=_head(config, num_captions) + _classifier(config, num_captions))
+    return Flops(**towers, heads=_head(config, num_captions) + _classifier(config))
 
 
 def count_parameters(config: VATTConfig) -> Parameters:
@@ -271,11 +271,11 @@ def _head(config: VATTConfig, num_captions: int) -> int:
     return flops
 
 
-def _classifier(config: VATTConfig, num_captions: int) -> int:
-    classifier = config.classifier
-    if classifier is None:
+def _classifier(config: VATTConfig) -> int:
+    if config.classifier is None:
         return 0
-    return _dense(1, config.feature_width(classifier.modality), classifier.num_classes)
+    width = config.feature_width(config.classifier.modality)
+    return _dense(1, width, config.classifier.num_classes)
 
 
 def _dense(rows: int, d_in: int, d_out: int) -> int:
