@@ -1,7 +1,5 @@
 """Data of fine-tuning: a stream of labelled files for training, fixed views for validation."""
 
-import csv
-import io
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from vatt.media.folder import find_media
 from vatt.network.tokens import normalize_video
 from vatt.preprocess.transforms import mixup
 from vatt.sets.annotations import Annotation, Classes, Layout, read_classes
-from vatt.system.files import write_atomically
+from vatt.system.csv_rows import write_rows
 
 RECIPE = AugmentConfig(crop="area", audio_noise=0.0)  # as the official code in fine-tuning
 
@@ -210,12 +208,9 @@ class ClassificationData(StreamedData):
     def save_classes(self, folder: Path) -> None:
         """Writes the classes in order to `classes.csv`, which the setting `classes` accepts."""
         assert self.run_classes is not None
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["index", "mid", "display_name"])
         pairs = zip(self.run_classes.labels, self.run_classes.names, strict=True)
-        writer.writerows([number, *pair] for number, pair in enumerate(pairs))
-        write_atomically(folder / "classes.csv", text.getvalue().encode())
+        rows = [[number, *pair] for number, pair in enumerate(pairs)]
+        write_rows(folder / "classes.csv", [["index", "mid", "display_name"], *rows])
 
     def _read_classes(self) -> Classes:
         assert self.classifier is not None

@@ -24,9 +24,9 @@ from vatt.network.contrastive_loss import LossConfig
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.runs.checkpoint import AtomicCheckpointIO
 from vatt.runs.steps import StepClock, TimeBudget
-from vatt.training.module import NonFiniteLossError
+from vatt.training.module import NonFiniteLossError, join_ranks
 from vatt.training.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
-from vatt.training.pretrain import PretrainModule, join_ranks
+from vatt.training.pretrain import PretrainModule
 
 TINY = preset("tiny").encoder
 

@@ -274,7 +274,7 @@ def train(
     if checkpoint.exists():
         arguments.append("--ckpt_path=last")
     cli = training_main(arguments)
-    return checkpoint, cli.datamodule.run_tokenizer, cli.training_seconds
+    return checkpoint, cli.datamodule.run_tokenizer, cli.clock.training_seconds
 
 
 def measure_linearly(

@@ -6,7 +6,7 @@ Shapes: `N` clips of the set, `K` captions of a clip, `D` width (the project's l
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,31 +17,14 @@ from vatt.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingTable:
-    """Embeddings of a set of clips, one row per clip.
-
-    Rows that a mask excludes are zeros. A modality that no clip has is None.
+class ClipTable:
+    """Columns about a set of clips, one row per clip.
 
     Args:
         keys: Names of the `N` clips.
-        video_va: float32 `[N, D_va]` on the CPU, of unit length, like all embeddings here. With a
-            joint head, both spaces are the joint space.
-        audio_va: float32 `[N, D_va]`.
-        video_vt: float32 `[N, D_vt]`.
-        text_vt: float32 `[N, K, D_vt]`; captions that a clip lacks are zeros.
-        video_mask: bool `[N]`, True if the clip has a picture.
-        audio_mask: bool `[N]`, True if the clip has sound.
-        text_mask: bool `[N, K]`, True if the clip has that caption.
     """
 
     keys: tuple[str, ...]
-    video_va: Tensor | None
-    audio_va: Tensor | None
-    video_vt: Tensor | None
-    text_vt: Tensor | None
-    video_mask: Tensor
-    audio_mask: Tensor
-    text_mask: Tensor
 
     def __post_init__(self) -> None:
         """Refuses parts of different lengths."""
@@ -54,12 +37,41 @@ class EmbeddingTable:
         """Number of clips, `N`."""
         return len(self.keys)
 
-    def select(self, rows: Sequence[int] | Tensor) -> "EmbeddingTable":
+    def select(self, rows: Sequence[int] | Tensor) -> Self:
         """Table of these rows, in this order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         keys = tuple(self.keys[i] for i in index.tolist())
         tensors = {n: column[index] for n, column in vars(self).items() if torch.is_tensor(column)}
         return replace(self, keys=keys, **tensors)
+
+
+T = TypeVar("T", bound=ClipTable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingTable(ClipTable):
+    """Embeddings of a set of clips.
+
+    Rows that a mask excludes are zeros. A modality that no clip has is None.
+
+    Args:
+        video_va: float32 `[N, D_va]` on the CPU, of unit length, like all embeddings here. With a
+            joint head, both spaces are the joint space.
+        audio_va: float32 `[N, D_va]`.
+        video_vt: float32 `[N, D_vt]`.
+        text_vt: float32 `[N, K, D_vt]`; captions that a clip lacks are zeros.
+        video_mask: bool `[N]`, True if the clip has a picture.
+        audio_mask: bool `[N]`, True if the clip has sound.
+        text_mask: bool `[N, K]`, True if the clip has that caption.
+    """
+
+    video_va: Tensor | None
+    audio_va: Tensor | None
+    video_vt: Tensor | None
+    text_vt: Tensor | None
+    video_mask: Tensor
+    audio_mask: Tensor
+    text_mask: Tensor
 
 
 def embed(
@@ -121,7 +133,7 @@ def table_of(
     )
 
 
-def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
+def concatenate(tables: Sequence[T]) -> T:
     """Concatenates tables; modalities and captions that some lack are masked.
 
     Raises:
@@ -130,12 +142,12 @@ def concatenate(tables: Sequence[EmbeddingTable]) -> EmbeddingTable:
     if not tables:
         raise UserError("no clip to embed: the loader gave no batch")
     sizes = [len(table) for table in tables]
-    columns: dict[str, Any] = {
+    columns = {
         name: _stack([getattr(table, name) for table in tables], sizes)
         for name in vars(tables[0])
         if name != "keys"
     }
-    return EmbeddingTable(keys=tuple(key for table in tables for key in table.keys), **columns)
+    return replace(tables[0], keys=tuple(k for table in tables for k in table.keys), **columns)
 
 
 def _stack(parts: Sequence[Tensor | None], sizes: list[int]) -> Tensor | None:
@@ -143,9 +155,9 @@ def _stack(parts: Sequence[Tensor | None], sizes: list[int]) -> Tensor | None:
     present = [part for part in parts if part is not None]
     if not present:
         return None
-    widest = map(max, *(part.shape[1:] for part in present), present[0].shape[1:])
-    stacked = present[0].new_zeros(sum(sizes), *widest)
-    for rows, part in zip(stacked.split(sizes), parts, strict=True):
+    widths = [max(lengths) for lengths in zip(*(part.shape[1:] for part in present), strict=True)]
+    rows = present[0].new_zeros(sum(sizes), *widths)
+    for place, part in zip(rows.split(sizes), parts, strict=True):
         if part is not None:
-            rows[(slice(None), *map(slice, part.shape[1:]))] = part
-    return stacked
+            place[tuple(slice(length) for length in part.shape)] = part
+    return rows

@@ -1,7 +1,5 @@
 """Clips and the captions found for them, as files, a csv table and a page."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch.nn import functional
 from vatt.media.write_mp4 import AAC_SAMPLE_RATES, write_mp4
 from vatt.pages.pictures import encode_png, paint_shares, paint_sound
 from vatt.pages.templates import Tile, write_html
+from vatt.system.csv_rows import write_rows
 from vatt.system.files import write_atomically
 
 NUM_RETRIEVED = 5  # captions shown for a clip
@@ -83,9 +82,7 @@ def write_media(
         note = f"{title}: {span}, the right answers on the diagonal"
         figures.append((note, pictures[title].name))
     lines = [[c.name if isinstance(c, Path) else c for c in line] for line in cells]
-    table = io.StringIO(newline="")
-    csv.writer(table).writerows([COLUMNS, *lines])
-    write_atomically(folder / "clips.csv", table.getvalue().encode())
+    write_rows(folder / "clips.csv", [COLUMNS, *lines])
     write_html(
         folder / "index.html",
         "clips.html",

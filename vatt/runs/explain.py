@@ -6,9 +6,6 @@ from importlib import import_module
 
 from vatt.errors import nearest
 
-# what jsonargparse assumes where init_args come without a class_path
-BASE_CLASSES = ("lightning.LightningModule", "lightning.LightningDataModule")
-
 
 def explain(message: str, known_keys: Sequence[str] = ()) -> str:
     """The part of jsonargparse's message that helps the user.
@@ -30,7 +27,10 @@ def explain(message: str, known_keys: Sequence[str] = ()) -> str:
     if "machine only has" in message:  # … or asks for GPUs by number
         return f"trainer.devices: {' '.join(message.split())}"
     keys = re.findall(r'(?:Parser key|Validation failed for key) "([^"]+)"', message)
-    where = _full_key(keys[-1], message) if keys else ""
+    where = keys[-1] if keys else ""
+    outer = re.search(r'Parser key "([^"]+)"', message)
+    if outer and where != outer[1]:  # an argument of a class, as it is written in YAML
+        where = f"{outer[1]}.init_args.{where}"
     wrong = re.findall(r"Expected an? (.+?)\. Got value: (.*)", message)
     if wrong:
         expected, value = wrong[0]
@@ -59,19 +59,14 @@ def _unknown_key(key: str, message: str, known_keys: Sequence[str]) -> str:
         prefix = re.findall(r'Parser key "([^"]+)"', message)[0] + ".init_args."
         group = re.search(r"Group '([^']+)' does not accept", message)
         key = f"{prefix}{group[1] + '.' if group else ''}{key}"
-        if class_path[1] in BASE_CLASSES:
+        # jsonargparse assumes the base class where init_args come without a class_path
+        if class_path[1] in ("lightning.LightningModule", "lightning.LightningDataModule"):
             return (
                 f"{key} is set, but nothing said which class that is for: give a whole "
                 "configuration before this one, as in --config demo --config overlay"
             )
         known_keys = [prefix + name for name in _class_keys(class_path[1])]
     return f"unknown key {key}.{nearest(key, known_keys)}"
-
-
-def _full_key(key: str, message: str) -> str:
-    """Key with the class argument that contains it, as written in YAML."""
-    outer = re.findall(r'Parser key "([^"]+)"', message)[0]
-    return key if outer == key else f"{outer}.init_args.{key}"
 
 
 def _class_keys(class_path: str) -> list[str]:
@@ -87,7 +82,5 @@ def _class_keys(class_path: str) -> list[str]:
 def _plain_type(expected: str) -> str:
     """`<class 'int'>` → `int`; `typing.Literal['a', 'b']` → `one of 'a', 'b'`."""
     literal = re.fullmatch(r"(?:typing\.)?Literal\[(.+)\]", expected)
-    if literal:
-        return f"one of {literal[1]}"
-    named = re.fullmatch(r"<class '(.+)'>", expected)
-    return f"of type {named[1] if named else expected}"
+    named = re.sub(r"<class '(.+)'>", r"\1", expected)
+    return f"one of {literal[1]}" if literal else f"of type {named}"

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +14,16 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from vatt.config.shipped import config_paths
 from vatt.errors import UserError
-from vatt.models.checkpoint import TOKENIZER, find_tokenizer
 from vatt.runs.checkpoint import LAST_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """Files of a training run.
-
-    Args:
-        folder: Run folder.
-        config: File with the configuration; each resume of a run has a new one.
-    """
-
-    folder: Path
-    config: Path
-
-    @classmethod
-    def of(cls, folder: Path, *, resumes: bool) -> "RunFiles":
-        """Files of a new run, or of the next resume of a run."""
-        number = len(list(folder.glob("config.resume-*.yaml"))) + 1
-        return cls(folder, folder / (f"config.resume-{number}.yaml" if resumes else "config.yaml"))
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def advice(self) -> str:
-        """Command that resumes the run."""
-        return f"go on with: vatt fit --config {self.config} --ckpt_path last"
+def config_path(folder: Path, *, resumes: bool) -> Path:
+    """Configuration file of a new run, or of the next resume of a run."""
+    number = len(list(folder.glob("config.resume-*.yaml"))) + 1
+    return folder / (f"config.resume-{number}.yaml" if resumes else "config.yaml")
 
 
 class RunRecord(SaveConfigCallback):
@@ -76,16 +51,12 @@ class RunRecord(SaveConfigCallback):
         self.parser.save(config, str(self._path), skip_none=False, overwrite=True)
         environment = describe_environment(self._args, world_size=trainer.world_size)
         text = json.dumps(environment, indent=2, ensure_ascii=False)
-        write_atomically(environment_path(self._path), f"{text}\n".encode())
+        name = self._path.name.replace("config", "environment", 1)
+        write_atomically(self._path.with_name(name).with_suffix(".json"), f"{text}\n".encode())
         recorded = {**yaml.safe_load(self._path.read_text()), "environment": environment}
         for logger in trainer.loggers:
             if isinstance(logger, RunWandb):
                 logger.log_config(recorded)
-
-
-def environment_path(config: Path) -> Path:
-    """File for the environment, such as `environment.resume-1.json` for `config.resume-1.yaml`."""
-    return config.with_name(config.name.replace("config", "environment", 1)).with_suffix(".json")
 
 
 def choose_run_dir(
@@ -120,22 +91,6 @@ def _new_run_dir(args: Sequence[str]) -> Path:
     folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     os.environ["VATT_RUN_DIR"] = str(folder)
     return folder
-
-
-def tokenizer_beside(model: Path) -> Path:
-    """Tokenizer of the model that training starts from.
-
-    Raises:
-        UserError: the model has no tokenizer.
-    """
-    file = find_tokenizer(model)
-    if file is None:
-        raise UserError(
-            f"{model} has no {TOKENIZER}, which says what its word ids stand for: give "
-            "--data.init_args.tokenizer FILE",
-            2,
-        )
-    return file
 
 
 def find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:

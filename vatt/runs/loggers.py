@@ -106,14 +106,16 @@ class RunWandb(WandbLogger):
 
         self._folder = folder
         self._sent: dict[int, set[str]] = {}
-        if _stored_id(folder) is not None:
+        path, stored_id = folder / RUN_ID, None
+        if path.exists():
+            stored_id = path.read_text().strip()
             _, rows = read_metrics(folder / METRICS)
             self._sent = {int(row["step"]): {*row} for row in rows}
         super().__init__(
             name=folder.name,
             save_dir=folder,
             project=project,
-            id=_stored_id(folder),
+            id=stored_id,
             mode=mode,
             # offline there is nothing to resume from: pieces of one id are joined by `wandb sync`
             resume="allow" if mode == "online" else None,
@@ -139,8 +141,13 @@ class RunWandb(WandbLogger):
 
     @rank_zero_only
     def _name_run(self) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._id = self._wandb_init["id"] = _stored_id(self._folder) or _new_id(self._folder)
+        """Gives a new run an id that it keeps after a resume; a sweep's agent has one for it."""
+        path = self._folder / RUN_ID
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            name = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
+            write_atomically(path, f"{name}\n".encode())
+        self._id = self._wandb_init["id"] = path.read_text().strip()
 
     @property
     def files(self) -> Path | None:
@@ -194,16 +201,3 @@ class RunWandb(WandbLogger):
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Sends the configuration, which a resumed run may change."""
         self.experiment.config.update(dict(config), allow_val_change=True)
-
-
-def _stored_id(folder: Path) -> str | None:
-    """The id of the W&B run in this directory, if it has begun."""
-    path = folder / RUN_ID
-    return path.read_text().strip() if path.exists() else None
-
-
-def _new_id(folder: Path) -> str:
-    """An id for the run in this directory, the same after a resume; a sweep's agent gives one."""
-    name = os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8]
-    write_atomically(folder / RUN_ID, f"{name}\n".encode())
-    return name

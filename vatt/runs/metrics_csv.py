@@ -1,7 +1,6 @@
 """The metrics of a run as a csv file."""
 
 import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from vatt.models.training_facts import METRICS, read_metrics
-from vatt.system.files import write_atomically
+from vatt.system.csv_rows import write_rows
 
 
 class MetricsCsv(Logger):
@@ -23,27 +22,16 @@ class MetricsCsv(Logger):
         folder: Run folder.
     """
 
+    name = version = ""  # the run folder is the whole path
+    save_dir = ""
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
+        self.save_dir = str(folder)
         self.path = folder / METRICS
         self._rows: list[dict[str, str]] = []
         self._columns = ["step"]
         self._opened = False
-
-    @property
-    def name(self) -> str:
-        """Empty, because the run folder is the whole path."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty, like the name."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """Run folder."""
-        return str(self.path.parent)
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -79,8 +67,5 @@ class MetricsCsv(Logger):
 
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_atomically(self.path, text.getvalue().encode())
+        rows = [[row.get(name, "") for name in self._columns] for row in self._rows]
+        write_rows(self.path, [self._columns, *rows])

@@ -2,12 +2,16 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from torch import Tensor
 from tqdm import tqdm
+
+from vatt.config.spaces import DIRECTIONS
 
 REFRESH_SECONDS = 0.5
 LINE_SECONDS = 30.0  # between two lines where the output is no terminal
@@ -20,7 +24,6 @@ SHOWN = {
     "val/top1": ("top-1", "{:.1f}"),
     "val/mAP": ("mAP", "{:.1f}"),
 }
-DIRECTIONS = ("text_to_video", "video_to_text", "audio_to_video", "video_to_audio")
 
 
 class TrainingProgress(ProgressBar):
@@ -38,10 +41,6 @@ class TrainingProgress(ProgressBar):
     def disable(self) -> None:
         """Disables the bar; Lightning calls this on all ranks except the first."""
         self._enabled = False
-
-    def enable(self) -> None:
-        """Enables the bar."""
-        self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the bar at the present step."""
@@ -133,7 +132,7 @@ def fit_summary(
     minutes, rest = divmod(round(seconds), 60)
     lines = [
         f"Trained {trainer.global_step} steps in {minutes}:{rest:02d}{loss}.",
-        *metric_lines({name: float(value) for name, value in metrics.items()}, "val"),
+        *metric_lines(metrics, "val"),
         f"  checkpoint  {checkpoint}",
         f"  metrics     {checkpoint.parent.parent / 'metrics.csv'}",
     ]
@@ -151,31 +150,19 @@ def fit_summary(
     return "\n".join(lines)
 
 
-def metric_lines(metrics: dict[str, float], prefix: str) -> list[str]:
-    """Table of the retrieval or classification metrics that were logged."""
-    return [*retrieval_lines(metrics, prefix), *classification_lines(metrics, prefix)]
-
-
-def classification_lines(metrics: dict[str, float], prefix: str) -> list[str]:
-    """Line with the metrics of a classifier and the number of clips."""
-    named = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
-    values = {shown: metrics.get(f"{prefix}/{name}") for name, shown in named.items()}
-    found = [f"{shown} {value:.3g}" for shown, value in values.items() if value is not None]
-    if not found:
-        return []
-    unread = metrics.get(f"{prefix}/num_unread", 0.0)
-    left_out = f", {unread:.0f} could not be read" if unread else ""
-    return [f"  {'  '.join(found)}  ({metrics[f'{prefix}/num_clips']:.0f} files{left_out})"]
-
-
-def retrieval_lines(metrics: dict[str, float], prefix: str) -> list[str]:
-    """Table of the retrieval metrics that were logged."""
+def metric_lines(metrics: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """Table of the retrieval and classification metrics that were logged."""
+    metrics = {name.removeprefix(f"{prefix}/"): value for name, value in metrics.items()}
     lines = []
     for direction in DIRECTIONS:
-        values = {
-            k: metrics.get(f"{prefix}/{direction}/{k}") for k in ("R@1", "R@5", "R@10", "MedR")
-        }
-        if None not in values.values():
-            row = "  ".join(f"{name} {value:5.1f}" for name, value in values.items())
-            lines.append(f"  {direction.replace('_to_', ' → '):16} {row}")
+        row = [(k, metrics.get(f"{direction}/{k}")) for k in ("R@1", "R@5", "R@10", "MedR")]
+        if all(value is not None for _, value in row):
+            values = "  ".join(f"{name} {value:5.1f}" for name, value in row)
+            lines.append(f"  {direction.replace('_to_', ' → '):16} {values}")
+    named = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
+    found = [f"{shown} {metrics[name]:.3g}" for name, shown in named.items() if name in metrics]
+    if found:
+        unread = metrics.get("num_unread", 0.0)
+        left_out = f", {unread:.0f} could not be read" if unread else ""
+        lines.append(f"  {'  '.join(found)}  ({metrics['num_clips']:.0f} files{left_out})")
     return lines

@@ -1,17 +1,19 @@
 """Zero-shot retrieval by the published protocol, during training."""
 
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed.tensor import DTensor
 
 from vatt.errors import UserError, fault_lines
 from vatt.evaluation.zero_shot_retrieval import embed_items, evaluation_plan
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.sets.items import EvaluationSet
 from vatt.sets.retrieval import Clips, read_retrieval_set
+from vatt.training.sharding import is_sharded
 
 
+@dataclass(eq=False, repr=False)
 class RetrievalEvaluation(Callback):
     """Runs `vatt evaluate retrieval` at validations; logs `NAME/DIRECTION/AVERAGING/R@1` and so on.
 
@@ -35,37 +37,32 @@ class RetrievalEvaluation(Callback):
         UserError: the data cannot be used, or a number is invalid.
     """
 
-    def __init__(
-        self,
-        data: str,
-        videos: str | None = None,
-        split: str | None = None,
-        clips: Clips = "records",
-        name: str = "retrieval",
-        every_n_validations: int = 1,
-        num_windows: int = 4,
-        frame_rate: float | None = None,
-        batch_size: int = 8,
-        num_workers: int = 2,
-    ) -> None:
-        if min(every_n_validations, num_windows, batch_size) < 1 or num_workers < 0:
+    data: str
+    videos: str | None = None
+    split: str | None = None
+    clips: Clips = "records"
+    name: str = "retrieval"
+    every_n_validations: int = 1
+    num_windows: int = 4
+    frame_rate: float | None = None
+    batch_size: int = 8
+    num_workers: int = 2
+    _num_validations: int = field(default=0, init=False)
+    _set: EvaluationSet | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        """Refuses invalid numbers."""
+        counts = (self.every_n_validations, self.num_windows, self.batch_size)
+        if min(counts) < 1 or self.num_workers < 0:
             raise UserError(
                 "RetrievalEvaluation needs every_n_validations, num_windows and batch_size of at "
-                f"least 1 and num_workers of at least 0, got {every_n_validations}, "
-                f"{num_windows}, {batch_size} and {num_workers}"
+                f"least 1 and num_workers of at least 0, got {', '.join(map(str, counts))} and "
+                f"{self.num_workers}"
             )
-        self.data, self.videos, self.split = data, videos, split
-        self.clips = clips
-        self.name = name
-        self.every_n_validations = every_n_validations
-        self.num_windows, self.frame_rate = num_windows, frame_rate
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self._num_validations = 0
-        self._set: EvaluationSet | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reads the annotations, so that errors in them are reported before training."""
-        if any(isinstance(weight, DTensor) for weight in pl_module.parameters()):
+        if is_sharded(pl_module):
             raise UserError("RetrievalEvaluation does not go with FSDP2: take it out")
         self._set = read_retrieval_set(
             self.data, videos=self.videos, split=self.split, clips=self.clips

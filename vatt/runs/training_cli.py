@@ -19,18 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from vatt.config.geometry import MODALITIES
 from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError, VattError
-from vatt.models.checkpoint import TOKENIZER
+from vatt.models.checkpoint import TOKENIZER, find_tokenizer
 from vatt.runs.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from vatt.runs.classifier_defaults import with_classifier
 from vatt.runs.data_report import DataReport
 from vatt.runs.explain import explain
-from vatt.runs.folder import (
-    RunFiles,
-    RunRecord,
-    choose_run_dir,
-    find_checkpoint,
-    tokenizer_beside,
-)
+from vatt.runs.folder import RunRecord, choose_run_dir, config_path, find_checkpoint
 from vatt.runs.loggers import RunWandb, WandbMode, check_pictures, tensorboard_logger, wandb_mode
 from vatt.runs.media_log import MediaLog
 from vatt.runs.metrics_csv import MetricsCsv
@@ -92,7 +86,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         options = {"exit_on_error": False, "allow_abbrev": False}
         self._args = list(args)
-        self._clock = StepClock()
+        self.clock = StepClock()
         self._wandb: RunWandb | None = None
         super().__init__(
             LightningModule,
@@ -112,11 +106,6 @@ class TrainingCLI(LightningCLI):
             load_from_checkpoint_support=False,
             args=self._args,
         )
-
-    @property
-    def training_seconds(self) -> float:
-        """Training time of the run so far, without validation, checkpoints and decoding ahead."""
-        return self._clock.training_seconds
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the settings of the run, and links settings that model and data share."""
@@ -151,9 +140,10 @@ class TrainingCLI(LightningCLI):
         self._take_tokenizer(config)
         if fits:
             assert self.run_dir is not None
-            self.files = RunFiles.of(self.run_dir, resumes=checkpoint is not None)
+            self.config_path = config_path(self.run_dir, resumes=checkpoint is not None)
+            self.advice = f"go on with: vatt fit --config {self.config_path} --ckpt_path last"
             self.save_config_callback = RunRecord
-            self.save_config_kwargs = {"path": self.files.config, "args": self._args}
+            self.save_config_kwargs = {"path": self.config_path, "args": self._args}
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; reports their errors as errors of the configuration."""
@@ -175,7 +165,7 @@ class TrainingCLI(LightningCLI):
         if self.run_dir is not None:
             kwargs["default_root_dir"] = self.run_dir
         # these two have a part in the checkpoint, which every command reads
-        callbacks: list[Any] = [StepSeed(int(self._of("seed_everything"))), self._clock]
+        callbacks: list[Any] = [StepSeed(int(self._of("seed_everything"))), self.clock]
         if self.subcommand == "fit":
             kwargs["logger"] = self._loggers()
             callbacks += self._fit_callbacks()
@@ -195,27 +185,27 @@ class TrainingCLI(LightningCLI):
                 if self.stop.asked:  # Lightning exits on Ctrl-C
                     raise self.stop.error(self.trainer) from None
                 if is_lost_rank(error):
-                    raise UserError(f"{LOST_RANK}; {self.files.advice}") from error
+                    raise UserError(f"{LOST_RANK}; {self.advice}") from error
                 raise
             except OSError as error:
                 if error.errno in NO_SPACE and self.checkpoint.path.exists():
-                    raise UserError(no_space(error, self.files.advice)) from error
+                    raise UserError(no_space(error, self.advice)) from error
                 raise
 
     def after_fit(self) -> None:
         """Prints a summary of the run."""
         if not self.trainer.is_global_zero:
             return
-        if not self._clock.ran:
+        if not self.clock.ran:
             step = self.trainer.global_step
             print(f"{self.run_dir} is trained: step {step}. More: --trainer.max_steps {2 * step}")
             return
         print(
             fit_summary(
                 self.trainer,
-                seconds=self._clock.training_seconds,
+                seconds=self.clock.training_seconds,
                 checkpoint=self.checkpoint.path,
-                config=self.files.config,
+                config=self.config_path,
                 wandb_files=None if self._wandb is None else self._wandb.files,
             )
         )
@@ -238,8 +228,8 @@ class TrainingCLI(LightningCLI):
 
     def _evaluate(self, name: str, prefix: str, kwargs: dict[str, Any]) -> None:
         getattr(self.trainer, name)(**{**kwargs, "verbose": False})
-        metrics = {k: float(v) for k, v in self.trainer.callback_metrics.items()}
-        print("\n".join(metric_lines(metrics, prefix)) or "no metrics: is data.validation set?")
+        lines = metric_lines(self.trainer.callback_metrics, prefix)
+        print("\n".join(lines) or "no metrics: is data.validation set?")
 
     def _known_keys(self) -> list[str]:
         name = self._args[0] if self._args else ""
@@ -255,8 +245,9 @@ class TrainingCLI(LightningCLI):
         if run["wandb_checkpoints"] and wandb is None:
             raise UserError("run.wandb_checkpoints is true, but W&B is disabled: set one of them")
         every = run["checkpoint_every_n_steps"]
-        self.checkpoint = RunCheckpoint(self.files.checkpoints, every, wandb)
-        self.stop = StopOnSignal(self.checkpoint, self.files.advice)
+        assert self.run_dir is not None
+        self.checkpoint = RunCheckpoint(self.run_dir / "checkpoints", every, wandb)
+        self.stop = StopOnSignal(self.checkpoint, self.advice)
         callbacks = [DataReport(), self.checkpoint, self.stop]
         if run["ema_decay"] is not None:
             callbacks.append(WeightAverage(run["ema_decay"]))
@@ -265,8 +256,8 @@ class TrainingCLI(LightningCLI):
                 check_pictures()
             callbacks.append(MediaLog(run["media_every_n_validations"]))
         if run["time_budget_seconds"] is not None:
-            callbacks.append(TimeBudget(self._clock, run["time_budget_seconds"]))
-        return [*callbacks, EndOfRun(self._clock)]
+            callbacks.append(TimeBudget(self.clock, run["time_budget_seconds"]))
+        return [*callbacks, EndOfRun(self.clock)]
 
     def _take_tokenizer(self, config: Any) -> None:
         """Uses the tokenizer that the initial weights were trained with, unless another is given.
@@ -279,17 +270,23 @@ class TrainingCLI(LightningCLI):
         resumes, chosen = config["ckpt_path"] is not None, settings.get("tokenizer", "")
         if chosen is not None and not (chosen and resumes and not Path(chosen).is_file()):
             return
-        tokenizer = None
         if resumes:
-            tokenizer = None if self.run_dir is None else self.run_dir / TOKENIZER
+            if self.run_dir is not None and (self.run_dir / TOKENIZER).is_file():
+                settings["tokenizer"] = str(self.run_dir / TOKENIZER)
         elif start is not None:
-            tokenizer = tokenizer_beside(Path(start))
-        if tokenizer is not None and tokenizer.is_file():
+            tokenizer = find_tokenizer(Path(start))
+            if tokenizer is None:
+                raise UserError(
+                    f"{start} has no {TOKENIZER}, which says what its word ids stand for: give "
+                    "--data.init_args.tokenizer FILE",
+                    2,
+                )
             settings["tokenizer"] = str(tokenizer)
 
     def _loggers(self) -> list[Any]:
         """CSV always, W&B unless it is disabled, and what the configuration adds."""
-        folder = self.files.folder
+        assert self.run_dir is not None
+        folder = self.run_dir
         loggers: list[Any] = [MetricsCsv(folder)]
         run = self._of("run")
         mode = wandb_mode(run["wandb"])

@@ -1,14 +1,12 @@
 """Exponential moving average of weights."""
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vatt.errors import UserError
 from vatt.runs.checkpoint import AVERAGING_STATE
@@ -41,7 +39,7 @@ class WeightAverage(WeightAveraging):
                 f"run.ema_decay must be in (0, 1), got {decay}: 0.999 averages over about 1000 "
                 "steps, null is off"
             )
-        super().__init__(multi_avg_fn=_moving_average(decay))
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
         self._exchanged = False  # the module has the average now, and the average its weights
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,19 +104,3 @@ class WeightAverage(WeightAveraging):
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
         self._exchanged = not self._exchanged
-
-
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Any], None]:
-    """The update that `torch.optim.swa_utils.AveragedModel` makes to tensors of one kind.
-
-    Torch's version may round whole numbers down: 0.9 · 7 + 0.1 · 7 is not always 7.
-    """
-
-    @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], _: Any) -> None:
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, weights, 1 - decay)
-        else:  # counts and indices
-            torch._foreach_copy_(averages, weights)
-
-    return update

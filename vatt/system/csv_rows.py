@@ -1,10 +1,12 @@
 """Rows of csv files with their line numbers, so that errors name file and line."""
 
 import csv
-from collections.abc import Collection, Iterator, Sequence
+import io
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vatt.errors import Fault, UserError
+from vatt.system.files import write_atomically
 
 Row = tuple[int, list[str]]  # its first line in the file, from 1, and its cells
 
@@ -76,3 +78,14 @@ def _check_header(path: Path, header: Sequence[str], wanted: Collection[str]) ->
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise UserError(f"{path}, line 1: has the column {twice[0]!r} twice: rename one of them")
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Writes a csv file that appears whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_atomically(path, text.getvalue().encode())

@@ -107,24 +107,15 @@ class _Cached(torch.autograd.Function):
             name: iter(gradient.split(ctx.num_rows[name]))
             for name, gradient in zip(replay.modalities, gradients, strict=True)
         }
-        sums: list[Tensor | None] = [None] * len(replay.weights)
+        sums: list[Tensor] = []
         with torch.enable_grad():
             for features in replay:
                 given = [next(rest[name]) for name in features]
                 parts = torch.autograd.grad(
-                    list(features.values()), replay.weights, given, allow_unused=True
+                    list(features.values()), replay.weights, given, materialize_grads=True
                 )
-                _add(sums, parts)
-        return None, *(
-            torch.zeros_like(weight) if part is None else part
-            for weight, part in zip(replay.weights, sums, strict=True)
-        )
-
-
-def _add(sums: list[Tensor | None], parts: Sequence[Tensor | None]) -> None:
-    for place, part in enumerate(parts):
-        known = sums[place]
-        if known is None:
-            sums[place] = part
-        elif part is not None:
-            known += part
+                if sums:
+                    torch._foreach_add_(sums, parts)
+                else:
+                    sums = list(parts)
+        return None, *sums

@@ -3,26 +3,24 @@
 Source: paper section 4.2 and appendix; google-research/vatt `experiments/finetune.py`.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from vatt.batch import LabelledBatch
 from vatt.config.model import VATTConfig
 from vatt.errors import UserError
 from vatt.evaluation.classification_metrics import multi_label_metrics, single_label_metrics
+from vatt.evaluation.embedding_table import ClipTable, concatenate
 from vatt.models.start_weights import load_backbone
 from vatt.network.classification_loss import average_views, classification_loss, probabilities
 from vatt.network.layers import Encoder
-from vatt.system.files import write_atomically
-from vatt.system.ranks import gather_objects, places_in_set, rank
-from vatt.training.module import TrainingModule
+from vatt.system.csv_rows import write_rows
+from vatt.system.ranks import gather_objects, rank
+from vatt.training.module import TrainingModule, join_ranks
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
 from vatt.training.rank_forward import forward_on_rank
 
@@ -32,21 +30,18 @@ SHOWN_CLASSES = 5  # of each file, in predictions
 class FinetuneModule(TrainingModule):
     """Trains a classifier on one tower of a VATT.
 
+    `init_from` gives the tower only; if clips are larger, positions are interpolated.
+
     Args:
         model: Configuration of the network, with one modality, a classifier and no head
             (`vatt.config.presets.as_classifier`).
         optimizer: Optimiser and its settings.
         schedule: Learning rate over the run.
-        init_from: Model folder or checkpoint that gives the initial weights of the tower; its heads
-            and other towers are not used. If clips are larger, positions are interpolated. Ignored
-            when a run is resumed. None: random weights.
         label_smoothing: Share of each target that is spread over all classes; 0.1 for video [P, C].
             Must be 0 for classifiers with several labels per clip.
         frozen: Part that is not trained and has no dropout. 0: nothing; n: the patch projection and
             the first n transformer blocks; `backbone`: everything except the classifier.
-        compile_towers: Whether to compile the encoder with `torch.compile`.
-        checkpoint_activations: Whether to store only the input of each transformer block and
-            recompute the rest in the backward pass.
+        options: Other arguments of `TrainingModule`.
 
     Raises:
         UserError: the model has no classifier or has a head, or `frozen` exceeds its blocks.
@@ -57,16 +52,12 @@ class FinetuneModule(TrainingModule):
         model: VATTConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
-        init_from: str | None = None,
         label_smoothing: float = 0.0,
         frozen: int | Literal["backbone"] = 0,
-        compile_towers: bool = False,
-        checkpoint_activations: bool = False,
+        **options: Any,
     ) -> None:
         _check_model(model, label_smoothing)
-        super().__init__(
-            model, optimizer, schedule, init_from, compile_towers, checkpoint_activations
-        )
+        super().__init__(model, optimizer, schedule, **options)
         assert model.classifier is not None
         self.classifier = model.classifier
         self.label_smoothing = label_smoothing
@@ -125,22 +116,20 @@ class FinetuneModule(TrainingModule):
         Returns:
             A line that tells the user what was written.
         """
-        table = join_ranks(gather_objects(join_scores([ScoreTable(**part) for part in parts])))
+        table = join_ranks(gather_objects(concatenate([ScoreTable(**part) for part in parts])))
         classes = getattr(cast(Any, self.trainer).datamodule, "classes", None)
         names = classes.names if classes else [str(n) for n in range(table.logits.shape[1])]
         shares = probabilities(table.logits, multi_label=self.classifier.multi_label)
         best = shares.topk(min(SHOWN_CLASSES, shares.shape[1]), dim=1)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
         ranks = range(1, best.values.shape[1] + 1)
-        writer.writerow(["file", *(f"{what}{n}" for n in ranks for what in ("class", "share"))])
+        rows = [["file", *(f"{what}{n}" for n in ranks for what in ("class", "share"))]]
         for row, key in enumerate(table.keys):
             pairs = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
             found = [cell for number, share in pairs for cell in (names[number], f"{share:.6f}")]
-            writer.writerow([key, *(found if table.present[row] else [])])
+            rows.append([key, *(found if table.present[row] else [])])
         out = folder / "predictions.csv"
         if rank() == 0:
-            write_atomically(out, text.getvalue().encode())
+            write_rows(out, rows)
         return f"predictions for {int(table.present.sum())} files: {out}"
 
     def _logits(self, batch: LabelledBatch) -> Tensor:
@@ -159,64 +148,32 @@ class FinetuneModule(TrainingModule):
             keys=batch.keys[::views],
         )
 
-    def measure(self, shares: Sequence[Sequence["ScoreTable"]]) -> dict[str, float]:
+    def measure(self, table: "ScoreTable") -> dict[str, float]:
         """Metrics over all readable clips of the set, and the number of unreadable ones."""
-        table = join_ranks([join_scores(share) for share in shares])
         seen = table.select(table.present.nonzero()[:, 0].tolist())
         counts = {"num_clips": float(len(seen)), "num_unread": float(len(table) - len(seen))}
-        return {**counts, **self._metrics(seen)} if len(seen) else counts
-
-    def _metrics(self, table: "ScoreTable") -> dict[str, float]:
+        if not len(seen):
+            return counts
         if self.classifier.multi_label:
-            return multi_label_metrics(table.logits, table.labels)
-        loss = classification_loss(table.logits, table.labels, multi_label=False)
-        return {"loss": float(loss), **single_label_metrics(table.logits, table.labels)}
+            return {**counts, **multi_label_metrics(seen.logits, seen.labels)}
+        loss = classification_loss(seen.logits, seen.labels, multi_label=False)
+        metrics = single_label_metrics(seen.logits, seen.labels)
+        return {**counts, "loss": float(loss), **metrics}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreTable:
+class ScoreTable(ClipTable):
     """Scores of some clips.
 
     Args:
         logits: float32 `[B, C]`, mean over the views of each clip.
         labels: float32 `[B, C]`, 0 and 1.
         present: bool `[B]`, False if a clip could not be read.
-        keys: Names of the clips.
     """
 
     logits: Tensor
     labels: Tensor
     present: Tensor
-    keys: tuple[str, ...]
-
-    def __len__(self) -> int:
-        """Clips."""
-        return len(self.keys)
-
-    def select(self, rows: Sequence[int]) -> "ScoreTable":
-        """Table of some of the clips."""
-        places = torch.tensor(rows, dtype=torch.int64)
-        return ScoreTable(
-            logits=self.logits[places],
-            labels=self.labels[places],
-            present=self.present[places],
-            keys=tuple(self.keys[row] for row in rows),
-        )
-
-
-def join_scores(tables: Sequence[ScoreTable]) -> ScoreTable:
-    """Concatenates tables."""
-    return ScoreTable(
-        logits=torch.cat([table.logits for table in tables]),
-        labels=torch.cat([table.labels for table in tables]),
-        present=torch.cat([table.present for table in tables]),
-        keys=tuple(key for table in tables for key in table.keys),
-    )
-
-
-def join_ranks(ranks: Sequence[ScoreTable]) -> ScoreTable:
-    """Table of a set of which rank `r` of `W` scored the files `r::W`; each file counts once."""
-    return join_scores(ranks).select(places_in_set([one.keys for one in ranks]))
 
 
 def _check_model(model: VATTConfig, label_smoothing: float) -> None:

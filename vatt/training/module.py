@@ -5,7 +5,7 @@ every hook.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,10 +15,11 @@ from torch.optim import Optimizer
 from vatt.batch import Batch, MicroBatches
 from vatt.config.model import VATTConfig
 from vatt.errors import CheckpointError, UserError
+from vatt.evaluation.embedding_table import ClipTable, concatenate
 from vatt.models.checkpoint import CONFIG_KEY
 from vatt.models.start_weights import check_same
 from vatt.network.model import VATT, backbone_and_head
-from vatt.system.ranks import gather_objects, world_size
+from vatt.system.ranks import gather_objects, places_in_set, world_size
 from vatt.training.compute import checkpoint_activations, compile_towers
 from vatt.training.optim import (
     OptimizerConfig,
@@ -29,6 +30,17 @@ from vatt.training.optim import (
     reorder_state,
 )
 from vatt.training.sharding import is_sharded, shard, whole
+
+T = TypeVar("T", bound=ClipTable)
+
+
+def join_ranks(tables: Sequence[T]) -> T:
+    """Table of a set of which rank `r` of `W` has the clips `r::W`; each clip counts once.
+
+    Args:
+        tables: Tables of all ranks in their order; some repeat first clips at their end.
+    """
+    return concatenate(tables).select(places_in_set([table.keys for table in tables]))
 
 
 class NonFiniteLossError(UserError):
@@ -42,11 +54,12 @@ class TrainingModule(LightningModule):
         model: Configuration of the network.
         optimizer: Optimiser and its settings.
         schedule: Learning rate over the run.
-        init_from: Model folder or checkpoint that gives the initial weights; ignored when a run is
-            resumed. None: random weights.
-        compile_towers: Whether to compile the encoders with `torch.compile`.
+        init_from: Model folder or checkpoint that gives the initial weights, for example a
+            converted checkpoint; ignored when a run is resumed. None: random weights.
+        compile_towers: Whether to compile the encoders with `torch.compile`: the first steps take
+            minutes, later steps are faster.
         checkpoint_activations: Whether to store only the input of each transformer block and
-            recompute the rest in the backward pass.
+            recompute the rest in the backward pass: far less memory, a third more computation.
     """
 
     def __init__(
@@ -54,9 +67,10 @@ class TrainingModule(LightningModule):
         model: VATTConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
-        init_from: str | None,
-        compile_towers: bool,
-        checkpoint_activations: bool,
+        *,
+        init_from: str | None = None,
+        compile_towers: bool = False,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.network = VATT(model)
@@ -158,26 +172,18 @@ class TrainingModule(LightningModule):
         )
 
     def score_batch(self, batch: Any) -> Any:
-        """Scores of one batch as a dataclass; `measure` gets those of the whole set.
+        """`ClipTable` with the scores of one batch; `measure` gets that of the whole set.
 
         Args:
             batch: Batch of the set.
         """
         raise NotImplementedError
 
-    def measure(self, shares: Sequence[Sequence[Any]]) -> dict[str, float]:
-        """Metrics of a set by name.
-
-        Args:
-            shares: Scores of each rank that has any, in the order of the ranks.
-        """
+    def measure(self, table: Any) -> dict[str, float]:
+        """Metrics by name of the table of a whole set."""
         raise NotImplementedError
 
     def on_validation_epoch_start(self) -> None:
-        """Clears the collected scores, also after an interrupted pass."""
-        self._tables = []
-
-    def on_test_epoch_start(self) -> None:
         """Clears the collected scores, also after an interrupted pass."""
         self._tables = []
 
@@ -186,9 +192,8 @@ class TrainingModule(LightningModule):
         self._tables.append(self.score_batch(batch))
         return None
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Collects the scores of one batch."""
-        self._tables.append(self.score_batch(batch))
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Scores of one batch as a dict; Lightning refuses frozen dataclasses."""
@@ -204,9 +209,10 @@ class TrainingModule(LightningModule):
 
     def _log_metrics(self, prefix: str) -> None:
         tables, self._tables = self._tables, []
-        shares = [share for share in gather_objects(tables) if share]  # each rank has its share
+        shares = [concatenate(share) for share in gather_objects(tables) if share]
         if shares:
-            values = {f"{prefix}/{name}": value for name, value in self.measure(shares).items()}
+            metrics = self.measure(join_ranks(shares))
+            values = {f"{prefix}/{name}": value for name, value in metrics.items()}
             self.log_dict(values, sync_dist=world_size() > 1)  # the same on every rank
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -207,28 +207,22 @@ class KerasSGD(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Updates the parameters that have a gradient; `closure` computes the gradients first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-            if weights:
-                self._move(weights, group)
+            if not weights:
+                continue
+            for weight in weights:
+                if not self.state[weight]:
+                    self.state[weight]["velocity"] = torch.zeros_like(weight)
+            velocities = [self.state[weight]["velocity"] for weight in weights]
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            if decay := group["weight_decay"]:
+                gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
+            torch._foreach_add_(weights, velocities)
         return loss
-
-    def _move(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        for weight in weights:
-            if not self.state[weight]:
-                self.state[weight]["velocity"] = torch.zeros_like(weight)
-        velocities = [self.state[weight]["velocity"] for weight in weights]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        if group["weight_decay"]:
-            decay = group["weight_decay"]
-            gradients = list(torch._foreach_add(gradients, weights, alpha=decay))
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, gradients, alpha=-group["lr"])
-        torch._foreach_add_(weights, velocities)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:

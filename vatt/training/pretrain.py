@@ -16,9 +16,9 @@ from vatt.evaluation.retrieval import retrieval
 from vatt.models.start_weights import load_optimizer_state, load_weights
 from vatt.network.contrastive_loss import PAIRS, ContrastiveLoss, LossConfig, LossOutput
 from vatt.system.files import write_atomically
-from vatt.system.ranks import gather_objects, places_in_set, rank
+from vatt.system.ranks import gather_objects, rank
 from vatt.training.accumulation import forward_cached
-from vatt.training.module import TrainingModule
+from vatt.training.module import TrainingModule, join_ranks
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
 from vatt.training.rank_forward import forward_on_rank
 
@@ -31,18 +31,13 @@ class PretrainModule(TrainingModule):
         loss: Contrastive loss and its settings.
         optimizer: Optimiser and its settings.
         schedule: Learning rate over the run.
-        init_from: Model folder or checkpoint that gives the initial weights, for example a
-            converted checkpoint; ignored when a run is resumed. None: random weights.
         init_optimizer: Whether to load the optimiser's state from `init_from`, too
             (`vatt convert --optimizer` stores it).
         micro_batch_size: Number of clips per rank whose activations are in memory at a time. The
             encoders run on this many clips, heads and loss on the whole batch
             (`vatt.training.accumulation`). It costs a second forward pass. None: all clips of a
             rank at once.
-        compile_towers: Whether to compile the encoders with `torch.compile`: the first steps take
-            minutes, later steps are faster.
-        checkpoint_activations: Whether to store only the input of each transformer block and
-            recompute the rest in the backward pass: far less memory, a third more computation.
+        options: Other arguments of `TrainingModule`.
 
     Raises:
         UserError: the loss uses a pair of modalities for which the model's head has no space.
@@ -54,18 +49,14 @@ class PretrainModule(TrainingModule):
         loss: LossConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
-        init_from: str | None = None,
         init_optimizer: bool = False,
         micro_batch_size: int | None = None,
-        compile_towers: bool = False,
-        checkpoint_activations: bool = False,
+        **options: Any,
     ) -> None:
         _check_spaces(model, loss)
-        if init_optimizer and init_from is None:
+        super().__init__(model, optimizer, schedule, **options)
+        if init_optimizer and self.init_from is None:
             raise UserError("init_optimizer needs init_from: whose optimiser's state to take")
-        super().__init__(
-            model, optimizer, schedule, init_from, compile_towers, checkpoint_activations
-        )
         self.loss = ContrastiveLoss(loss)
         self.init_optimizer = init_optimizer
         self.micro_batch_size = micro_batch_size
@@ -113,12 +104,11 @@ class PretrainModule(TrainingModule):
         super().validation_step(batch, batch_idx)
         return vars(self._tables[-1])
 
-    def measure(self, shares: Sequence[Sequence[EmbeddingTable]]) -> dict[str, float]:
+    def measure(self, table: EmbeddingTable) -> dict[str, float]:
         """Retrieval metrics of all directions over the whole set."""
-        metrics = retrieval(join_ranks([concatenate(share) for share in shares]))
         return {
             f"{direction}/{name}": value
-            for direction, values in metrics.items()
+            for direction, values in retrieval(table).items()
             for name, value in values.items()
         }
 
@@ -131,8 +121,8 @@ class PretrainModule(TrainingModule):
         Returns:
             A line that tells the user what was written.
         """
-        own = concatenate([EmbeddingTable(**part) for part in parts])
-        table, out = join_ranks(gather_objects(own)), folder / "embeddings.safetensors"
+        table = join_ranks(gather_objects(concatenate([EmbeddingTable(**part) for part in parts])))
+        out = folder / "embeddings.safetensors"
         tensors = {name: value for name, value in vars(table).items() if isinstance(value, Tensor)}
         if rank() == 0:
             write_atomically(out, save(tensors, metadata={"keys": json.dumps(table.keys)}))
@@ -151,18 +141,6 @@ class PretrainModule(TrainingModule):
             "data/audio_coverage": facts.coverage("audio"),
             "data/text_coverage": facts.coverage("text"),
         }
-
-
-def join_ranks(parts: Sequence[EmbeddingTable]) -> EmbeddingTable:
-    """Table of a set of which rank `r` of `W` embedded the records `r::W`.
-
-    Some ranks repeat first records, so that all make the same number of steps. Repeated records are
-    left out.
-
-    Args:
-        parts: Tables of all ranks, in order.
-    """
-    return concatenate(parts).select(places_in_set([part.keys for part in parts]))
 
 
 def _check_spaces(model: VATTConfig, loss: LossConfig) -> None:

@@ -4,7 +4,6 @@ Recomputation to save memory (activation checkpointing) does not count: this mea
 the hardware.
 """
 
-from collections.abc import Mapping
 from operator import mul
 
 import torch
@@ -29,24 +28,20 @@ PEAKS = {
     "NVIDIA H100": (989.5e12, 494.5e12, 67e12),
     "NVIDIA A100": (312e12, 156e12, 19.5e12),
 }
-HALVES = ("bf16-mixed", "bf16-true", "16-mixed", "16-true")
 
 
-def peak_flops(
-    device_name: str, precision: str, peaks: Mapping[str, tuple[float, float, float]] = PEAKS
-) -> float | None:
+def peak_flops(device_name: str, precision: str) -> float | None:
     """Peak FLOP/s of a device; None if unknown.
 
     Args:
         device_name: Name from `torch.cuda.get_device_name`.
         precision: Precision of Lightning's trainer, such as `bf16-mixed`. Float32 runs in TF32 if
             torch's `float32_matmul_precision` allows it.
-        peaks: Peak FLOP/s in 16 bit, TF32 and float32, by the beginning of a device's name.
     """
-    known = next((peak for name, peak in peaks.items() if device_name.startswith(name)), None)
+    known = next((peak for name, peak in PEAKS.items() if device_name.startswith(name)), None)
     if known is None or "MIG" in device_name:  # a share of a device
         return None
-    if precision in HALVES:
+    if precision.startswith(("bf16-", "16-")):
         return known[0]
     if precision in ("32-true", "32"):
         return known[2] if torch.get_float32_matmul_precision() == "highest" else known[1]
@@ -80,23 +75,17 @@ class FlopMeter:
         return TRAINING_PASSES * flops / (seconds * self._peak)
 
 
-def flop_meter(
-    network: nn.Module | None,
-    device: torch.device,
-    precision: str,
-    peaks: Mapping[str, tuple[float, float, float]] = PEAKS,
-) -> FlopMeter | None:
+def flop_meter(network: nn.Module | None, device: torch.device, precision: str) -> FlopMeter | None:
     """Meter for a network; None if its FLOPs cannot be counted or the peak is unknown.
 
     Args:
         network: Network to train.
         device: Device of the training.
         precision: Precision of Lightning's trainer, such as `bf16-mixed`.
-        peaks: Peak FLOP/s in 16 bit, TF32 and float32, by the beginning of a device's name.
     """
     config = getattr(network, "config", None)
     if not isinstance(config, VATTConfig):
         return None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    peak = peak_flops(name, precision, peaks)
+    peak = peak_flops(name, precision)
     return None if peak is None else FlopMeter(config, peak)
