@@ -219,12 +219,10 @@ def test_text_of_the_user_cannot_break_out_of_the_page(data: ReportData, tmp_pat
 
 def test_similarities_come_back_from_the_page(page: str, data: ReportData):
     for name, values in data.similarity.items():
-        packed = payload_of(page)["maps"][name]
-        levels = np.frombuffer(base64.b64decode(packed["levels"]), "<u2").reshape(values.shape)
-        back = packed["low"] + levels / 65534 * (packed["high"] - packed["low"])
+        shown = np.array(payload_of(page)["maps"][name]["values"], dtype=np.float64)  # null: NaN
         asks = np.array([name == "text_to_video" or i != SILENT for i in range(NUM_CLIPS)])
-        assert (levels[~asks] == 65535).all()
-        assert np.allclose(back[asks], values[asks], atol=1e-3)
+        assert np.isnan(shown[~asks]).all()
+        assert np.allclose(shown[asks], values[asks], atol=1e-4)
 
 
 def test_curves_skip_empty_cells_and_keep_the_mean_when_thinned(page: str, data, tmp_path: Path):
@@ -298,17 +296,12 @@ def test_a_failure_leaves_the_old_report_and_names_the_file(data: ReportData, tm
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.mp4", "report.html"]
 
 
-@pytest.mark.parametrize(("channels", "name"), [(1, "gray"), (3, "rgb24"), (4, "rgba")])
+@pytest.mark.parametrize(("channels", "name"), [(3, "rgb24"), (4, "rgba")])
 def test_a_png_holds_exactly_its_pixels(channels: int, name: str):
     pixels = np.random.default_rng(0).integers(256, size=(5, 7, channels), dtype=np.uint8)
     header = encode_png(pixels)[12:33]  # FFmpeg does not look at the check sums, browsers do
     assert zlib.crc32(header[:-4]) == int.from_bytes(header[-4:])
     assert np.array_equal(decode_picture(encode_png(pixels), name).reshape(pixels.shape), pixels)
-
-
-def test_a_png_of_something_else_is_refused():
-    with pytest.raises(ValueError, match=r"got float64 \(2, 2, 3\)"):
-        encode_png(np.zeros((2, 2, 3)))
 
 
 def test_a_poster_looks_like_the_clip_and_keeps_its_aspect(data: ReportData):

@@ -7,7 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from tabulate import tabulate
 
 from vatt.batch import Batch
 from vatt.config.spaces import DIRECTIONS
@@ -73,7 +75,7 @@ def collect_report(
         title="VATT demo",
         about=ABOUT,
         metrics=metrics,
-        history=read_history(out),
+        history=read_metrics(out / "run" / METRICS)[1],
         clips=[report_clip(validation, row, corpus) for row in gallery],
         similarity={
             "text_to_video": (first_texts @ shown.video_vt.T).numpy(),
@@ -122,20 +124,35 @@ def attention_examples(
 
 def summary(metrics: Mapping[str, Any], out: Path) -> str:
     """Results as a table, and the path of the report."""
-    lines = [
-        f"\nRetrieval among {metrics['num_candidates']} combinations never seen in training "
-        f"(chance R@1 {100 / metrics['num_candidates']:.0f} %):",
-        f"{'':16}{'R@1':>7}{'R@5':>7}{'R@10':>7}{'MedR':>7}   ceiling of R@1",
+    num_candidates = metrics["num_candidates"]
+    columns = ("R@1", "R@5", "R@10", "MedR", "ceiling")
+    rows = [
+        [name.replace("_", " "), *map(metrics[name].get, columns)]
+        for name in DIRECTIONS
+        if name in metrics
     ]
-    for name in DIRECTIONS:
-        row = metrics.get(name)
-        if row is not None:
-            numbers = "".join(f"{row[key]:7.1f}" for key in ("R@1", "R@5", "R@10", "MedR"))
-            ceiling = f"   {row['ceiling']:.0f}" if "ceiling" in row else ""
-            lines.append(f"{name.replace('_', ' '):16}{numbers}{ceiling}")
+    lines = [
+        f"\nRetrieval among {num_candidates} combinations never seen in training "
+        f"(chance R@1 {100 / num_candidates:.0f} %):",
+        tabulate(rows, ["", *columns[:-1], "ceiling of R@1"], "plain", ".1f"),
+    ]
     oracles = ", ".join(f"{name} {value:.0f}" for name, value in metrics["oracles"].items())
     lines.append(f"An oracle that knows only two attributes reaches R@1: {oracles}.")
-    lines += linear_lines(metrics["linear_evaluation"])
+    if linear := metrics["linear_evaluation"]["rows"]:
+        table = [
+            {
+                "": f"{row['modality']}: {row['attribute']}",
+                "pre-trained": row["pretrained"],
+                "random weights": row["random"],
+                "raw input": row["raw"],
+                "chance": row["chance"],
+            }
+            for row in linear
+        ]
+        lines += [
+            "Linear classifiers on frozen features, percent right on the same unseen combinations:",
+            tabulate(table, "keys", "plain", ".1f"),
+        ]
     training = metrics["training"]
     lines.append(
         f"Trained {training['steps']:.0f} steps in {training['seconds']:.0f} s, "
@@ -147,39 +164,18 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
-def linear_lines(evaluation: Mapping[str, Any]) -> list[str]:
-    """Table of the linear evaluation, if there is one."""
-    if not evaluation["rows"]:
-        return []
-    lines = [
-        "Linear classifiers on frozen features, percent right on the same unseen combinations:",
-        f"{'':16}{'pre-trained':>12}{'random weights':>16}{'raw input':>11}{'chance':>8}",
-    ]
-    for row in evaluation["rows"]:
-        numbers = (row["pretrained"], row["random"], row["raw"], row["chance"])
-        cells = "".join(f"{n:{w}.1f}" for n, w in zip(numbers, (12, 16, 11, 8), strict=True))
-        lines.append(f"{row['modality'] + ': ' + row['attribute']:16}{cells}")
-    return lines
-
-
-def training_figures(history: Sequence[Mapping[str, str]]) -> dict[str, float]:
+def training_figures(out: Path) -> dict[str, float]:
     """Steps, clips per second and share of time waiting for data, over the whole training."""
-    rows = [row for row in history if row.get("perf/step_seconds")]
+    rows = [row for row in read_metrics(out / "run" / METRICS)[1] if row.get("perf/step_seconds")]
     if not rows:
         return {"steps": 0.0, "clips_per_second": 0.0, "data_wait_share": 0.0}
     seconds = [float(row["perf/step_seconds"]) for row in rows]
 
     def mean(name: str) -> float:
-        values = (float(row[f"perf/{name}"]) for row in rows)
-        return sum(v * s for v, s in zip(values, seconds, strict=True)) / sum(seconds)
+        return float(np.average([float(row[f"perf/{name}"]) for row in rows], weights=seconds))
 
     return {
         "steps": float(rows[-1]["step"]) + 1,  # rows count from 0
         "clips_per_second": mean("clips_per_second"),
         "data_wait_share": mean("data_wait_share"),
     }
-
-
-def read_history(out: Path) -> list[dict[str, str]]:
-    """Rows of the run's `metrics.csv`."""
-    return read_metrics(out / "run" / METRICS)[1]

@@ -26,7 +26,7 @@ from vatt.data.retrieval import RetrievalSamples, count_captions
 from vatt.demo.corpus import write_corpus
 from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.demo.linear import evaluate_linearly
-from vatt.demo.report import ValidationSet, collect_report, read_history, summary, training_figures
+from vatt.demo.report import ValidationSet, collect_report, summary, training_figures
 from vatt.demo.retrieval import demo_retrieval, two_attribute_oracles
 from vatt.errors import UserError
 from vatt.evaluation.embedding_table import EmbeddingTable, embed
@@ -314,5 +314,5 @@ def measure(
         "seed": options.seed,
         "configs": list(options.configs),
         "captions_shuffled": options.shuffle_captions,
-        "training": training_figures(read_history(options.out)),
+        "training": training_figures(options.out),
     }

@@ -34,19 +34,9 @@ HEAT = np.array([(255, 196, 61), (255, 122, 26), (229, 38, 62)], dtype=np.float6
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """PNG file of uint8 pixels `[H, W, C]`, C = 1 for grey, 3 for RGB, 4 for RGBA.
-
-    Raises:
-        ValueError: the pixels have another dtype or number of channels.
-    """
-    formats = {1: "gray", 3: "rgb24", 4: "rgba"}
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in formats:
-        raise ValueError(
-            f"a PNG needs uint8 [H, W, 1, 3 or 4], got {pixels.dtype} {tuple(pixels.shape)}"
-        )
-    name = formats[pixels.shape[2]]
-    grey_or_colours = pixels[..., 0] if name == "gray" else pixels
-    return _encode(grey_or_colours, name, av.CodecContext.create("png", "w"), name)
+    """PNG file of uint8 pixels `[H, W, C]`, C = 3 for RGB, 4 for RGBA."""
+    name = {3: "rgb24", 4: "rgba"}[pixels.shape[2]]
+    return _encode(pixels, name, av.CodecContext.create("png", "w"), name)
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:

@@ -187,7 +187,8 @@ for (const chart of data.charts) {
       }
     }, { trigger: "axis" }),
     xAxis: {
-      type: "value", name: "step", nameLocation: "start", minInterval: 1, min: "dataMin", max: "dataMax", splitLine: { show: false }, axisLine: { show: false },
+      type: "value", name: "step", nameLocation: "start", minInterval: 1, min: "dataMin", max: "dataMax",
+      splitLine: { show: false }, axisLine: { show: false },
       axisLabel: { color: css("muted"), formatter: UNITS.number, showMinLabel: false, showMaxLabel: false },
     },
     yAxis: {
@@ -203,60 +204,43 @@ for (const chart of data.charts) {
   }));
 }
 
-/** Clips sorted by the chosen attribute, then by the others; and where each value begins and ends. */
+/** Numbers of the clips, sorted by the chosen attribute, then by the others. */
 function sorted(attribute) {
-  const order = clips.map((_, i) => i);
-  if (attribute < 0) return { order, groups: [] };
   const keys = clips.map((c) => [c.attributes[attribute], ...c.attributes].join("\u0000"));
-  order.sort((a, b) => (keys[a] < keys[b] ? -1 : 1));
-  const groups = [];
-  order.forEach((clip, place) => {
-    const name = clips[clip].attributes[attribute];
-    if (!groups.length || groups.at(-1).name !== name) groups.push({ name, start: place });
-    groups.at(-1).end = place + 1;
-  });
-  return { order, groups };
-}
-
-function decodeLevels(map) {
-  const view = new DataView(bytesOf(map.levels).buffer);
-  return Float32Array.from({ length: view.byteLength / 2 }, (_, i) => {
-    const level = view.getUint16(2 * i, true);
-    return level === 65535 ? NaN : map.low + (level / 65534) * (map.high - map.low);
-  });
+  return clips.map((_, i) => i).sort((a, b) => (keys[a] < keys[b] ? -1 : +(keys[a] > keys[b])));
 }
 
 for (const box of document.querySelectorAll(".heat")) {
-  const map = data.maps[box.dataset.map], values = decodeLevels(map), n = clips.length;
+  const map = data.maps[box.dataset.map];
   const ends = box.nextElementSibling.querySelectorAll("span");
   ends[0].textContent = `≤ ${decimal(map.pale)}`;
   ends[1].textContent = decimal(map.high);
   watch(box, "canvas", () => {
-    const { order, groups } = sorted(choice("sort"));
-    const cells = order.flatMap((row, y) => order.map((column, x) => [x, y, values[row * n + column]]));
-    const starts = new Set(groups.map((g) => g.start).filter(Boolean));
-    const names = new Map(groups.map((g) => [(g.start + g.end - 1) >> 1, g.name]));
+    const attribute = choice("sort"), order = sorted(attribute);
+    const cells = order.flatMap((row, y) => order.map((column, x) => [x, y, map.values[row][column]]));
+    const names = order.map((i) => clips[i].attributes[attribute]);
+    const isMiddle = (i) => i === (names.indexOf(names[i]) + names.lastIndexOf(names[i])) >> 1;
     const axis = {
-      type: "category", data: order, z: 5, axisLine: { show: false }, axisTick: { show: false },
-      axisLabel: { color: css("muted"), interval: (i) => names.has(i), formatter: (_, i) => names.get(i), hideOverlap: true },
-      splitLine: { show: true, interval: (i) => starts.has(i), lineStyle: { color: css("surface"), width: 1.5 } },
+      type: "category", data: names, z: 5, axisLine: { show: false }, axisTick: { show: false },
+      axisLabel: { color: css("muted"), show: attribute >= 0, interval: isMiddle, hideOverlap: true },
+      splitLine: { show: true, interval: (i) => i > 0 && names[i] !== names[i - 1], lineStyle: { color: css("surface"), width: 1.5 } },
     };
     return {
-      grid: { left: groups.length ? 62 : 0, right: 0, top: groups.length ? 22 : 0, bottom: 0 },
+      grid: { left: attribute < 0 ? 0 : 62, right: 0, top: attribute < 0 ? 0 : 22, bottom: 0 },
       xAxis: { ...axis, position: "top" },
       yAxis: { ...axis, inverse: true },
       visualMap: { show: false, seriesIndex: 0, min: map.pale, max: map.high, inRange: { color: [0, 1, 2, 3].map((i) => css(`heat-${i}`)) } },
       tooltip: tip((node, cell) => {
-        const column = order[cell.value[0]], row = order[cell.value[1]], score = values[row * n + column];
+        const column = order[cell.value[0]], row = order[cell.value[1]], score = map.values[row][column];
         html("div", "", box.dataset.map === "text_to_video" ? `“${clips[row].caption}”` : `sound of ${clips[row].title}`, node);
         html("div", "", `× ${clips[column].title}`, node);
-        html("b", "", isNaN(score) ? "no sound" : `similarity ${decimal(score)}`, node);
+        html("b", "", score === null ? "no sound" : `similarity ${decimal(score)}`, node);
         if (row === column) html("span", "", " · the right clip", node);
         showClips(node, row === column ? [column] : [row, column]);
       }, { axisPointer: { type: "cross" } }),
-      series: [cells.filter((c) => !isNaN(c[2])), cells.filter((c) => isNaN(c[2])).map(([x, y]) => [x, y, 0])].map((part) => ({
-        type: "heatmap", data: part, itemStyle: { color: css("line") }, // where no visualMap gives it one
-        emphasis: { itemStyle: { borderColor: css("mark"), borderWidth: 1.5 } },
+      series: [true, false].map((known) => ({ // those without a value have a colour, but none of the map
+        type: "heatmap", data: cells.filter((c) => (c[2] !== null) === known).map(([x, y, score]) => [x, y, score ?? 0]),
+        itemStyle: { color: css("line") }, emphasis: { itemStyle: { borderColor: css("mark"), borderWidth: 1.5 } },
       })),
     };
   });
@@ -275,10 +259,14 @@ for (const frame of document.querySelectorAll(".scatter")) {
     const colours = values.every((v) => v in NAMED_HUES) ? values.map((v) => NAMED_HUES[v]) : values.map((_, i) => HUES[i % HUES.length]);
     const modalities = Object.keys(points), joined = document.getElementById("join").checked;
     const axis = { show: false, type: "value", min: "dataMin", max: "dataMax" };
+    const keys = { itemWidth: 12, itemHeight: 12, textStyle: { color: css("ink") } };
     return {
       grid: { left: 14, right: 14, top: 50, bottom: 14 },
-      legend: { top: 0, left: 0, data: modalities, itemWidth: 12, itemHeight: 12, itemStyle: { color: css("surface") }, textStyle: { color: css("ink") }},
-      visualMap: { show: attribute >= 0, type: "piecewise", categories: values, dimension: 2, seriesIndex: modalities.map((_, i) => i), inRange: { color: colours }, orient: "horizontal", top: 22, left: -5, itemWidth: 12, itemHeight: 12, textStyle: { color: css("ink") } },
+      legend: { ...keys, top: 0, left: 0, data: modalities, itemStyle: { color: css("surface") } },
+      visualMap: {
+        ...keys, top: 22, left: -5, orient: "horizontal", show: attribute >= 0, type: "piecewise",
+        categories: values, dimension: 2, seriesIndex: modalities.map((_, i) => i), inRange: { color: colours },
+      },
       tooltip: tip((node, { seriesName, name }) => {
         html("b", "", `${seriesName}: ${seriesName === "text" ? `“${clips[name].caption}”` : clips[name].title}`, node);
         showClips(node, [name]);
@@ -293,8 +281,11 @@ for (const frame of document.querySelectorAll(".scatter")) {
         })),
         {
           type: "lines", coordinateSystem: "cartesian2d", polyline: true, silent: true,
-          lineStyle: { color: css("muted"), opacity: joined ? 0.35 : 0 }, emphasis: { lineStyle: { color: css("mark"), opacity: 1, width: 2 } },
-          data: clips.map((_, i) => ({ name: `${i}`, coords: modalities.map((m) => points[m][i]).filter(Boolean) })).filter((d) => d.coords.length > 1),
+          lineStyle: { color: css("muted"), opacity: joined ? 0.35 : 0 },
+          emphasis: { lineStyle: { color: css("mark"), opacity: 1, width: 2 } },
+          data: clips
+            .map((_, i) => ({ name: `${i}`, coords: modalities.map((m) => points[m][i]).filter(Boolean) }))
+            .filter(({ coords }) => coords.length > 1),
         },
       ],
     };

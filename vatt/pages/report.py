@@ -37,7 +37,6 @@ MAX_WALL = 200  # clips shown together
 MAX_FRAMES = 16  # frames shown of a clip with its attention
 MEDIA_BUDGET_BYTES = 8_000_000  # of clips; base64 makes 4 bytes of 3: the page stays below 15 MB
 MAX_POINTS = 400  # of a curve: about half the width of a chart in pixels
-MISSING_LEVEL = 65535  # stands for a similarity that is NaN
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -196,17 +195,15 @@ def _curve(history: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, 
 
 
 def _heat_map(values: np.ndarray) -> dict[str, Any]:
-    """Values as little-endian uint16 between the lowest and the highest."""
-    known = np.isfinite(values)
-    finite = values[known] if known.any() else np.zeros(1)
-    low, high = float(finite.min()), float(finite.max())
-    share = np.where(known, values - low, 0.0) / max(high - low, 1e-12)
-    levels = np.where(known, (share * (MISSING_LEVEL - 1)).round(), MISSING_LEVEL).astype("<u2")
+    """Values, null where they are missing, and the values where colours begin and end."""
+    is_known = np.isfinite(values)
+    known = values[is_known] if is_known.any() else np.zeros(1)
+    rounded = values.astype(np.float64).round(4).astype(object)
+    rounded[~is_known] = None
     return {
-        "levels": base64.b64encode(levels.tobytes()).decode("ascii"),
-        "low": low,
-        "high": high,
-        "pale": float(np.quantile(finite, 0.02)),  # where colours begin: outliers waste none
+        "values": rounded.tolist(),
+        "pale": float(np.quantile(known, 0.02)),  # outliers waste no colours
+        "high": float(known.max()),
     }
 
 
@@ -226,10 +223,8 @@ def _plane(points: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray]) ->
     if not points:
         return {"points": {}, "explained": (0.0, 0.0)}
     coordinates, explained = project_to_plane(np.concatenate(list(points.values())))
-    places: dict[str, list[list[float] | None]] = {}
-    start = 0
-    for name, values in points.items():
-        rows = iter(coordinates[start : start + len(values)].round(4).tolist())
-        places[name] = [next(rows) if is_known else None for is_known in known[name]]
-        start += len(values)
+    rows = iter(coordinates.round(4).tolist())
+    places = {
+        name: [next(rows) if is_known else None for is_known in known[name]] for name in points
+    }
     return {"points": places, "explained": explained}

@@ -1,6 +1,7 @@
 """Log of a few validation clips with the captions that the model finds for them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -152,7 +153,7 @@ def with_found(
         own = scores[candidates == number]  # not computed anew: it would differ in the last digit
         place = 1 + int((scores > own).sum()) if has_text[number] else None
         pairs = tuple(zip(names, best.values.tolist(), strict=True))
-        found.append(MediaRow(**{**vars(row), "found": pairs, "place": place}))
+        found.append(replace(row, found=pairs, place=place))
     return found
 
 
