@@ -69,7 +69,7 @@ setup(
     ],
     extras_require={
         "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
-        "eval": ["scikit-learn>=1.5"],  # logistic regression in linear evaluation
+        "eval": ["scikit-learn>=1.5"],  # logistic regression, also in the demo
         "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
         "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
         "parquet": ["pyarrow>=16"],  # captions in parquet files

@@ -108,10 +108,6 @@ class ClassificationData(StreamedData):
         self.run_classes: Classes | None = None
         self.train_samples: LabelledClips | None = None
         self.validation_files: LabelledFiles | None = None
-        self._check_settings()
-        self._log_mel = self.masked_log_mel(self.classifier_input.audio)
-
-    def _check_settings(self) -> None:
         if (self.layout == "esc50") != (self.fold is not None):
             raise UserError(
                 "data.fold, from 1 to 5, says on which fold of ESC-50 to validate: give it with "
@@ -129,6 +125,7 @@ class ClassificationData(StreamedData):
                 )
         if self.validation_batch_size < 1:
             raise UserError("data.validation_batch_size must be at least 1")
+        self._log_mel = self.masked_log_mel(self.classifier_input.audio)
 
     def prepare_data(self) -> None:
         """Reads the annotations before the run folder is created; on one rank.

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from vatt.data.clips import Geometry
 from vatt.data.loader import EvaluationLoader, PositionedLoader, StartMethod, share_of_batch
 from vatt.data.order import GlobalOrder
 from vatt.data.prefetch import ShardPrefetch
-from vatt.data.retrieval import RetrievalSamples, count_captions
 from vatt.data.run_tokenizer import trained_tokenizer, vocabulary_hash
-from vatt.data.samples import ClipSamples
+from vatt.data.samples import ClipSamples, RetrievalSamples, count_captions
 from vatt.errors import UserError
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.places import find_tars, is_remote, local_or_remote
@@ -113,10 +113,6 @@ class PretrainData(StreamedData):
         self.validation_samples: RetrievalSamples | None = None
         self._train_sets: list[ShardSet] | None = None
         self._order: GlobalOrder | None = None
-        self._check_settings()
-        self._log_mel = self.masked_log_mel(self.audio)
-
-    def _check_settings(self) -> None:
         drawn, clips = self.captions_per_step, self.max_validation_clips
         if not self.train_folders:
             raise UserError("data.train names no shard folder: give at least one")
@@ -132,6 +128,7 @@ class PretrainData(StreamedData):
                 "data.cache_views must be at least 1 and data.cache_gib at least 0, got "
                 f"{self.cache_views} and {self.cache_gib:g}"
             )
+        self._log_mel = self.masked_log_mel(self.audio)
 
     def prepare_data(self) -> None:
         """Trains a tokenizer if none is given; Lightning calls this on one rank.
@@ -221,12 +218,10 @@ class PretrainData(StreamedData):
         """Augments training clips on the device, with random numbers from their seeds."""
         if self.trainer is None or not self.trainer.training:
             return batch
+        change = partial(augment_batch, augment=self.augment, log_mel=self._log_mel)
         if isinstance(batch, MicroBatches):
-            return dataclasses.replace(batch, change=self._changed)
-        return self._changed(batch)
-
-    def _changed(self, batch: Batch) -> Batch:
-        return augment_batch(batch, self.augment, self._log_mel)
+            return dataclasses.replace(batch, change=change)
+        return change(batch)
 
     def vocabulary(self) -> dict[str, Any]:
         """Hash of the tokenizer that makes the ids."""
@@ -269,11 +264,8 @@ class PretrainData(StreamedData):
         """Cache within the part of the limit that other caches have left."""
         if self.cache_bytes == 0:
             return None
-        used = (
-            self.train_samples.cache.num_bytes
-            if self.train_samples and self.train_samples.cache
-            else 0
-        )
+        train = self.train_samples and self.train_samples.cache
+        used = train.num_bytes if train else 0
         cache = ClipCache(num_entries, geometry, self.cache_bytes - used)
         if cache.capacity < num_entries:
             logger.warning(

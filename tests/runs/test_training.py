@@ -326,7 +326,7 @@ def test_ranks_are_joined_to_the_set_without_its_repeated_records(world_size: in
         audio_mask=mask,
         text_mask=mask[:, None],
     )
-    rows = range(-(-size // world_size))  # as vatt.data.retrieval gives them out
+    rows = range(-(-size // world_size))  # as vatt.data.samples gives them out
     parts = [
         table.select([(rank + world_size * row) % size for row in rows])
         for rank in range(world_size)

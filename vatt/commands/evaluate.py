@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,10 +73,11 @@ def retrieval(
 
     with process_group():
         items = read_retrieval_set(data, videos=videos, split=split, clips=clips)
-        network, plan = _model_and_plan(model, items, common, ("video", "audio"))
+        run = _Run("retrieval", model, items, common, argv)
+        plan = run.plan("video", "audio")
         tables = embed_items(
-            network,
-            _load_tokenizer(model, tokenizer, network),
+            run.network,
+            _load_tokenizer(model, tokenizer, run.network),
             items.items,
             plan,
             batch_size=common.batch_size,
@@ -86,7 +88,6 @@ def retrieval(
             for averaging, directions in tables.metrics().items()
             for direction, row in directions.items()
         }
-        run = _Run("retrieval", model, network, items, common, argv)
         protocol = {**plan.describe(), "ties": "count half each"}
         return run.report(protocol, metrics, len(tables.embeddings), tables.faults)
 
@@ -131,15 +132,15 @@ def linear(
     if set(names) - set(CLASSIFIERS):
         raise UserError(f"--classifiers are {' and '.join(CLASSIFIERS)}, got {classifiers}")
     items = read_classification_set(data, media)
-    modality = modality or _usual_modality(items)
-    network, plan = _model_and_plan(model, items, common, (modality,))
-    run = _Run("linear", model, network, items, common, argv)
+    modality = modality or ("audio" if items.name == "esc50" else "video")
+    run = _Run("linear", model, items, common, argv)
+    plan = run.plan(modality)
     features = extract_features(
-        network,
+        run.network,
         items.items,
         plan,
         modality=modality,
-        digest=weights_digest(network),
+        digest=weights_digest(run.network),
         cache=cache or run.folder / "features",
         batch_size=common.batch_size,
         num_workers=common.workers,
@@ -187,31 +188,36 @@ def zero_shot(
         common: Windows, machine and results.
         argv: Arguments, for the record.
     """
-    from vatt.evaluation.zero_shot_classification import PROMPTS, embed_classes, score_classes
+    from vatt.evaluation.zero_shot_classification import (
+        PROMPTS,
+        embed_classes,
+        score_classes,
+        zero_shot_metrics,
+    )
     from vatt.sets.classification import TEST, read_classification_set
 
     _refuse_processes("zero-shot")
     items = read_classification_set(data, media).in_split(TEST)
-    modality = modality or _usual_modality(items)
-    network, plan = _model_and_plan(model, items, common, (modality,))
-    words = _load_tokenizer(model, tokenizer, network)
+    modality = modality or ("audio" if items.name == "esc50" else "video")
+    run = _Run("zero-shot", model, items, common, argv)
+    plan = run.plan(modality)
+    words = _load_tokenizer(model, tokenizer, run.network)
     if words is None:
         raise UserError("zero-shot classification needs a model with text")
     prompts = list(prompt or PROMPTS)
-    scores = score_classes(
-        network,
+    clips, scores = score_classes(
+        run.network,
         items.items,
-        embed_classes(network, words, items.labels, prompts),
+        embed_classes(run.network, words, items.labels, prompts),
         plan,
         modality=modality,
         num_workers=common.workers,
     )
-    run = _Run("zero-shot", model, network, items, common, argv)
     return run.report(
         {"modality": modality, **plan.describe(), "prompts": prompts},
-        scores.metrics(items.labels),
-        len(scores.items),
-        scores.faults,
+        zero_shot_metrics(clips.items, items.labels, scores),
+        len(clips.items),
+        clips.faults,
         num_classes=len(items.labels),
     )
 
@@ -267,14 +273,33 @@ def mteb(
 
 @dataclass(frozen=True)
 class _Run:
-    """An evaluation whose results are printed and written."""
+    """An evaluation of a model, whose results are printed and stored."""
 
     task: str
     model: Path
-    network: "VATT"
     data: "EvaluationSet"
     common: EvaluateOptions
     argv: Sequence[str]
+
+    @cached_property
+    def network(self) -> "VATT":
+        from vatt.models.checkpoint import load_model
+        from vatt.system.device import choose_device
+
+        return load_model(self.model).to(choose_device(self.common.device))
+
+    def plan(self, *modalities: str) -> "ViewPlan":
+        from vatt.evaluation.zero_shot_retrieval import evaluation_plan
+
+        frame_rate = self.common.frame_rate
+        if frame_rate is None and self.data.name != "own":
+            frame_rate = PAPER_FRAME_RATE
+        return evaluation_plan(
+            self.network,
+            num_windows=self.common.windows,
+            frame_rate=frame_rate,
+            modalities=modalities,
+        )
 
     @property
     def folder(self) -> Path:
@@ -308,26 +333,6 @@ class _Run:
             args = ["evaluate", self.task, *self.argv]
             report(results, self.network, self.model, self.folder, args)
         return 0
-
-
-def _model_and_plan(
-    model: Path, data: "EvaluationSet", common: EvaluateOptions, modalities: Sequence[str]
-) -> "tuple[VATT, ViewPlan]":
-    from vatt.evaluation.zero_shot_retrieval import evaluation_plan
-    from vatt.models.checkpoint import load_model
-    from vatt.system.device import choose_device
-
-    network = load_model(model).to(choose_device(common.device))
-    frame_rate = common.frame_rate
-    if frame_rate is None and data.name != "own":
-        frame_rate = PAPER_FRAME_RATE
-    return network, evaluation_plan(
-        network, num_windows=common.windows, frame_rate=frame_rate, modalities=modalities
-    )
-
-
-def _usual_modality(data: "EvaluationSet") -> MediaModality:
-    return "audio" if data.name == "esc50" else "video"
 
 
 def _load_tokenizer(model: Path, tokenizer: Path | None, network: "VATT") -> "Tokenizer | None":

@@ -9,7 +9,7 @@ only on its index, so any process may fill it at any time.
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -78,40 +78,37 @@ class ClipCache:
         """Whether there is a slot for an entry."""
         return entry < self.capacity
 
-    def missing(self, entries: Sequence[int]) -> list[int]:
-        """Rows of a batch whose clips are not cached and must be read."""
-        slots = torch.tensor(entries)
-        filled = self._slots["state"][slots.clamp(max=self.capacity - 1)] != 0
-        return ((slots >= self.capacity) | ~filled).nonzero()[:, 0].tolist()
-
     def batch(
-        self, entries: Sequence[int], clips: Mapping[int, ClipSample]
+        self, entries: Sequence[int], read: Callable[[int], ClipSample]
     ) -> tuple[Batch, list[int]]:
         """Batch of some entries; if all are cached, this is one copy per modality.
 
         Args:
             entries: Entry of each row.
-            clips: Clips of the `missing` rows, by row; those with a slot are stored.
+            read: Reads the clip of a row that is not cached; it is stored if it has a slot.
 
         Returns:
             A batch like that of `collate`, but without keys, and the `sample_index` of each row.
         """
+        slots = torch.tensor(entries)
+        is_loose, slots = slots >= self.capacity, slots.clamp(max=self.capacity - 1)
+        is_missing = is_loose | (self._slots["state"][slots] == 0)
+        clips = {row: read(row) for row in is_missing.nonzero()[:, 0].tolist()}
         for row, clip in clips.items():
             self.put(entries[row], clip)
-        slots = torch.tensor(entries).clamp(max=self.capacity - 1)
         video, audio_int16, text_int32, index, state = (
             self._slots[name].index_select(0, slots)
             for name in ("video", "audio", "text", "sample_index", "state")
         )
         audio, text = audio_int16.to(torch.float32).mul_(1 / _INT16_MAX), text_int32.to(torch.int64)
         video_mask, audio_mask = (state & _VIDEO) > 0, (state & _AUDIO) > 0
-        loose = {row: clip for row, clip in clips.items() if not self.keeps(entries[row])}
-        if loose:
-            rows = torch.tensor(list(loose))
-            other = collate(list(loose.values()), self.geometry)
+        rows = is_loose.nonzero()[:, 0]
+        if len(rows):
+            loose = [clips[row] for row in rows.tolist()]
+            other = collate(loose, self.geometry)
             video[rows], audio[rows], text[rows] = other.video, other.audio, other.text
             video_mask[rows], audio_mask[rows] = other.video_mask, other.audio_mask
-            index[rows] = torch.tensor([clip.sample_index for clip in loose.values()])
+            index[rows] = torch.tensor([clip.sample_index for clip in loose])
         batch = Batch(
             video=video, audio=audio, text=text, video_mask=video_mask, audio_mask=audio_mask
         )

@@ -10,7 +10,8 @@ import multiprocessing
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
@@ -86,9 +87,9 @@ class PositionedLoader:
         self._resumed = False
         self._stream: Iterator[Any] | None = None
         offsets = range(rank, batch_size, world_size)
-        self._batches = _GlobalBatches(
-            order, batch_size, offsets, micro_batch_size or share, announce
-        )
+        size = micro_batch_size or share
+        parts = [offsets[place : place + size] for place in range(0, share, size)]
+        self._batches = _GlobalBatches(order, batch_size, parts, announce)
         self._loader = open_loader(
             samples,
             self._batches,
@@ -160,6 +161,7 @@ class PositionedLoader:
             raise
 
 
+@dataclass
 class _GlobalBatches:
     """The references of one rank, (micro-)batch by batch, from `start` on.
 
@@ -167,27 +169,18 @@ class _GlobalBatches:
     seconds each to end, because the garbage collector closes their queues first.
     """
 
-    def __init__(
-        self,
-        order: GlobalOrder,
-        batch_size: int,
-        offsets: range,
-        micro_batch_size: int,
-        announce: Callable[[int], object] | None,
-    ) -> None:
-        self.start = 0
-        self._announce = announce
-        self._order = order
-        self._batch_size = batch_size
-        places = range(0, len(offsets), micro_batch_size)
-        self._parts = [offsets[place : place + micro_batch_size] for place in places]
+    order: GlobalOrder
+    batch_size: int
+    parts: Sequence[range]  # places in a global batch of each (micro-)batch
+    announce: Callable[[int], object] | None
+    start: int = 0
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        for start in itertools.count(self.start, self._batch_size):
-            if self._announce is not None:
-                self._announce(start)
-            for part in self._parts:
-                yield [self._order.ref(start + offset) for offset in part]
+        for start in itertools.count(self.start, self.batch_size):
+            if self.announce is not None:
+                self.announce(start)
+            for part in self.parts:
+                yield [self.order.ref(start + offset) for offset in part]
 
 
 def share_of_batch(batch_size: int, world_size: int, micro_batch_size: int | None = None) -> int:

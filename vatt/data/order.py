@@ -112,18 +112,14 @@ class GlobalOrder:
     def fingerprint(self) -> str:
         """Hash of all that determines the order; it changes if the sequence would change."""
         if self._fingerprint is None:  # every state asks for it, and many shards take a second
-            self._fingerprint = self._hash()
+            sizes = np.concatenate([stream.shard_sizes for stream in self._streams])
+            windows = self._streams[0].shuffle_shards
+            counts: Sequence[int] = [] if self._counts is None else self._counts.tolist()
+            state = np.zeros(1, dtype=np.uint64)
+            for part in [self.seed, windows, *self.set_sizes, -1, *sizes, -1, *counts]:
+                state = draw_bits(state.astype(np.int64), part)
+            self._fingerprint = f"{int(state[0]):016x}"
         return self._fingerprint
-
-    def _hash(self) -> str:
-        sizes = np.concatenate([stream.shard_sizes for stream in self._streams])
-        windows = self._streams[0].shuffle_shards
-        counts: Sequence[int] = [] if self._counts is None else self._counts.tolist()
-        parts = [self.seed, windows, *self.set_sizes, -1, *sizes, -1, *counts]
-        state = np.zeros(1, dtype=np.uint64)
-        for part in parts:
-            state = draw_bits(state.astype(np.int64), part)
-        return f"{int(state[0]):016x}"
 
     def _draw_turns(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Set of each position in a block, and the number of earlier positions of that set."""

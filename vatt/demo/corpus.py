@@ -157,6 +157,8 @@ def write_corpus(
         UserError: a number is out of range, `out` has other contents, or a process was killed.
         OSError: a file cannot be written, for example because the disk is full; the error names it.
     """
+    from tqdm import tqdm
+
     numbers = {"num_train": num_train, "num_validation_renderings": num_validation_renderings}
     for name, number in {**numbers, "seed": seed, "num_workers": num_workers or 0}.items():
         if number < 0:
@@ -170,32 +172,22 @@ def write_corpus(
     with atomic_folder(out, replace=True) as partial:
         for split in SPLITS:
             (partial / split).mkdir()
-        jobs = [(split, index) for split in SPLITS for index in range(sizes[split])]
-        lines = _write_clips(partial, seed, jobs, num_workers, show_progress)
-        _write_descriptions(partial, lines, _describe(parameters, lines))
+        jobs: list[Job] = [(split, index) for split in SPLITS for index in range(sizes[split])]
+        write = functools.partial(write_clip, partial, seed)
+        bar = tqdm(total=len(jobs), desc="corpus", unit="clip", disable=not show_progress)
+        num_workers = num_cores() if num_workers is None else num_workers
+        lines = {}
+        with bar, results_in_order(write, jobs, num_workers=num_workers) as results:
+            for job, line in zip(jobs, results, strict=True):
+                if isinstance(line, Lost):
+                    raise UserError(
+                        f"clip {job[1]} of {job[0]} {line.reason}: was it killed for lack of "
+                        "memory? Fewer num_workers need less"
+                    )
+                lines[job] = line
+                bar.update()
+        _write_descriptions(partial, lines, parameters)
     return True
-
-
-def _write_clips(
-    folder: Path, seed: int, jobs: list[Job], num_workers: int | None, show_progress: bool
-) -> dict[Job, dict[str, Any]]:
-    """Writes all files; returns their lines of `captions.jsonl`."""
-    from tqdm import tqdm
-
-    write = functools.partial(write_clip, folder, seed)
-    bar = tqdm(total=len(jobs), desc="corpus", unit="clip", disable=not show_progress)
-    num_workers = num_cores() if num_workers is None else num_workers
-    lines = {}
-    with bar, results_in_order(write, jobs, num_workers=num_workers) as results:
-        for job, line in zip(jobs, results, strict=True):
-            if isinstance(line, Lost):
-                raise UserError(
-                    f"clip {job[1]} of {job[0]} {line.reason}: was it killed for lack of memory? "
-                    "Fewer num_workers need less"
-                )
-            lines[job] = line
-            bar.update()
-    return lines
 
 
 def _is_finished(out: Path, parameters: dict[str, Any]) -> bool:
@@ -213,31 +205,25 @@ def _is_finished(out: Path, parameters: dict[str, Any]) -> bool:
 
 
 def _write_descriptions(
-    folder: Path, lines: dict[Job, dict[str, Any]], description: dict[str, Any]
+    folder: Path, lines: dict[Job, dict[str, Any]], parameters: dict[str, Any]
 ) -> None:
     """Writes `captions.jsonl` of both splits and `corpus.json`."""
+    from vatt.demo.retrieval import two_attribute_oracles  # loads torch; the workers do without
+
+    combinations, counts = split_combinations(), {}
     for split in SPLITS:
         of_split = [lines[job] for job in sorted(lines) if job[0] == split]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in of_split)
         (folder / split / "captions.jsonl").write_text(text, encoding="utf-8")
-    text = json.dumps(description, indent=1) + "\n"
-    (folder / "corpus.json").write_text(text, encoding="utf-8")
-
-
-def _describe(parameters: dict[str, Any], lines: dict[Job, dict[str, Any]]) -> dict[str, Any]:
-    """Content of `corpus.json`."""
-    from vatt.demo.retrieval import two_attribute_oracles  # loads torch; the workers do without
-
-    combinations = split_combinations()
-    return {
+        counts[split] = _count(of_split)
+    description = {
         **parameters,
-        "counts": {
-            split: _count([line for job, line in lines.items() if job[0] == split])
-            for split in SPLITS
-        },
+        "counts": counts,
         "oracles": two_attribute_oracles(combinations["validation"]),
         "combinations": {split: [" ".join(c) for c in combinations[split]] for split in SPLITS},
     }
+    text = json.dumps(description, indent=1) + "\n"
+    (folder / "corpus.json").write_text(text, encoding="utf-8")
 
 
 def _count(lines: list[dict[str, Any]]) -> dict[str, int]:

@@ -6,7 +6,6 @@ pre-trained network, features of the same network with its initial random weight
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,24 +38,7 @@ PATIENCE = 2  # weaker strengths tried beyond the best one
 HELD_OUT = 5  # every fifth combination of the training videos chooses the regularisation
 
 Combination = tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledRows:
-    """Features of the clips that have a modality.
-
-    Args:
-        values: float32 `[n, D]`, one row per clip.
-        combinations: Values of `ATTRIBUTES` of each clip.
-    """
-
-    values: Tensor
-    combinations: tuple[Combination, ...]
-
-    def labels(self, attributes: Sequence[str]) -> list[Combination]:
-        """Values of some attributes of each clip."""
-        places = [ATTRIBUTES.index(name) for name in attributes]
-        return [tuple(combination[i] for i in places) for combination in self.combinations]
+Samples = tuple[Tensor, Tensor]  # features float32 `[N, D]`, and classes int64 `[N]`
 
 
 def evaluate_linearly(
@@ -80,18 +62,34 @@ def evaluate_linearly(
         of each. Tasks without test clips, or with training clips of one class only, are left out.
     """
     networks = {"pretrained": model, "random": untrained(model, seed)}
-    train_rows, test_rows = read_rows(networks, *train), read_rows(networks, *test)
+    (train_rows, train_shown), (test_rows, test_shown) = (
+        read_rows(networks, *of_set) for of_set in (train, test)
+    )
     rows = []
     for modality, name, attributes in TASKS:
-        if not all((modality, "raw") in rows_of_set for rows_of_set in (train_rows, test_rows)):
+        places = [ATTRIBUTES.index(attribute) for attribute in attributes]
+        known, asked = (
+            [tuple(combination[i] for i in places) for combination in shown[modality]]
+            for shown in (train_shown, test_shown)
+        )
+        if not asked or len({*known}) < 2:
             continue
-        if len({*train_rows[modality, "raw"].labels(attributes)}) < 2:
-            continue
-        row: dict[str, Any] = {"modality": modality, "attribute": name, "regularisation": {}}
+        classes = sorted({*known, *asked})
+        labels, truth = (torch.tensor([classes.index(x) for x in of]) for of in (known, asked))
+        row: dict[str, Any] = {
+            "modality": modality,
+            "attribute": name,
+            "regularisation": {},
+            "chance": 100 / len(classes),
+        }
+        held_out = _held_out(train_shown[modality])
         for source in SOURCES:
-            key = modality, source
-            num_classes, accuracy, strength = _measure(train_rows[key], test_rows[key], attributes)
-            row |= {"chance": 100 / num_classes, source: accuracy}
+            values, strength = train_rows[modality, source], REGULARISATIONS[0]
+            if held_out.any() and len(labels[~held_out].unique()) > 1:
+                fitted, left_out = ((values[part], labels[part]) for part in (~held_out, held_out))
+                strength = choose_regularisation(fitted, left_out, len(classes))
+            tested = test_rows[modality, source], truth
+            row[source] = _accuracy((values, labels), tested, len(classes), strength)
             row["regularisation"][source] = strength
         rows.append(row)
     return {"num_train": len(train[1]), "num_test": len(test[1]), "rows": rows}
@@ -107,8 +105,13 @@ def untrained(model: VATT, seed: int) -> VATT:
 @torch.no_grad()
 def read_rows(
     networks: Mapping[str, VATT], batches: Iterable[Batch], combinations: Sequence[Combination]
-) -> dict[tuple[str, str], LabelledRows]:
-    """Features of each network and raw inputs, by modality and source; each batch is read once."""
+) -> tuple[dict[tuple[str, str], Tensor], dict[str, list[Combination]]]:
+    """Reads features of each network and raw inputs; reads each batch once.
+
+    Returns:
+        By modality and source float32 `[n, D]`, one row per clip that has the modality; and by
+        modality the combinations of these clips.
+    """
     sample_rate = next(iter(networks.values())).config.audio.sample_rate
     values: dict[tuple[str, str], list[Tensor]] = {}
     shown: dict[str, list[Combination]] = {"video": [], "audio": []}
@@ -126,10 +129,7 @@ def read_rows(
             for name, parts in rows.items():
                 values.setdefault((modality, name), []).append(parts)
         start += len(batch)
-    return {
-        key: LabelledRows(values=torch.cat(parts), combinations=tuple(shown[key[0]]))
-        for key, parts in values.items()
-    }
+    return {key: torch.cat(parts) for key, parts in values.items()}, shown
 
 
 def raw_values(clips: Tensor, *, sample_rate: int) -> Tensor:
@@ -150,29 +150,13 @@ def raw_values(clips: Tensor, *, sample_rate: int) -> Tensor:
     return F.adaptive_avg_pool2d(frames, PIXELS).reshape(len(clips), -1)
 
 
-def _measure(
-    train: LabelledRows, test: LabelledRows, attributes: Sequence[str]
-) -> tuple[int, float, float]:
-    """Number of classes, accuracy in percent, and the chosen regularisation.
+def _held_out(combinations: Sequence[Combination]) -> Tensor:
+    """Whether a training clip chooses the regularisation, bool `[N]`.
 
     It is chosen on combinations that the classifier was not trained on, as in the test.
     """
-    train_labels, test_labels = train.labels(attributes), test.labels(attributes)
-    classes = sorted({*train_labels, *test_labels})
-    labels, truth = (
-        torch.tensor([classes.index(x) for x in y]) for y in (train_labels, test_labels)
-    )
-    numbers = {c: i for i, c in enumerate(dict.fromkeys(train.combinations))}
-    held_out = torch.tensor([numbers[c] % HELD_OUT == HELD_OUT - 1 for c in train.combinations])
-    strength = REGULARISATIONS[0]
-    if held_out.any() and len(labels[~held_out].unique()) > 1:
-        fitted, left_out = ((train.values[part], labels[part]) for part in (~held_out, held_out))
-        strength = choose_regularisation(fitted, left_out, len(classes))
-    samples = train.values, labels
-    return len(classes), _accuracy(samples, (test.values, truth), len(classes), strength), strength
-
-
-Samples = tuple[Tensor, Tensor]  # features float32 `[N, D]`, and classes int64 `[N]`
+    numbers = {c: i for i, c in enumerate(dict.fromkeys(combinations))}
+    return torch.tensor([numbers[c] % HELD_OUT == HELD_OUT - 1 for c in combinations])
 
 
 def choose_regularisation(train: Samples, held_out: Samples, num_classes: int) -> float:

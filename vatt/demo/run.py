@@ -9,7 +9,6 @@ import json
 import random
 import shutil
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -22,14 +21,14 @@ from vatt.config.checks import at_least
 from vatt.config.model import VATTConfig
 from vatt.data.clips import Geometry
 from vatt.data.loader import EvaluationLoader
-from vatt.data.retrieval import RetrievalSamples, count_captions
+from vatt.data.samples import RetrievalSamples, count_captions
 from vatt.demo.corpus import write_corpus
 from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.demo.linear import evaluate_linearly
 from vatt.demo.report import ValidationSet, collect_report, summary, training_figures
 from vatt.demo.retrieval import demo_retrieval, two_attribute_oracles
 from vatt.errors import UserError
-from vatt.evaluation.embedding_table import EmbeddingTable, embed
+from vatt.evaluation.embedding_table import embed
 from vatt.models.card import read_card, write_model_card
 from vatt.models.checkpoint import load_model, save_model
 from vatt.network.model import VATT
@@ -102,16 +101,7 @@ def demo(*, options: DemoOptions, rest: Sequence[str] = ()) -> int:
         options: Corpus, training and folders.
         rest: Options of `vatt fit`.
     """
-    run_demo(replace(options, overrides=tuple(rest)))
-    return 0
-
-
-def run_demo(options: DemoOptions) -> dict[str, Any]:
-    """Runs all stages.
-
-    Returns:
-        Content of `metrics.json`.
-    """
+    options = replace(options, overrides=tuple(rest))
     started = time.monotonic()
     seconds: dict[str, float] = {}
     check_fit_options(options)
@@ -135,9 +125,21 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         write_model_card(options.out / "model", model, card, name="VATT demo")
         validation = read_validation_set(validation_shards, model, tokenizer)
         table = embed(model, validation.batches)
-        metrics = measure(table, validation, options)
-    metrics["training"]["seconds"] = round(training_seconds, 1)
-    metrics["seconds"] = seconds
+    combinations, renderings = validation.combinations, validation.renderings
+    metrics: dict[str, Any] = {
+        **demo_retrieval(table, combinations, renderings),
+        "oracles": two_attribute_oracles(combinations),
+        "num_candidates": len(set(combinations)),
+        "num_renderings": len(set(renderings)),
+        "seed": options.seed,
+        "configs": list(options.configs),
+        "captions_shuffled": options.shuffle_captions,
+        "training": {
+            **training_figures(options.out),
+            "seconds": round(training_seconds, 1),
+        },
+        "seconds": seconds,
+    }
     with stage(seconds, "linear", "linear classifiers on frozen features, and on raw inputs"):
         metrics["linear_evaluation"] = measure_linearly(
             model, tokenizer, train_shards, validation, options
@@ -149,7 +151,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     text = json.dumps(metrics, indent=2) + "\n"
     write_atomically(options.out / "metrics.json", text.encode())
     print(summary(metrics, options.out))
-    return metrics
+    return 0
 
 
 def refuse_other_run(options: DemoOptions) -> None:
@@ -200,28 +202,33 @@ def shuffle_captions(source: Path, target: Path) -> None:
 def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> ValidationSet:
     """Decodes the small retrieval set into batches."""
     shards = ShardSet(folder)
-    geometry = clip_geometry(model, num_candidates=count_captions(shards))
-    samples = RetrievalSamples(shards, tokenizer, geometry)
     combinations = read_combinations(shards, len(shards))
-    renderings: list[int] = []
-    seen: Counter[tuple[str, ...]] = Counter()
-    for combination in combinations:
-        renderings.append(seen[combination])
-        seen[combination] += 1
     return ValidationSet(
         shards=shards,
-        batches=list(EvaluationLoader(samples, batch_size=EVALUATION_BATCH)),
+        batches=list(clips_of(shards, model, tokenizer, num_candidates=count_captions(shards))),
         combinations=combinations,
-        renderings=renderings,
+        renderings=[combinations[:row].count(one) for row, one in enumerate(combinations)],
     )
 
 
-def clip_geometry(model: VATT, *, num_candidates: int) -> Geometry:
-    """Shapes of the clips of a model."""
+def clips_of(
+    shards: ShardSet,
+    model: VATT,
+    tokenizer: Tokenizer,
+    *,
+    num_candidates: int,
+    num_clips: int | None = None,
+) -> EvaluationLoader:
+    """Batches of the first clips of a set; None: of all.
+
+    They are read in this process: others would only take cores from the computation.
+    """
     config = model.config
-    return Geometry(
+    geometry = Geometry(
         video=config.video, audio=config.audio, text=config.text, num_candidates=num_candidates
     )
+    samples = RetrievalSamples(shards, tokenizer, geometry, num_clips=num_clips)
+    return EvaluationLoader(samples, batch_size=EVALUATION_BATCH)
 
 
 def read_combinations(shards: ShardSet, num_clips: int) -> list[tuple[str, ...]]:
@@ -290,29 +297,10 @@ def measure_linearly(
         return {"num_train": 0, "num_test": len(validation.combinations), "rows": []}
     shards = ShardSet(train_shards)
     num_clips = min(NUM_LINEAR, len(shards))
-    geometry = clip_geometry(model, num_candidates=1)
-    samples = RetrievalSamples(shards, tokenizer, geometry, num_clips=num_clips)
-    # read in this process: other processes would only take cores from the computation
-    batches = EvaluationLoader(samples, batch_size=EVALUATION_BATCH)
+    batches = clips_of(shards, model, tokenizer, num_candidates=1, num_clips=num_clips)
     return evaluate_linearly(
         model.eval(),
         (batches, read_combinations(shards, num_clips)),
         (validation.batches, validation.combinations),
         seed=options.seed,
     )
-
-
-def measure(
-    table: EmbeddingTable, validation: ValidationSet, options: DemoOptions
-) -> dict[str, Any]:
-    """Retrieval metrics of the trained model, with those of oracles and numbers of its training."""
-    return {
-        **demo_retrieval(table, validation.combinations, validation.renderings),
-        "oracles": two_attribute_oracles(validation.combinations),
-        "num_candidates": len(set(validation.combinations)),
-        "num_renderings": len(set(validation.renderings)),
-        "seed": options.seed,
-        "configs": list(options.configs),
-        "captions_shuffled": options.shuffle_captions,
-        "training": training_figures(options.out),
-    }

@@ -63,7 +63,7 @@ def split_places(items: Sequence[Item], fold: int, split: str) -> Tensor:
     """
     places = [place for place, item in enumerate(items) if item.splits[fold] == split]
     if not places:
-        raise UserError(f"fold {fold + 1} has no {split} clip that can be read, and needs some")
+        raise UserError(f"fold {fold + 1} has no {split} clip that can be read: give at least one")
     return torch.tensor(places)
 
 

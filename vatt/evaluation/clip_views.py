@@ -34,17 +34,10 @@ class ViewPlan:
         """Plan as plain values, for a result file."""
         plan: dict[str, Any] = {"num_windows": self.num_windows}
         if self.video is not None:
-            plan |= {
-                "num_crops": 1,
-                "num_frames": self.video.num_frames,
-                "frame_rate": self.video.frame_rate,
-                "image_size": self.video.image_size,
-            }
+            names = ("num_frames", "frame_rate", "image_size")
+            plan |= {"num_crops": 1, **{name: getattr(self.video, name) for name in names}}
         if self.audio is not None:
-            plan |= {
-                "num_samples": self.audio.num_samples,
-                "sample_rate": self.audio.sample_rate,
-            }
+            plan |= {n: getattr(self.audio, n) for n in ("num_samples", "sample_rate")}
         return plan
 
 

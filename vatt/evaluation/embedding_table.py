@@ -74,21 +74,16 @@ class EmbeddingTable(ClipTable):
     text_mask: Tensor
 
 
-def embed(
-    model: nn.Module, loader: Iterable[Batch], device: torch.device | str | None = None
-) -> EmbeddingTable:
+def embed(model: nn.Module, loader: Iterable[Batch]) -> EmbeddingTable:
     """Embeds all clips of a loader, in evaluation mode.
 
     Args:
-        model: Model; it moves to `device` and keeps its mode.
+        model: Model; it keeps its mode.
         loader: Loader of batches with all captions of each clip.
-        device: Device. None: that of the model.
 
     Raises:
         UserError: the loader gives no batch.
     """
-    if device is not None:
-        model.to(device)
     was_training = model.training
     model.eval()
     try:

@@ -6,6 +6,7 @@ Source: paper section 4.3 and appendix A.3.6; google-research/vatt `utils/eval/e
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -75,18 +76,18 @@ def evaluate_folds(
         UserError: a fold has no training or test clips, or scikit-learn is missing.
     """
     labels = torch.tensor([classes.index(item.label) for item in features.items])
+    trainers: dict[Classifier, Callable[..., Predict]] = {
+        "low-rank": partial(train_low_rank, config=low_rank or LowRankConfig(), seed=seed),
+        "logistic": partial(train_logistic, regularisation=regularisation, seed=seed),
+    }
     rows: dict[str, dict[str, float]] = {}
     for name in classifiers:
 
-        def score(fold: int, test: Tensor, name: str = name) -> Tensor:
+        def score(fold: int, test: Tensor, name: Classifier = name) -> Tensor:
             train = split_places(features.items, fold, TRAIN)
             samples = features.values[train].flatten(0, 1)  # every view
             answers = labels[train].repeat_interleave(features.values.shape[1])
-            if name == "low-rank":
-                config = low_rank or LowRankConfig()
-                predict = train_low_rank(samples, answers, len(classes), config, seed=seed)
-            else:
-                predict = train_logistic(samples, answers, len(classes), regularisation, seed=seed)
+            predict = trainers[name](samples, answers, len(classes))
             return predict_views(predict, features.values[test])
 
         rows |= accuracies_by_fold(name, features.items, classes, score)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -80,12 +80,10 @@ class MtebModel:
         source: str | os.PathLike[str],
         *,
         name: str | None = None,
-        space: Space | Literal["auto"] | None = "auto",
-        num_windows: int = NUM_WINDOWS,
-        on_error: OnError = "raise",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
+        **options: Any,
     ) -> Self:
         """Loads a model with its tokenizer.
 
@@ -93,12 +91,10 @@ class MtebModel:
             source: Model folder, `.ckpt` of a run, or `org/name` on the Hub.
             name: Name in mteb. None: the name on the Hub, or `vatt/` with the last two parts of the
                 path.
-            space: `vt`, `va`, `joint`, None for features of the backbone, or "auto".
-            num_windows: Number of windows of each video and sound.
-            on_error: "raise", or "skip" for zeros and a warning.
             device: Device; "auto": a GPU if there is one.
             dtype: Precision; "auto": depends on the device.
             revision: Branch, tag or commit on the Hub.
+            options: `space`, `num_windows` and `on_error`.
 
         Raises:
             UserError: mteb is not installed.
@@ -112,7 +108,7 @@ class MtebModel:
             name = str(source)
             if path.exists():
                 name = f"vatt/{'-'.join(path.absolute().parts[-2:]).strip('/')}"
-        return cls(extractor, name, space=space, num_windows=num_windows, on_error=on_error)
+        return cls(extractor, name, **options)
 
     @cached_property
     def mteb_model_meta(self) -> "ModelMeta":
@@ -121,26 +117,20 @@ class MtebModel:
 
         model, modalities = self.extractor.model, self.modalities
         parameters = list(model.parameters())
-        return ModelMeta(
-            loader=None,
-            name=self.name,
-            revision=weights_digest(model),
-            release_date=None,
-            languages=None,
-            n_parameters=sum(p.numel() for p in parameters),
-            memory_usage_mb=sum(p.numel() * p.element_size() for p in parameters) / 2**20,
-            max_tokens=model.config.text.max_words if "text" in modalities else None,
-            embed_dim=self._widths(),
-            license=None,
-            open_weights=None,
-            public_training_code=None,
-            public_training_data=None,
-            framework=["PyTorch"],
-            similarity_fn_name=ScoringFunction.COSINE,
-            use_instructions=False,
-            training_datasets=None,
-            modalities=cast(Any, modalities),
-            experiment_kwargs=self._experiment() or None,
+        return ModelMeta.create_empty(
+            {
+                "name": self.name,
+                "revision": weights_digest(model),
+                "n_parameters": sum(p.numel() for p in parameters),
+                "memory_usage_mb": sum(p.numel() * p.element_size() for p in parameters) / 2**20,
+                "max_tokens": model.config.text.max_words if "text" in modalities else None,
+                "embed_dim": self._widths(),
+                "framework": ["PyTorch"],
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "use_instructions": False,
+                "modalities": modalities,
+                "experiment_kwargs": self._experiment() or None,
+            }
         )
 
     @property

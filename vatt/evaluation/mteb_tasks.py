@@ -36,7 +36,13 @@ def run_tasks(
     from vatt.evaluation.results import Results
 
     mteb = load_mteb()
-    _refuse_modalities(model, tasks)
+    for task in tasks:
+        lacking = [name for name in task.metadata.modalities if name not in model.modalities]
+        if lacking:
+            raise UserError(
+                f"{task.metadata.name} needs {' and '.join(lacking)}, the model has "
+                f"{', '.join(model.modalities)}: leave that task out"
+            )
     metrics: dict[str, dict[str, float]] = {}
     missing: list[Fault] = []
     for task in tasks:
@@ -64,16 +70,6 @@ def run_tasks(
         missing=missing,
         metrics=metrics,
     )
-
-
-def _refuse_modalities(model: "MtebModel", tasks: Sequence["AbsTask"]) -> None:
-    for task in tasks:
-        lacking = [name for name in task.metadata.modalities if name not in model.modalities]
-        if lacking:
-            raise UserError(
-                f"{task.metadata.name} needs {' and '.join(lacking)}, the model has "
-                f"{', '.join(model.modalities)}: leave that task out"
-            )
 
 
 def _run(model: "MtebModel", task: "AbsTask", cache: Path, batch_size: int) -> "TaskResult":

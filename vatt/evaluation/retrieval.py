@@ -166,47 +166,46 @@ def searches(
         labels: int64 `[N]`; the match of a query is the candidate with the same label.
         galleries: Rows of the table that are searched together.
     """
+    video_rows = table.video_mask.nonzero()[:, 0]
     if table.video_vt is not None and table.text_vt is not None:
-        videos = table.video_mask.nonzero()[:, 0]
-        captions, slots = table.text_mask.nonzero(as_tuple=True)
-        queries = table.text_vt[captions, slots]
-        for gallery in galleries:
-            shown = gallery[table.video_mask[gallery]]
-            candidates = table.video_vt[shown]
-            yield from _search("text_to_video", queries, captions, candidates, shown, labels)
-            for slot in range(table.text_mask.shape[1]):
-                written = gallery[table.text_mask[gallery, slot]]
-                candidates = table.text_vt[written, slot]
-                queries_v = table.video_vt[videos]
-                yield from _search("video_to_text", queries_v, videos, candidates, written, labels)
+        text_rows, slots = table.text_mask.nonzero(as_tuple=True)
+        captions = [
+            (table.text_vt[:, slot], table.text_mask[:, slot])
+            for slot in range(table.text_mask.shape[1])
+        ]
+        text, videos = table.text_vt[text_rows, slots], [(table.video_vt, table.video_mask)]
+        yield from _search("text_to_video", text, text_rows, videos, labels, galleries)
+        video = table.video_vt[video_rows]
+        yield from _search("video_to_text", video, video_rows, captions, labels, galleries)
     if table.video_va is not None and table.audio_va is not None:
-        videos, sounds = table.video_mask.nonzero()[:, 0], table.audio_mask.nonzero()[:, 0]
-        seen, heard = table.video_va[videos], table.audio_va[sounds]
-        for gallery in galleries:
-            shown = gallery[table.video_mask[gallery]]
-            played = gallery[table.audio_mask[gallery]]
-            yield from _search(
-                "audio_to_video", heard, sounds, table.video_va[shown], shown, labels
-            )
-            yield from _search(
-                "video_to_audio", seen, videos, table.audio_va[played], played, labels
-            )
+        audio_rows = table.audio_mask.nonzero()[:, 0]
+        audio, videos = table.audio_va[audio_rows], [(table.video_va, table.video_mask)]
+        yield from _search("audio_to_video", audio, audio_rows, videos, labels, galleries)
+        video, sounds = table.video_va[video_rows], [(table.audio_va, table.audio_mask)]
+        yield from _search("video_to_audio", video, video_rows, sounds, labels, galleries)
 
 
 def _search(
     direction: Direction,
     queries: Tensor,
     query_rows: Tensor,
-    candidates: Tensor,
-    candidate_rows: Tensor,
+    columns: Sequence[tuple[Tensor, Tensor]],
     labels: Tensor,
+    galleries: Sequence[Tensor],
 ) -> Iterator[Search]:
-    """Yields a search without queries that have no match, if any queries are left."""
-    place = torch.full((int(labels.max()) + 1,), -1)
-    place[labels[candidate_rows]] = torch.arange(len(candidate_rows))
-    target = place[labels[query_rows]]
-    keep = target >= 0
-    if keep.any():
-        yield Search(
-            direction, queries[keep], candidates, target[keep], query_rows[keep], candidate_rows
-        )
+    """Yields the searches in each gallery of each column, `[N, D]` with its mask.
+
+    Queries that have no match are left out.
+    """
+    for gallery in galleries:
+        for column, mask in columns:
+            shown = gallery[mask[gallery]]
+            place = torch.full((int(labels.max()) + 1,), -1)
+            place[labels[shown]] = torch.arange(len(shown))
+            target = place[labels[query_rows]]
+            keep = target >= 0
+            if keep.any():
+                answers = target[keep]
+                yield Search(
+                    direction, queries[keep], column[shown], answers, query_rows[keep], shown
+                )

@@ -6,8 +6,7 @@ video-text space.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vatt.errors import Fault, UserError
+from vatt.errors import UserError
 from vatt.evaluation.classification_metrics import accuracies_by_fold
 from vatt.evaluation.clip_views import ViewPlan
 from vatt.evaluation.frozen_features import FrozenFeatures, encode_clips
 from vatt.evaluation.retrieval import on_grid
-from vatt.evaluation.zero_shot_retrieval import AVERAGINGS, average_windows
+from vatt.evaluation.zero_shot_retrieval import AVERAGINGS, Averaging, average_windows
 from vatt.network.heads import FACHead
 from vatt.network.model import VATT
 from vatt.preprocess.tokenizer import Tokenizer
@@ -30,34 +29,25 @@ Modality = Literal["video", "audio"]
 PROMPTS = ("{}",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassScores:
-    """Similarities between clips and classes.
+def zero_shot_metrics(
+    items: Sequence[Item], classes: Sequence[str], scores: Mapping[Averaging, Tensor]
+) -> dict[str, dict[str, float]]:
+    """Accuracies on the test clips of each fold, and their means, by averaging.
 
     Args:
-        items: Clips that could be read.
-        embeddings: float64 `[N, C]`; cosine between a class and the mean embedding of a clip's
-            windows.
-        similarities: float64 `[N, C]`; mean over a clip's windows of their cosines with a class.
-        faults: Clips that could not be read, with reasons.
+        items: The clips.
+        classes: All labels.
+        scores: Similarities of clips and classes, float `[N, C]`.
     """
+    rows: dict[str, dict[str, float]] = {}
+    for name, of_all in scores.items():
 
-    items: tuple[Item, ...]
-    embeddings: Tensor
-    similarities: Tensor
-    faults: tuple[Fault, ...] = ()
+        def score(fold: int, test: Tensor, of_all: Tensor = of_all) -> Tensor:
+            return of_all[test]
 
-    def metrics(self, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Accuracies on the test clips of each fold, and their means, by averaging."""
-        rows: dict[str, dict[str, float]] = {}
-        for name, scores in zip(AVERAGINGS, (self.embeddings, self.similarities), strict=True):
-
-            def score(fold: int, test: Tensor, scores: Tensor = scores) -> Tensor:
-                return scores[test]
-
-            folds = accuracies_by_fold(name, self.items, classes, score)
-            rows |= folds if len(folds) > 2 else {name: folds[f"{name}, fold 1"]}
-        return rows
+        folds = accuracies_by_fold(name, items, classes, score)
+        rows |= folds if len(folds) > 2 else {name: folds[f"{name}, fold 1"]}
+    return rows
 
 
 def class_words(label: str) -> str:
@@ -133,7 +123,7 @@ def score_classes(
     *,
     modality: Modality,
     num_workers: int = 0,
-) -> ClassScores:
+) -> tuple[FrozenFeatures, dict[Averaging, Tensor]]:
     """Scores of each clip with each class, by both ways of averaging over windows.
 
     Args:
@@ -157,10 +147,5 @@ def score_classes(
         num_workers=num_workers,
     )
     clips = FrozenFeatures.of(items, [values], reasons)
-    embeddings, similarities = (mean @ classes_CD.T for mean in average_windows(clips.values))
-    return ClassScores(
-        items=clips.items,
-        embeddings=embeddings,
-        similarities=similarities,
-        faults=clips.faults,
-    )
+    averages = zip(AVERAGINGS, average_windows(clips.values), strict=True)
+    return clips, {name: average @ classes_CD.T for name, average in averages}

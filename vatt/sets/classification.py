@@ -20,11 +20,10 @@ from pathlib import Path
 
 from vatt.errors import Fault, UserError
 from vatt.sets.annotations import ESC50_COLUMNS
-from vatt.sets.items import EvaluationSet, Item, find_repeated, refuse, with_media
+from vatt.sets.items import EvaluationSet, Item, items_of, refuse, with_media
 from vatt.system.csv_rows import read_rows, read_table
 
 TRAIN, TEST = "train", "test"
-UCF101, HMDB51, ESC50 = "ucf101", "hmdb51", "esc50"
 HMDB_SPLITS = {"0": "", "1": TRAIN, "2": TEST}
 _UCF_LIST = re.compile(r"(train|test)list(\d+)\.txt")
 _HMDB_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
@@ -48,24 +47,19 @@ def read_classification_set(
     if path.is_dir():
         names = sorted(inner.name for inner in path.iterdir())
         if any(_UCF_LIST.fullmatch(name) for name in names):
-            return read_ucf101(path, media)
+            return _read_ucf101(path, media)
         if any(_HMDB_LIST.fullmatch(name) for name in names):
-            return read_hmdb51(path, media)
+            return _read_hmdb51(path, media)
         raise UserError(
             f"{path} has neither trainlist01.txt (UCF101) nor CLASS_test_split1.txt (HMDB51)"
         )
     if not path.is_file():
         raise UserError(f"no annotations at {path}: correct the path")
-    return read_label_csv(path, media)
+    return _read_label_csv(path, media)
 
 
-def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """Reads UCF101; the class of a video is the name of its folder.
-
-    Raises:
-        UserError: a list is missing, a line is invalid, a class number differs from `classInd.txt`,
-            or a fold lists a video twice; the error names the lines.
-    """
+def _read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
+    """Reads UCF101; the class of a video is the name of its folder."""
     classes = _read_classes(folder / "classInd.txt")
 
     def entry_of(split: str, words: list[str]) -> tuple[str, str, str]:
@@ -80,24 +74,19 @@ def read_ucf101(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
         return words[0], label, split
 
     return _read_lists(
-        UCF101, folder, media, _UCF_LIST, "{}list{:02d}.txt", entry_of, names=(TRAIN, TEST)
+        "ucf101", folder, media, _UCF_LIST, "{}list{:02d}.txt", entry_of, names=(TRAIN, TEST)
     )
 
 
-def read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """Reads HMDB51; the class of a video is the name of its folder and part of its list's name.
-
-    Raises:
-        UserError: a list is missing, a line is invalid, or a fold lists a video twice; the error
-            names the lines.
-    """
+def _read_hmdb51(folder: Path, media: str | os.PathLike[str]) -> EvaluationSet:
+    """Reads HMDB51; the class of a video is the name of its folder and part of its list's name."""
 
     def entry_of(label: str, words: list[str]) -> tuple[str, str, str]:
         if len(words) != 2 or words[1] not in HMDB_SPLITS:
             raise UserError(f"must be a file and 0, 1 or 2, got {words}")
         return f"{label}/{words[0]}", label, HMDB_SPLITS[words[1]]
 
-    return _read_lists(HMDB51, folder, media, _HMDB_LIST, "{}_test_split{}.txt", entry_of)
+    return _read_lists("hmdb51", folder, media, _HMDB_LIST, "{}_test_split{}.txt", entry_of)
 
 
 def _read_lists(
@@ -109,16 +98,11 @@ def _read_lists(
     entry_of: Callable[[str, list[str]], tuple[str, str, str]],
     names: Sequence[str] = (),
 ) -> EvaluationSet:
-    """A set of which each fold has lists.
+    """A set of which each fold has lists, named by `pattern`, or by `form` as a format.
 
-    Args:
-        set_name: Name of the set.
-        folder: Folder of the lists.
-        media: Folder of the videos.
-        pattern: Names of the lists: a name of its own, and the number of the fold.
-        form: The same as a format.
-        entry_of: Key, label and split of a clip, of a list's own name and the words of a line.
-        names: Own names of the lists that each fold must have; none: those of any fold.
+    A name holds a word of the list's own and the number of the fold. `entry_of` gives key, label
+    and split of a clip from that word and the words of a line; `names` are the own words that each
+    fold must have, if others than those that one of them has.
     """
     lists = {
         (match[1], int(match[2])): path
@@ -155,44 +139,36 @@ def _read_lists(
     return with_media(set_name, items, media, folder)
 
 
-def read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
-    """Reads a csv: ESC-50, a set in its format, or clips of your own.
-
-    Raises:
-        UserError: columns are missing, or there are both split and fold; a split is unknown, a
-            label has no training clip, or a file is listed twice (the error names the lines).
-    """
+def _read_label_csv(path: Path, media: str | os.PathLike[str]) -> EvaluationSet:
+    """Reads a csv: ESC-50, a set in its format, or clips of your own."""
     header = {*next(read_rows(path), (0, []))[1]}
     esc50 = set(ESC50_COLUMNS) <= header
     file_column, label_column = ("filename", "category") if esc50 else ("file", "label")
     if not esc50 and {"split", "fold"} <= header:
         raise UserError(f"{path}, line 1: has both split and fold; leave one of them out")
     part_column = "fold" if "fold" in header else "split"
-    faults: list[Fault] = []
-    entries = []  # place, file, label, and split or fold
-    for line, row in read_table(path, (file_column, label_column)):
-        entry = row[file_column], row[label_column], row.get(part_column, TEST)
-        place = f"{path.name}, line {line}"
-        entries.append((place, *entry))
-        if not all(entry):
-            faults.append(Fault(place, "needs a file, a label and a split or fold"))
+    rows = list(read_table(path, (file_column, label_column)))
+    parts = {row.get(part_column, TEST) for _, row in rows}
     splits: dict[str, tuple[str, ...]] = {TRAIN: (TRAIN,), TEST: (TEST,)}
     if part_column == "fold":  # each is the test set once
-        folds = sorted({fold for *_, fold in entries}, key=lambda fold: (len(fold), fold))
-        if len(folds) < 2 and entries:
-            faults.append(Fault(path.name, f"needs at least two folds, has {', '.join(folds)}"))
+        folds = sorted(parts, key=lambda fold: (len(fold), fold))
         splits = {test: tuple(TEST if fold == test else TRAIN for fold in folds) for test in folds}
-    known = {label for *_, label, split in entries if split == TRAIN}
-    items = []
-    for place, file, label, part in entries:
+    known = {row[label_column] for _, row in rows if row.get(part_column) == TRAIN}
+
+    def item_of(place: str, row: dict[str, str]) -> Item:
+        file, label, part = row[file_column], row[label_column], row.get(part_column, TEST)
+        if not (file and label and part):
+            raise UserError("needs a file, a label and a split or fold")
         if part not in splits:
-            faults.append(Fault(place, f"split must be {TRAIN} or {TEST}, got {part!r}"))
-        elif part_column == "split" and known and label not in known:
-            faults.append(Fault(place, f"no training clip has the label {label!r}"))
-        in_folds = splits.get(part, ())
-        items.append(Item(key=file, place=place, label=label, splits=in_folds))
-    refuse(path, [*faults, *find_repeated(items)])
-    return with_media(ESC50 if esc50 else "own", items, media, path)
+            raise UserError(f"split must be {TRAIN} or {TEST}, got {part!r}")
+        if part_column == "split" and known and label not in known:
+            raise UserError(f"no training clip has the label {label!r}")
+        return Item(key=file, place=place, label=label, splits=splits[part])
+
+    items = items_of(path, ((f"{path.name}, line {n}", row) for n, row in rows), item_of)
+    if part_column == "fold" and len(parts) == 1:
+        refuse(path, [Fault(path.name, f"needs at least two folds, has {parts.pop()}")])
+    return with_media("esc50" if esc50 else "own", items, media, path)
 
 
 def _read_classes(path: Path) -> dict[str, str]:

@@ -164,7 +164,14 @@ def with_media(
             absent.append(replace(item, absence=f"{file} has no file in {files.folder}"))
         else:
             found.append(replace(item, source=str(path)))
-    refuse(annotations, _same_files(found))
+    whole = [item for item in found if item.end_seconds is None]
+    refuse(
+        annotations,
+        [
+            Fault(item.place, f"{item.key!r} is the same clip as {twin.key!r} in {twin.place}")
+            for item, twin in _with_twins(whole, lambda item: item.source)
+        ],
+    )
     if not found:
         lines = "\n".join(fault_lines([Fault(i.place, i.absence) for i in absent], "missing"))
         raise UserError(f"{files.folder} has none of the {len(items)} files asked for\n{lines}")
@@ -172,17 +179,6 @@ def with_media(
     return EvaluationSet(
         name=name, items=tuple(found), absent=tuple(absent), description=description
     )
-
-
-def _same_files(items: Sequence[Item]) -> list[Fault]:
-    """A fault for each clip that is the whole file of an earlier one, under another name."""
-    first: dict[Any, Item] = {}
-    faults = []
-    for item in items:
-        if item.end_seconds is None and (other := first.setdefault(item.source, item)) is not item:
-            twin = f"{other.key!r} in {other.place}"
-            faults.append(Fault(item.place, f"{item.key!r} is the same clip as {twin}"))
-    return faults
 
 
 def refuse(path: Path, faults: Sequence[Fault]) -> None:
@@ -213,10 +209,14 @@ def items_of(
 
 def find_repeated(items: Sequence[Item]) -> list[Fault]:
     """Faults of clips whose name an earlier clip has."""
-    first: dict[str, str] = {}
-    faults = []
-    for item in items:
-        if item.key in first:
-            faults.append(Fault(item.place, f"{item.key!r} is in {first[item.key]} already"))
-        first.setdefault(item.key, item.place)
-    return faults
+    return [
+        Fault(item.place, f"{item.key!r} is in {twin.place} already")
+        for item, twin in _with_twins(items, lambda item: item.key)
+    ]
+
+
+def _with_twins(items: Sequence[Item], name: Callable[[Item], Any]) -> list[tuple[Item, Item]]:
+    """Clips with the same name as an earlier clip, and that one."""
+    first: dict[Any, Item] = {}
+    pairs = [(item, first.setdefault(name(item), item)) for item in items]
+    return [(item, twin) for item, twin in pairs if twin is not item]

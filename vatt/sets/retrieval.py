@@ -23,8 +23,6 @@ from vatt.system.csv_rows import read_table
 from vatt.system.files import read_json
 
 MSRVTT_COLUMNS = ("video_id", "sentence")
-MSRVTT_1K, MSRVTT_FULL, YOUCOOK2 = "msrvtt-1k", "msrvtt-full", "youcook2"
-DEFAULT_SPLITS = {MSRVTT_FULL: "test", YOUCOOK2: "validation"}
 Clips = Literal["records", "segments"]
 
 
@@ -59,14 +57,14 @@ def read_retrieval_set(
     if path.suffix == ".csv":
         if split is not None:
             raise UserError(f"{path} has no splits: leave split out")
-        return read_msrvtt_csv(path, videos)
+        return _read_msrvtt_csv(path, videos)
     content = read_json(path, object_pairs_hook=_without_twins, parse_constant=_refuse_constant)
     if isinstance(content, list):
-        return read_caption_list(path, content, videos)
+        return _read_caption_list(path, content, videos)
     if isinstance(content, dict) and "database" in content:
-        return read_youcook2(path, content, videos, split=split or DEFAULT_SPLITS[YOUCOOK2])
+        return _read_youcook2(path, content, videos, split=split or "validation")
     if isinstance(content, dict) and {"videos", "sentences"} <= content.keys():
-        return read_msrvtt_json(path, content, videos, split=split or DEFAULT_SPLITS[MSRVTT_FULL])
+        return _read_msrvtt_json(path, content, videos, split=split or "test")
     raise UserError(
         f"{path} is neither MSR-VTT's (keys videos and sentences, or a list) nor YouCook2's "
         "(key database): give one of these, or shards"
@@ -118,13 +116,8 @@ def read_shard_set(folder: str | os.PathLike[str], *, clips: Clips = "records") 
     )
 
 
-def read_msrvtt_csv(path: Path, videos: str | os.PathLike[str]) -> EvaluationSet:
-    """Reads MSR-VTT 1k-A from its csv: one caption for each of 1,000 videos.
-
-    Raises:
-        UserError: columns are missing, a cell is empty, or a video is listed twice; the error names
-            the lines.
-    """
+def _read_msrvtt_csv(path: Path, videos: str | os.PathLike[str]) -> EvaluationSet:
+    """Reads MSR-VTT 1k-A from its csv: one caption for each of 1,000 videos."""
 
     def item_of(place: str, row: dict[str, str]) -> Item:
         empty = [column for column in MSRVTT_COLUMNS if not row[column]]
@@ -136,14 +129,10 @@ def read_msrvtt_csv(path: Path, videos: str | os.PathLike[str]) -> EvaluationSet
     return _msrvtt_1k(path, items_of(path, rows, item_of), videos)
 
 
-def read_caption_list(
+def _read_caption_list(
     path: Path, content: Sequence[Any], videos: str | os.PathLike[str]
 ) -> EvaluationSet:
-    """Reads MSR-VTT 1k-A, or any other set, from a JSON list of videos with captions.
-
-    Raises:
-        UserError: an entry is invalid, or a video is listed twice; the error names their indices.
-    """
+    """Reads MSR-VTT 1k-A, or any other set, from a JSON list of videos with captions."""
 
     def item_of(place: str, entry: Any) -> Item:
         video = caption = None
@@ -160,15 +149,10 @@ def read_caption_list(
     return _msrvtt_1k(path, items_of(path, entries, item_of), videos)
 
 
-def read_msrvtt_json(
+def _read_msrvtt_json(
     path: Path, content: dict[str, Any], videos: str | os.PathLike[str], *, split: str
 ) -> EvaluationSet:
-    """Reads a split of MSR-VTT: all videos with 20 captions each.
-
-    Raises:
-        UserError: an entry is invalid, a video is unknown or listed twice, or the split is unknown;
-            the error names the indices of entries.
-    """
+    """Reads a split of MSR-VTT: all videos with 20 captions each."""
     faults: list[Fault] = []
     items: list[Item] = []
     for key in ("videos", "sentences"):
@@ -197,49 +181,44 @@ def read_msrvtt_json(
     mute = [Fault(i.place, f"{i.key!r} has no sentence") for i in chosen if not i.captions]
     refuse(path, [*faults, *find_repeated(items), *mute])
     _expect_split(path, split, {item.splits[0] for item in items})
-    return with_media(MSRVTT_FULL, chosen, videos, path, split=split)
+    return with_media("msrvtt-full", chosen, videos, path, split=split)
 
 
-def read_youcook2(
+def _read_youcook2(
     path: Path, content: dict[str, Any], videos: str | os.PathLike[str], *, split: str
 ) -> EvaluationSet:
-    """Reads a split of YouCook2: annotated segments of videos with one sentence each.
-
-    Raises:
-        UserError: an entry is invalid, a segment is listed twice, or the split is unknown; the
-            error names video and index.
-    """
+    """Reads a split of YouCook2: annotated segments of videos with one sentence each."""
     database = content["database"]
     if not isinstance(database, dict):
         raise UserError(f"{path}: database must be an object, got {database!r:.80}")
     names: list[str] = []
 
-    def pieces() -> Iterator[tuple[str, tuple[str, Any]]]:
+    def pieces() -> Iterator[tuple[str, tuple[str | None, Any]]]:
         for video, entry in database.items():
             place = f"{path.name}, {video}"
             listed = entry.get("annotations") if isinstance(entry, dict) else None
             if not isinstance(listed, list) or not isinstance(entry.get("subset"), str):
-                yield place, ("", None)
+                yield place, (None, None)
             elif entry["subset"] == split:
                 for number, piece in enumerate(listed):
                     yield f"{place}, annotations[{number}]", (video, piece)
 
-    def item_of(place: str, named: tuple[str, Any]) -> Item:
+    def item_of(place: str, named: tuple[str | None, Any]) -> Item:
         video, piece = named
-        if not video:
+        if video is None:
             raise UserError("needs subset and annotations")
         names.append(video)
         return _youcook2_item(video, piece, place)
 
     items = items_of(path, pieces(), item_of)
     _expect_split(path, split, {entry["subset"] for entry in database.values()})
-    return with_media(YOUCOOK2, items, videos, path, file_names=names, split=split)
+    return with_media("youcook2", items, videos, path, file_names=names, split=split)
 
 
 def _msrvtt_1k(path: Path, items: Sequence[Item], videos: str | os.PathLike[str]) -> EvaluationSet:
     """Set with the name of MSR-VTT 1k-A if it has its 1,000 videos, else with the name `own`."""
     published = len(items) == 1000 and all(item.key.startswith("video") for item in items)
-    return with_media(MSRVTT_1K if published else "own", items, videos, path)
+    return with_media("msrvtt-1k" if published else "own", items, videos, path)
 
 
 def _is_text(value: Any) -> bool:
