@@ -62,7 +62,7 @@ def test_every_media_file_becomes_a_sample_with_its_bytes(media, tmp_path):
     assert report.num_bytes == sum(
         (media / file).stat().st_size for file in stored_files(tmp_path / "out")
     )
-    assert report.faults == ()
+    assert report.faults == []
 
 
 def test_captions_of_jsonl_become_segments_and_metadata(media, tmp_path):
@@ -255,7 +255,7 @@ def test_shards_that_version_0_1_built_with_faults_are_taken_over(media, tmp_pat
     path.write_text(json.dumps(built))
     second = build(media, tmp_path / "out")
     assert second.reused
-    assert second.faults == first.faults != ()
+    assert second.faults == first.faults != []
 
 
 def test_second_build_from_the_same_files_keeps_the_shards(media, tmp_path):

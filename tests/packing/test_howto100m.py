@@ -51,7 +51,7 @@ def test_captions_of_the_json_become_segments_as_they_are(media, tmp_path):
     }
     assert (report.num_captions, report.num_without_text) == (4, 1)
     assert (report.num_blank_captions, report.num_unused_videos) == (3, 2)
-    assert report.faults == ()
+    assert report.faults == []
     assert "captions of 2 videos that are not there" in str(report)
     assert build(media, path).reused
 

@@ -17,9 +17,9 @@ from vatt.cli import main
 from vatt.errors import ShardError
 from vatt.packing.check import check_shards
 from vatt.packing.index_tars import index_shards
+from vatt.shards.index import scan_shard
 from vatt.shards.index_file import index_path, read_index
 from vatt.shards.shard_set import ShardSet
-from vatt.shards.tar import scan_shard
 
 
 def index(source: Path, out: Path | None = None, **options):

@@ -29,7 +29,7 @@ from vatt.errors import ShardError, UserError
 from vatt.media.opening import RangeReader
 from vatt.packing.check import check_shards
 from vatt.shards.index_file import index_path
-from vatt.shards.listing import list_remote
+from vatt.shards.places import list_remote
 from vatt.shards.shard_set import ShardSet
 from vatt.shards.stores import checksum_of, open_store
 from vatt.shards.writer import ShardWriter

@@ -22,10 +22,10 @@ import torch.multiprocessing
 from vatt.errors import MediaError, ShardError
 from vatt.media.clip import read_frames
 from vatt.media.write_mp4 import write_mp4
+from vatt.shards.index import scan_shard
 from vatt.shards.index_file import index_path, read_index
 from vatt.shards.record import Segment
 from vatt.shards.shard_set import ShardSet
-from vatt.shards.tar import scan_shard
 from vatt.shards.writer import ShardWriter
 
 CAPTION = Segment(0.5, 2.0, "a red square falls")

@@ -7,23 +7,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from vatt.errors import Fault, ShardError, UserError, fault_lines
 from vatt.media.folder import find_media
 from vatt.packing.captions import Captions, MediaText, find_captions, read_captions
-from vatt.packing.prepare import (
-    MediaFile,
-    Preparation,
-    read_media,
-    work_folder,
-    work_folder_of,
-)
+from vatt.packing.prepare import MediaFile, prepare_file, read_media, work_folder, work_folder_of
 from vatt.shards.index_file import find_shards, shard_folder
 from vatt.shards.writer import ShardWriter
 from vatt.system.files import write_atomically
@@ -36,33 +29,42 @@ BUILD_VERSION = 1
 TAR_BYTES_PER_SAMPLE = 4096  # headers, padding, captions
 
 
-@dataclass(frozen=True, kw_only=True)
-class BuildReport:
+@dataclass(kw_only=True)
+class ShardTotals:
+    """Totals over the shards of a folder.
+
+    Args:
+        num_samples: Number of samples in all shards.
+        num_shards: Number of usable tars.
+        num_captions: Number of captions of all samples.
+        num_without_text: Number of samples without captions.
+        num_bytes: Size of the media in bytes.
+        seconds: Time that the work took.
+        faults: Files, captions and samples that were left out, or whose texts are damaged.
+    """
+
+    num_samples: int = 0
+    num_shards: int = 0
+    num_captions: int = 0
+    num_without_text: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class BuildReport(ShardTotals):
     """Report of `build_shards`.
 
     Args:
         out: Shard folder.
-        num_samples: Number of samples in all shards.
-        num_shards: Number of tars.
-        num_captions: Number of captions of all samples.
-        num_without_text: Number of samples without captions.
-        num_bytes: Size of the media files in bytes.
-        seconds: Duration of the build.
         reused: Whether the shards already existed, built from the same files.
-        faults: Files and captions that were left out.
         num_blank_captions: Number of captions without words, which were dropped.
         num_unused_videos: Number of videos in HowTo100M's captions that the folder lacks.
     """
 
     out: str
-    num_samples: int
-    num_shards: int
-    num_captions: int
-    num_without_text: int
-    num_bytes: int
-    seconds: float
-    reused: bool
-    faults: tuple[Fault, ...]
+    reused: bool = False
     num_blank_captions: int = 0
     num_unused_videos: int = 0
 
@@ -137,42 +139,39 @@ def build_shards(
         _check_space(source, files, out)
     with (
         contextlib.nullcontext(Path()) if reencoding is None else work_folder(out) as work,
-        shard_folder(out) as partial,
+        shard_folder(out) as folder,
     ):
-        bar = tqdm(files, "shards", unit="file", disable=not show_progress)
-        preparation = Preparation(check=check_media, reencoding=reencoding, work=work)
-        media = read_media(source, bar, preparation, faults, num_workers=num_workers)
+        prepare = partial(prepare_file, check=check_media, reencoding=reencoding, work=work)
+        num_workers = num_workers if check_media or reencoding else 0
+        media = read_media(
+            source, files, prepare, faults, num_workers=num_workers, show_progress=show_progress
+        )
+        report = BuildReport(out=str(out))
         with contextlib.closing(media):
-            counts = _write_shards(media, texts, partial, samples_per_shard)
-        if not counts["num_samples"]:
+            _write_shards(report, media, texts, folder, samples_per_shard)
+        if not report.num_samples:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
                 f"{faults[-1]}"
             )
-        report = BuildReport(
-            out=str(out),
-            **counts,
-            seconds=time.monotonic() - started,
-            reused=False,
-            faults=tuple(faults),
-            num_blank_captions=texts.num_blank,
-            num_unused_videos=texts.num_unused,
-        )
+        report.seconds, report.faults = time.monotonic() - started, faults
+        report.num_blank_captions, report.num_unused_videos = texts.num_blank, texts.num_unused
         note = {"version": BUILD_VERSION, "fingerprint": fingerprint, "report": asdict(report)}
-        write_atomically(partial / BUILD_FILE, json.dumps(note, indent=1).encode())
+        write_atomically(folder / BUILD_FILE, json.dumps(note, indent=1).encode())
     return report
 
 
 def _write_shards(
-    media: Iterator[MediaFile], captions: Captions, out: Path, samples_per_shard: int
-) -> dict[str, int]:
-    """Writes all files; returns the numbers for the report."""
-    counts = dict.fromkeys(
-        ("num_samples", "num_shards", "num_captions", "num_without_text", "num_bytes"), 0
-    )
+    report: BuildReport,
+    media: Iterator[MediaFile],
+    captions: Captions,
+    out: Path,
+    samples_per_shard: int,
+) -> None:
+    """Writes all files, and their numbers into the report."""
     keys: set[str] = set()
     while (first := next(media, None)) is not None:
-        with ShardWriter(out / f"{counts['num_shards']:05d}.tar") as shard:
+        with ShardWriter(out / f"{report.num_shards:05d}.tar") as shard:
             for file in chain([first], islice(media, samples_per_shard - 1)):
                 text = captions.read_text(file.name)
                 caption = " ".join(segment.text for segment in text.segments)
@@ -181,12 +180,11 @@ def _write_shards(
                 shard.add(
                     key, file.content, file.extension, caption, metadata, segments=text.segments
                 )
-                counts["num_samples"] += 1
-                counts["num_captions"] += len(text.segments)
-                counts["num_without_text"] += not text.segments
-                counts["num_bytes"] += file.size
-        counts["num_shards"] += 1
-    return counts
+                report.num_samples += 1
+                report.num_captions += len(text.segments)
+                report.num_without_text += not text.segments
+                report.num_bytes += file.size
+        report.num_shards += 1
 
 
 def _new_key(file: str, keys: set[str]) -> str:
@@ -242,10 +240,10 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
     refusal = f"{out} exists and holds something else: delete it, or choose another folder"
     try:
         built = json.loads((out / BUILD_FILE).read_bytes())
-        faults = tuple(  # version 0.1 wrote "name" for "where"
+        faults = [  # version 0.1 wrote "name" for "where"
             Fault(fault.get("where") or fault["name"], fault["reason"])
             for fault in built["report"]["faults"]
-        )
+        ]
         changes = {"faults": faults, "out": str(out), "reused": True}
         report = BuildReport(**{**built["report"], **changes})
         same = built["fingerprint"] == fingerprint

@@ -26,8 +26,8 @@ from typing import Any
 
 from vatt.errors import Fault, ShardError, UserError
 from vatt.packing.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
+from vatt.shards.index import leads_outside
 from vatt.shards.record import Segment, parse_segments
-from vatt.shards.tar import leads_outside
 from vatt.system.extras import load_extra
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet")
@@ -78,11 +78,9 @@ class Captions:
             if values is None:
                 return MediaText()
             segments, num_blank, num_untimed = segments_of(values)
-        except (ValueError, RecursionError) as error:
-            self.faults.append(Fault(name, str(error)))
-            return MediaText()
-        except OSError as error:
-            self.faults.append(Fault(name, f"cannot be read: {error.strerror}"))
+        except (ValueError, RecursionError, OSError) as error:
+            unread = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else ""
+            self.faults.append(Fault(name, unread or str(error)))
             return MediaText()
         self.num_blank += num_blank
         if num_untimed:
@@ -172,7 +170,8 @@ def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
     name = str(PurePosixPath(name))
     if name in captions.texts and not repeats:
         raise UserError(f"{name!r} was described by an earlier line already")
-    segments = _entry_segments(entry)
+    whole_clip = [] if entry.get("text") is None else [{"text": entry["text"]}]
+    segments = parse_segments(entry.get("segments") or whole_clip)
     spoken = [segment for segment in segments if segment.text.strip()]
     captions.num_blank += len(segments) - len(spoken)
     text = captions.texts.setdefault(name, MediaText())
@@ -180,12 +179,6 @@ def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
     for key, value in entry.items():
         if key not in ENTRY_KEYS:
             text.metadata.setdefault(key, value)
-
-
-def _entry_segments(entry: dict[str, Any]) -> Sequence[Segment]:
-    text = entry.get("text")
-    whole_clip = [] if text is None else [{"text": text}]
-    return parse_segments(entry.get("segments") or whole_clip)
 
 
 def _jsonl_entries(path: Path) -> Iterator[tuple[int, Any]]:

@@ -1,24 +1,25 @@
 """Check of finished shards, which decodes every sample."""
 
-import csv
-import io
 import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vatt.errors import Fault, MediaError, ShardError, fault_lines
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
-from vatt.packing.index_tars import read_indexes
+from vatt.shards.index import ShardIndex
+from vatt.shards.index_file import read_index
 from vatt.shards.places import Shard, find_tars, local_or_remote
 from vatt.shards.record import Segment, read_record
-from vatt.system.files import write_atomically
+from vatt.shards.remote import RemoteShard
+from vatt.system.csv_rows import write_rows
 from vatt.system.workers import Lost, results_in_order
 
 SHOWN_VALUES = 4  # sizes and rates, in printed reports
@@ -59,7 +60,7 @@ class SampleCheck:
 
 
 # shard, key, and the sample's row of the index
-Place = tuple[Shard, str, list[list[int]]]
+Place = tuple[Shard, str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ class CheckReport:
             f"{sum(lengths) / 3600:.2f} hours, {len(self.faults)} faults"
         ]
         if samples:
+            sizes = [f"{row.width}×{row.height}" for row in samples if row.width is not None]
             lines += [
-                f"  length: {_spread(lengths, ' s')}",
-                f"  picture: {_sizes(samples)}, {_rates(samples, 'frame_rate', 'frames/s')}",
+                f"  length: {_spread(lengths)}",
+                f"  picture: {_most_common(sizes, len(samples))}, "
+                f"{_rates(samples, 'frame_rate', 'frames/s')}",
                 f"  sound: {_rates(samples, 'sample_rate', 'Hz')}",
                 f"  captions: {_captions(samples)}",
             ]
@@ -100,18 +103,15 @@ class CheckReport:
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
         """Writes all rows with a header to a csv file."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, [field.name for field in fields(SampleCheck)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in self.rows)
-        write_atomically(Path(path), text.getvalue().encode())
+        header = [field.name for field in fields(SampleCheck)]
+        write_rows(Path(path), [header, *(astuple(row) for row in self.rows)])
 
 
-def _spread(values: Sequence[float], unit: str) -> str:
-    if not values:
+def _spread(seconds: Sequence[float]) -> str:
+    if not seconds:
         return "unknown"
-    median = statistics.median(values)
-    return f"{min(values):.1f} to {max(values):.1f}{unit}, median {median:.1f}{unit}"
+    median = statistics.median(seconds)
+    return f"{min(seconds):.1f} to {max(seconds):.1f} s, median {median:.1f} s"
 
 
 def _most_common(values: Iterable[str], num_samples: int) -> str:
@@ -127,11 +127,6 @@ def _most_common(values: Iterable[str], num_samples: int) -> str:
 def _rates(samples: Sequence[SampleCheck], name: str, unit: str) -> str:
     rates = [rate for row in samples if (rate := getattr(row, name)) is not None]
     return _most_common((f"{rate:.5g} {unit}" for rate in rates), len(samples))
-
-
-def _sizes(samples: Sequence[SampleCheck]) -> str:
-    sizes = [f"{row.width}×{row.height}" for row in samples if row.width is not None]
-    return _most_common(sizes, len(samples))
 
 
 def _captions(samples: Sequence[SampleCheck]) -> str:
@@ -174,30 +169,35 @@ def check_shards(
     """
     places: list[Place] = []
     rows = []
-    folder = local_or_remote(os.fspath(folder))
+    folder, hidden = local_or_remote(os.fspath(folder)), not show_progress
     tars = find_tars(folder)
-    for tar, index in read_indexes(tars, num_workers=num_workers, show_progress=show_progress):
-        if isinstance(index, Lost):
-            rows.append(SampleCheck(shard=tar.name, fault=index.reason))
-        else:
-            places += [(tar, index.key(i), index.members[i].tolist()) for i in range(len(index))]
-    bar = tqdm(total=len(places), desc="check", unit="sample", disable=not show_progress)
-    with (
-        bar,
-        results_in_order(
-            check_sample,
-            places,
-            num_workers=num_workers,
-            limit_seconds=limit_seconds,
-            prepare=prepare_worker,
-        ) as checked,
-    ):
-        for (tar, key, _), row in zip(places, checked, strict=True):
+    with results_in_order(_index_of, tars, num_workers=num_workers) as indexes:
+        pairs = zip(tars, indexes, strict=True)
+        for tar, index in tqdm(pairs, "index", len(tars), unit="shard", disable=hidden):
+            if isinstance(index, Lost):
+                rows.append(SampleCheck(shard=tar.name, fault=index.reason))
+            else:
+                places += [(tar, index.key(i), index.members[i]) for i in range(len(index))]
+    with results_in_order(
+        check_sample,
+        places,
+        num_workers=num_workers,
+        limit_seconds=limit_seconds,
+        prepare=prepare_worker,
+    ) as checked:
+        checks = zip(places, checked, strict=True)
+        for (tar, key, _), row in tqdm(checks, "check", len(places), unit="sample", disable=hidden):
             if isinstance(row, Lost):
                 row = SampleCheck(shard=tar.name, key=key, fault=row.reason)
             rows.append(row)
-            bar.update()
     return CheckReport(str(folder), tuple(sorted(rows, key=lambda row: row.shard)))
+
+
+def _index_of(tar: Shard) -> ShardIndex | Lost:
+    try:
+        return tar.index() if isinstance(tar, RemoteShard) else read_index(tar)
+    except ShardError as error:
+        return Lost(str(error))
 
 
 def check_sample(place: Place) -> SampleCheck:
@@ -212,7 +212,7 @@ def check_sample(place: Place) -> SampleCheck:
     shard, key, members = place
     result: dict[str, Any] = {}
     try:
-        record = read_record(shard, key, np.array(members, dtype=np.int64))
+        record = read_record(shard, key, members)
         result["num_captions"] = len(record.segments)
         if record.media is None:
             raise MediaError(key, "has no media")

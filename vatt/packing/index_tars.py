@@ -7,13 +7,13 @@ indexes and links to the tars; it is used as if it contained the tars.
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vatt.errors import Fault, MediaError, ShardError, fault_lines
+from vatt.packing.build import ShardTotals
 from vatt.shards.index import MEDIA, ShardIndex
 from vatt.shards.index_file import (
     INDEX_SUFFIX,
@@ -22,45 +22,29 @@ from vatt.shards.index_file import (
     shard_folder,
     write_index,
 )
-from vatt.shards.places import Shard
 from vatt.shards.record import read_record
-from vatt.shards.remote import RemoteShard
 from vatt.system.workers import Lost, results_in_order
 
 
 @dataclass(kw_only=True)
-class IndexReport:
+class IndexReport(ShardTotals):
     """Report of `index_shards`.
 
     Args:
         folder: Folder of the indexes.
         is_linked: Whether the tars in this folder are links.
         is_usable: Whether all shards in this folder can be read.
-        num_samples: Number of samples in all shards.
-        num_shards: Number of usable tars.
         num_new: Number of indexes that were written; the others were up to date.
-        num_captions: Number of captions of all samples.
-        num_without_text: Number of samples without captions.
         num_without_media: Number of samples without media.
-        num_bytes: Size of the media in bytes.
-        seconds: Duration of indexing.
         unusable: Shards that cannot be read; they get no link.
-        faults: Samples with damaged texts.
     """
 
     folder: str
     is_linked: bool
     is_usable: bool = True
-    num_samples: int = 0
-    num_shards: int = 0
     num_new: int = 0
-    num_captions: int = 0
-    num_without_text: int = 0
     num_without_media: int = 0
-    num_bytes: int = 0
-    seconds: float = 0.0
     unusable: list[Fault] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
 
     def __str__(self) -> str:
         """A few lines for people."""
@@ -79,15 +63,8 @@ class IndexReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _Contents:
-    """Contents of a shard, as a worker read them."""
-
-    index: ShardIndex
-    is_stored: bool
-    num_captions: int
-    num_without_text: int
-    faults: tuple[Fault, ...]
+# index of a shard, whether it was stored, and number of captions or fault of each sample
+Contents = tuple[ShardIndex, bool, list[int | Fault]]
 
 
 def index_shards(
@@ -122,13 +99,15 @@ def index_shards(
             _refuse_other_contents(folder, source)
         elif is_linked:
             place = stack.enter_context(shard_folder(folder.resolve()))
-        new_links = _link(tars, place) if is_linked else []
         places = [place / tar.name for tar in tars]
-        bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
-        with bar, results_in_order(_read_contents, places, num_workers=num_workers) as results:
-            for tar, contents in zip(places, results, strict=True):
+        new_links = [link for link in places if is_linked and not link.is_symlink()]
+        for link in new_links:
+            link.symlink_to(source.resolve() / link.name)
+        with results_in_order(_read_contents, places, num_workers=num_workers) as results:
+            pairs = zip(places, results, strict=True)
+            hidden = not show_progress
+            for tar, contents in tqdm(pairs, "index", len(tars), unit="shard", disable=hidden):
                 _add(report, tar, contents, source)
-                bar.update()
         unusable = {fault.where for fault in report.unusable}
         for link in new_links:
             if link.name in unusable:
@@ -153,81 +132,43 @@ def _refuse_other_contents(folder: Path, source: Path) -> None:
             )
 
 
-def _link(tars: Sequence[Path], folder: Path) -> list[Path]:
-    """Links tars into a folder, unless they exist; returns the new links."""
-    links = []
-    for tar in tars:
-        link = folder / tar.name
-        if not link.is_symlink():
-            link.symlink_to(tar.parent.resolve() / tar.name)
-            links.append(link)
-    return links
-
-
-def _add(report: IndexReport, tar: Path, contents: _Contents | Lost, source: Path) -> None:
+def _add(report: IndexReport, tar: Path, contents: Contents | Lost, source: Path) -> None:
     """Adds the contents of a tar to the report, and writes its index if it had none."""
     if isinstance(contents, Lost):
         reason = contents.reason.replace(str(tar.parent), str(source))
         report.unusable.append(Fault(tar.name, reason))
         return
-    if not contents.is_stored:
+    index, is_stored, texts = contents
+    if not is_stored:
         try:  # by this process, so that Ctrl-C cannot leave a part of one behind
-            write_index(tar, contents.index)
+            write_index(tar, index)
         except OSError as error:
             raise ShardError(
                 f"the index of {tar} cannot be written ({error.strerror}): name a folder for the "
                 f"indexes, `vatt shards build {source} OUT`; nothing is copied"
             ) from error
-    media = contents.index.members[:, MEDIA]
+    media = index.members[:, MEDIA]
     report.num_shards += 1
-    report.num_new += not contents.is_stored
-    report.num_samples += len(contents.index)
-    report.num_captions += contents.num_captions
-    report.num_without_text += contents.num_without_text
+    report.num_new += not is_stored
+    report.num_samples += len(index)
+    report.num_captions += sum(count for count in texts if isinstance(count, int))
+    report.num_without_text += texts.count(0)
     report.num_without_media += int((media[:, 0] < 0).sum())
     report.num_bytes += int(media[media[:, 0] >= 0, 1].sum())
-    report.faults += contents.faults
+    report.faults += [fault for fault in texts if isinstance(fault, Fault)]
 
 
-def _read_contents(tar: Path) -> _Contents | Lost:
+def _read_contents(tar: Path) -> Contents | Lost:
     """Index and texts of a shard."""
-    faults = []
-    num_captions = num_without_text = 0
+    texts: list[int | Fault] = []
     try:
         index, is_stored = find_index(tar)
-        for sample in range(len(index)):
+        for sample, members in enumerate(index.members):
+            key = index.key(sample)
             try:
-                segments = read_record(tar, index.key(sample), index.members[sample]).segments
+                texts.append(len(read_record(tar, key, members).segments))
             except MediaError as error:
-                faults.append(Fault(f"{tar.name}:{index.key(sample)}", error.reason))
-                continue
-            num_captions += len(segments)
-            num_without_text += not segments
+                texts.append(Fault(f"{tar.name}:{key}", error.reason))
     except ShardError as error:
         return Lost(str(error))
-    return _Contents(index, is_stored, num_captions, num_without_text, tuple(faults))
-
-
-def read_indexes(
-    tars: Sequence[Shard], *, num_workers: int, show_progress: bool
-) -> Iterator[tuple[Shard, ShardIndex | Lost]]:
-    """Reads the index of each tar; missing ones are written."""
-    bar = tqdm(total=len(tars), desc="index", unit="shard", disable=not show_progress)
-    with bar, results_in_order(_find, tars, num_workers=num_workers) as results:
-        for tar, contents in zip(tars, results, strict=True):
-            bar.update()
-            if isinstance(contents, Lost):
-                yield tar, contents
-                continue
-            index, is_stored = contents
-            if not is_stored and isinstance(tar, Path):
-                with contextlib.suppress(OSError):  # a read-only folder
-                    write_index(tar, index)
-            yield tar, index
-
-
-def _find(tar: Shard) -> tuple[ShardIndex, bool] | Lost:
-    try:
-        return (tar.index(), True) if isinstance(tar, RemoteShard) else find_index(tar)
-    except ShardError as error:
-        return Lost(str(error))
+    return index, is_stored, texts

@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from vatt.errors import Fault, MediaError, ShardError
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
@@ -19,21 +20,6 @@ if TYPE_CHECKING:
 
 IN_MEMORY_BYTES = 64 << 20  # larger files are copied in pieces
 WORK_SUFFIX = ".reencoding"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """Steps before a media file is packed.
-
-    Args:
-        check: Whether to open the file.
-        reencoding: Settings of re-encoding. None: the file is copied.
-        work: Folder of re-encoded files.
-    """
-
-    check: bool = False
-    reencoding: "Reencoding | None" = None
-    work: Path = Path()
 
 
 @dataclass(frozen=True)
@@ -53,19 +39,20 @@ class MediaFile:
     size: int
 
 
-def prepare_file(job: tuple[Path, Preparation]) -> Path | Lost:
+def prepare_file(
+    path: Path, *, check: bool, reencoding: "Reencoding | None", work: Path
+) -> Path | Lost:
     """Opens or encodes a file in a worker process; returns the path of the file to pack."""
-    path, preparation = job
-    if preparation.reencoding is None and not preparation.check:
+    if reencoding is None and not check:
         return path
     from vatt.media.clip import probe
 
     try:
-        if preparation.reencoding is not None:
-            encoded = _encoded_file(path, preparation.reencoding, preparation.work)
+        if reencoding is not None:
+            encoded = _encoded_file(path, reencoding, work)
             if encoded is not None:
                 return encoded
-        if preparation.check:
+        if check:
             probe(path)
     except MediaError as error:
         return Lost(error.reason)
@@ -96,8 +83,8 @@ def work_folder(out: Path) -> Iterator[Path]:
     try:
         yield work
     except BaseException:
-        for partial in work.glob("*.partial"):  # of processes that were ended
-            partial.unlink(missing_ok=True)
+        for unfinished in work.glob("*.partial"):  # of processes that were ended
+            unfinished.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             work.rmdir()  # if it is empty
         raise
@@ -111,30 +98,32 @@ def work_folder_of(out: Path) -> Path:
 
 def read_media(
     source: Path,
-    files: Iterable[str],
-    preparation: Preparation,
+    files: Sequence[str],
+    prepare: Callable[[Path], Path | Lost],
     faults: list[Fault],
     *,
     num_workers: int,
+    show_progress: bool,
 ) -> Generator[MediaFile, None, None]:
     """Prepares and reads the media files of a folder in their order.
 
     Args:
         source: The folder.
         files: Paths of the files in it.
-        preparation: Steps before a file is packed.
+        prepare: Returns the path of the file to pack, like `prepare_file`.
         faults: List that collects files that cannot be used.
         num_workers: Processes that work ahead; 0: this process, without limits of time and memory.
+        show_progress: Whether to draw a progress bar.
     """
-    first, second = tee(files)
     with results_in_order(
-        prepare_file,
-        ((source / name, preparation) for name in first),
-        num_workers=num_workers if preparation.check or preparation.reencoding else 0,
+        prepare,
+        (source / name for name in files),
+        num_workers=num_workers,
         limit_seconds=LIMIT_SECONDS,
         prepare=prepare_worker,
     ) as paths:
-        for name, path in zip(second, paths, strict=True):
+        bar = tqdm(files, "shards", unit="file", disable=not show_progress)
+        for name, path in zip(bar, paths, strict=True):
             if isinstance(path, Lost):
                 faults.append(Fault(name, path.reason))
                 continue

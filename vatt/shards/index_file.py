@@ -13,8 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_arrays
 
 from vatt.errors import ShardError
-from vatt.shards.index import ShardIndex
-from vatt.shards.tar import scan_shard
+from vatt.shards.index import ShardIndex, scan_shard
 from vatt.system.files import NO_SPACE, atomic_file, atomic_folder
 
 INDEX_SUFFIX = ".index"  # 00000.tar → 00000.tar.index

@@ -68,7 +68,10 @@ def read_record(shard: Shard, key: str, members: NDArray[np.int64]) -> Record:
     json_bytes, text_bytes = read_members(shard, members[[JSON, TEXT]].tolist())
     metadata = _parse_metadata(shard, key, json_bytes)
     if "segments" in metadata:
-        segments = _parse_segments(shard, key, metadata.pop("segments"))
+        try:
+            segments = parse_segments(metadata.pop("segments"))
+        except UserError as error:
+            raise _damaged(shard, f"{key}.json", str(error)) from error
     else:
         segments = (Segment(0.0, math.inf, _decode_text(shard, key, text_bytes)),)
     offset, size = members[MEDIA].tolist()
@@ -100,13 +103,6 @@ def _parse_metadata(shard: Shard, key: str, content: bytes) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise _damaged(shard, f"{key}.json", f"must be an object, is a {type(metadata).__name__}")
     return metadata
-
-
-def _parse_segments(shard: Shard, key: str, values: Any) -> tuple[Segment, ...]:
-    try:
-        return parse_segments(values)
-    except UserError as error:
-        raise _damaged(shard, f"{key}.json", str(error)) from error
 
 
 def parse_segments(values: Any) -> tuple[Segment, ...]:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from vatt.errors import ShardError
 from vatt.shards.cache import cache_bytes, locked, make_room, own_folder
-from vatt.shards.index import ShardIndex
+from vatt.shards.index import ShardIndex, scan_shard
 from vatt.shards.index_file import (
     INDEX_SUFFIX,
     index_path,
@@ -38,11 +38,10 @@ from vatt.shards.stores import (
     open_store,
     persist,
     read_if_there,
-    sign_of_life,
     with_suffix,
     without_query,
 )
-from vatt.shards.tar import scan_shard
+from vatt.system.workers import tell_alive
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class RemoteShard:
         Raises:
             ShardError: see `open`.
         """
-        index = _fetch_index(open_store(self.address)[0], self)
+        index = self.fetch_index()
         if index is None:
             os.close(self.open())  # a download writes the index, too
             index = self.stored_index()
@@ -113,6 +112,19 @@ class RemoteShard:
         if stored is None or (self.size is not None and stored[0].get("size") != str(self.size)):
             return None
         return stored[1]
+
+    def fetch_index(self) -> ShardIndex | None:
+        """Index from the cache or from beside the tar; None if there is none."""
+        stored = self.stored_index()
+        if stored is not None or self.has_index is False:
+            return stored
+        store, _ = open_store(self.address)
+        content = read_if_there(store, with_suffix(self.address, INDEX_SUFFIX))
+        if content is None:
+            return None
+        with own_folder(self.path), shard_file(index_path(self.path)) as file:
+            file.write(content)
+        return self.stored_index()
 
     def _download(self) -> int:
         """Downloads the shard unless another process has done so; returns its descriptor."""
@@ -132,8 +144,11 @@ class RemoteShard:
 
     def _fetch(self, partial: Path) -> None:
         """One attempt to download; OSError if the result is incomplete or damaged."""
+        from fsspec.callbacks import Callback
+
         store, place = open_store(self.address)
-        store.get_file(place, str(partial), callback=sign_of_life())
+        alive = Callback(hooks={"alive": lambda *_: tell_alive()})  # called as bytes arrive
+        store.get_file(place, str(partial), callback=alive)
         size = partial.stat().st_size
         if self.size is not None and size != self.size:
             raise OSError(f"{size:,} of {self.size:,} bytes came")
@@ -170,8 +185,7 @@ def read_indexes_of(shards: Sequence[RemoteShard]) -> list[ShardIndex]:
     Raises:
         ShardError: a shard or index cannot be downloaded or used.
     """
-    store, _ = open_store(shards[0].address)
-    indexes = in_threads(functools.partial(_fetch_index, store), shards)
+    indexes = in_threads(RemoteShard.fetch_index, shards)
     missing = [shard for shard, index in zip(shards, indexes, strict=True) if index is None]
     total = sum(shard.size or 0 for shard in shards)
     if missing:
@@ -195,19 +209,6 @@ def read_indexes_of(shards: Sequence[RemoteShard]) -> list[ShardIndex]:
         shard.index() if index is None else index
         for shard, index in zip(shards, indexes, strict=True)
     ]
-
-
-def _fetch_index(store: Any, shard: RemoteShard) -> ShardIndex | None:
-    """Index of a shard from the cache or from beside it; None if there is none."""
-    stored = shard.stored_index()
-    if stored is not None or shard.has_index is False:
-        return stored
-    content = read_if_there(store, with_suffix(shard.address, INDEX_SUFFIX))
-    if content is None:
-        return None
-    with own_folder(shard.path), shard_file(index_path(shard.path)) as file:
-        file.write(content)
-    return shard.stored_index()
 
 
 def in_threads(function: Callable[[Any], T], items: Sequence[Any]) -> list[T]:

@@ -111,17 +111,6 @@ def faults() -> tuple[type[BaseException], ...]:
     return (OSError, EOFError, *(getattr(module, name) for module, name in modules if module))
 
 
-def sign_of_life() -> Any:
-    """Callback of fsspec that reports arriving bytes."""
-    from fsspec.callbacks import Callback
-
-    class SignOfLife(Callback):
-        def relative_update(self, inc: int = 1) -> None:
-            tell_alive()
-
-    return SignOfLife()
-
-
 def checksum_of(detail: dict[str, Any]) -> tuple[str, str] | None:
     """Kind and hexadecimal digest of a file's content, if its store provides one.
 

@@ -5,9 +5,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 
 from vatt.errors import ShardError
 from vatt.media.folder import MEDIA_EXTENSIONS
-from vatt.shards.index import JSON, MEDIA, TEXT, ShardIndex
+from vatt.shards.index import JSON, MEDIA, TAR_BLOCK, TEXT, ShardIndex, leads_outside
 from vatt.shards.index_file import index_path, shard_file, write_index
 from vatt.shards.record import Segment, segment_to_json
-from vatt.shards.tar import TAR_BLOCK, leads_outside
 
 
 class ShardWriter:
@@ -36,9 +34,9 @@ class ShardWriter:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._rows: dict[str, NDArray[np.int64]] = {}
-        self._open_files = contextlib.ExitStack()
         self._file: BinaryIO | None = None
         self._tar: tarfile.TarFile | None = None
+        self._writing = self._write()
 
     def __len__(self) -> int:
         """Samples added so far."""
@@ -46,10 +44,27 @@ class ShardWriter:
 
     def __enter__(self) -> Self:
         """Opens a partial file beside the shard."""
-        self._file = self._open_files.enter_context(shard_file(self.path))
-        tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
-        self._tar = self._open_files.enter_context(tar)
+        self._writing.__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Moves the finished shard to its path, or removes the partial file."""
+        self._writing.__exit__(*error)
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[None]:
+        with (
+            shard_file(self.path) as self._file,
+            tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT) as self._tar,
+        ):
+            yield
+            if not self._rows:
+                raise ShardError(
+                    f"nothing was added to {self.path}: a shard needs at least one sample"
+                )
+            index_path(self.path).unlink(missing_ok=True)  # of a shard that is being replaced
+        self._tar = None
+        write_index(self.path, ShardIndex.from_rows(list(self._rows.items())))
 
     def add(
         self,
@@ -130,23 +145,3 @@ class ShardWriter:
             self._file.seek(start)
             self._file.truncate()
             self._tar.offset = start
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Moves the finished shard to its path, or removes the partial file."""
-        if error is None and not self._rows:
-            error = ShardError(
-                f"nothing was added to {self.path}: a shard needs at least one sample"
-            )
-            self._open_files.__exit__(type(error), error, None)
-            raise error
-        if error is None:
-            index_path(self.path).unlink(missing_ok=True)  # of a shard that is being replaced
-        self._open_files.__exit__(kind, error, trace)
-        self._tar = None
-        if error is None:
-            write_index(self.path, ShardIndex.from_rows(list(self._rows.items())))
