@@ -272,6 +272,8 @@ def test_run_is_evaluated_and_asked_for_predictions(
     assert header[:3] == ["file", "class1", "share1"]
     assert [line[0] for line in lines] == ["blue-1.mp4", "red-0.mp4", "zzz.mp4"]
     assert sum(float(share) for share in lines[0][2::2]) == pytest.approx(1.0, abs=1e-5)
+    names = [row.split(",")[2] for row in (finished_run / "classes.csv").read_text().split()[1:]]
+    assert {cell for line in lines[:2] for cell in line[1::2]} == {*names}
     assert lines[2] == ["zzz.mp4"]
 
 

@@ -117,7 +117,7 @@ class FinetuneModule(TrainingModule):
             A line that tells the user what was written.
         """
         table = join_ranks(gather_objects(concatenate([ScoreTable(**part) for part in parts])))
-        classes = getattr(cast(Any, self.trainer).datamodule, "classes", None)
+        classes = getattr(cast(Any, self.trainer).datamodule, "run_classes", None)
         names = classes.names if classes else [str(n) for n in range(table.logits.shape[1])]
         shares = probabilities(table.logits, multi_label=self.classifier.multi_label)
         best = shares.topk(min(SHOWN_CLASSES, shares.shape[1]), dim=1)
