@@ -89,7 +89,6 @@ setup(
             "google-crc32c>=1.5",
             "hypothesis>=6.100",
             "import-linter>=2.3",
-            "mteb>=2.26",
             "mypy>=2.0",
             "onnx>=1.16",
             "onnxruntime>=1.18",

@@ -1,5 +1,6 @@
 """Errors: which are sentences for the user, and which are bugs."""
 
+import importlib
 import pickle
 import subprocess
 import sys
@@ -35,11 +36,16 @@ KINDS = {
 def command_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A command that raises what its argument says."""
     (tmp_path / "command_that_raises.py").write_text(
-        "from vatt.errors import *\n\ndef main(arguments):\n    raise eval(arguments[0])\n"
+        "from vatt.errors import *\n\n"
+        "def explode(error: str) -> int:\n"
+        '    """Raises.\n\n    Args:\n        error: Python code.\n    """\n'
+        "    raise eval(error)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(COMMANDS, "raise", ("command_that_raises", "main", ""))
-    return "raise"
+    module = importlib.import_module("command_that_raises")
+    monkeypatch.setitem(sys.modules, "vatt.commands.explode", module)
+    monkeypatch.setitem(COMMANDS, "explode", "raises")
+    return "explode"
 
 
 @pytest.mark.parametrize("raised", KINDS)

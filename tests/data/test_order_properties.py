@@ -121,6 +121,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(arguments):
 @example([0.9, 0.9, 4999.6, 4998.6], 0, 0)  # what is rounded up to one is not rounded up again
 @example([1e-6] * 150 + [1.0] * 149, 0, 0)  # what many small sets need is not taken from one
 @example([1e-6] * 20 + [5.0] + [1.0] * 10, 0, 0)  # nor from the largest alone
+@pytest.mark.slow
 def test_weights_are_met_at_every_position_as_closely_as_they_are_promised(weights, seed, block):
     order = GlobalOrder([[1_000]] * len(weights), weights, seed)
     start = block * MIX_BLOCK

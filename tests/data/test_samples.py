@@ -333,7 +333,9 @@ def test_a_full_cache_reads_no_file_any_more(tmp_path, media):
     assert before.keys == ("0-good", "1-silent", "3-wordless", "3-wordless")
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+@pytest.mark.parametrize(
+    "start_method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 def test_worker_processes_fill_the_cache_of_this_process(shards, start_method):
     cached = open_cache(shards, num_views=2)
     options = {"num_workers": 2, "start_method": start_method, "show_progress": False}

@@ -140,7 +140,9 @@ def fit(data, *, callbacks=(), ckpt_path=None, module=None, **settings):
     return module.seen
 
 
-@pytest.mark.parametrize("start_method", ["fork", "forkserver"])
+@pytest.mark.parametrize(
+    "start_method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)]
+)
 def test_a_fit_from_addresses_sees_what_one_from_folders_sees(
     make, train, validation, tmp_path, monkeypatch, start_method
 ):
@@ -159,8 +161,11 @@ def test_a_fit_from_addresses_sees_what_one_from_folders_sees(
     assert len(list(tmp_path.glob("shards/*/*.tar"))) == 4
 
 
-@pytest.mark.parametrize("asks_for_steps", [False, True])
-@pytest.mark.parametrize("stop", [2, 4, 7])  # within a pass, at its end, in the second
+@pytest.mark.parametrize("asks_for_steps", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    "stop",  # within a pass, at its end, in the second
+    [2, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (4, 7))],
+)
 def test_a_resumed_fit_sees_what_the_uninterrupted_one_would_have_seen(
     make, tmp_path, stop, asks_for_steps
 ):
@@ -181,6 +186,7 @@ def test_a_fit_resumes_with_workers_in_the_middle_of_validation_steps(make, tmp_
     assert fit(data, ckpt_path=path, **settings) == whole[5:]
 
 
+@pytest.mark.slow
 def test_epochs_cut_short_by_lightning_lose_nothing(make, tmp_path):
     path = tmp_path / "saved.ckpt"
     whole = fit(make(), limit_train_batches=3, callbacks=[SaveAt(5, path)])
@@ -203,7 +209,7 @@ def test_colours_and_noise_are_changed_in_training_only(make):
     assert next(iter(data.val_dataloader())).video.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_clip_is_changed_alike_by_any_number_of_ranks_and_in_batches_of_any_size(
     make, num_workers
 ):
@@ -240,6 +246,7 @@ def test_a_clip_is_changed_alike_by_any_number_of_ranks_and_in_batches_of_any_si
             assert torch.equal(audio, expected[key][1])
 
 
+@pytest.mark.slow
 def test_a_spectrogram_model_gets_masked_spectrograms_in_training_only(make):
     class Hears(Recorder):
         def training_step(self, batch, batch_idx):
@@ -363,6 +370,7 @@ def test_a_shard_that_has_changed_ends_validation_with_its_own_error(make, tmp_p
     assert str(caught.value).startswith(f"{validation}/00000.tar has become shorter")
 
 
+@pytest.mark.slow
 def test_sets_are_mixed_by_their_weights(make, train, validation):
     data = make(train={str(train): 3.0, str(validation): 1.0})
     loader = data.train_dataloader()
@@ -467,6 +475,7 @@ def test_settings_that_cannot_work_are_refused_with_the_remedy(make, changes, er
         make(**changes).train_dataloader()
 
 
+@pytest.mark.slow
 def test_a_warm_cache_trains_without_workers_and_gives_the_same_clips(make, tmp_path):
     path = tmp_path / "saved.ckpt"
     settings = {"captions_per_step": 2, "cache_gib": 0.1, "cache_views": 2}

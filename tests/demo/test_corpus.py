@@ -108,6 +108,7 @@ def test_files_go_through_all_combinations_before_any_comes_again() -> None:
 
 
 # ---------------------------------------------------------------------------------------- captions
+@pytest.mark.slow
 def test_careless_narration_has_the_stated_share_of_faults_and_partial_captions() -> None:
     others = split_combinations()["train"]
     rng = np.random.default_rng(0)
@@ -139,6 +140,7 @@ def test_wrong_captions_are_the_marked_ones_and_never_tell_of_a_held_out_combina
                 assert all(a in (None, b) for a, b in zip(heard, shown, strict=True))
 
 
+@pytest.mark.slow
 def test_training_captions_fit_the_words_that_a_text_model_reads() -> None:
     others, rng = split_combinations()["train"], np.random.default_rng(2)
     texts = [
@@ -290,6 +292,7 @@ def test_impacts_are_heard_in_the_file_at_the_frame_where_they_are_seen(tmp_path
 
 
 # ------------------------------------------------------------------------------------------- files
+@pytest.mark.slow
 def test_files_differ_in_length_size_rates_and_in_what_they_lack(tiny_corpus: Path) -> None:
     lines = captions_of(tiny_corpus / "train") + captions_of(tiny_corpus / "validation")
     splits = ["train"] * 24 + ["validation"] * 100
@@ -352,6 +355,7 @@ def small_corpus(out: Path, **changes: int) -> bool:
     return not write_corpus(out, show_progress=False, **options)
 
 
+@pytest.mark.slow
 def test_a_finished_corpus_is_used_again_and_another_or_a_damaged_one_replaced(
     tmp_path: Path,
 ) -> None:
@@ -402,6 +406,7 @@ def program(folder: Path, num_workers: int, limit: int = 0) -> list[str]:
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_full_disk_ends_it_naming_a_file_and_leaves_nothing(
     tmp_path: Path, num_workers: int
@@ -427,6 +432,7 @@ def start_and_wait_for_files(tmp_path: Path) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_and_leaves_nothing(tmp_path: Path) -> None:
     process = start_and_wait_for_files(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
@@ -439,6 +445,7 @@ def test_ctrl_c_ends_all_processes_and_leaves_nothing(tmp_path: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_an_error_for_the_user(tmp_path: Path) -> None:
     process = start_and_wait_for_files(tmp_path)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -457,6 +464,7 @@ def group_is_alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     process = start_and_wait_for_files(tmp_path)
     process.kill()

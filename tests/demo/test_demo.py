@@ -26,6 +26,7 @@ def demo(out: Path, *more: str) -> list[str]:
     return ["demo", "--out", str(out), "--config", "tiny", "--seed", "3", *sizes, *more]
 
 
+@pytest.mark.slow
 def test_the_demo_writes_metrics_of_all_directions(out: Path) -> None:
     metrics = json.loads((out / "metrics.json").read_text())
     for direction in DIRECTIONS:
@@ -37,6 +38,7 @@ def test_the_demo_writes_metrics_of_all_directions(out: Path) -> None:
     assert metrics["training"]["steps"] == 20
 
 
+@pytest.mark.slow
 def test_the_demo_says_what_a_linear_classifier_reads_from_its_features(out: Path) -> None:
     found = json.loads((out / "metrics.json").read_text())["linear_evaluation"]
     assert (found["num_train"], found["num_test"]) == (24, 100)
@@ -50,6 +52,7 @@ def test_the_demo_says_what_a_linear_classifier_reads_from_its_features(out: Pat
     assert "raw input" in page
 
 
+@pytest.mark.slow
 def test_the_demo_writes_a_report_that_needs_nothing_else(out: Path) -> None:
     page = (out / "report.html").read_text()
     assert page.count("data:") > 10
@@ -57,6 +60,7 @@ def test_the_demo_writes_a_report_that_needs_nothing_else(out: Path) -> None:
     assert "seed" in page.lower()
 
 
+@pytest.mark.slow
 def test_the_model_of_the_demo_is_a_folder_that_loads(out: Path) -> None:
     from vatt.models.checkpoint import load_model
     from vatt.preprocess.tokenizer import Tokenizer
@@ -88,6 +92,7 @@ def test_a_second_demo_makes_nothing_again(out: Path, capsys: pytest.CaptureFixt
     assert "audio: sound" in printed
 
 
+@pytest.mark.slow
 def test_a_run_never_passes_for_one_with_other_options(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

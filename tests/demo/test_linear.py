@@ -98,6 +98,7 @@ def test_clips_that_lack_a_modality_leave_the_others_with_their_labels(model: VA
     assert len(rows["audio", "raw"]) == len(kept)
 
 
+@pytest.mark.slow
 def test_a_colour_is_read_from_pixels_and_what_is_not_there_from_nothing(model: VATT):
     train, test = COMBINATIONS * 6, COMBINATIONS * 4
     state = torch.get_rng_state()
@@ -141,6 +142,7 @@ def test_an_attribute_of_which_all_training_clips_have_one_value_is_left_out(mod
     ]
 
 
+@pytest.mark.slow
 def test_the_random_weights_are_those_that_training_begins_with(tiny_shards: Path, tmp_path: Path):
     still = ("--model.init_args.optimizer.learning_rate=1e-30", "--seed_everything=5")
     assert main(fit_arguments(tiny_shards, tmp_path / "run", *still)) == 0

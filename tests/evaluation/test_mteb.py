@@ -23,6 +23,7 @@ from vatt.evaluation.results import results_table
 from vatt.models.checkpoint import weights_digest
 from vatt.preprocess.arrays import audio_media
 
+pytest.importorskip("mteb", reason="the mteb library is an extra: vatt[mteb]")
 # mteb computes precision for classes that are never guessed too
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.* ill-defined:sklearn.exceptions.UndefinedMetricWarning"

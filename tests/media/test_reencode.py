@@ -281,7 +281,7 @@ def build(source: Path, out: Path, **options: Any) -> BuildReport:
     return build_shards(source, out, reencoding=how, show_progress=False, **options)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_build_encodes_what_moves_and_goes_on_past_what_it_cannot_read(
     num_workers: int, media: Path, tmp_path: Path
 ) -> None:

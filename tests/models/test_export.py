@@ -110,7 +110,7 @@ def expected(model: VATT, modality: str, raw: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if place % 2 else ())  # half of them by default
+        pytest.param(name, marks=pytest.mark.slow if place else ())
         for place, name in enumerate(CONFIGS)
     ],
 )
@@ -135,6 +135,7 @@ def test_both_formats_give_what_the_model_gives(name: str, tmp_path: Path) -> No
     assert {(one.modality, one.output, one.form) for one in report.parity} == compared
 
 
+@pytest.mark.slow
 def test_captions_with_padding_and_without_words_are_as_in_the_model(exported: Path) -> None:
     model = load_model(exported)
     text = random_input(TINY, "text", 4)

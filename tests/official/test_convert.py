@@ -296,6 +296,7 @@ def test_weights_for_another_grid_get_interpolated_positions(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_training_starts_from_given_weights_and_resumes_without_them(
     tiny_shards: Path, trained_run: Path, tmp_path: Path
 ) -> None:

@@ -216,6 +216,7 @@ def test_a_character_that_is_cut_in_two_is_left_out(bpe):
     assert bpe.decode(bpe.encode(["été 夏"], max_words=length - 1)) == ["été"]
 
 
+@pytest.mark.slow
 def test_byte_pairs_do_not_depend_on_order_threads_or_process(tmp_path):
     captions = [*CAPTIONS, "a lower, slower, lowest square", "ÉTÉ ёлка 夏"] * 3
     Tokenizer.train(captions[::-1], 330, kind="bpe").save(tmp_path / "here")

@@ -59,6 +59,7 @@ def test_rooms_with_a_face_show_its_names(room: str) -> None:
         assert getattr(face, name) is getattr(vatt, name)
 
 
+@pytest.mark.slow
 def test_old_class_paths_of_configurations_are_the_classes_of_today() -> None:
     code = (
         "import vatt.runs.moved as moved; moved.keep_old_class_paths()\n"

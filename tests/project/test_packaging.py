@@ -109,6 +109,7 @@ def test_sdist_holds_files_where_the_checkout_has_a_link(distributions: dict[str
         assert members[name].isfile()
 
 
+@pytest.mark.slow
 def test_installed_package_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     code = "import vatt, datamodules; print(vatt.__file__, datamodules.__file__, vatt.__version__)"
     library, data, version = run(installed / "python", "-c", code, cwd=tmp_path).split()

@@ -113,6 +113,7 @@ def test_wandb_goes_on_offline_where_the_server_does_not_answer(
     end_wandb()
 
 
+@pytest.mark.slow
 def test_resumed_run_goes_on_with_the_same_wandb_run_and_repeats_no_step(
     tiny_shards: Path, tmp_path: Path
 ) -> None:

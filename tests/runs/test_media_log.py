@@ -90,6 +90,7 @@ def test_run_keeps_clips_and_heat_maps_every_so_many_validations_and_sends_them(
     assert sent[0]["media/video x text/_type"] == "image-file"
 
 
+@pytest.mark.slow
 def test_steps_that_a_resumed_run_does_again_send_no_media_twice(
     tiny_shards: Path, tmp_path: Path
 ) -> None:

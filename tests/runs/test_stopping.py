@@ -31,6 +31,7 @@ def handlers() -> list[object]:
     return [signal.getsignal(number) for number in NUMBERS]
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_with_identical_losses(
     tiny_shards: Path, whole_losses: dict[int, str], tmp_path: Path
 ) -> None:

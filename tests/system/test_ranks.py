@@ -186,7 +186,13 @@ def whole_networks() -> dict[str, dict[str, Tensor]]:
     return network_cases(())
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "split",
+    [
+        pytest.param(name, marks=pytest.mark.slow if len(rows) == 4 else ())
+        for name, rows in SPLITS.items()
+    ],
+)
 def test_losses_and_gradients_of_ranks_equal_those_of_the_whole_batch(
     whole_losses: dict[str, dict[str, Tensor]], tmp_path: Path, split: str
 ) -> None:

@@ -222,6 +222,7 @@ def test_a_run_in_micro_batches_is_the_run_without_them(tiny_shards: Path, tmp_p
     assert losses[1] == pytest.approx(losses[0], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_a_run_in_micro_batches_resumes_exactly(tiny_shards: Path, tmp_path: Path) -> None:
     micro = "--model.init_args.micro_batch_size=4"
     whole, run = tmp_path / "whole", tmp_path / "run"

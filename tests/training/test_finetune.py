@@ -97,6 +97,7 @@ def metrics_of_this_rank(keys: list[list[str]]) -> dict[str, float]:
     return metrics_of_rank(torch.distributed.get_rank(), keys)
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_two_ranks_count_padding_once(tmp_path: Path) -> None:
     whole = logged(module(as_classifier(TINY, "video", 3)), [table_of(list("0123456"))])
