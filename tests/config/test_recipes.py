@@ -1,6 +1,7 @@
 """The shipped recipes: what they train, with what, and that it can be built."""
 
 import contextlib
+import functools
 import io
 import json
 from dataclasses import replace
@@ -36,6 +37,7 @@ PRESETS = {
 }
 
 
+@functools.cache
 def parsed(names: str) -> dict[str, Any]:
     """A configuration as `vatt fit` understands it."""
     configs = [f"--config={name}" for name in names.split()]
@@ -162,7 +164,9 @@ def test_fine_tuning_is_as_published(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TUNED)
-@pytest.mark.parametrize("size", ["ma-medium", "bbs", "lbs"])
+@pytest.mark.parametrize(
+    "size", ["ma-medium", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bbs", "lbs"))]
+)
 def test_published_fine_tuning_starts_from_any_model(name: str, size: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(preset(size).to_dict()))
     settings = tuned(name, f"--model.init_args.init_from={tmp_path}")["model"]["init_args"]

@@ -230,6 +230,7 @@ def separable(num_clips=40, num_classes=3, views=2, width=8, noise=0.5):
     return FrozenFeatures(items=items, values=values), "abcdefgh"[:num_classes]
 
 
+@pytest.mark.slow
 def test_the_low_rank_classifier_learns_what_can_be_separated_and_repeats_itself():
     features, classes = separable()
     rows = evaluate_folds(features, classes, ["low-rank"], low_rank=QUICK)

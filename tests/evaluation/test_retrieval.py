@@ -261,6 +261,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(
         embed_items(model, None, [bad], plan)
 
 
+@pytest.mark.slow
 def test_reading_ahead_in_processes_gives_the_same_views(items):
     config = vatt.preset("tiny")
     plan = ViewPlan(video=config.video, audio=config.audio, num_windows=2)
@@ -272,6 +273,7 @@ def test_reading_ahead_in_processes_gives_the_same_views(items):
         assert one.audio is None or (one.audio == other.audio).all()
 
 
+@pytest.mark.slow
 def test_few_clips_are_read_ahead_while_a_file_hangs(items, tmp_path, monkeypatch):
     monkeypatch.setattr(clip_views, "LIMIT_SECONDS", 2.0)
     os.mkfifo(tmp_path / "waits.mp4")  # opening it waits for ever
@@ -323,6 +325,7 @@ def test_the_command_prints_a_table_and_writes_everything_down(
         assert name in printed
 
 
+@pytest.mark.slow
 def test_the_command_takes_another_tokenizer_and_pieces_of_clips(
     model_folder, tiny_shards, tmp_path
 ):

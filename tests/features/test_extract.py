@@ -90,6 +90,7 @@ def test_every_file_of_a_folder_gets_its_features(
     assert len(Features.load(out / "plain.mp4.npz")) == 12  # in three batches
 
 
+@pytest.mark.slow
 def test_a_second_run_makes_only_what_is_missing_or_has_changed(
     model: Path, media: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_second_run_makes_only_what_is_missing_or_has_changed(
     assert "6 made" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_bytes(model: Path, media: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         assert (
@@ -178,6 +180,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(
     assert extract(*arguments) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_several_processes_share_the_work_and_give_the_result_of_one(
     model: Path, media: Path, tmp_path: Path

@@ -318,6 +318,7 @@ def test_training_starts_from_given_weights_and_resumes_without_them(
     assert len(read_losses(second)) == 6
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_optimiser_and_its_place_in_the_schedule(
     tiny_shards: Path, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_accumulated_batches_count_once_after_a_resume(tiny_shards: Path, tmp_pa
     assert theirs["averaging_state"]["n_averaged"] == STEPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "message"),
     [

@@ -170,6 +170,7 @@ def test_run_of_a_sweep_has_the_id_that_the_agent_gave(
     assert (tmp_path / "wandb_run_id").read_text() == "sweep123\n"
 
 
+@pytest.mark.slow
 def test_checkpoints_are_artifacts_only_when_asked(
     tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +218,7 @@ def test_tensorboard_names_the_extra_where_the_package_is_missing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_tensorboard_writes_into_the_run_directory(tiny_shards: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -109,6 +109,7 @@ def test_steps_that_a_resumed_run_does_again_send_no_media_twice(
     assert sent == [[7], [9]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "columns", "maps"),
     [

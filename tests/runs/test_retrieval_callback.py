@@ -19,6 +19,7 @@ def options(shards, **settings):
     return [CALLBACK, *(f"--trainer.callbacks.{name}={value}" for name, value in settings.items())]
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 @pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_logs_what_the_command_would_say_of_its_checkpoint(tiny_shards, tmp_path, world_size):
@@ -41,6 +42,7 @@ def test_a_run_logs_what_the_command_would_say_of_its_checkpoint(tiny_shards, tm
                 assert found == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_takes_its_turn_every_so_many_validations(tiny_shards, tmp_path):
     run = tmp_path / "run"
     arguments = fit_arguments(tiny_shards, run, "--trainer.val_check_interval=2")

@@ -50,7 +50,10 @@ def test_killed_run_goes_on_with_identical_losses(
 
 @pytest.mark.parametrize(
     ("when", "number", "step"),
-    [("step", signal.SIGINT, 3), ("validation", signal.SIGTERM, 4)],
+    [
+        ("step", signal.SIGINT, 3),
+        pytest.param("validation", signal.SIGTERM, 4, marks=pytest.mark.slow),
+    ],
 )
 def test_signal_leaves_a_checkpoint_that_resumes_exactly(
     tiny_shards: Path,
@@ -90,6 +93,7 @@ def test_signal_before_the_first_step_ends_with_one_sentence_and_nothing_half_wr
     assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json"}
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_ends_at_once_and_says_what_is_saved(
     tiny_shards: Path,
     whole_losses: dict[int, str],
@@ -132,6 +136,7 @@ def test_full_disk_says_how_the_run_goes_on(
     assert message.endswith(f"--config {tmp_path / 'run' / 'config.yaml'} --ckpt_path last")
 
 
+@pytest.mark.slow
 def test_stop_within_an_accumulated_step_waits_for_its_end(
     tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

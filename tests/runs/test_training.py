@@ -194,6 +194,7 @@ def test_checkpoint_of_another_geometry_is_refused_by_name(
     assert "d_post is 32 there and 48 here" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_run_goes_on_from_a_model_whose_parts_stood_in_another_order(
     tiny_shards: Path, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -440,6 +440,7 @@ def test_empty_folder_is_an_error(tmp_path):
         ShardSet(f"file://{tmp_path}/absent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_check_reads_remote_shards(tiny_shards, num_workers):
     local = check_shards(tiny_shards / "train", show_progress=False)

@@ -205,7 +205,10 @@ def ddp_steps(masks: str, draws: bool) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize(("masks", "draws"), [("random", True), ("one rank mute", False)])
+@pytest.mark.parametrize(
+    ("masks", "draws"),
+    [("random", True), pytest.param("one rank mute", False, marks=pytest.mark.slow)],
+)
 def test_ranks_exchange_gradients_once_per_step(tmp_path: Path, masks: str, draws: bool) -> None:
     for one, cached in run_ranks(ddp_steps, 2, tmp_path, masks, draws):
         buckets = cached.pop("exchanges").tolist()
@@ -213,6 +216,7 @@ def test_ranks_exchange_gradients_once_per_step(tmp_path: Path, masks: str, draw
         assert_same(cached, one, 1e-11)
 
 
+@pytest.mark.slow
 def test_a_run_in_micro_batches_is_the_run_without_them(tiny_shards: Path, tmp_path: Path) -> None:
     losses = []
     for number, options in enumerate(([], ["--model.init_args.micro_batch_size=2"])):
