@@ -9,6 +9,7 @@ from vatt.media.streams import (
     audio_stream,
     header_duration_seconds,
     origin_seconds,
+    packets_of,
     video_stream,
 )
 from vatt.system.workers import tell_alive
@@ -29,7 +30,7 @@ def decode_whole(source: MediaSource) -> int:
             raise Damage("has no picture or sound")
         num_decoded = dict.fromkeys(streams, 0)
         end_seconds = 0.0
-        for packet in container.demux(list(streams.values())):
+        for packet in packets_of(container, list(streams.values())):
             stream = streams[packet.stream_index]
             content = packet if packet.size else None  # None: what the decoder holds back
             num_decoded[stream.index] += len(decode_packet(stream, content))

@@ -16,6 +16,7 @@ from vatt.media.streams import (
     MediaPacket,
     MediaStream,
     check_ends,
+    packets_of,
     seek,
     tick_seconds,
 )
@@ -158,7 +159,7 @@ def _collect(
         video_limit += MAX_HELD_PICTURES * video_tick  # a tick of AVI is a picture
     audio_first = span.first_seconds - PRE_ROLL_SECONDS
     audio_limit = span.audio_end_seconds + POST_ROLL_SECONDS
-    for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
+    for packet in packets_of(container, [one for one in (video, audio) if one is not None]):
         pts = packet.pts
         if pts is None and not packet.size:
             continue  # PyAV's sign that a stream has ended

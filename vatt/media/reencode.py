@@ -36,6 +36,7 @@ from vatt.media.streams import (
     check_ends,
     is_still,
     origin_seconds,
+    packets_of,
     tick_seconds,
     video_stream,
 )
@@ -144,7 +145,7 @@ def _transcode(
         takers[audio.index] = sound(out, audio, origin)
     streams = [stream for stream in (video, audio) if stream is not None]
     ends = dict.fromkeys(takers, origin)
-    for packet in container.demux(streams):
+    for packet in packets_of(container, streams):
         tell_alive()
         index = packet.stream_index
         if packet.pts is not None:

@@ -94,9 +94,17 @@ def read_duration_seconds(container: InputContainer, streams: Sequence[MediaStre
 def _ends_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> Iterator[float]:
     """End of each packet, from the current position on."""
     ticks = {stream.index: tick_seconds(stream) for stream in streams}
-    for packet in container.demux(list(streams)):
+    for packet in packets_of(container, streams):
         if packet.pts is not None:
             yield (packet.pts + (packet.duration or 0)) * ticks[packet.stream_index]
+
+
+def packets_of(container: InputContainer, streams: Sequence[MediaStream]) -> Iterator[MediaPacket]:
+    """Packets of some streams, from the current position on."""
+    try:
+        yield from container.demux(list(streams))
+    except IndexError:  # PyAV (18.1), at the end of a file amid which further streams appear
+        return
 
 
 def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool:
