@@ -388,6 +388,7 @@ def module(
     return ClassificationData(str(train), video=VIDEO, audio=AUDIO, classifier=settings, **options)
 
 
+@pytest.mark.slow
 def test_stream_goes_on_where_it_was_with_another_number_of_workers(media: Path) -> None:
     whole = module(media / "sounds.csv", classifier="audio", batches_per_epoch=4)
     whole.setup("fit")

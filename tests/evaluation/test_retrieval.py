@@ -179,8 +179,9 @@ def evaluate_share(model_folder, shards):
     return {"keys": list(tables.embeddings.keys), "metrics": tables.metrics()}
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_share_the_clips_and_count_each_once(
     model_folder, tiny_shards, tmp_path, world_size
 ):

@@ -240,6 +240,7 @@ def test_results_of_other_weights_are_refused(tmp_path: Path, model: VATT) -> No
         read_card(model, results=[result])
 
 
+@pytest.mark.slow
 def test_the_code_of_a_card_runs(
     tmp_path: Path, model: VATT, tiny_corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,13 +107,8 @@ def expected(model: VATT, modality: str, raw: Tensor) -> dict[str, Tensor]:
     return made
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if place else ())
-        for place, name in enumerate(CONFIGS)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_both_formats_give_what_the_model_gives(name: str, tmp_path: Path) -> None:
     config = CONFIGS[name]
     model, out = saved(config, tmp_path / "model"), tmp_path / "out"
@@ -148,6 +143,7 @@ def test_captions_with_padding_and_without_words_are_as_in_the_model(exported: P
             np.testing.assert_allclose(outputs[output][row], value[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_silent_clip_is_as_in_the_model(tmp_path: Path) -> None:
     config = CONFIGS["spectrogram, linear text"]
     model = saved(config, tmp_path / "model")
@@ -158,6 +154,7 @@ def test_a_silent_clip_is_as_in_the_model(tmp_path: Path) -> None:
         np.testing.assert_allclose(outputs[output], value, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_files_hold_the_weights_of_their_tower_once(exported: Path) -> None:
     weights = {
         modality: sum(p.numel() for p in Tower(load_model(exported), modality).parameters()) * 4
@@ -212,13 +209,15 @@ def test_only_what_was_asked_for_is_written(source: Path, tmp_path: Path) -> Non
     }
 
 
-@pytest.mark.parametrize("opset", [pytest.param(20, marks=pytest.mark.slow), 23])
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [20, 23])
 def test_newer_opsets_run_too(source: Path, tmp_path: Path, opset: int) -> None:
     export_model(source, tmp_path / "out", formats=["onnx"], modalities=["text"], opset=opset)
     loaded = onnx.load(tmp_path / "out" / "text.onnx")
     assert {one.domain: one.version for one in loaded.opset_import}[""] == opset
 
 
+@pytest.mark.slow
 def test_an_export_that_is_too_far_from_the_model_leaves_nothing(
     source: Path, tmp_path: Path
 ) -> None:
@@ -231,6 +230,7 @@ def test_an_export_that_is_too_far_from_the_model_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_prints_differences_and_sizes_and_nothing_of_the_exporter(
     source: Path,
     tmp_path: Path,
@@ -294,6 +294,7 @@ def test_what_cannot_be_done_is_one_sentence(
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "name"), [("torch", "text.pt2"), ("onnx", "text.onnx")])
 def test_a_full_disk_is_named_and_leaves_nothing(
     source: Path, tmp_path: Path, form: Format, name: str

@@ -145,6 +145,7 @@ def test_other_kinds_are_refused():
         Tokenizer.train(CAPTIONS, vocab_size=300, kind="unigram")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["word", "bpe"])
 def test_processes_that_train_and_encode_can_be_forked(kind):
     program = (

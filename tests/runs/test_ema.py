@@ -21,9 +21,6 @@ AVERAGE = f"--run.ema_decay={DECAY}"
 SHORT = "--trainer.max_steps=3"
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.fixture(scope="module")
 def whole_run(tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody stops, its recorded weights beside it."""
@@ -95,19 +92,16 @@ def test_validate_repeats_the_metrics_of_the_average(
     assert f"MedR {float(read_rows(whole_run)[-1]['val/text_to_video/MedR']):5.1f}" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop",
     [
-        pytest.param(signal_options("step", signal.SIGINT, step=4), id="step", marks=SLOW),
-        # while the average is in the module
-        pytest.param(signal_options("validation", signal.SIGTERM, step=4), id="validation"),
-        pytest.param(
-            signal_options("validation", signal.SIGINT, step=8, times=2), id="twice", marks=SLOW
-        ),
-        pytest.param(  # written at the end
-            ["--trainer.max_epochs=2", "--run.checkpoint_every_n_steps=100"], id="end", marks=SLOW
-        ),
+        signal_options("step", signal.SIGINT, step=4),
+        signal_options("validation", signal.SIGTERM, step=4),  # while the average is in the module
+        signal_options("validation", signal.SIGINT, step=8, times=2),
+        ["--trainer.max_epochs=2", "--run.checkpoint_every_n_steps=100"],  # written at the end
     ],
+    ids=["step", "validation", "twice", "end"],
 )
 def test_stopped_run_goes_on_with_both_kinds_of_weights_bit_for_bit(
     tiny_shards: Path, whole_run: Path, tmp_path: Path, stop: list[str]

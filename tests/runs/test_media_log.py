@@ -57,6 +57,7 @@ def table_of(**parts: Any) -> EmbeddingTable:
     return EmbeddingTable(**{**given, **parts})
 
 
+@pytest.mark.slow
 def test_run_keeps_clips_and_heat_maps_every_so_many_validations_and_sends_them(
     tiny_shards: Path, tmp_path: Path
 ) -> None:

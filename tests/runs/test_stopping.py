@@ -126,6 +126,7 @@ def test_ctrl_c_in_an_evaluation_is_one_sentence(
     assert handlers() == before
 
 
+@pytest.mark.slow
 def test_full_disk_says_how_the_run_goes_on(
     tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_checkpoint_describes_its_model_and_holds_no_objects(trained_run: Path) 
     assert load_model(path).config.to_dict() == checkpoint["vatt_config"]
 
 
+@pytest.mark.slow
 def test_time_budget_ends_the_run_with_its_schedule_carried_out(
     tiny_shards: Path, tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_time_leads_only_beyond_a_slack(seconds: float, share: float) -> None:
     assert module.time_share == pytest.approx(share)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("interval", "steps"), [(4, [3, 5]), (0, [])])
 def test_last_step_has_a_row_unless_nothing_is_logged(
     tiny_shards: Path, tmp_path: Path, interval: int, steps: list[int]
@@ -168,6 +170,7 @@ def test_file_that_is_no_checkpoint_is_named_with_the_remedy(
     assert "give --ckpt_path" in message
 
 
+@pytest.mark.slow
 def test_run_goes_on_with_its_own_tokenizer_and_refuses_another(
     tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

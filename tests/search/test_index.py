@@ -222,6 +222,7 @@ def test_an_index_is_replaced_as_a_whole(features: Path, tmp_path: Path) -> None
     assert Index(out).search(text="a dog") == before
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_the_index_that_was_there_or_none(
     features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -207,10 +207,8 @@ def test_losses_and_gradients_of_ranks_equal_those_of_the_whole_batch(
             assert_equal(actual, value, f"{case}, {name}")
 
 
-@pytest.mark.parametrize(
-    "split",
-    ["uneven-2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("even-2", "even-4"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["even-2", "uneven-2", "even-4"])
 def test_weights_and_statistics_of_ranks_equal_those_of_the_whole_batch(
     whole_networks: dict[str, dict[str, Tensor]], tmp_path: Path, split: str
 ) -> None:

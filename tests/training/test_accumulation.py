@@ -204,11 +204,9 @@ def ddp_steps(masks: str, draws: bool) -> list[dict[str, Tensor]]:
     return [ddp_step(forward, masks, draws=draws) for forward in (whole, forward_cached)]
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
-@pytest.mark.parametrize(
-    ("masks", "draws"),
-    [("random", True), pytest.param("one rank mute", False, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("masks", "draws"), [("random", True), ("one rank mute", False)])
 def test_ranks_exchange_gradients_once_per_step(tmp_path: Path, masks: str, draws: bool) -> None:
     for one, cached in run_ranks(ddp_steps, 2, tmp_path, masks, draws):
         buckets = cached.pop("exchanges").tolist()

@@ -216,6 +216,7 @@ def test_compiled_blocks_that_are_run_again_draw_the_same_dropout() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_run_with_checkpointing_has_the_same_losses(tiny_shards: Path, tmp_path: Path) -> None:
     option = "--model.init_args.checkpoint_activations=true"
     losses = []
