@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -292,9 +291,6 @@ def measure_linearly(
     options: DemoOptions,
 ) -> dict[str, Any]:
     """Trains linear classifiers on some training videos and tests them on the validation set."""
-    if find_spec("sklearn") is None:
-        print('   left out: linear classifiers need scikit-learn: pip install "vatt[eval]"')
-        return {"num_train": 0, "num_test": len(validation.combinations), "rows": []}
     shards = ShardSet(train_shards)
     num_clips = min(NUM_LINEAR, len(shards))
     batches = clips_of(shards, model, tokenizer, num_candidates=1, num_clips=num_clips)
