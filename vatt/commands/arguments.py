@@ -31,8 +31,8 @@ def run(name: str, command: Command, argv: Sequence[str]) -> int:
     Args:
         name: Words that the user typed, such as `vatt shards`.
         command: Its function, or those of its subcommands by name.
-        argv: Arguments after the name. A parameter of this name receives them as they are, one
-            named `rest` those that are none of the command's.
+        argv: Arguments after the name. A command with a parameter `argv` receives all of them
+            unparsed; a parameter `rest` receives those that match no option of the command.
 
     Returns:
         Exit code.

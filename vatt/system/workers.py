@@ -54,8 +54,8 @@ def results_in_order(
 
     Returns:
         Iterator over the results in the order of the items. Processes continue while the caller
-        handles a result. If `items` yields nothing for now, it is asked again as long as there are
-        results to come or to handle.
+        handles a result. If `items` is exhausted while results are still due, it is asked again
+        after each of them: a result may have added items.
     """
     if not num_workers:
         yield map(function, items)
