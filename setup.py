@@ -63,13 +63,12 @@ setup(
         "safetensors>=0.5",
         "tabulate>=0.9",
         "tokenizers>=0.21",
-        "torchmetrics>=1.4",
         "tqdm>=4.66",
         "PyYAML>=6",
     ],
     extras_require={
         "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
-        "eval": ["scikit-learn>=1.5"],  # logistic regression, also in the demo
+        "eval": ["scikit-learn>=1.5"],  # logistic regression on features
         "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
         "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
         "parquet": ["pyarrow>=16"],  # captions in parquet files

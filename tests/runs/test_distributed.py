@@ -102,7 +102,9 @@ def test_torchrun_starts_a_run_again_that_lost_a_rank(
     arguments = fit_arguments(tiny_shards, run, *kill, "--ckpt_path=last", "--trainer.devices=2")
     torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "-m", "vatt.cli"]
     path = os.pathsep.join([str(root / "tests/support"), str(root)])
-    environment = {**os.environ, "PYTHONPATH": path}
+    # torchrun keeps its store over restarts, and with it the addresses of processes that ended
+    fresh_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, **fresh_store}
     command = [sys.executable, "-m", *torchrun, *arguments]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
