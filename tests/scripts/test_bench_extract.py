@@ -1,6 +1,7 @@
 """The benchmark of the extraction runs, and measures what it says."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,5 +18,10 @@ def test_benchmark_of_the_extraction_measures_every_part(tmp_path: Path) -> None
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     sections = json.loads(out.read_text())["sections"]
     assert sections.keys() == {"speed", "long"}
-    assert all(row["value"] > 0 for section in sections.values() for row in section["rows"])
+    rows = [row for section in sections.values() for row in section["rows"]]
+    # a worker's start is taken off the time of so few files: noise can make that negative
+    assert all(math.isfinite(row["value"]) for row in rows)
+    assert {"windows", "reading", "model", "extraction", "largest process"} <= {
+        row["what"] for row in rows if row["value"] > 0
+    }
     assert "of one after the other" in shown
