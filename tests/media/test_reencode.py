@@ -235,7 +235,7 @@ def test_damaged_files_are_refused(media: Path, tmp_path: Path) -> None:
     # no packet is damaged, the last third is lost
     (tmp_path / "short.mp4").write_bytes(whole[: packets[len(packets) * 2 // 3]])
     for path, reason in (
-        (media / "cut_off.mp4", "its (video|audio) is (incomplete|damaged)"),
+        (media / "cut_off.mp4", "its video breaks off at 1.48 s"),
         (tmp_path / "short.mp4", r"breaks off at [12]\.\d+ s, though its header says 3.0"),
         (media / "noise.mp4", "no media at all"),
         (media / "empty.mp4", "no media at all"),

@@ -16,15 +16,24 @@ from torch import Tensor
 
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.errors import UserError
-from vatt.media.decoder import check_known_size, codec_name, prepare_decoder
+from vatt.media.decoder import check_known_size, prepare_decoder, undecodable
 from vatt.media.opening import open_media
-from vatt.media.packets import Packets, Span, read_packets
+from vatt.media.packets import (
+    CAREFUL_ROLL_SECONDS,
+    LONGEST_ROLL_SECONDS,
+    Packets,
+    Span,
+    first_packet,
+    read_packets,
+)
 from vatt.media.pictures import PictureSize, SizeRule, decode_frames, display_matrix, swaps_sides
 from vatt.media.sound import decode_waveform
 from vatt.media.source import Damage, MediaSource
 from vatt.media.streams import (
+    UNKNOWN,
     MediaStream,
     audio_stream,
+    codec_name,
     header_duration_seconds,
     is_still,
     origin_seconds,
@@ -160,17 +169,21 @@ def probe(source: MediaSource) -> MediaInfo:
         video, audio = video_stream(container), audio_stream(container)
         if video is None and audio is None:
             raise Damage("has no picture or sound: give a video, sound or image file")
-        still = video is not None and is_still(container, video)
         streams = [stream for stream in (video, audio) if stream is not None]
-        width, height = _displayed_size(container, video) if video is not None else (None, None)
+        if all(codec_name(stream) == UNKNOWN for stream in streams):
+            raise undecodable(streams[0])
+        still = video is not None and is_still(container, video)
+        width, height = None, None
+        if video is not None and codec_name(video) != UNKNOWN:
+            width, height = _displayed_size(container, video)
         rate = video.average_rate if video is not None else None
         return MediaInfo(
             duration_seconds=0.0 if still else read_duration_seconds(container, streams),
             width=width,
             height=height,
             frame_rate=float(rate) if rate else None,
-            sample_rate=audio.sample_rate if audio is not None else None,
-            num_channels=audio.channels if audio is not None else None,
+            sample_rate=getattr(audio, "sample_rate", None),  # an unknown codec has none
+            num_channels=getattr(audio, "channels", None),
             video_codec=codec_name(video),
             audio_codec=codec_name(audio),
         )
@@ -325,7 +338,7 @@ def _read_open(
     video_coverage = audio_coverage = 0.0
     if audio is not None and samples is not None:
         array, audio_coverage = decode_waveform(
-            audio, packets.audio, first, samples.num_samples, samples.sample_rate
+            audio, packets, first, samples.num_samples, samples.sample_rate
         )
         waveform = torch.from_numpy(array)
     if video is not None and frames is not None:
@@ -334,7 +347,8 @@ def _read_open(
         )
         pictures = torch.from_numpy(array)
         video_coverage = 1.0 if still else video_coverage
-    if container.duration is None and not still and not video_coverage and not audio_coverage:
+    is_empty = not still and not video_coverage and not audio_coverage
+    if is_empty and header_duration_seconds(container) is None:
         raise Damage(f"ends before {start_seconds:.2f} s: choose an earlier start")
     return Clip(
         video=pictures,
@@ -353,14 +367,25 @@ def _decode_pictures(
     wanted: list[float],
     size: PictureSize,
 ) -> tuple[np.ndarray, float]:
-    """Decodes as planned or, if that fails, carefully: key frames may be incomplete."""
+    """Decodes as planned or, if that fails, carefully: key frames may be incomplete or false.
+
+    A careful attempt begins some seconds earlier, the last one where the file does.
+    """
     try:
         return decode_frames(video, packets, wanted, size)
-    except Damage:
-        more = read_packets(container, video, None, span, careful=True)
+    except Damage as damage:
+        fault = damage
+    first = first_packet(container, video)
+    for back_seconds in (CAREFUL_ROLL_SECONDS, LONGEST_ROLL_SECONDS):
+        more = read_packets(container, video, None, span, careful_seconds=back_seconds)
         if not more.video:  # a source that cannot go back: the first fault is the one to tell
-            raise
-        return decode_frames(video, more, wanted, size, careful=True)
+            break
+        try:
+            return decode_frames(video, more, wanted, size, careful=True, first=first)
+        except Damage:
+            if more.from_start:
+                break
+    raise fault
 
 
 def _check_start(

@@ -1,9 +1,12 @@
 """Decoding of a whole file, to find damage."""
 
+import itertools
+
 from av.container import InputContainer
 
-from vatt.media.decoder import decode_packet
+from vatt.media.decoder import StreamDecoder
 from vatt.media.opening import open_media
+from vatt.media.sound import check_finite
 from vatt.media.source import Damage, MediaSource
 from vatt.media.streams import (
     audio_stream,
@@ -28,14 +31,18 @@ def decode_whole(source: MediaSource) -> int:
         streams = {stream.index: stream for stream in (video, audio) if stream is not None}
         if not streams:
             raise Damage("has no picture or sound")
+        decoders = {index: StreamDecoder(stream) for index, stream in streams.items()}
         num_decoded = dict.fromkeys(streams, 0)
         end_seconds = 0.0
-        for packet in packets_of(container, list(streams.values())):
-            stream = streams[packet.stream_index]
-            content = packet if packet.size else None  # None: what the decoder holds back
-            num_decoded[stream.index] += len(decode_packet(stream, content))
+        packets = ((one.stream_index, one) for one in packets_of(container, list(streams.values())))
+        held_back = ((index, None) for index in streams)
+        for index, packet in itertools.chain(packets, held_back):
+            frames = decoders[index].take(packet)
+            num_decoded[index] += len(frames)
+            for frame in frames:
+                check_finite(frame, streams[index])
             tell_alive()
-            if packet.size and packet.pts is not None:
+            if packet is not None and packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base
                 end_seconds = max(end_seconds, float(end))
         for stream in streams.values():

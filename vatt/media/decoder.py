@@ -7,23 +7,17 @@ from av.video.stream import VideoStream
 
 from vatt.media.opening import CONVERT, MAX_FRAME_PIXELS
 from vatt.media.source import Damage
-from vatt.media.streams import MediaPacket, MediaStream, tick_seconds
+from vatt.media.streams import MediaPacket, MediaStream, origin_seconds, tick_seconds
 
+CUT_SECONDS = 0.5  # a transport stream holds several frames in the packet that is cut
 MAX_SIDE_PIXELS = 16_384
 DECODING_ERRORS = (
     av.error.InvalidDataError,
     av.error.UnknownError,
     av.error.PatchWelcomeError,
     av.error.ArgumentError,
+    av.error.UndefinedError,  # numbers of its own that a decoder lets out
 )
-
-
-def codec_name(stream: MediaStream | None) -> str | None:
-    """FFmpeg's name of the format; `unknown` if this build has no decoder for it."""
-    if stream is None:
-        return None
-    decoder = stream.codec_context
-    return decoder.codec.canonical_name if decoder is not None else "unknown"
 
 
 def prepare_decoder(stream: MediaStream) -> Any:
@@ -34,9 +28,7 @@ def prepare_decoder(stream: MediaStream) -> Any:
     """
     decoder: Any = stream.codec_context
     if decoder is None:
-        raise Damage(
-            f"its {stream.type} is in a format that FFmpeg here does not decode: {CONVERT}"
-        )
+        raise undecodable(stream)
     if isinstance(stream, VideoStream):
         check_size(decoder.width, decoder.height)
     if not decoder.is_open:
@@ -45,6 +37,11 @@ def prepare_decoder(stream: MediaStream) -> Any:
         # a picture may be larger than its container says, and is allocated before it is seen
         decoder.options = {**decoder.options, "max_pixels": str(MAX_FRAME_PIXELS)}
     return decoder
+
+
+def undecodable(stream: MediaStream) -> Damage:
+    """The fault of a stream that this build of FFmpeg has no decoder for."""
+    return Damage(f"its {stream.type} is in a format that FFmpeg here does not decode: {CONVERT}")
 
 
 def check_size(width: int, height: int) -> None:
@@ -69,14 +66,21 @@ def check_known_size(width: int, height: int) -> None:
         )
 
 
-def decode_packet(stream: MediaStream, packet: MediaPacket | None) -> list[Any]:
+def decode_packet(
+    stream: MediaStream, packet: MediaPacket | None, *, whole: bool = True
+) -> list[Any]:
     """Frames that a packet completes; None flushes the decoder.
+
+    Args:
+        stream: Stream of the packet.
+        packet: A packet.
+        whole: Whether the packet must be: the last one of a recording may be cut.
 
     Raises:
         Damage: the packet or a frame of it is damaged, or there is no decoder.
     """
     decoder = prepare_decoder(stream)
-    if packet is not None and packet.is_corrupt:
+    if packet is not None and packet.is_corrupt and whole:
         raise Damage(at_time(f"its {stream.type} is incomplete", packet.pts, stream))
     try:
         frames: list[Any] = decoder.decode(packet)
@@ -93,7 +97,44 @@ def decode_packet(stream: MediaStream, packet: MediaPacket | None) -> list[Any]:
     return frames
 
 
+class StreamDecoder:
+    """Decodes a whole stream, packet by packet.
+
+    Faults at its two ends are left out: a recording may begin and break off amid a packet.
+    """
+
+    def __init__(self, stream: MediaStream) -> None:
+        self._stream = stream
+        self._fault: Damage | None = None
+        self._fault_seconds = 0.0
+        self._has_begun = isinstance(stream, VideoStream)
+
+    def take(self, packet: MediaPacket | None) -> list[Any]:
+        """The frames that a packet completes; None gives what is held back.
+
+        Raises:
+            Damage: the packet, or one before it that was not at the end.
+        """
+        seconds = None
+        if packet is not None and packet.pts is not None:
+            seconds = packet.pts * tick_seconds(self._stream)
+        late = seconds is not None and seconds - self._fault_seconds > CUT_SECONDS
+        if self._fault is not None and late:
+            raise self._fault
+        try:
+            frames = decode_packet(self._stream, packet)
+        except Damage as damage:
+            if seconds is None:
+                raise
+            if self._fault is None and self._has_begun:
+                self._fault, self._fault_seconds = damage, seconds
+            return []
+        self._has_begun = self._has_begun or bool(frames)
+        return frames
+
+
 def at_time(what: str, pts: int | None, stream: MediaStream) -> str:
-    """Sentence about damage, with its time in seconds if that is known."""
-    when = "" if pts is None else f" at {pts * tick_seconds(stream):.2f} s"
+    """Sentence about damage, with its seconds from the file's start where they are known."""
+    seconds = (pts or 0) * tick_seconds(stream) - origin_seconds(stream.container)
+    when = "" if pts is None else f" at {seconds:.2f} s"
     return f"{what}{when}: copy or encode the file again, or leave out this part"

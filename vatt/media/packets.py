@@ -11,18 +11,20 @@ from vatt.media.avi_order import MAX_HELD_PICTURES, has_storage_order, is_border
 from vatt.media.opening import ffmpeg_errors
 from vatt.media.source import Damage
 from vatt.media.streams import (
+    BEFORE_START_SECONDS,
     MATROSKA,
     TIME_TOLERANCE_SECONDS,
     MediaPacket,
     MediaStream,
     check_ends,
+    guesses_times,
     packets_of,
     seek,
+    sound_roll_seconds,
     tick_seconds,
 )
 
-# Lossy codecs need what came before a moment to give its sound: AAC about 0.1 s, Opus 0.08 s.
-PRE_ROLL_SECONDS = 0.12
+PRE_ROLL_SECONDS = 0.12  # before pictures
 POST_ROLL_SECONDS = 0.05  # the resampler looks ahead
 # Streams are interleaved: one that says nothing for so long while the other goes on has ended.
 INTERLEAVE_SECONDS = 10.0
@@ -31,6 +33,8 @@ INTERLEAVE_SECONDS = 10.0
 PROGRAM_STREAM_ROLL_SECONDS = 2.0
 # Streams without whole key frames (intra refresh) are complete after about one such period.
 CAREFUL_ROLL_SECONDS = 5.0
+# Beyond that it is the file's start that decoding needs; a clip far from it would take too long.
+LONGEST_ROLL_SECONDS = 120.0
 HARMLESS_FAULT = "keyframes not correctly marked"  # reported of sound that a seek lands amid
 JUMP_PACKETS = 3  # to leave out fewer before a key frame does not pay for restarting the decoder
 
@@ -79,7 +83,7 @@ def read_packets(
     audio: AudioStream | None,
     span: Span,
     *,
-    careful: bool = False,
+    careful_seconds: float = 0.0,
     moved: bool = False,
 ) -> Packets:
     """Reads the packets of a clip, from a key frame that the decoder can start at.
@@ -93,8 +97,8 @@ def read_packets(
         video: Video stream. None: no video is read.
         audio: Audio stream. None: no audio is read.
         span: Times of the clip.
-        careful: Whether to read some seconds more before the clip, and to keep packets before the
-            last key frame.
+        careful_seconds: Seconds to read before the clip. Above 0, packets before the last key
+            frame are kept, too.
         moved: Whether packets were read before.
 
     Raises:
@@ -103,14 +107,19 @@ def read_packets(
     stream = video or audio
     assert stream is not None  # callers refuse files that have neither
     beginning = (stream.start_time or 0) * tick_seconds(stream)
-    back = PRE_ROLL_SECONDS if container.format.name != "mpeg" else PROGRAM_STREAM_ROLL_SECONDS
-    back = max(back, CAREFUL_ROLL_SECONDS) if careful else back
+    back = PRE_ROLL_SECONDS if audio is None else sound_roll_seconds(audio)
+    if container.format.name == "mpeg":
+        back = max(back, PROGRAM_STREAM_ROLL_SECONDS)
+    careful = careful_seconds > 0
+    back = max(back, careful_seconds)
     moved = moved or careful
     while True:
         target = span.first_seconds - back
-        from_start = target <= beginning
+        from_start = target <= beginning or guesses_times(container, stream)
         if moved or not from_start:
-            reached = seek(container, stream, target)
+            reached = seek(
+                container, stream, target - (BEFORE_START_SECONDS if from_start else 0.0)
+            )
             if from_start and not reached:  # AVI refuses a time before its first picture
                 reached = seek(container, stream, beginning)
             from_start = from_start or not reached
@@ -125,12 +134,29 @@ def read_packets(
         packets.from_start = from_start
         if packets.exhausted:
             _check_complete(container, video, audio, packets, span)
-        if from_start or video is None or _starts_in_time(packets, video, span.first_seconds):
+        if from_start or _start_in_time(packets, video, audio, span.first_seconds):
             return packets
         back *= 5  # 0.12 s, 0.6 s, 3 s, 15 s, …
 
 
-def _starts_in_time(packets: Packets, video: VideoStream, first_seconds: float) -> bool:
+def first_packet(container: InputContainer, video: VideoStream) -> MediaPacket | None:
+    """The first packet of a file's video: it may tell of the encoder what no later one does."""
+    if not seek(container, video, -BEFORE_START_SECONDS):
+        return None
+    return next(packets_of(container, [video]), None)
+
+
+def _start_in_time(
+    packets: Packets, video: VideoStream | None, audio: AudioStream | None, first_seconds: float
+) -> bool:
+    """Whether both streams were met at a packet at or before the clip that decoding can begin at.
+
+    Most sound can be entered at every packet; where it cannot (xHE-AAC, TAK) the key ones are told.
+    """
+    if audio is not None and packets.audio and not packets.audio[0].is_keyframe:
+        return False
+    if video is None:
+        return True
     if not packets.video:
         return False
     first = packets.video[0]
@@ -157,12 +183,10 @@ def _collect(
     video_limit = span.video_last_seconds + TIME_TOLERANCE_SECONDS
     if packets.stored:
         video_limit += MAX_HELD_PICTURES * video_tick  # a tick of AVI is a picture
-    audio_first = span.first_seconds - PRE_ROLL_SECONDS
+    audio_first = span.first_seconds - (sound_roll_seconds(audio) if audio is not None else 0.0)
     audio_limit = span.audio_end_seconds + POST_ROLL_SECONDS
     for packet in packets_of(container, [one for one in (video, audio) if one is not None]):
         pts = packet.pts
-        if pts is None and not packet.size:
-            continue  # PyAV's sign that a stream has ended
         if packet.stream_index == video_index:
             # dts rise and dts ≤ pts: after a late one all that follows is shown after the clip. The
             # pts of a packet without dts (Matroska, after a seek) says nothing about the next one.
@@ -183,12 +207,16 @@ def _collect(
             if seconds >= audio_limit:
                 audio_done = True
                 video_done = video_done or seconds > video_limit + INTERLEAVE_SECONDS
-            elif seconds + (packet.duration or 0) * audio_tick >= audio_first:
+            else:
+                if seconds <= audio_first and packet.is_keyframe:
+                    packets.audio.clear()
                 packets.audio.append(packet)
         if video_done and audio_done:
             break
     else:
         packets.exhausted = True
+        if packets.video and packets.video[-1].is_corrupt:
+            packets.video.pop()  # a recording may break off amid a picture
     return packets
 
 

@@ -4,14 +4,16 @@ A clip is requested by times. The packets around it are read without decoding. T
 determine the frames to show, and only the packets that these frames depend on are decoded.
 """
 
+import contextlib
 import math
 from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
@@ -19,12 +21,16 @@ from vatt.media.avi_order import StoredTimes
 from vatt.media.decoder import MAX_SIDE_PIXELS, at_time, check_size, decode_packet, prepare_decoder
 from vatt.media.packets import Packets, decoding_runs, without_leading
 from vatt.media.source import Damage
-from vatt.media.streams import TIME_TOLERANCE_SECONDS, tick_seconds
+from vatt.media.streams import TIME_TOLERANCE_SECONDS, MediaPacket, tick_seconds
 
 MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
 # Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
 # takes this only when it is opened; for VP8 and VP9 it gains nothing.)
 SKIPPING_CODECS = frozenset({"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video"})
+# Their decoders tell by themselves when pictures are whole again after a seek.
+RECOVERING_CODECS = frozenset(
+    {"h264", "hevc", "vvc", "mpeg1video", "mpeg2video", "av1", "vp8", "vp9"}
+)
 NAMING_CODECS = frozenset({"png", "apng"})  # those that FFmpeg gives names of side data with
 
 Matrix = tuple[int, int, int, int]
@@ -39,6 +45,7 @@ def decode_frames(
     size: PictureSize,
     *,
     careful: bool = False,
+    first: MediaPacket | None = None,
 ) -> tuple[np.ndarray, float]:
     """Decodes the last frame at or before each wanted time, or the first frame if there is none.
 
@@ -49,6 +56,7 @@ def decode_frames(
         size: Length of the shorter side in pixels, or a rule for width and height.
         careful: Whether to decode every picture in order: slower, but correct for streams whose key
             frames are incomplete.
+        first: First packet of the file, from which a careful decoder learns the encoder.
 
     Returns:
         uint8 `[T, H, W, C]`, and the share of wanted times, in [0, 1], at which the stream has a
@@ -58,30 +66,82 @@ def decode_frames(
         Damage: a frame is missing or damaged.
     """
     times, coverage = choose_frames(video, packets, wanted_seconds)
-    decoder = prepare_decoder(video)
+    prepare_decoder(video)
     collector = FrameCollector(video, size, times)
-    needed = set(times)
-    if packets.stored:  # every picture: which one has which time is known by counting
-        stored_times = StoredTimes()
-        for packet in [*packets.video, None]:
-            frames = decode_packet(video, packet)
-            stored_times.give(packet, frames)
-            collector.take(frames)
-        return collector.frames(), coverage
-    may_skip = not careful and video.codec_context.codec.canonical_name in SKIPPING_CODECS
-    runs = [packets.video] if careful else decoding_runs(without_leading(packets), needed)
-    for place, run in enumerate(runs):
+    may_lack = packets.exhausted and packets.video_ended and len(packets.video) > 1
+    last = packets.video[-1] if may_lack else None
+    try:
+        if packets.stored:
+            _decode_stored(video, packets, collector)
+        elif careful:
+            _decode_all(video, packets, collector, first)
+        else:
+            _decode_runs(video, packets, collector, set(times))
+    except Damage:
+        if last is None or not collector.lacks_only(last.pts):
+            raise
+    if last is not None and collector.lacks_only(last.pts):
+        # the last packet of a file may be cut, or hold no picture: the one before it stays
+        less = replace(packets, video=packets.video[:-1])
+        video.codec_context.flush_buffers()
+        return decode_frames(video, less, wanted_seconds, size, careful=careful, first=first)
+    return collector.frames(), coverage
+
+
+def _decode_stored(video: VideoStream, packets: Packets, collector: "FrameCollector") -> None:
+    """Decodes every picture: which one has which time is known by counting."""
+    stored_times = StoredTimes()
+    for packet in [*packets.video, None]:
+        frames = decode_packet(video, packet)
+        stored_times.give(packet, frames)
+        collector.take(frames)
+
+
+def _decode_runs(
+    video: VideoStream, packets: Packets, collector: "FrameCollector", needed: set[int]
+) -> None:
+    """Decodes what the needed pictures are made from."""
+    decoder: Any = video.codec_context
+    name = decoder.codec.canonical_name
+    may_skip = name in SKIPPING_CODECS
+    for place, run in enumerate(decoding_runs(without_leading(packets), needed)):
         if place:
             decoder.flush_buffers()
-        for packet in run:
+        is_first = name not in RECOVERING_CODECS and (place > 0 or not packets.from_start)
+        for packet in [*run, None]:  # None: what the decoder holds back to put frames in order
             if may_skip:
-                decoder.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
-            collector.take(decode_packet(video, packet))
-        if may_skip:
-            decoder.skip_frame = "DEFAULT"
-        # what the decoder holds back to put frames in order
-        collector.take(decode_packet(video, None))
-    return collector.frames(), coverage
+                is_needed = packet is None or packet.pts in needed
+                decoder.skip_frame = "DEFAULT" if is_needed else "NONREF"
+            frames = decode_packet(video, packet)
+            if is_first and frames and _needs_others(frames[0]):
+                raise Damage(at_time("a picture is marked as whole and is not", run[0].pts, video))
+            is_first = is_first and not frames
+            collector.take(frames)
+
+
+def _decode_all(
+    video: VideoStream, packets: Packets, collector: "FrameCollector", first: MediaPacket | None
+) -> None:
+    """Decodes every picture, in order; those before the first whole one do not count."""
+    decoder: Any = video.codec_context
+    decoder.skip_frame = "DEFAULT"
+    if first is not None:
+        # x264 before build 151 coded 4:4:4 otherwise, and names its build in the first packet only
+        decoder.flush_buffers()
+        with contextlib.suppress(Damage):
+            decode_packet(video, first)
+    decoder.flush_buffers()
+    begun = packets.from_start or decoder.codec.canonical_name in RECOVERING_CODECS
+    for packet in [*packets.video, None]:
+        frames = decode_packet(video, packet)
+        while frames and not begun:
+            begun = not _needs_others(frames[0])
+            frames = frames if begun else frames[1:]
+        collector.take(frames)
+
+
+def _needs_others(frame: VideoFrame) -> bool:
+    return not frame.key_frame and frame.pict_type in (PictureType.P, PictureType.B)
 
 
 def choose_frames(
@@ -159,6 +219,10 @@ class FrameCollector:
             height, width = self._size(height, width)
             return width, height
         return self._size(width, height)
+
+    def lacks_only(self, pts: int | None) -> bool:
+        """Whether all needed frames but one have come."""
+        return self._missing == {pts}
 
     def frames(self) -> np.ndarray:
         """Frames of the clip, uint8 `[T, H, W, C]`.

@@ -24,7 +24,7 @@ from av.video.stream import VideoStream
 from vatt.config.options import Reencoding
 from vatt.errors import ShardError
 from vatt.media.avi_order import StoredTimes
-from vatt.media.decoder import decode_packet
+from vatt.media.decoder import StreamDecoder, decode_packet
 from vatt.media.opening import open_media
 from vatt.media.pictures import display_matrix, swaps_sides, upright
 from vatt.media.reencode_sound import CopiedSound, EncodedSound, may_copy
@@ -151,8 +151,6 @@ def _transcode(
         if packet.pts is not None:
             end = (packet.pts + (packet.duration or 0)) * packet.time_base
             ends[index] = max(ends[index], float(end))
-        elif not packet.size:
-            continue  # PyAV's sign that a stream has ended
         out.mux(takers[index].take(packet))
     check_ends(container, [(stream, ends[stream.index], float("inf")) for stream in streams])
     for taker in takers.values():
@@ -171,6 +169,7 @@ class _Pictures:
         how: Reencoding,
     ) -> None:
         self._video = video
+        self._decoder = StreamDecoder(video)
         self._scaler = VideoReformatter()
         self._matrix = display_matrix(first, video)
         self._size = reencoded_size(
@@ -187,7 +186,7 @@ class _Pictures:
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """The packets to write for one of the source; None ends the pictures."""
         packets: list[Any] = []
-        frames = decode_packet(self._video, packet)
+        frames = self._decoder.take(packet)
         if self._stored_times is not None:
             self._stored_times.give(packet, frames)
         for frame in frames:

@@ -7,9 +7,8 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import InputContainer, OutputContainer
 
-from vatt.media.decoder import decode_packet
-from vatt.media.sound import SoundRun
-from vatt.media.source import Damage
+from vatt.media.decoder import StreamDecoder
+from vatt.media.sound import Mixer, SoundTimes, check_finite
 from vatt.media.streams import MediaPacket, tick_seconds
 from vatt.media.write_mp4 import AAC_SAMPLE_RATES, add_aac
 
@@ -39,7 +38,7 @@ class CopiedSound:
     """Copies packets of AAC after decoding them without a fault."""
 
     def __init__(self, out: OutputContainer, audio: AudioStream, origin_seconds: float) -> None:
-        self._audio = audio
+        self._decoder = StreamDecoder(audio)
         self._stream = out.add_stream_from_template(audio)
         self._shift = round(origin_seconds / tick_seconds(audio))
 
@@ -47,7 +46,7 @@ class CopiedSound:
         """Packets to write for a packet of the source; None ends the sound."""
         if packet is None or packet.pts is None or packet.dts is None:
             return []
-        decode_packet(self._audio, packet)
+        self._decoder.take(packet)
         packet.pts -= self._shift
         packet.dts -= self._shift
         packet.stream = self._stream
@@ -59,42 +58,40 @@ class EncodedSound:
 
     def __init__(self, out: OutputContainer, audio: AudioStream, origin_seconds: float) -> None:
         self._audio = audio
+        self._decoder = StreamDecoder(audio)
         self._origin_seconds = origin_seconds
         self._rate = audio.rate if audio.rate in AAC_SAMPLE_RATES else 48_000
         self._layout = audio.layout.name if audio.layout.name in KEPT_LAYOUTS else "stereo"
         self._stream = add_aac(out, self._rate, self._layout)
-        self._run: SoundRun | None = None
+        self._times = SoundTimes()
+        self._mixer: Mixer | None = None
+        self._next_seconds = 0.0  # where the sound that was taken ends, on the source's clock
         self._skip = 0  # samples that overlap what is there already
         self._position: int | None = None  # of the first waiting sample, in the file to write
         self._waiting = np.zeros((len(self._stream.layout.channels), 0), np.float32)
 
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """Packets to write for a packet of the source; None ends the sound."""
-        try:
-            frames = decode_packet(self._audio, packet)
-        except Damage:
-            # a recording that begins amid a stream may begin with half a packet
-            if packet is None or self._run is not None:
-                raise
-            return []
-        packets = []
-        for frame in frames:
-            if frame.pts is None:
-                continue
-            if self._run is None or not self._run.continues(frame):
-                packets += self._end_run()
-                self._run = SoundRun(frame, self._layout, self._rate)
-                packets += self._go_to(self._run.start_seconds)
-            packets += self._append(self._run.add(frame))
+        frames = self._decoder.take(packet)
+        packets: list[Any] = []
+        for decoded in frames if packet is not None else [*frames, None]:
+            for frame, begins in self._times.take(decoded):
+                check_finite(frame, self._audio)
+                packets += self._start_run(frame) if begins else []
+                assert self._mixer is not None
+                self._next_seconds += frame.samples / frame.sample_rate
+                packets += self._append(self._mixer.resample(frame))
         return packets if packet is not None else packets + self._end()
 
     def _end_run(self) -> list[Any]:
-        return [] if self._run is None else self._append(self._run.end())
+        return [] if self._mixer is None else self._append(self._mixer.resample(None))
 
-    def _go_to(self, seconds: float) -> list[Any]:
+    def _start_run(self, frame: AudioFrame) -> list[Any]:
         """Follows a jump of timestamps: forward by silence or a gap, back by dropping samples."""
-        packets: list[Any] = []
-        place = round((seconds - self._origin_seconds) * self._rate)
+        packets = self._end_run()
+        self._mixer = Mixer(self._layout, self._rate)
+        self._next_seconds = self._next_seconds if frame.time is None else frame.time
+        place = round((self._next_seconds - self._origin_seconds) * self._rate)
         if self._position is None:
             self._position = place
         gap = place - self._position - self._waiting.shape[1]
@@ -111,9 +108,10 @@ class EncodedSound:
     def _silence(self, num_samples: int) -> np.ndarray:
         return np.zeros((len(self._waiting), num_samples), np.float32)
 
-    def _append(self, pieces: list[np.ndarray]) -> list[Any]:
+    def _append(self, frames: list[AudioFrame]) -> list[Any]:
         packets = []
-        for samples in pieces:
+        for frame in frames:
+            samples = frame.to_ndarray()
             packets += self._add(samples[:, self._skip :])
             self._skip = max(0, self._skip - samples.shape[1])
         return packets
@@ -141,4 +139,4 @@ class EncodedSound:
         packets = self._end_run()
         if self._waiting.shape[1]:
             packets += self._encode(self._waiting.shape[1])
-        return packets + (self._stream.encode(None) if self._run is not None else [])
+        return packets + (self._stream.encode(None) if self._mixer is not None else [])

@@ -1,13 +1,14 @@
 """Streams and packets as the container describes them: times, order, the file's duration."""
 
+import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import av.error
 from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from vatt.media.source import Damage
@@ -25,13 +26,32 @@ MATROSKA = "matroska,webm"
 INDEXED_FORMATS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", MATROSKA})
 # Formats whose header tells where the file ends on its own clock, not how long it is.
 END_FORMATS = frozenset({MATROSKA, "ogg"})
+# Formats without a header for the whole file: FFmpeg divides the size by the first bit rate. An
+# MP3 may have a header; it, too, is wrong where files were joined or cut.
+GUESSING_FORMATS = frozenset(
+    (
+        *("aac", "ac3", "ac4", "adx", "amr", "amrnb", "amrwb", "aptx", "aptx_hd", "codec2raw"),
+        *("dfpwm", "dts", "dtshd", "eac3", "g722", "g723_1", "g728", "g729", "gsm", "loas", "mlp"),
+        *("mp3", "sbc", "truehd"),
+    )
+)
+BYTE_FORMATS = frozenset({"wav", "w64", "aiff", "au"})  # in which FFmpeg seeks to a byte
+UNKNOWN = "unknown"  # the codec of a stream without decoder
+# A seek goes by decoding time, which may lie so much before the file's start.
+BEFORE_START_SECONDS = 3600.0
+# Codecs that need little of what came before to give their sound: AAC about 0.1 s. Others look back
+# further: MP3 up to 511 bytes, which are 0.7 s at 8 kb/s; Opus and speech codecs predict from what
+# they decoded (RFC 7845 asks for at least 80 ms; tonal sound takes longer).
+SHORT_ROLL_CODECS = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "vorbis"})
+SHORT_ROLL_SECONDS, LONG_ROLL_SECONDS = 0.12, 1.0
+OPUS_RATE = 48_000
 LATE_SECONDS = 0.25  # a clock that starts later was not set to zero; codecs' delays are shorter
 MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says was cut off
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
     """Video stream of a file; the cover picture of a sound file does not count."""
-    stream = container.streams.best("video")
+    stream = _best(container, "video", container.streams.video)
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         return None
     return stream
@@ -39,18 +59,37 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 def audio_stream(container: InputContainer) -> AudioStream | None:
     """Audio stream of a file."""
-    stream = container.streams.best("audio")
+    stream = _best(container, "audio", container.streams.audio)
     return stream if isinstance(stream, AudioStream) else None
 
 
+def _best(
+    container: InputContainer, kind: Literal["video", "audio"], streams: Sequence[MediaStream]
+) -> Stream | None:
+    """FFmpeg's choice if it has a decoder for it; else the first stream that it has one for.
+
+    A phone's spatial sound (APAC), for example, stands beside the same sound as AAC.
+    """
+    best = container.streams.best(kind)
+    readable = [stream for stream in streams if codec_name(stream) != UNKNOWN]
+    return best if best in readable or not readable else readable[0]
+
+
 def is_still(container: InputContainer, video: VideoStream) -> bool:
-    """Whether a file is a single picture without sound, whose times have no meaning."""
+    """Whether a file is a single picture without sound, whose times have no meaning.
+
+    An mp4 header that tells of one picture may be that of the first fragment: packets are counted.
+    """
     name = container.format.name
-    return (
-        name == "image2"
-        or name.endswith("_pipe")
-        or (video.frames == 1 and len(container.streams) == 1)
-    )
+    if name == "image2" or name.endswith("_pipe"):
+        return True
+    if video.frames != 1 or len(container.streams) != 1:
+        return False
+    if not name.startswith("mov,"):
+        return True
+    num_packets = sum(1 for _ in itertools.islice(packets_of(container, [video]), 2))
+    seek(container, video, origin_seconds(container) - BEFORE_START_SECONDS)
+    return num_packets == 1
 
 
 def tick_seconds(stream: MediaStream) -> float:
@@ -58,7 +97,7 @@ def tick_seconds(stream: MediaStream) -> float:
     return float(stream.time_base or 1)
 
 
-def origin_seconds(container: InputContainer) -> float:
+def origin_seconds(container: Any) -> float:
     """Start of the file on its own clock, in seconds."""
     return (container.start_time or 0) / MICROSECONDS
 
@@ -69,7 +108,7 @@ def header_duration_seconds(container: InputContainer) -> float | None:
     A Matroska file that starts late and was not written by FFmpeg may be longer; see
     `read_duration_seconds`.
     """
-    if container.duration is None:
+    if container.duration is None or container.format.name in GUESSING_FORMATS:
         return None
     duration, start = container.duration / MICROSECONDS, origin_seconds(container)
     counts_from_zero = container.format.name in END_FORMATS and 0 < start < duration
@@ -100,11 +139,34 @@ def _ends_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> 
 
 
 def packets_of(container: InputContainer, streams: Sequence[MediaStream]) -> Iterator[MediaPacket]:
-    """Packets of some streams, from the current position on."""
+    """Packets of some streams, from the current position on.
+
+    A format without an index ends where FFmpeg finds no further frame, and calls that an error.
+    """
     try:
-        yield from container.demux(list(streams))
-    except IndexError:  # PyAV (18.1), at the end of a file amid which further streams appear
-        return
+        yield from (packet for packet in container.demux(list(streams)) if packet.size)
+    except av.error.InvalidDataError:
+        if container.format.name not in GUESSING_FORMATS:
+            raise
+    except IndexError:
+        return  # PyAV (18.1) at the end of a file amid which further streams appear
+
+
+def guesses_times(container: InputContainer, stream: MediaStream) -> bool:
+    """Whether times after a seek are guessed from a rounded bit rate: ADPCM in WAV, for example.
+
+    Such files are read from their start; their packets are not decoded.
+    """
+    name = codec_name(stream) or ""
+    return container.format.name in BYTE_FORMATS and not name.startswith("pcm_")
+
+
+def codec_name(stream: MediaStream | None) -> str | None:
+    """FFmpeg's name of the format; `unknown` where this build has no decoder for it."""
+    if stream is None:
+        return None
+    decoder = stream.codec_context
+    return decoder.codec.canonical_name if decoder is not None else UNKNOWN
 
 
 def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool:
@@ -114,6 +176,17 @@ def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool
     except av.error.FFmpegError:
         return False
     return True
+
+
+def sound_roll_seconds(audio: AudioStream) -> float:
+    """How much before a clip's sound decoding begins, so that the decoder has settled there."""
+    name = codec_name(audio) or ""
+    if name.startswith("pcm_") or name in SHORT_ROLL_CODECS:
+        return SHORT_ROLL_SECONDS
+    # FFmpeg drops the pre-skip (OpusHead, bytes 10 and 11) wherever a decoder begins
+    head = audio.codec_context.extradata if name == "opus" else None
+    pre_skip = int.from_bytes(head[10:12], "little") if head else 0
+    return LONG_ROLL_SECONDS + pre_skip / OPUS_RATE
 
 
 def check_ends(container: InputContainer, ends: list[tuple[MediaStream, float, float]]) -> None:
@@ -131,9 +204,10 @@ def check_ends(container: InputContainer, ends: list[tuple[MediaStream, float, f
     for stream, end, wanted in ends:
         promised = _promised_end_seconds(stream)
         if promised is not None and end + MISSING_SECONDS < promised and end < wanted:
+            start = origin_seconds(container)
             raise Damage(
-                f"its {stream.type} breaks off at {end:.2f} s, though its header says "
-                f"{promised:.2f} s: the file is incomplete; copy or download it again"
+                f"its {stream.type} breaks off at {end - start:.2f} s, though its header says "
+                f"{promised - start:.2f} s: the file is incomplete; copy or download it again"
             )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vatt.errors import Fault, ShardError, UserError, fault_lines
 from vatt.media.folder import find_media
-from vatt.packing.captions import Captions, MediaText, find_captions, read_captions
+from vatt.packing.captions import Captions, MediaText, find_captions, read_captions, same_name
 from vatt.packing.prepare import MediaFile, prepare_file, read_media, work_folder, work_folder_of
 from vatt.shards.index_file import find_shards, shard_folder
 from vatt.shards.writer import ShardWriter
@@ -197,7 +197,7 @@ def _new_key(file: str, keys: set[str]) -> str:
 
 def _unmatched(texts: dict[str, MediaText], files: Sequence[str], source: Path) -> list[Fault]:
     """Faults of captions whose files do not exist."""
-    missing = sorted(set(texts) - set(files))
+    missing = sorted(set(texts) - {same_name(file) for file in files})
     unknown, absent = "is no media file that vatt knows", "there is no such file"
     return [
         Fault(name, f"has captions, but {unknown if (source / name).exists() else absent}")

@@ -9,16 +9,16 @@ jsonl has one line per media file; further keys become metadata::
     {"file": "b.mp4", "text": "a caption of the whole clip"}
 
 csv has one line per caption, under the header `file,start_seconds,end_seconds,text`. A caption
-without times belongs to the whole file. Further columns become metadata of the file. parquet has
-the same columns, read by the package pyarrow.
+without times belongs to the whole file. Further columns become metadata of the file. tsv (with
+tabs) and parquet (read by the package pyarrow) have the same columns.
 
 The captions of HowTo100M (`howto100m.py`) name videos by id instead of by file.
 """
 
-import csv
 import json
 import math
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -28,9 +28,10 @@ from vatt.errors import Fault, ShardError, UserError
 from vatt.packing.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
 from vatt.shards.index import leads_outside
 from vatt.shards.record import Segment, parse_segments
+from vatt.system.csv_rows import read_table
 from vatt.system.extras import load_extra
 
-CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.parquet")
+CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
 ENTRY_KEYS = ("file", "segments", "text")
 COLUMNS = ("file", "start_seconds", "end_seconds", "text")  # of csv and parquet
 PARQUET_ROWS = 10_000  # read at a time
@@ -51,7 +52,7 @@ class Captions:
 
     Args:
         texts: Texts of each media file, by path relative to the media folder, with `/` as
-            separator.
+            separator and composed letters.
         faults: Lines that were left out, with reasons.
         num_blank: Number of captions without words, which were dropped.
         videos: Captions of HowTo100M, which are read when needed; `texts` is then empty.
@@ -70,7 +71,7 @@ class Captions:
     def read_text(self, file: str) -> MediaText:
         """Reads the captions of a media file; adds faults to `faults`."""
         if self.videos is None:
-            return self.texts.get(file, MediaText())
+            return self.texts.get(same_name(file), MediaText())
         video = PurePosixPath(file).stem
         name = f"{self.videos.path.name}:{video}"
         try:
@@ -87,6 +88,11 @@ class Captions:
             reason = f"{num_untimed} captions are no text or have no usable times"
             self.faults.append(Fault(name, reason))
         return MediaText(segments)
+
+
+def same_name(path: str) -> str:
+    """A path with composed letters (NFC): macOS writes `é` into names as `e` and an accent."""
+    return unicodedata.normalize("NFC", path)
 
 
 def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) -> Path | None:
@@ -134,7 +140,7 @@ def read_captions(
                 else VideoJson(path, ids, show_progress=show_progress)
             )
             return captions
-        entries, repeats = _entries(path)
+        entries, repeats = _entries(path, captions.faults)
         for place, entry in entries:
             try:
                 _add_entry(captions, entry, repeats=repeats)
@@ -147,14 +153,14 @@ def read_captions(
     return captions
 
 
-def _entries(path: Path) -> tuple[Iterator[tuple[int, Any]], bool]:
+def _entries(path: Path, faults: list[Fault]) -> tuple[Iterator[tuple[int, Any]], bool]:
     """Entries with their line numbers, and whether several may describe the same media."""
     with path.open("rb") as file:
         beginning = file.read(len(PARQUET_MARK))
     if beginning == PARQUET_MARK:
         return _parquet_entries(path), True
-    if path.suffix == ".csv":
-        return _csv_entries(path), True
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return _csv_entries(path, faults), True
     return _jsonl_entries(path), False
 
 
@@ -167,7 +173,7 @@ def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
     name = entry["file"].replace("\\", "/")
     if leads_outside(name):
         raise UserError(f"{name!r} leads out of the folder: give a path inside it")
-    name = str(PurePosixPath(name))
+    name = same_name(str(PurePosixPath(name)))
     if name in captions.texts and not repeats:
         raise UserError(f"{name!r} was described by an earlier line already")
     whole_clip = [] if entry.get("text") is None else [{"text": entry["text"]}]
@@ -192,16 +198,17 @@ def _jsonl_entries(path: Path) -> Iterator[tuple[int, Any]]:
                     yield number, UserError(f"is not JSON ({error})")
 
 
-def _csv_entries(path: Path) -> Iterator[tuple[int, Any]]:
+def _csv_entries(path: Path, faults: list[Fault]) -> Iterator[tuple[int, Any]]:
     """Line number and content of each row, in the form of a line of jsonl."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        _check_columns(path, reader.fieldnames or ())
-        try:
-            for row in reader:
-                yield reader.line_num, _row_entry(row)
-        except csv.Error as error:
-            raise ShardError(f"{path}, line {reader.line_num}: {error}: repair the file") from error
+    unfit: list[Fault] = []
+    try:
+        for line, row in read_table(path, ("file", "text"), unfit):
+            yield line, _row_entry(row)
+    except UserError as error:
+        raise ShardError(str(error)) from error
+    faults += [
+        Fault(f"{path.name}:{fault.where.removeprefix('line ')}", fault.reason) for fault in unfit
+    ]
 
 
 def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
@@ -244,10 +251,8 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def _row_entry(row: dict[Any, Any]) -> dict[str, Any] | UserError:
+def _row_entry(row: dict[str, Any]) -> dict[str, Any]:
     """A row of a table in the form that a line of jsonl has."""
-    if None in row:  # DictReader's key for what the header has no column for
-        return UserError("has more columns than the header: put quotes around a text with commas")
     start, end = (row.get(name) for name in ("start_seconds", "end_seconds"))
     segment = {
         "start_seconds": None if start == "" else start,

@@ -1,4 +1,4 @@
-"""Rows of csv files with their line numbers, so that errors name file and line."""
+"""Rows of csv and tsv files with their line numbers, so that errors name file and line."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 from vatt.errors import Fault, UserError
 from vatt.system.files import write_atomically
 
+csv.field_size_limit(1 << 24)  # bytes of a cell: the transcript of a talk has more than 128 kB
 Row = tuple[int, list[str]]  # its first line in the file, from 1, and its cells
 
 
@@ -24,7 +25,8 @@ def read_rows(path: Path) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             # strict: a quote that is never closed would swallow the rest of the file
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
             for cells in reader:
                 first, line = line + 1, reader.line_num
                 if any(cell.strip() for cell in cells):
