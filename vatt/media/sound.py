@@ -6,6 +6,7 @@ from typing import Any
 
 import av.error
 import numpy as np
+from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
@@ -102,9 +103,14 @@ def _resampled(
     ]
     begin_seconds = float(np.median(begins))
     skip = _samples_off_grid(run[0], start_seconds - begin_seconds, sample_rate)
+    fifo = AudioFifo()  # one long frame is mixed in half the time of many short ones
+    for frame in run:
+        frame.pts = None
+        fifo.write(frame)
+    if skip:
+        fifo.read(skip)
     mixer = Mixer("mono", sample_rate)
-    frames = [_without_first(run[0], skip), *run[1:], None]
-    pieces = [piece for frame in frames for piece in mixer.resample(frame)]
+    pieces = [piece for frame in (fifo.read(), None) for piece in mixer.resample(frame)]
     return np.concatenate([piece.to_ndarray()[0] for piece in pieces]), begin_seconds + skip / rate
 
 
@@ -120,13 +126,6 @@ def _samples_off_grid(first: AudioFrame, lead_seconds: float, sample_rate: int) 
         return 0
     places = (np.arange(number) / rate - lead_seconds) * sample_rate
     return int(np.argmin(np.abs(places - np.round(places)).round(6)))
-
-
-def _without_first(frame: AudioFrame, num_samples: int) -> AudioFrame:
-    if not num_samples:
-        return frame
-    place = num_samples * (1 if frame.format.is_planar else len(frame.layout.channels))
-    return _frame(frame.to_ndarray()[:, place:], frame.format.name, frame.layout, frame)
 
 
 class SoundTimes:
