@@ -14,6 +14,7 @@ from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 
 from vatt import MediaError, probe, read_frames, read_waveform
+from vatt.media.opening import ANY_TEXT
 
 SHARED = os.environ.get("VATT_SHARED")
 CLIP_SECONDS = 0.3  # where a decoder that has not settled is heard
@@ -83,7 +84,7 @@ def write_sound(path: Path, codec: str, rate: int, bits: int, *, seconds: float 
 
 def decoded(path: Path) -> tuple[np.ndarray, int, float]:
     """All sound of a file as one channel, its rate, and when it begins after the file's start."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **ANY_TEXT) as container:
         stream = container.streams.audio[0]
         pieces, begin, rate = [], None, 0
         mix = None

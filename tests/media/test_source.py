@@ -9,6 +9,7 @@ import http.server
 import io
 import json
 import os
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -317,6 +318,19 @@ def test_a_cover_picture_is_no_video(media: Path, tmp_path: Path) -> None:
     assert not info.has_video
     assert info.has_audio
     assert read_clip(path, start_seconds=0, video=SMALL_VIDEO, audio=SMALL_AUDIO).video is None
+
+
+def test_a_title_that_is_not_utf_8_does_no_harm(tmp_path: Path) -> None:
+    sound = bytes(2 * 48_000)  # one second of 16-bit silence
+    form = struct.pack("<HHIIHH", 1, 1, 48_000, 96_000, 2, 16)
+    title = b"INFOINAM" + struct.pack("<I", 6) + "Café".encode("latin-1") + b"\0\0"
+    chunks = [b"WAVE"]
+    for name, content in ((b"fmt ", form), (b"LIST", title), (b"data", sound)):
+        chunks.append(name + struct.pack("<I", len(content)) + content)
+    content = b"".join(chunks)
+    path = tmp_path / "cafe.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    assert probe(path).duration_seconds == 1.0
 
 
 def test_probe_tells_what_a_file_holds(media: Path) -> None:

@@ -26,6 +26,10 @@ _BYTES_OPTIONS = {"protocol_whitelist": "data"}
 CONVERT = "convert it, for example to H.264 and AAC"
 MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
 URL_TIMEOUT_SECONDS = 30.0  # to connect, and for each read
+# Titles and the like need not be UTF-8. From 19 on PyAV reads such ones by itself.
+ANY_TEXT: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
 
 
 class RangeReader:
@@ -83,8 +87,8 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
             "r",
             options={"max_pixels": str(MAX_FRAME_PIXELS)},  # FFmpeg decodes when it opens files
             container_options=options,
-            metadata_errors="replace",
             timeout=URL_TIMEOUT_SECONDS if options is _URL_OPTIONS else None,
+            **ANY_TEXT,
         ) as container:
             yield container
     except Damage as fault:
