@@ -70,37 +70,26 @@ setup(
         "convert": ["google-crc32c>=1.5"],  # checksums of TensorFlow checkpoints
         "eval": ["scikit-learn>=1.5"],  # logistic regression on features
         "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
+        "gcs": ["gcsfs>=2024.6"],  # gs:// addresses
         "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
-        "parquet": ["pyarrow>=16"],  # captions in parquet files
-        # shards of web servers (aiohttp), s3://, gs://; hf:// comes with huggingface_hub
-        "remote": ["fsspec>=2024.6", "aiohttp>=3.9", "s3fs>=2024.6", "gcsfs>=2024.6"],
-        "search": [
-            "faiss-cpu>=1.9",
-            "pyarrow>=16",
-        ],  # approximate search; features in parquet files
+        "parquet": ["pyarrow>=16"],  # captions and features in parquet files
+        "remote": ["fsspec>=2024.6", "aiohttp>=3.9"],  # shards on web servers
+        "s3": ["s3fs>=2024.6"],  # s3:// addresses
+        "search": ["faiss-cpu>=1.9", "pyarrow>=16"],  # approximate; features in parquet files
         # TensorBoard's files, and Pillow, with which wandb sends pictures
         "tracking": ["tensorboard>=2.16", "pillow>=10"],
+        "all": ["vatt[convert,eval,export,gcs,mteb,parquet,remote,s3,search,tracking]"],
         "dev": [
-            "aiohttp>=3.9",
-            "faiss-cpu>=1.9",
+            "vatt[convert,eval,export,parquet,remote,search,tracking]",  # what the tests use
             "filelock",
-            "fsspec>=2024.6",
-            "google-crc32c>=1.5",
             "hypothesis>=6.100",
             "import-linter>=2.3",
             "mypy>=2.0",
-            "onnx>=1.16",
-            "onnxruntime>=1.18",
-            "onnxscript>=0.5",
-            "pillow>=10",
-            "pyarrow>=16",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.15",
-            "scikit-learn>=1.5",  # what our metrics are compared with
             "setuptools>=77",
-            "tensorboard>=2.16",
         ],
     },
     entry_points={"console_scripts": ["vatt=vatt.cli:main"]},

@@ -418,10 +418,20 @@ def test_content_must_have_the_checksum_of_its_store(folder):
         dataclasses.replace(shard, checksum=("sha256", "00")).open()
 
 
-def test_missing_back_end_is_one_sentence_with_the_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match=r's3:// .*pip install "vatt\[remote\]"'):
-        ShardSet("s3://bucket/shards")
+@pytest.mark.parametrize(
+    ("address", "package", "remedy"),
+    [
+        ("https://host/shards", "aiohttp", r'pip install "vatt\[remote\]"'),
+        ("s3://bucket/shards", "s3fs", r'pip install "vatt\[s3\]"'),
+        ("gs://bucket/shards", "gcsfs", r'pip install "vatt\[gcs\]"'),
+        ("az://container/shards", "adlfs", r"install it"),
+    ],
+)
+def test_missing_back_end_is_one_sentence_with_the_remedy(monkeypatch, address, package, remedy):
+    monkeypatch.setitem(sys.modules, package, None)
+    kind = address.partition("://")[0]
+    with pytest.raises(UserError, match=rf"^{kind}:// .*{package}.*: {remedy}$"):
+        ShardSet(address)
     with pytest.raises(ShardError, match="nonsense"):
         ShardSet("nonsense://bucket/shards")
 

@@ -67,7 +67,7 @@ def _extras(missing: list[str]) -> Rows:
         absent = [name for name, found in versions.items() if found is None]
         present = ", ".join(f"{name} {found}" for name, found in versions.items() if found)
         remedy = f'pip install "vatt[{extra}]" for {", ".join(absent)}'
-        if extra not in ("", "dev"):
+        if extra not in ("", "all", "dev"):
             rows.append((extra, remedy if absent else present))
     return rows or [("vatt is not installed:", "pip install -e .")]  # a checkout on the path
 
