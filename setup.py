@@ -25,13 +25,20 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
+    author="The maintainers of vatt",
+    project_urls={"Paper": "https://arxiv.org/abs/2104.11178"},
     keywords=["video", "audio", "text", "transformer", "self-supervised", "retrieval", "pytorch"],
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Sound/Audio :: Analysis",
+        "Topic :: Multimedia :: Video",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],
@@ -47,16 +54,19 @@ setup(
         "datamodules": ["py.typed"],
     },
     zip_safe=False,
+    # An upper bound stands where a version may break us: what we use there is not promised to stay.
     install_requires=[
-        "torch>=2.11",
-        "torchaudio>=2.11",
-        "av>=18",
-        "lightning>=2.6",
+        "torch>=2.11,<3",  # Adam's _init_group, _step_supports_amp_scaling, torch._foreach_*
+        "torchaudio>=2.11,<3",  # torchaudio._extension
+        "av>=18,<20",  # each major version renames arguments and types
+        # fit_loop._data_fetcher and _should_accumulate, WeightAveraging._swap_models,
+        # WandbLogger._experiment and _wandb_init, LightningCLI._subcommand_parsers
+        "lightning>=2.6,<2.7",
         "einops>=0.8",
         "wandb>=0.30",
         "numpy>=2.0",
         "argcomplete>=3.5",  # completion in the shell
-        "jsonargparse[signatures]>=4.50",
+        "jsonargparse[signatures]>=4.50,<5",  # the words of its errors, which we shorten
         "lazy_loader>=0.4",
         "huggingface_hub>=1.0",
         "Jinja2>=3.1",  # pages and model cards
@@ -88,7 +98,7 @@ setup(
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
-            "ruff>=0.15",
+            "ruff>=0.15,<0.18",  # each minor version has further rules
             "setuptools>=77",
         ],
     },

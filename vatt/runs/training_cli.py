@@ -237,7 +237,7 @@ class TrainingCLI(LightningCLI):
         return [] if parser is None else list(parser.get_defaults().keys())
 
     def _of(self, key: str) -> Any:
-        return self._get(self.config, key)
+        return self.config[self.subcommand].get(key)
 
     def _fit_callbacks(self) -> list[Any]:
         run = self._of("run")
