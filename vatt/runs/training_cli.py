@@ -22,6 +22,7 @@ from vatt.errors import UserError, VattError
 from vatt.models.checkpoint import TOKENIZER, find_tokenizer
 from vatt.runs.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from vatt.runs.classifier_defaults import with_classifier
+from vatt.runs.data_package import refuse_other_package
 from vatt.runs.data_report import DataReport
 from vatt.runs.explain import explain
 from vatt.runs.folder import RunRecord, choose_run_dir, config_path, find_checkpoint
@@ -120,6 +121,7 @@ class TrainingCLI(LightningCLI):
         try:
             self.config = parser.parse_args(with_classifier(args, given))
         except ArgumentError as error:
+            refuse_other_package(str(error))
             raise UserError(explain(str(error), self._known_keys()), 2) from error
         seed = int(self.config[self.config["subcommand"]]["seed_everything"])
         if not 0 <= seed < 2**32:  # what NumPy takes
