@@ -4,15 +4,19 @@
 #     set_up dev      # and the tools to check it
 #
 # Afterwards $ROOT is the checkout and $VENV its environment. A finished set-up leaves a stamp and is skipped from then on
-# until a file that it depends on changes; an interrupted one is started again. PYTHON=... chooses the interpreter.
+# until a file that it depends on changes; an interrupted one is started again. PYTHON=... chooses the interpreter,
+# VATT_VENV=... the folder of the environment, and VATT_CONSTRAINTS=... the file with the versions ("": the newest ones).
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
-VENV="$ROOT/.venv"
+VENV="${VATT_VENV:-.venv}"
+[[ "$VENV" == /* ]] || VENV="$ROOT/$VENV"
+CONSTRAINTS="${VATT_CONSTRAINTS-$ROOT/constraints.txt}"
 LOG="$VENV/setup.log"
 UNFINISHED="$VENV/setup-unfinished"
 CPU_INDEX="https://download.pytorch.org/whl/cpu"
 
 set_up() {
+    check_interpreter
     if stamp_is_valid "$1"; then
         return
     fi
@@ -32,6 +36,18 @@ wait_for_other_set_ups() {
     fi
 }
 
+# An environment of another Python than the one asked for is not used in its place, nor deleted.
+check_interpreter() {
+    local found wanted
+    if [[ -n "${PYTHON:-}" && ! -e "$UNFINISHED" ]] && found="$("$VENV/bin/python" --version 2>/dev/null)"; then
+        wanted="$("$PYTHON" --version 2>/dev/null || true)"
+        if [[ "${found%.*}" != "${wanted%.*}" ]]; then
+            fail "$VENV has $found, PYTHON is ${wanted:-no Python}: delete it, or name another folder," \
+                "for example VATT_VENV=.venv-other"
+        fi
+    fi
+}
+
 build_environment() {
     local extra="$1"
     if [[ -e "$UNFINISHED" ]] || ! "$VENV/bin/python" -c "" 2>/dev/null; then
@@ -40,7 +56,7 @@ build_environment() {
         touch "$UNFINISHED" # not in an environment that was made by hand: that one must never be deleted
     fi
     install_torch
-    stage "vatt and the packages it needs" pip_install -c "$ROOT/constraints.txt" -e "$ROOT[$extra]"
+    stage "vatt and the packages it needs" pip_install ${CONSTRAINTS:+-c "$CONSTRAINTS"} -e "$ROOT[$extra]"
     write_stamp eval # dev holds its packages too
     write_stamp "$extra"
     rm -f "$UNFINISHED"
@@ -49,11 +65,12 @@ build_environment() {
 create_environment() {
     local python
     python="$(find_python)" || exit 1
+    mkdir -p "${VENV%/*}"
     check_disk
     rm -rf "$VENV"
     mkdir "$VENV"
     touch "$UNFINISHED"
-    stage "virtual environment .venv" "$python" -m venv "$VENV"
+    stage "virtual environment ${VENV##*/}" "$python" -m venv "$VENV"
 }
 
 # --- torch ---
@@ -112,7 +129,7 @@ check_disk() {
     if has_gpu; then
         needed=12 needed_temporary=4
     fi
-    check_free "$ROOT" "$needed" "free some, or clone into a larger disk"
+    check_free "${VENV%/*}" "$needed" "free some, or clone into a larger disk"
     check_free "${TMPDIR:-/tmp}" "$needed_temporary" "free some, or set TMPDIR to a folder with more"
 }
 

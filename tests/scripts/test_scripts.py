@@ -52,7 +52,8 @@ class Machine:
         self.checkout.mkdir()
         self.bin.mkdir()
         self.calls_file.touch()
-        shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
+        for name in ("scripts", ".ci"):
+            shutil.copytree(ROOT / name, self.checkout / name)
         for name in ("setup.py", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, self.checkout)
         for name in TOOLS:
@@ -125,6 +126,19 @@ def test_python_variable_chooses_the_interpreter(machine: Machine) -> None:
     machine.install("python3", "#!/usr/bin/env bash\nexit 1\n")
     assert machine.run("demo.sh")[0] == 1
     assert machine.run("demo.sh", PYTHON=str(machine.bin / "my-python"))[0] == 0
+
+
+def test_environment_of_another_python_is_neither_used_nor_deleted(machine: Machine) -> None:
+    machine.run("demo.sh")
+    machine.install("my-python", PYTHON.replace("3.11.2", "3.13.0"))
+    other = {"PYTHON": str(machine.bin / "my-python")}
+    code, errors = machine.run("demo.sh", **other)
+    assert code == 1
+    assert f"{machine.checkout}/.venv has Python 3.11.2, PYTHON is Python 3.13.0" in errors
+    machine.calls()
+    assert machine.run("demo.sh", VATT_VENV=".venv-other", **other)[0] == 0
+    assert machine.calls()[0] == f"-m venv {machine.checkout}/.venv-other"
+    assert machine.run("demo.sh", PYTHON=str(machine.bin / "python3"))[0] == 0
 
 
 @pytest.mark.parametrize(("gpu", "gigabytes"), [(False, 4), (True, 12)])
@@ -245,6 +259,42 @@ def test_two_set_ups_at_once_take_turns(machine: Machine) -> None:
     calls = machine.calls()
     assert sum(call.startswith("-m pip") for call in calls) == 2
     assert sum(call.startswith("-m vatt") for call in calls) == 2
+
+
+OTHER_PYTHON = "../.ci/other_python.sh"
+
+
+def test_other_python_is_tested_with_the_newest_packages_outside_the_checkout(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.install("python3.13", PYTHON.replace("3.11.2", "3.13.0"))
+    code, errors = machine.run(OTHER_PYTHON, "test", HOME=str(tmp_path))
+    venv, torch, package, ruff, pip, pytest_call = machine.calls()
+    assert code == 0, errors
+    assert venv == f"-m venv {tmp_path}/.cache/vatt-ci/3.13"
+    assert torch.endswith("+cpu")
+    assert package.endswith(
+        f"install --no-input --disable-pip-version-check -e {machine.checkout}[dev]"
+    )
+    assert (ruff, pip) == ("-m ruff check", "-m pip list --format freeze")
+    assert pytest_call.startswith("-m pytest")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [((), "no Python 3.12 or 3.13 here"), (("python3.12",), "12 GB of disk are needed")],
+)
+def test_other_python_that_cannot_be_tested_is_skipped_with_the_reason(
+    machine: Machine, tmp_path: Path, names: tuple[str, ...], reason: str
+) -> None:
+    machine.install("df", LITTLE_DISK)
+    for name in names:
+        machine.install(name, PYTHON)
+    process = machine.start(OTHER_PYTHON, "set-up", HOME=str(tmp_path))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"other Python: skipped, {reason}" in output.replace("there is ", "")
+    assert machine.calls() == []
 
 
 SRUN = """#!/usr/bin/env bash
