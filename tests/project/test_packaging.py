@@ -1,18 +1,22 @@
 """What users install: wheel and sdist, each in a fresh environment, used from an empty folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from setup_file import setup_argument
 
 import vatt
 
+EXTRAS = sorted(setup_argument("extras_require"))
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = (
     "setup.py",
@@ -99,6 +103,32 @@ def test_wheel_holds_both_packages_the_configs_and_nothing_else(
     assert CONFIGS
     licences = {name.split("licenses/")[-1] for name in names}
     assert {"LICENSE", "NOTICE"} <= licences
+
+
+def test_wheel_says_what_it_is_and_where_it_runs(distributions: dict[str, Path]) -> None:
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith("/METADATA"))
+        metadata = message_from_bytes(wheel.read(name))
+    assert metadata["Author"]
+    assert metadata["Project-URL"] == "Paper, https://arxiv.org/abs/2104.11178"
+    pythons = re.findall(r"Python :: (3\.\d+)", "\n".join(metadata.get_all("Classifier")))
+    assert pythons == ["3.11", "3.12", "3.13"]
+    assert {"all", "dev", "gcs", "remote", "s3"} <= set(metadata.get_all("Provides-Extra"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_extra_can_be_installed_with_the_constraints(
+    distributions: dict[str, Path], extra: str, tmp_path: Path
+) -> None:
+    """By pip, which finds torch here and asks an index for what is missing, without installing."""
+    wanted = f"vatt[{extra}] @ {distributions['wheel'].as_uri()}"
+    command = (sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-cache-dir")
+    constraints = ("-c", str(ROOT / "constraints.txt"))
+    done = subprocess.run([*command, *constraints, wanted], capture_output=True, text=True)
+    if "Failed to establish a new connection" in done.stderr:
+        pytest.skip("there is no package index")
+    assert done.returncode == 0, done.stderr
 
 
 def test_sdist_holds_files_where_the_checkout_has_a_link(distributions: dict[str, Path]) -> None:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 PAUSES_SECONDS = (1.0, 5.0, 15.0)  # before a download that broke off is tried again
 STALL_SECONDS = 60.0  # a web server that sends nothing for so long has failed
 # Extras with the back ends of kinds of addresses; other kinds need packages that fsspec names.
-_EXTRAS = {
+EXTRAS = {
     **dict.fromkeys(("http", "https"), "remote"),
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("gs", "gcs"), "gcs"),
@@ -56,7 +56,7 @@ def open_store(address: str) -> tuple[Any, str]:
 
         return fsspec.core.url_to_fs(address, **(_web_options() if is_web(address) else {}))
     except ImportError as error:
-        remedy = f'pip install "vatt[{_EXTRAS[kind]}]"' if kind in _EXTRAS else "install it"
+        remedy = f'pip install "vatt[{EXTRAS[kind]}]"' if kind in EXTRAS else "install it"
         raise UserError(
             f"{kind}:// addresses need a package that is missing ({error}): {remedy}"
         ) from error
