@@ -15,10 +15,13 @@ from training_runs import EXACT, STEPS, fit_arguments, read_keys, read_losses, s
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]  # on two cores two ranks wait for each other
 
 RECORD = ["--trainer.callbacks+=training_runs.RecordKeys"]
+KEEP = ["--run.keep_checkpoints.best_by=val/text_to_video/MedR"]
+KEEP += ["--run.keep_checkpoints.every_n_steps=4"]
 
 
 def fit(shards: Path, run: Path, world_size: int, *more: str) -> list[int | None]:
-    return run_vatt(fit_arguments(shards, run, *RECORD, *more), world_size, run.with_suffix(".out"))
+    arguments = fit_arguments(shards, run, *RECORD, *KEEP, *more)
+    return run_vatt(arguments, world_size, run.with_suffix(".out"))
 
 
 def said(run: Path) -> str:
@@ -76,6 +79,8 @@ def test_killed_run_goes_on_with_any_number_of_ranks(
     assert fit(tiny_shards, run, before, options, *kill) == [-signal.SIGKILL] * before, said(run)
     assert fit(tiny_shards, run, after, options, "--ckpt_path=last") == [0] * after, said(run)
     assert read_keys(run) == read_keys(whole_runs[1])
+    names = {"last", "previous", "best", "step-4", "step-8"}
+    assert {path.stem for path in (run / "checkpoints").iterdir()} == names
     if before == after:
         assert read_losses(run) == read_losses(whole_runs[before])
 

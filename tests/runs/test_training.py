@@ -34,7 +34,8 @@ TINY = preset("tiny").encoder
 def test_run_directory_holds_everything_of_the_run(trained_run: Path) -> None:
     names = {str(path.relative_to(trained_run)) for path in trained_run.rglob("*")}
     files = {"config.yaml", "environment.json", "metrics.csv", "tokenizer.json"}
-    assert names == {*files, "checkpoints", "checkpoints/last.ckpt"}
+    checkpoints = {f"checkpoints/{name}.ckpt" for name in ("last", "previous")}
+    assert names == {*files, "checkpoints", *checkpoints}
 
 
 def test_metrics_have_their_names_and_a_row_for_each_step(trained_run: Path) -> None:

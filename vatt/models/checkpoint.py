@@ -163,8 +163,17 @@ def read_steps(checkpoint: str | os.PathLike[str]) -> int | None:
     Raises:
         CheckpointError: the file is not a checkpoint.
     """
-    steps = _open_checkpoint(Path(checkpoint), mmap=True).get("global_step")
+    steps = read_entry(checkpoint, "global_step")
     return steps if isinstance(steps, int) else None
+
+
+def read_entry(checkpoint: str | os.PathLike[str], key: str) -> Any:
+    """Entry of a checkpoint, or None if it has none; the weights are not read.
+
+    Raises:
+        CheckpointError: the file is not a checkpoint.
+    """
+    return _open_checkpoint(Path(checkpoint), mmap=True).get(key)
 
 
 def _read_checkpoint(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:

@@ -1,20 +1,72 @@
-"""Checkpoints of a run, which are written completely or not at all."""
+"""Checkpoints of a run, which are written completely or not at all, and how long they are kept."""
 
+import contextlib
+import shutil
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
+from zipfile import is_zipfile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 
-from vatt.errors import UserError
+from vatt.errors import CheckpointError, UserError
+from vatt.models.checkpoint import read_entry
 from vatt.runs.loggers import RunWandb
 from vatt.system.files import atomic_file, remove_leftovers
 
 LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
+BEST_KEY = "vatt_best"  # in a checkpoint: the best validation so far
 AVERAGING_STATE = "averaging_state"  # Lightning's key in a checkpoint whose model is an average
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepCheckpoints:
+    """Checkpoints that a run keeps besides `checkpoints/last.ckpt`.
+
+    Args:
+        previous: Whether to keep the checkpoint before the last one, as `previous.ckpt`. If
+            `last.ckpt` is missing or cut off, `--ckpt_path last` uses it.
+        best_by: Metric that decides which validation is kept as `best.ckpt`, such as `val/mAP`.
+            None: none is kept.
+        best_mode: Which value of the metric is best. None: `min` for losses, `MedR` and `MeanR`,
+            else `max`.
+        every_n_steps: Steps from one checkpoint that is never replaced, `step-<step>.ckpt`, to the
+            next. None: none is kept.
+
+    Raises:
+        UserError: the values contradict each other.
+    """
+
+    previous: bool = True
+    best_by: str | None = None
+    best_mode: Literal["max", "min"] | None = None
+    every_n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses invalid values."""
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            raise UserError(
+                f"run.keep_checkpoints.every_n_steps must be at least 1, got {self.every_n_steps}: "
+                "null is off"
+            )
+        if self.best_mode is not None and self.best_by is None:
+            raise UserError(
+                f"run.keep_checkpoints.best_mode is {self.best_mode}, but of no metric: set "
+                "run.keep_checkpoints.best_by"
+            )
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """Path of the last checkpoint, or of the one before it if the last is missing or cut off."""
+    last, previous = folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT
+    return previous if is_zipfile(previous) and not is_zipfile(last) else last
 
 
 def has_stepped(trainer: Trainer) -> bool:
@@ -28,20 +80,32 @@ def has_stepped(trainer: Trainer) -> bool:
 class RunCheckpoint(Checkpoint):
     """Writes `last.ckpt` of a run every `every_n_steps` steps, and at the end.
 
+    `previous.ckpt` and `step-<step>.ckpt` are further names of files that were written as
+    `last.ckpt` (hard links). Lightning's `ModelCheckpoint` would write them again, and after a
+    resume it would write between the accumulated batches of a step.
+
     Args:
         folder: Folder of the checkpoint.
         every_n_steps: Steps from one write to the next.
+        keep: Which checkpoints are kept.
         wandb: W&B run that gets a copy of each checkpoint. None: none is sent.
 
     Raises:
         UserError: `every_n_steps` is not positive.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, wandb: RunWandb | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        keep: KeepCheckpoints = KeepCheckpoints(),  # frozen
+        wandb: RunWandb | None = None,
+    ) -> None:
         if every_n_steps < 1:
             raise UserError(f"a checkpoint every {every_n_steps} steps: it must be at least 1")
         self.path = folder / LAST_CHECKPOINT
         self.every_n_steps = every_n_steps
+        self._keep = keep
         self._wandb = wandb
         self.saved_step = 0
 
@@ -65,10 +129,21 @@ class RunCheckpoint(Checkpoint):
         """Marks the checkpoint of a resumed run as written."""
         self.saved_step = trainer.global_step
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Corrects the step of logged metrics.
+
+        After a resume from a checkpoint that a validation wrote, Lightning's count lacks one step
+        unless the interval of validations asks for one at that step, too.
+        """
+        if pl_module.automatic_optimization:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Writes a checkpoint when one is due, or after the last step."""
         due = trainer.should_stop or trainer.global_step % self.every_n_steps == 0
-        if due and has_stepped(trainer):
+        if (due or self._is_kept(trainer.global_step)) and has_stepped(trainer):
             self.save_once(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -77,11 +152,111 @@ class RunCheckpoint(Checkpoint):
 
     def save_once(self, trainer: Trainer) -> None:
         """Writes a checkpoint unless one of this step exists; all ranks must call this."""
-        if trainer.global_step != self.saved_step:
-            trainer.save_checkpoint(self.path)
-            self.saved_step = trainer.global_step
-            if self._wandb is not None:
-                self._wandb.log_checkpoint(self.path, self.saved_step)
+        if trainer.global_step == self.saved_step:
+            return
+        if self._keep.previous and trainer.is_global_zero and is_zipfile(self.path):
+            _add_name(self.path, PREVIOUS_CHECKPOINT)  # now, so the disk never has three
+        trainer.save_checkpoint(self.path)
+        self.saved_step = trainer.global_step
+        if self._is_kept(self.saved_step) and trainer.is_global_zero:
+            _add_name(self.path, f"step-{self.saved_step}.ckpt")
+        if self._wandb is not None:
+            self._wandb.log_checkpoint(self.path, self.saved_step)
+
+    def _is_kept(self, step: int) -> bool:
+        return self._keep.every_n_steps is not None and step % self._keep.every_n_steps == 0
+
+
+def _add_name(path: Path, name: str) -> None:
+    """Gives a file a second name in its folder; copies it on a file system without hard links."""
+    other = path.with_name(name)
+    other.unlink(missing_ok=True)
+    try:
+        other.hardlink_to(path)
+    except OSError:
+        with path.open("rb") as source, atomic_file(other) as file:
+            shutil.copyfileobj(source, file)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint of the validation with the best value of a metric, `best.ckpt`.
+
+    The file itself holds the value, so a resumed run goes on with the best of all validations in
+    the run folder. Lightning would go on with that of the resumed checkpoint, which may be older,
+    and would warn in every command that reads a checkpoint without this callback.
+
+    Args:
+        folder: Folder of the checkpoint.
+        keep: Metric, and which of its values is best.
+    """
+
+    def __init__(self, folder: Path, keep: KeepCheckpoints) -> None:
+        name = keep.best_by or ""
+        is_error = "loss" in name or name.endswith(("MedR", "MeanR"))
+        super().__init__(
+            folder,
+            Path(BEST_CHECKPOINT).stem,
+            monitor=keep.best_by,
+            mode=keep.best_mode or ("min" if is_error else "max"),
+            save_on_train_epoch_end=False,  # but after validations
+            enable_version_counter=False,  # the writer replaces the file in one step
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Reads the best value so far, on the first rank for all."""
+        super().setup(trainer, pl_module, stage)
+        path = self.format_checkpoint_name({})
+        stored = None
+        if trainer.is_global_zero and Path(path).is_file():
+            with contextlib.suppress(CheckpointError):  # damaged: the next validation replaces it
+                stored = read_entry(path, BEST_KEY)
+        stored = trainer.strategy.broadcast(stored)
+        if stored and (stored["metric"], stored["mode"]) == (self.monitor, self.mode):
+            self.best_model_path = self.kth_best_model_path = path
+            self.best_model_score = torch.tensor(stored["value"])
+            self.best_k_models = {path: self.best_model_score}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a run without validation.
+
+        Raises:
+            UserError: the run has none.
+        """
+        super().on_train_start(trainer, pl_module)
+        if not cast(Any, trainer).enable_validation or trainer.val_dataloaders == []:
+            raise UserError(
+                f"run.keep_checkpoints.best_by is {self.monitor}, but the run has no validation: "
+                "set data.validation, or best_by to null"
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the checkpoint if this validation is the best.
+
+        Raises:
+            UserError: there is no such metric.
+        """
+        metrics = trainer.callback_metrics
+        if self.monitor in metrics:
+            super().on_validation_end(trainer, pl_module)
+            return
+        fault = f"run.keep_checkpoints.best_by is {self.monitor}, but the run logs only "
+        fault += ", ".join(sorted(metrics))
+        if not trainer.sanity_checking:
+            raise UserError(fault)
+        if trainer.is_global_zero:  # a whole set may have metrics that its first clips have not
+            print(fault, file=sys.stderr)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Stores the best value so far."""
+        if self.best_model_score is not None:
+            value = float(self.best_model_score)
+            checkpoint[BEST_KEY] = {"metric": self.monitor, "mode": self.mode, "value": value}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: `best.ckpt` holds the state."""
+        return {}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -14,10 +14,17 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from vatt.config.shipped import config_paths
 from vatt.errors import UserError
-from vatt.runs.checkpoint import LAST_CHECKPOINT
+from vatt.runs.checkpoint import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    PREVIOUS_CHECKPOINT,
+    last_checkpoint,
+)
 from vatt.runs.loggers import RunWandb
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
+
+CHECKPOINTS = "checkpoints"  # in the run folder
 
 
 def config_path(folder: Path, *, resumes: bool) -> Path:
@@ -65,18 +72,20 @@ def choose_run_dir(
     """Chooses the run folder: the given one, that of the checkpoint, or a new one."""
     if given is not None:
         folder = Path(given)
-        if new and not ckpt_path and (folder / "checkpoints" / LAST_CHECKPOINT).exists():
+        if new and not ckpt_path and last_checkpoint(folder / CHECKPOINTS).exists():
             raise UserError(
                 f"{folder} already holds a run: go on with it by --ckpt_path last, or give another "
                 "--run.dir"
             )
         return folder
-    if ckpt_path and Path(ckpt_path).parent.name == "checkpoints":
+    if ckpt_path and Path(ckpt_path).parent.name == CHECKPOINTS:
         return Path(ckpt_path).parent.parent
     if not new:
         return None
-    if ckpt_path == "last":
-        raise UserError("--ckpt_path last needs --run.dir, or the config.yaml of the run", 2)
+    if ckpt_path in ("last", "best"):
+        raise UserError(
+            f"--ckpt_path {ckpt_path} needs --run.dir, or the config.yaml of the run", 2
+        )
     return _new_run_dir(args)
 
 
@@ -95,15 +104,24 @@ def _new_run_dir(args: Sequence[str]) -> Path:
 
 def find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str) -> Path | None:
     """Checkpoint to load; None: random or initial weights."""
-    last = None if run_dir is None else run_dir / "checkpoints" / LAST_CHECKPOINT
-    if ckpt_path == "last" and subcommand == "fit" and last is not None and not last.exists():
-        print(f"no checkpoint in {run_dir} yet: starting from the beginning", file=sys.stderr)
-        return None
     if ckpt_path is None and subcommand == "fit":
         return None
-    path = last if ckpt_path in (None, "last") else Path(str(ckpt_path))
-    if path is None:
+    folder, advice = run_dir and run_dir / CHECKPOINTS, "give --ckpt_path FILE of one that exists"
+    if ckpt_path not in (None, "last", "best"):
+        path = Path(str(ckpt_path))
+    elif folder is None:
         raise UserError(f"{subcommand} needs trained weights: give --ckpt_path FILE", 2)
+    elif ckpt_path == "best":
+        path = folder / BEST_CHECKPOINT
+        advice = "training keeps the best one by the metric that run.keep_checkpoints.best_by names"
+    else:
+        path = last_checkpoint(folder)
+        if ckpt_path == "last" and subcommand == "fit" and not path.exists():
+            print(f"no checkpoint in {run_dir} yet: starting from the beginning", file=sys.stderr)
+            return None
+        if path.name == PREVIOUS_CHECKPOINT:
+            missing = f"{folder / LAST_CHECKPOINT} is missing or damaged"
+            print(f"{missing}: using {path}, the one before it", file=sys.stderr)
     if not path.is_file():
-        raise UserError(f"no checkpoint {path}: give --ckpt_path FILE of one that exists", 2)
+        raise UserError(f"no checkpoint {path}: {advice}", 2)
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
@@ -116,7 +116,13 @@ def _progress(trainer: Trainer, pl_module: LightningModule) -> float:
 
 
 def fit_summary(
-    trainer: Trainer, *, seconds: float, checkpoint: Path, config: Path, wandb_files: Path | None
+    trainer: Trainer,
+    *,
+    seconds: float,
+    checkpoint: Path,
+    best: ModelCheckpoint | None,
+    config: Path,
+    wandb_files: Path | None,
 ) -> str:
     """Summary after training: metrics, files and next steps.
 
@@ -124,6 +130,7 @@ def fit_summary(
         trainer: Trainer with the metrics.
         seconds: Training time.
         checkpoint: Last checkpoint.
+        best: Callback of the best checkpoint, if there is one.
         config: Configuration of the run.
         wandb_files: Folder of the W&B run, if there is one.
     """
@@ -136,6 +143,9 @@ def fit_summary(
         f"  checkpoint  {checkpoint}",
         f"  metrics     {checkpoint.parent.parent / 'metrics.csv'}",
     ]
+    if best is not None and best.best_model_score is not None:
+        found = f"{best.monitor} {float(best.best_model_score):.3g}"
+        lines.insert(-1, f"  best        {checkpoint.with_name('best.ckpt')} ({found})")
     if wandb_files is not None:
         offline = wandb_files.name.startswith("offline-")
         # a resumed run has several pieces, of which each would replace the one before it

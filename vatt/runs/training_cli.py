@@ -20,12 +20,23 @@ from vatt.config.geometry import MODALITIES
 from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError, VattError
 from vatt.models.checkpoint import TOKENIZER, find_tokenizer
-from vatt.runs.checkpoint import AtomicCheckpointIO, RunCheckpoint
+from vatt.runs.checkpoint import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    KeepCheckpoints,
+    RunCheckpoint,
+)
 from vatt.runs.classifier_defaults import with_classifier
 from vatt.runs.data_package import refuse_other_package
 from vatt.runs.data_report import DataReport
 from vatt.runs.explain import explain
-from vatt.runs.folder import RunRecord, choose_run_dir, config_path, find_checkpoint
+from vatt.runs.folder import (
+    CHECKPOINTS,
+    RunRecord,
+    choose_run_dir,
+    config_path,
+    find_checkpoint,
+)
 from vatt.runs.loggers import RunWandb, WandbMode, check_pictures, tensorboard_logger, wandb_mode
 from vatt.runs.media_log import MediaLog
 from vatt.runs.metrics_csv import MetricsCsv
@@ -56,6 +67,7 @@ class RunConfig:
         time_budget_seconds: Maximum training time. The learning-rate schedule is completed within
             it. None: no limit, only `trainer.max_steps`.
         checkpoint_every_n_steps: Steps from one write of `checkpoints/last.ckpt` to the next.
+        keep_checkpoints: Checkpoints that the run keeps besides it.
         ema_decay: Decay of a moving average of the weights; 0.999 averages over about 1000 steps.
             The averaged weights are validated and stored as the model. None: no average.
         wandb: Mode of Weights & Biases; `auto`: online if there is a key, else offline.
@@ -69,6 +81,7 @@ class RunConfig:
     dir: str | None = None
     time_budget_seconds: float | None = None
     checkpoint_every_n_steps: int = 500
+    keep_checkpoints: KeepCheckpoints = KeepCheckpoints()  # noqa: RUF009  # frozen
     ema_decay: float | None = None
     wandb: WandbMode = "auto"
     wandb_project: str = "vatt"
@@ -88,6 +101,7 @@ class TrainingCLI(LightningCLI):
         options = {"exit_on_error": False, "allow_abbrev": False}
         self._args = list(args)
         self.clock = StepClock()
+        self.best: BestCheckpoint | None = None
         self._wandb: RunWandb | None = None
         super().__init__(
             LightningModule,
@@ -207,6 +221,7 @@ class TrainingCLI(LightningCLI):
                 self.trainer,
                 seconds=self.clock.training_seconds,
                 checkpoint=self.checkpoint.path,
+                best=self.best,
                 config=self.config_path,
                 wandb_files=None if self._wandb is None else self._wandb.files,
             )
@@ -246,11 +261,15 @@ class TrainingCLI(LightningCLI):
         wandb = self._wandb if run["wandb_checkpoints"] else None
         if run["wandb_checkpoints"] and wandb is None:
             raise UserError("run.wandb_checkpoints is true, but W&B is disabled: set one of them")
-        every = run["checkpoint_every_n_steps"]
+        every, keep = run["checkpoint_every_n_steps"], KeepCheckpoints(**run["keep_checkpoints"])
         assert self.run_dir is not None
-        self.checkpoint = RunCheckpoint(self.run_dir / "checkpoints", every, wandb)
+        folder = self.run_dir / CHECKPOINTS
+        self.checkpoint = RunCheckpoint(folder, every, keep, wandb)
         self.stop = StopOnSignal(self.checkpoint, self.advice)
         callbacks = [DataReport(), self.checkpoint, self.stop]
+        if keep.best_by is not None:
+            self.best = BestCheckpoint(folder, keep)
+            callbacks.append(self.best)
         if run["ema_decay"] is not None:
             callbacks.append(WeightAverage(run["ema_decay"]))
         if run["media_every_n_validations"] is not None:
@@ -318,6 +337,8 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # steps are logged across Lightning's epochs, which are only nominal here
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     keep_old_class_paths()
     return TrainingCLI(with_config_paths(sys.argv[1:] if args is None else args))
