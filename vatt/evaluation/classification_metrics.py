@@ -1,8 +1,9 @@
 """Metrics of classifiers: top-k accuracy, average precision, area under the ROC curve, d′.
 
-Results equal those of scikit-learn on the same scores, including ties. torchmetrics gives others:
-it divides counts in float32, applies a sigmoid to scores outside [0, 1], which makes ties, and
-breaks ties of top-k as `torch.topk` does. Shapes: `N` clips, `C` classes.
+Results equal those of scikit-learn on the same scores, including ties. torchmetrics 1.9 gives
+others: it divides counts in float32, applies a sigmoid to scores outside [0, 1], which makes ties
+(mAP 2.7 instead of 11.6 for logits of ±30), and breaks ties of top-k as `torch.topk` does (top-1
+21.9 instead of 21.7 for integer scores). Shapes: `N` clips, `C` classes.
 """
 
 import math

@@ -16,10 +16,11 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAvera
 
 from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import read_entry
+from vatt.models.training_facts import RUN_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.files import atomic_file, remove_leftovers
 
-LAST_CHECKPOINT = "last.ckpt"
+CHECKPOINTS, LAST_CHECKPOINT = RUN_CHECKPOINT.parts  # folder in the run folder, and file in it
 PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 BEST_KEY = "vatt_best"  # in a checkpoint: the best validation so far

@@ -16,6 +16,7 @@ from vatt.config.shipped import config_paths
 from vatt.errors import UserError
 from vatt.runs.checkpoint import (
     BEST_CHECKPOINT,
+    CHECKPOINTS,
     LAST_CHECKPOINT,
     PREVIOUS_CHECKPOINT,
     last_checkpoint,
@@ -23,8 +24,6 @@ from vatt.runs.checkpoint import (
 from vatt.runs.loggers import RunWandb
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
-
-CHECKPOINTS = "checkpoints"  # in the run folder
 
 
 def config_path(folder: Path, *, resumes: bool) -> Path:

@@ -21,6 +21,7 @@ from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError, VattError
 from vatt.models.checkpoint import TOKENIZER, find_tokenizer
 from vatt.runs.checkpoint import (
+    CHECKPOINTS,
     AtomicCheckpointIO,
     BestCheckpoint,
     KeepCheckpoints,
@@ -30,13 +31,7 @@ from vatt.runs.classifier_defaults import with_classifier
 from vatt.runs.data_package import refuse_other_package
 from vatt.runs.data_report import DataReport
 from vatt.runs.explain import explain
-from vatt.runs.folder import (
-    CHECKPOINTS,
-    RunRecord,
-    choose_run_dir,
-    config_path,
-    find_checkpoint,
-)
+from vatt.runs.folder import RunRecord, choose_run_dir, config_path, find_checkpoint
 from vatt.runs.loggers import RunWandb, WandbMode, check_pictures, tensorboard_logger, wandb_mode
 from vatt.runs.media_log import MediaLog
 from vatt.runs.metrics_csv import MetricsCsv

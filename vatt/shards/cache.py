@@ -1,4 +1,9 @@
-"""Cache folder for copies of remote shards: its path, size limit and locks."""
+"""Cache folder for copies of remote shards: its path, size limit and locks.
+
+multi-storage-client 1.3 would replace about 50 lines of this, with a cache of 1,500 lines and 14
+further packages. It cannot read web servers, does not compare checksums, and enforces the limit
+every 300 s only, so downloads can fill the disk.
+"""
 
 import contextlib
 import errno
