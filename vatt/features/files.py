@@ -88,7 +88,7 @@ class Features:
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {name: value.numpy() for name, value in tensors.items()}
             np.savez(buffer, **(arrays | {_METADATA: np.array(text)}))
-            write_atomically(out, buffer.getbuffer())
+            write_atomically(out, buffer.getvalue())
         else:
             contiguous = {name: value.contiguous() for name, value in tensors.items()}
             write_atomically(out, save(contiguous, metadata={_METADATA: text}))

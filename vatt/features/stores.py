@@ -131,7 +131,7 @@ class ParquetStore:
         buffer = io.BytesIO()
         self._parquet.write_table(table.replace_schema_metadata({METADATA: text}), buffer)
         digest = hashlib.sha256(text).hexdigest()[:16]
-        write_atomically(self._out / f"part-{digest}.parquet", buffer.getbuffer())
+        write_atomically(self._out / f"part-{digest}.parquet", buffer.getvalue())
         self._waiting.clear()
         self._written_at = time.monotonic()
 

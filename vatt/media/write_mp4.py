@@ -75,7 +75,7 @@ def write_mp4(
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             container.mux(video.encode(picture))
         container.mux(video.encode(None))
-    write_atomically(Path(path), buffer.getbuffer())
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def _check_frames(frames: np.ndarray) -> np.ndarray:

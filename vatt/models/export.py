@@ -213,7 +213,7 @@ def _export_tower(
                 # where the disk is full torch's writers of files end the process, or name no file
                 buffer = io.BytesIO()
                 torch.export.save(program, buffer)
-                write_atomically(path, buffer.getbuffer())
+                write_atomically(path, buffer.getvalue())
                 actual = _run_torch(path, inputs)
             else:
                 _write_onnx(program, path, name, [*output_widths(config, name)], opset)

@@ -47,7 +47,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Writes bytes to an `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content)
