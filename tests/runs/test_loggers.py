@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -231,15 +232,13 @@ def test_tensorboard_writes_into_the_run_directory(tiny_shards: Path, tmp_path: 
 def test_configuration_and_environment_are_recorded_in_files_and_wandb(
     tiny_shards: Path, tmp_path: Path
 ) -> None:
-    import torch
-
     run = tmp_path / "run"
     options = ["--run.wandb=offline", "--trainer.max_steps=3", "--trainer.limit_val_batches=0"]
     command = fit_arguments(tiny_shards, run, *options)
     assert main(command) == 0
     end_wandb()
     environment = json.loads((run / "environment.json").read_text())
-    assert environment["torch"] == torch.__version__
+    assert environment["torch"] == version("torch")
     assert environment["command"].startswith("vatt fit --config=")
     assert environment["command"].endswith("--trainer.limit_val_batches=0")
     assert environment["devices"]
