@@ -260,8 +260,8 @@ def scaled_size(
 def display_matrix(frame: VideoFrame, video: VideoStream) -> Matrix | None:
     """Linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one.
 
-    For PNG only the angle is read: after access to `side_data`, PyAV (18.1) and FFmpeg both free
-    the name of a colour profile, and the process crashes.
+    For PNG only the angle is read: after access to `side_data`, PyAV (18.1, 19.0) and FFmpeg both
+    free the name of a colour profile, and the process crashes.
     """
     data: Any = None
     is_known = video.codec_context.codec.canonical_name not in NAMING_CODECS
