@@ -1,6 +1,5 @@
 """Clips at random starts are what FFmpeg's decode from a file's first packet gives there."""
 
-import contextlib
 import os
 import struct
 from fractions import Fraction
@@ -12,9 +11,9 @@ import numpy as np
 import pytest
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
+from sequential import decoded, pictures, tune
 
 from vatt import MediaError, probe, read_frames, read_waveform
-from vatt.media.opening import ANY_TEXT
 
 SHARED = os.environ.get("VATT_SHARED")
 CLIP_SECONDS = 0.3  # where a decoder that has not settled is heard
@@ -50,15 +49,6 @@ SOUNDS: dict[str, tuple[str, int, int]] = {
 SHORT = ("voice.mp3", "speech.avi", "voice.opus", "phone.3gp", "sound.aac", "sound.wav")
 
 
-def tune(num_samples: int, rate: int, seed: int = 0) -> np.ndarray:
-    """Loud and quiet tones with noise, float32 in about [-0.6, 0.6]."""
-    random = np.random.default_rng(seed)
-    seconds = np.arange(num_samples) / rate
-    pitch = 220 * 2 ** (np.floor(seconds * 3) % 5 / 5)
-    tone = np.sin(2 * np.pi * np.cumsum(pitch) / rate) * (0.1 + 0.4 * (np.floor(seconds * 2) % 2))
-    return (tone + random.normal(0, 0.02, num_samples)).astype(np.float32)
-
-
 def write_sound(path: Path, codec: str, rate: int, bits: int, *, seconds: float = 6.0) -> Path:
     """Encodes a tune of one channel; two for a codec that takes no fewer."""
     if codec not in av.codecs_available:
@@ -82,29 +72,6 @@ def write_sound(path: Path, codec: str, rate: int, bits: int, *, seconds: float 
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
     return path
-
-
-def decoded(path: Path) -> tuple[np.ndarray, int, float]:
-    """All sound of a file as one channel, its rate, and when it begins after the file's start."""
-    with av.open(str(path), **ANY_TEXT) as container:
-        stream = container.streams.audio[0]
-        pieces, begin, rate = [], None, 0
-        mix = None
-        for frame in frames_of(container, stream):
-            if begin is None:
-                begin = (frame.time or 0.0) - (container.start_time or 0) / 1e6
-            rate = frame.sample_rate
-            mix = mix or av.AudioResampler("fltp", "mono", rate, options={"rematrix_maxval": "1"})
-            pieces += [part.to_ndarray()[0] for part in mix.resample(frame)]
-    return np.concatenate(pieces), rate, begin or 0.0
-
-
-def frames_of(container: Any, stream: Any) -> Any:
-    """What decodes; like the program ffmpeg, it passes over what does not."""
-    with contextlib.suppress(av.error.FFmpegError):
-        for packet in container.demux(stream):
-            with contextlib.suppress(av.error.FFmpegError):
-                yield from stream.codec_context.decode(packet if packet.size else None)
 
 
 def difference(path: Path, start_seconds: float, truth: tuple[np.ndarray, int, float]) -> float:
@@ -265,19 +232,6 @@ def write_film(
         if sound:
             container.mux(audio.encode(None))
     return path
-
-
-def pictures(path: Path) -> list[tuple[float, np.ndarray]]:
-    """Time and small picture of each frame, in sequence."""
-    with av.open(str(path)) as container:
-        start = (container.start_time or 0) / 1e6
-        return [
-            (
-                float(frame.time or 0) - start,
-                frame.reformat(32, 24, "rgb24", interpolation="AREA").to_ndarray(),
-            )
-            for frame in container.decode(video=0)
-        ]
 
 
 def assert_pictures_are_those(path: Path, starts: Any) -> None:

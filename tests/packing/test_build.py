@@ -502,3 +502,17 @@ def test_interrupted_build_leaves_no_folder(tmp_path):
     process.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in process.communicate(timeout=60)[1]
     assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
+@pytest.mark.parametrize("name", ["captions.CSV", "Captions.tsv", "CAPTIONS.JSONL"])
+def test_caption_files_are_found_whatever_the_case_of_their_name(name: str, tmp_path: Path) -> None:
+    media = tmp_path / "media"
+    media.mkdir()
+    (media / "a.wav").write_bytes(bytes(100))
+    mark = "\t" if name.endswith("tsv") else ", "
+    rows = [("file", "start_seconds", "end_seconds", "text"), ("a.wav", "0", "1", "a dog")]
+    text = "".join(mark.join(row) + "\n" for row in rows)
+    line = '{"file": "a.wav", "segments": [{"text": "a dog"}]}\n'
+    (media / name).write_text(line if name.endswith("JSONL") else text)
+    report = build_shards(media, tmp_path / "out", show_progress=False)
+    assert (report.num_captions, report.faults) == (1, [])

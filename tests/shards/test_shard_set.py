@@ -258,6 +258,9 @@ def test_shard_without_samples_is_refused_by_name(tmp_path):
     write_tar(tmp_path / "00007.tar", {"README": b"nothing"})
     with pytest.raises(ShardError, match=r"00007.tar holds no samples"):
         ShardSet(tmp_path)
+    write_tar(tmp_path / "00007.tar", {"a.b.mp4": b"film", "a.b.txt": b"text", "._a.mp4": b""})
+    with pytest.raises(ShardError, match=r"a key ends at the first dot, and 'a.b.mp4' has another"):
+        ShardSet(tmp_path)
     (tmp_path / "00007.tar").write_bytes(b"")
     with pytest.raises(ShardError, match=r"00007.tar is empty \(0 bytes\)"):
         ShardSet(tmp_path)

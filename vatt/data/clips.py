@@ -186,7 +186,7 @@ def read_duration(record: Record) -> float:
         MediaError: the file cannot be read, or the record has no media.
     """
     with media_of(record) as media:
-        return probe(media).duration_seconds
+        return probe(media, quick=True).duration_seconds
 
 
 @contextmanager

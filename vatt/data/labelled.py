@@ -134,7 +134,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
         draws = draw_uniforms(*names, Purpose.LABELLED_CLIP, np.arange(6)).tolist()
         with named_errors(str(file.path)):
             duration = self._durations.seconds(
-                ref.sample_index, lambda: probe(file.path).duration_seconds
+                ref.sample_index, lambda: probe(file.path, quick=True).duration_seconds
             )
             end = min(file.end_seconds, duration)
             part = Segment(file.start_seconds, end, "")

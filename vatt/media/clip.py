@@ -4,6 +4,7 @@ Times count from the file's start. Past the end, the last frame repeats and soun
 coverages say which share of the clip the file covers.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ from vatt.media.pictures import PictureSize, SizeRule, decode_frames, display_ma
 from vatt.media.sound import decode_waveform
 from vatt.media.source import Damage, MediaSource
 from vatt.media.streams import (
+    INDEXED_FORMATS,
+    JOINED_FORMATS,
     UNKNOWN,
     MediaStream,
     audio_stream,
@@ -37,6 +40,7 @@ from vatt.media.streams import (
     header_duration_seconds,
     is_still,
     origin_seconds,
+    packets_of,
     read_duration_seconds,
     video_stream,
 )
@@ -156,14 +160,17 @@ class SampleRequest:
             raise UserError(f"num_samples and sample_rate must be at least 1, got {self}")
 
 
-def probe(source: MediaSource) -> MediaInfo:
+def probe(source: MediaSource, *, quick: bool = False) -> MediaInfo:
     """Reads the contents of a media file.
 
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
+        quick: Whether to trust a header. Else files of formats that are often joined end to end
+            (MPEG, Ogg, FLV) are read to their end, without decoding.
 
     Raises:
-        MediaError: the file is unreadable, or has neither picture nor sound.
+        MediaError: the file is unreadable or encrypted, has neither picture nor sound, or its clock
+            starts over, so that no clip of it can be found.
     """
     with open_media(source) as container:
         video, audio = video_stream(container), audio_stream(container)
@@ -173,12 +180,17 @@ def probe(source: MediaSource) -> MediaInfo:
         if all(codec_name(stream) == UNKNOWN for stream in streams):
             raise undecodable(streams[0])
         still = video is not None and is_still(container, video)
+        counts = not quick and container.format.name in JOINED_FORMATS
         width, height = None, None
         if video is not None and codec_name(video) != UNKNOWN:
             width, height = _displayed_size(container, video)
+        if audio is not None and container.format.name in INDEXED_FORMATS:
+            next(packets_of(container, [audio]), None)  # refuses encrypted sound
         rate = video.average_rate if video is not None else None
         return MediaInfo(
-            duration_seconds=0.0 if still else read_duration_seconds(container, streams),
+            duration_seconds=(
+                0.0 if still else read_duration_seconds(container, streams, counts=counts)
+            ),
             width=width,
             height=height,
             frame_rate=float(rate) if rate else None,
@@ -193,9 +205,9 @@ def _displayed_size(container: InputContainer, video: VideoStream) -> tuple[int,
     """Width and height as displayed; the rotation is known only from the first frame."""
     decoder = prepare_decoder(video)
     matrix, width, height = None, decoder.width, decoder.height
-    for packet in container.demux(video):
+    for packet in itertools.chain(packets_of(container, [video]), [None]):
         try:
-            frame = next(iter(decoder.decode(packet if packet.size else None)), None)
+            frame = next(iter(decoder.decode(packet)), None)
         except av.error.FFmpegError:
             break  # damage at the start does not keep the rest of a file from being used
         if frame is not None:
@@ -348,7 +360,9 @@ def _read_open(
         pictures = torch.from_numpy(array)
         video_coverage = 1.0 if still else video_coverage
     is_empty = not still and not video_coverage and not audio_coverage
-    if is_empty and header_duration_seconds(container) is None:
+    is_alone = len(container.streams) == 1  # else another stream may go on
+    guessed = header_duration_seconds(container) is None
+    if is_empty and (guessed or (is_alone and packets.exhausted)):
         raise Damage(f"ends before {start_seconds:.2f} s: choose an earlier start")
     return Clip(
         video=pictures,
@@ -395,7 +409,8 @@ def _check_start(
     end_seconds = header_duration_seconds(container)
     if end_seconds is None or start_seconds < end_seconds:
         return False
-    end_seconds = read_duration_seconds(container, streams)
+    counts = container.format.name in JOINED_FORMATS
+    end_seconds = read_duration_seconds(container, streams, counts=counts)
     if start_seconds >= end_seconds:
         raise Damage(
             f"ends at {end_seconds:.2f} s, before {start_seconds:.2f} s: choose an earlier start"

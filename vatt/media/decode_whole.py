@@ -2,6 +2,7 @@
 
 import itertools
 
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from vatt.media.decoder import StreamDecoder
@@ -11,6 +12,7 @@ from vatt.media.source import Damage, MediaSource
 from vatt.media.streams import (
     audio_stream,
     header_duration_seconds,
+    mp3_promise_seconds,
     origin_seconds,
     packets_of,
     video_stream,
@@ -33,7 +35,7 @@ def decode_whole(source: MediaSource) -> int:
             raise Damage("has no picture or sound")
         decoders = {index: StreamDecoder(stream) for index, stream in streams.items()}
         num_decoded = dict.fromkeys(streams, 0)
-        end_seconds = 0.0
+        end_seconds, first_byte = 0.0, None
         packets = ((one.stream_index, one) for one in packets_of(container, list(streams.values())))
         held_back = ((index, None) for index in streams)
         for index, packet in itertools.chain(packets, held_back):
@@ -42,21 +44,27 @@ def decode_whole(source: MediaSource) -> int:
             for frame in frames:
                 check_finite(frame, streams[index])
             tell_alive()
+            if packet is not None and first_byte is None:
+                first_byte = packet.pos
             if packet is not None and packet.pts is not None:
                 end = (packet.pts + (packet.duration or 0)) * packet.time_base
                 end_seconds = max(end_seconds, float(end))
         for stream in streams.values():
             if not num_decoded[stream.index]:
                 raise Damage(f"has a {stream.type} stream that cannot be decoded")
-        _check_end(container, end_seconds)
+        _check_end(container, audio, first_byte or 0, end_seconds)
         return num_decoded[video.index] if video is not None else 0
 
 
-def _check_end(container: InputContainer, end_seconds: float) -> None:
+def _check_end(
+    container: InputContainer, audio: AudioStream | None, first_byte: int, end_seconds: float
+) -> None:
     """Refuses a file that is shorter than its header says."""
-    duration = header_duration_seconds(container)
-    promised = origin_seconds(container) + (duration or 0.0)
-    if duration and promised - end_seconds > END_TOLERANCE_SECONDS:
+    promised = header_duration_seconds(container)
+    if promised is None:
+        promised = mp3_promise_seconds(container, audio, first_byte) or 0.0
+    end_seconds -= origin_seconds(container)
+    if promised - end_seconds > END_TOLERANCE_SECONDS:
         raise Damage(
             f"is incomplete: it says it ends at {promised:.2f} s, and ends at {end_seconds:.2f} s"
         )

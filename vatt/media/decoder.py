@@ -7,7 +7,13 @@ from av.video.stream import VideoStream
 
 from vatt.media.opening import CONVERT, MAX_FRAME_PIXELS
 from vatt.media.source import Damage
-from vatt.media.streams import MediaPacket, MediaStream, origin_seconds, tick_seconds
+from vatt.media.streams import (
+    GUESSING_FORMATS,
+    MediaPacket,
+    MediaStream,
+    origin_seconds,
+    tick_seconds,
+)
 
 CUT_SECONDS = 0.5  # a transport stream holds several frames in the packet that is cut
 MAX_SIDE_PIXELS = 16_384
@@ -92,9 +98,28 @@ def decode_packet(
         when = packet.pts if packet is not None else None
         raise Damage(at_time(f"its {stream.type} is damaged", when, stream)) from fault
     for frame in frames:
+        if packet is None:  # PyAV knows the unit of times from a packet only
+            frame.time_base = stream.time_base
         if frame.is_corrupt:
             raise Damage(at_time(f"its {stream.type} is damaged", frame.pts, stream))
     return frames
+
+
+class Tags:
+    """Tags amid MP3 and AAC files that were joined: FFmpeg takes them for packets of sound."""
+
+    def __init__(self) -> None:
+        self._end = 0  # byte after the last one
+
+    def covers(self, packet: MediaPacket | None) -> bool:
+        """Whether a packet that cannot be decoded is one, or part of one."""
+        if packet is None or packet.stream.container.format.name not in GUESSING_FORMATS:
+            return False
+        first, head = packet.pos or 0, bytes(packet)[:10]
+        if head.startswith(b"ID3") and len(head) == 10:  # its size in four times 7 bits
+            size = sum(byte << 7 * place for place, byte in enumerate(reversed(head[6:])))
+            self._end = first + len(head) + size
+        return head.startswith((b"ID3", b"TAG", b"APETAGEX")) or first < self._end
 
 
 class StreamDecoder:
@@ -108,6 +133,12 @@ class StreamDecoder:
         self._fault: Damage | None = None
         self._fault_seconds = 0.0
         self._has_begun = isinstance(stream, VideoStream)
+        self._tags = Tags()
+
+    def restart(self) -> None:
+        """Leaves out faults at the end of what came before: recordings were joined here."""
+        self._fault = None
+        self._has_begun = isinstance(self._stream, VideoStream)
 
     def take(self, packet: MediaPacket | None) -> list[Any]:
         """The frames that a packet completes; None gives what is held back.
@@ -126,7 +157,7 @@ class StreamDecoder:
         except Damage as damage:
             if seconds is None:
                 raise
-            if self._fault is None and self._has_begun:
+            if self._fault is None and self._has_begun and not self._tags.covers(packet):
                 self._fault, self._fault_seconds = damage, seconds
             return []
         self._has_begun = self._has_begun or bool(frames)

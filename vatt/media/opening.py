@@ -3,7 +3,7 @@
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import av.logging
 from av.container import InputContainer
 
 from vatt.errors import MediaError
+from vatt.media.encryption import has_protection
 from vatt.media.png_bomb import MAX_METADATA_BYTES, has_metadata_bomb
 from vatt.media.source import Damage, FileRange, MediaSource, is_web, source_name
 
@@ -24,6 +25,7 @@ _URL_OPTIONS = {"protocol_whitelist": "http,https,tcp,tls,httpproxy,crypto,data"
 _BYTES_OPTIONS = {"protocol_whitelist": "data"}
 
 CONVERT = "convert it, for example to H.264 and AAC"
+ENCRYPTED = "is encrypted (DRM): get it without protection, or leave it out"
 MAX_FRAME_PIXELS = 1 << 27  # 16,384 × 8,192: a frame then takes 0.2 GB decoded
 URL_TIMEOUT_SECONDS = 30.0  # to connect, and for each read
 # Titles and the like need not be UTF-8. From 19 on PyAV reads such ones by itself.
@@ -92,9 +94,11 @@ def open_media(source: MediaSource) -> Iterator[InputContainer]:
         ) as container:
             yield container
     except Damage as fault:
-        raise MediaError(source_name(source), str(fault)) from None
+        reason = ENCRYPTED if _is_protected(file) else str(fault)
+        raise MediaError(source_name(source), reason) from None
     except (av.error.FFmpegError, OSError) as fault:
-        raise MediaError(source_name(source), _human_reason(fault, source)) from fault
+        reason = ENCRYPTED if _is_protected(file) else _human_reason(fault, source)
+        raise MediaError(source_name(source), reason) from fault
     finally:
         if isinstance(file, RangeReader):
             file.close()
@@ -159,22 +163,35 @@ def _ffmpeg_input(source: MediaSource) -> tuple[Any, dict[str, str]]:
 
 def _refuse_bomb(file: Any) -> None:
     """Refuses a PNG whose metadata would fill the memory, if the source can be read twice."""
-    if isinstance(file, str):
-        path = Path(file.removeprefix("file:"))
-        if is_web(file) or not path.is_file():  # FFmpeg says what is wrong; a pipe has one reader
-            return
-        with path.open("rb") as opened:
-            is_bomb = has_metadata_bomb(opened)
-    elif hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
-        is_bomb = has_metadata_bomb(file)
-        file.seek(0)
-    else:
-        return
-    if is_bomb:
+    if _ask(file, has_metadata_bomb):
         raise Damage(
             f"is a PNG whose metadata unpack to more than {MAX_METADATA_BYTES} bytes: strip them "
             "(iCCP, zTXt), or leave it out"
         )
+
+
+def _is_protected(file: Any) -> bool:
+    """Whether a source that FFmpeg cannot read is encrypted, if the source can be read twice."""
+    try:
+        return _ask(file, has_protection)
+    except OSError:  # the fault of the source that is told already
+        return False
+
+
+def _ask(file: Any, question: Callable[[Any], bool]) -> bool:
+    """Answer of a reader of bytes on FFmpeg's input; False if it cannot be read twice."""
+    if isinstance(file, str):
+        path = Path(file.removeprefix("file:"))
+        if is_web(file) or not path.is_file():  # FFmpeg says what is wrong; a pipe has one reader
+            return False
+        with path.open("rb") as opened:
+            return question(opened)
+    if file is None or not hasattr(file, "seek") or not getattr(file, "seekable", lambda: True)():
+        return False
+    file.seek(0)
+    answer = question(file)
+    file.seek(0)
+    return answer
 
 
 def _human_reason(fault: Exception, source: MediaSource) -> str:

@@ -115,13 +115,13 @@ def read_packets(
     moved = moved or careful
     while True:
         target = span.first_seconds - back
-        from_start = target <= beginning or guesses_times(container, stream)
+        from_start = target <= beginning or guesses_times(container, audio or stream)
         if moved or not from_start:
             reached = seek(
                 container, stream, target - (BEFORE_START_SECONDS if from_start else 0.0)
             )
-            if from_start and not reached:  # AVI refuses a time before its first picture
-                reached = seek(container, stream, beginning)
+            if not reached:  # AVI refuses a time before its first picture, RealMedia most times
+                seek(container, stream, beginning)
             from_start = from_start or not reached
             moved = True
         with ffmpeg_errors() as faults:
@@ -233,15 +233,23 @@ def _check_complete(
         end = _end_seconds(video, packets.video, span.first_seconds)
         ends.append((video, end, span.video_last_seconds))
     if audio is not None:
-        sound = [packets.last_sound] if packets.last_sound is not None else []
-        end = _end_seconds(audio, sound, span.first_seconds)
+        last = [packets.last_sound] if packets.last_sound is not None else []
+        end = _end_seconds(audio, packets.audio + last, span.first_seconds)
         ends.append((audio, end, span.audio_end_seconds))
     check_ends(container, ends)
 
 
 def _end_seconds(stream: MediaStream, packets: list[MediaPacket], otherwise: float) -> float:
-    ends = [packet.pts + (packet.duration or 0) for packet in packets if packet.pts is not None]
-    return max(ends) * tick_seconds(stream) if ends else otherwise
+    """End of packets; one that does not say how long it is has the length of the one before it."""
+    ends = sorted(
+        (packet.pts, packet.duration or 0) for packet in packets if packet.pts is not None
+    )
+    if not ends:
+        return otherwise
+    last, duration = ends[-1]
+    before = [pts for pts, _ in ends if pts < last]
+    length = duration or (last - before[-1] if before else math.inf)
+    return (last + length) * tick_seconds(stream)
 
 
 def without_leading(packets: Packets) -> list[MediaPacket]:

@@ -21,7 +21,7 @@ from vatt.media.avi_order import StoredTimes
 from vatt.media.decoder import MAX_SIDE_PIXELS, at_time, check_size, decode_packet, prepare_decoder
 from vatt.media.packets import Packets, decoding_runs, without_leading
 from vatt.media.source import Damage
-from vatt.media.streams import TIME_TOLERANCE_SECONDS, MediaPacket, tick_seconds
+from vatt.media.streams import TIME_TOLERANCE_SECONDS, WITHOUT_TIMES, MediaPacket, tick_seconds
 
 MAX_CLIP_PIXELS = 1 << 30  # of all frames together: 517 frames of 1,920 × 1,080 take 3.2 GB
 # Decoders that can be told, packet by packet, to leave out pictures that no other refers to. (dav1d
@@ -154,6 +154,8 @@ def choose_frames(
         for packet in without_leading(packets)
         if packet.pts is not None and not packet.is_discard
     }
+    if not shown and any(packet.pts is None for packet in packets.video):
+        raise Damage(WITHOUT_TIMES)
     if not shown:
         raise Damage("has no readable picture: damaged or incomplete; copy or encode it again")
     starts = sorted(shown)

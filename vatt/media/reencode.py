@@ -145,7 +145,12 @@ def _transcode(
         takers[audio.index] = sound(out, audio, origin)
     streams = [stream for stream in (video, audio) if stream is not None]
     ends = dict.fromkeys(takers, origin)
-    for packet in packets_of(container, streams):
+
+    def restart() -> None:
+        for taker in takers.values():
+            taker.restart()
+
+    for packet in packets_of(container, streams, on_jump=restart):
         tell_alive()
         index = packet.stream_index
         if packet.pts is not None:
@@ -170,6 +175,7 @@ class _Pictures:
     ) -> None:
         self._video = video
         self._decoder = StreamDecoder(video)
+        self.restart = self._decoder.restart
         self._scaler = VideoReformatter()
         self._matrix = display_matrix(first, video)
         self._size = reencoded_size(

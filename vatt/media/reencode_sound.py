@@ -39,6 +39,7 @@ class CopiedSound:
 
     def __init__(self, out: OutputContainer, audio: AudioStream, origin_seconds: float) -> None:
         self._decoder = StreamDecoder(audio)
+        self.restart = self._decoder.restart
         self._stream = out.add_stream_from_template(audio)
         self._shift = round(origin_seconds / tick_seconds(audio))
 
@@ -59,6 +60,7 @@ class EncodedSound:
     def __init__(self, out: OutputContainer, audio: AudioStream, origin_seconds: float) -> None:
         self._audio = audio
         self._decoder = StreamDecoder(audio)
+        self.restart = self._decoder.restart
         self._origin_seconds = origin_seconds
         self._rate = audio.rate if audio.rate in AAC_SAMPLE_RATES else 48_000
         self._layout = audio.layout.name if audio.layout.name in KEPT_LAYOUTS else "stereo"

@@ -11,7 +11,7 @@ from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 
-from vatt.media.decoder import CUT_SECONDS, at_time, decode_packet
+from vatt.media.decoder import CUT_SECONDS, Tags, at_time, decode_packet
 from vatt.media.packets import Packets
 from vatt.media.source import Damage
 from vatt.media.streams import SHORT_ROLL_SECONDS, MediaStream, tick_seconds
@@ -71,13 +71,15 @@ def _decoded(audio: AudioStream, packets: Packets, start_seconds: float) -> Iter
     if packets.exhausted and packets.last_sound is not None and packets.last_sound.pts is not None:
         excused_from = packets.last_sound.pts - CUT_SECONDS / tick
     fault: Damage | None = None
-    has_begun = False
+    has_begun, tags = False, Tags()
     for packet in [*packets.audio, None]:
         pts = packet.pts if packet is not None else None
         is_late = pts is not None and pts >= excused_from
         try:
             frames = decode_packet(audio, packet, whole=not is_late)
         except Damage as damage:
+            if tags.covers(packet):
+                continue
             is_early = not has_begun and pts is not None and pts < excused_until
             if not is_early and not (is_late and has_begun):
                 raise

@@ -1,7 +1,8 @@
 """Streams and packets as the container describes them: times, order, the file's duration."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import av.error
@@ -11,6 +12,8 @@ from av.packet import Packet
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
+from vatt.media.encryption import is_encrypted
+from vatt.media.opening import ENCRYPTED
 from vatt.media.source import Damage
 
 MediaStream = VideoStream | AudioStream
@@ -31,11 +34,16 @@ END_FORMATS = frozenset({MATROSKA, "ogg"})
 GUESSING_FORMATS = frozenset(
     (
         *("aac", "ac3", "ac4", "adx", "amr", "amrnb", "amrwb", "aptx", "aptx_hd", "codec2raw"),
+        *("h261", "h263", "h264", "hevc", "m4v", "mpegvideo", "obu", "vc1", "dirac", "mjpeg"),
         *("dfpwm", "dts", "dtshd", "eac3", "g722", "g723_1", "g728", "g729", "gsm", "loas", "mlp"),
         *("mp3", "sbc", "truehd"),
     )
 )
 BYTE_FORMATS = frozenset({"wav", "w64", "aiff", "au"})  # in which FFmpeg seeks to a byte
+WITHOUT_TIMES = (
+    "has no times, as raw streams have none: put it into a container, for example with "
+    "ffmpeg -i FILE NEW.mp4"
+)
 UNKNOWN = "unknown"  # the codec of a stream without decoder
 # A seek goes by decoding time, which may lie so much before the file's start.
 BEFORE_START_SECONDS = 3600.0
@@ -43,10 +51,16 @@ BEFORE_START_SECONDS = 3600.0
 # further: MP3 up to 511 bytes, which are 0.7 s at 8 kb/s; Opus and speech codecs predict from what
 # they decoded (RFC 7845 asks for at least 80 ms; tonal sound takes longer).
 SHORT_ROLL_CODECS = frozenset({"aac", "ac3", "alac", "eac3", "flac", "mp2", "vorbis"})
-SHORT_ROLL_SECONDS, LONG_ROLL_SECONDS = 0.12, 1.0
+SHORT_ROLL_SECONDS, LONG_ROLL_SECONDS, ENDLESS_ROLL_SECONDS = 0.12, 1.0, 1e6
+ENDLESS_CODECS = frozenset({"adpcm_yamaha"})  # whose packets all build on the first
 OPUS_RATE = 48_000
 LATE_SECONDS = 0.25  # a clock that starts later was not set to zero; codecs' delays are shorter
 MISSING_SECONDS = 1.0  # a stream that ends so much before what its header says was cut off
+# Formats that can be joined end to end, or recorded amid a broadcast; their clock then starts over,
+# or leaps. By `LEAP_SECONDS` FFmpeg's program, too, tells a leap from a pause.
+JOINED_FORMATS = frozenset({"mpegts", "mpeg", "ogg", "flv", "live_flv", "flac"})
+BACK_SECONDS, LEAP_SECONDS = 0.5, 10.0
+ROUNDED_BYTES = 16  # FFmpeg rounds a length to 1 µs
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
@@ -115,11 +129,35 @@ def header_duration_seconds(container: InputContainer) -> float | None:
     return duration - start if counts_from_zero else duration
 
 
-def read_duration_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> float:
-    """Length of the file in seconds; if no header says it, packets are read."""
+def mp3_promise_seconds(
+    container: InputContainer, audio: AudioStream | None, first_byte: int
+) -> float | None:
+    """Length of an MP3 in seconds by its header (Xing, Info); None if it has none.
+
+    Without one, FFmpeg makes up a length from the bytes that there are.
+
+    Args:
+        container: Open file.
+        audio: Its sound.
+        first_byte: Position of the first packet.
+    """
+    if container.format.name != "mp3" or audio is None or container.duration is None:
+        return None
+    seconds = container.duration / MICROSECONDS
+    num_bytes = seconds * (audio.bit_rate or 0) / 8
+    return seconds if abs(num_bytes - (container.size - first_byte)) > ROUNDED_BYTES else None
+
+
+def read_duration_seconds(
+    container: InputContainer, streams: Sequence[MediaStream], *, counts: bool = False
+) -> float:
+    """Length of the file in seconds; if no header says it, or `counts`, packets are read."""
     duration, start = header_duration_seconds(container), origin_seconds(container)
-    if container.duration is None or duration is None:
-        return max(0.0, max(_ends_seconds(container, streams), default=0.0) - start)
+    if container.duration is None or duration is None or counts:
+        end = max(_ends_seconds(container, streams), default=None)
+        if end is None:
+            raise Damage(WITHOUT_TIMES)
+        return max(0.0, end - start)
     written = container.duration / MICROSECONDS
     if container.format.name == MATROSKA and duration < written and start >= LATE_SECONDS:
         # FFmpeg counts from zero, mkvmerge and GStreamer from the first frame: then packets follow
@@ -138,13 +176,29 @@ def _ends_seconds(container: InputContainer, streams: Sequence[MediaStream]) -> 
             yield (packet.pts + (packet.duration or 0)) * ticks[packet.stream_index]
 
 
-def packets_of(container: InputContainer, streams: Sequence[MediaStream]) -> Iterator[MediaPacket]:
+def packets_of(
+    container: InputContainer,
+    streams: Sequence[MediaStream],
+    *,
+    on_jump: Callable[[], None] | None = None,
+) -> Iterator[MediaPacket]:
     """Packets of some streams, from the current position on.
 
     A format without an index ends where FFmpeg finds no further frame, and calls that an error.
+
+    Args:
+        container: Open file.
+        streams: Streams of the packets.
+        on_jump: Function to call where the file's clock starts over; times then go on, as in
+            FFmpeg's program. None: such a file is refused.
+
+    Raises:
+        Damage: a stream is encrypted, or the clock starts over.
     """
+    packets = _readable(packet for packet in container.demux(list(streams)) if packet.size)
+    is_joined = container.format.name in JOINED_FORMATS
     try:
-        yield from (packet for packet in container.demux(list(streams)) if packet.size)
+        yield from _steady(packets, on_jump) if is_joined else packets
     except av.error.InvalidDataError:
         if container.format.name not in GUESSING_FORMATS:
             raise
@@ -152,12 +206,66 @@ def packets_of(container: InputContainer, streams: Sequence[MediaStream]) -> Ite
         return  # PyAV (18.1) at the end of a file amid which further streams appear
 
 
-def guesses_times(container: InputContainer, stream: MediaStream) -> bool:
-    """Whether times after a seek are guessed from a rounded bit rate: ADPCM in WAV, for example.
+def _readable(packets: Iterable[MediaPacket]) -> Iterator[MediaPacket]:
+    """Packets of streams whose first one is not encrypted."""
+    seen: set[int] = set()
+    for packet in packets:
+        if packet.stream_index not in seen:
+            seen.add(packet.stream_index)
+            if is_encrypted(packet):
+                raise Damage(f"its {packet.stream.type} {ENCRYPTED}")
+        yield packet
 
-    Such files are read from their start; their packets are not decoded.
+
+def _steady(
+    packets: Iterable[MediaPacket], on_jump: Callable[[], None] | None
+) -> Iterator[MediaPacket]:
+    """Packets whose clock does not jump; decoding times tell, because they only rise.
+
+    Around a place where files were joined, packets of one stream may come later than others.
+    """
+    next_seconds: dict[int, float] = {}  # by stream, on the new clock
+    shifts: dict[int, float] = {}  # by stream, from the file's clock to the new one
+    last_shift, reached_seconds = 0.0, math.inf
+    for packet in packets:
+        index, tick = packet.stream_index, float(packet.time_base)
+        if packet.dts is not None:
+            read_seconds = packet.dts * tick
+            seconds = read_seconds + shifts.setdefault(index, last_shift)
+            expected = next_seconds.get(index, seconds)
+            if not expected - BACK_SECONDS <= seconds <= reached_seconds + LEAP_SECONDS:
+                if on_jump is None:
+                    raise _jump(packet, expected)
+                on_jump()
+                if abs(read_seconds + last_shift - expected) > BACK_SECONDS:  # the first to jump
+                    last_shift = expected - read_seconds
+                shifts[index] = last_shift
+                seconds = read_seconds + last_shift
+            next_seconds[index] = seconds + (packet.duration or 0) * tick
+            reached_seconds = max(next_seconds.values())
+        if shift := round(shifts.get(index, 0.0) / tick):
+            packet.dts = None if packet.dts is None else packet.dts + shift
+            packet.pts = None if packet.pts is None else packet.pts + shift
+        yield packet
+
+
+def _jump(packet: MediaPacket, after_seconds: float) -> Damage:
+    after = after_seconds - origin_seconds(packet.stream.container)
+    return Damage(
+        f"its clock starts over or leaps after {after:.2f} s, as in files that were joined: write "
+        "it anew, for example with ffmpeg -i FILE NEW.mp4"
+    )
+
+
+def guesses_times(container: InputContainer, stream: MediaStream) -> bool:
+    """Whether times after a seek are wrong, and files are read from their start, undecoded.
+
+    They come from a rounded bit rate (ADPCM in WAV, for example), or from the end of a page (FLAC
+    in Ogg).
     """
     name = codec_name(stream) or ""
+    if container.format.name == "ogg":
+        return name == "flac"
     return container.format.name in BYTE_FORMATS and not name.startswith("pcm_")
 
 
@@ -183,6 +291,8 @@ def sound_roll_seconds(audio: AudioStream) -> float:
     name = codec_name(audio) or ""
     if name.startswith("pcm_") or name in SHORT_ROLL_CODECS:
         return SHORT_ROLL_SECONDS
+    if name in ENDLESS_CODECS:
+        return ENDLESS_ROLL_SECONDS
     # FFmpeg drops the pre-skip (OpusHead, bytes 10 and 11) wherever a decoder begins
     head = audio.codec_context.extradata if name == "opus" else None
     pre_skip = int.from_bytes(head[10:12], "little") if head else 0

@@ -109,7 +109,9 @@ def find_captions(folder: Path, captions: str | os.PathLike[str] | None = None) 
         if not Path(captions).exists():
             raise ShardError(f"no caption file {captions}: correct the path")
         return Path(captions)
-    paths = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
+    found = (path for path in folder.iterdir() if path.name.lower() in CAPTION_FILES)
+    paths = [path for path in found if path.is_file()]
+    paths.sort(key=lambda path: CAPTION_FILES.index(path.name.lower()))
     if len(paths) > 1:
         names = " and ".join(path.name for path in paths)
         raise ShardError(f"{folder} has {names}: leave one of them, or name it with --captions")

@@ -110,14 +110,15 @@ def scan_shard(shard: Path) -> ShardIndex:
             (absolute paths, `..`, links, devices).
     """
     rows: dict[str, tuple[NDArray[np.int64], list[int]]] = {}
+    dotted = ""  # a medium whose name has a further dot: its key would end there
     if not shard.is_file():  # reading a pipe would wait for ever
         raise ShardError(f"{shard} is no plain file: give tars")
     try:
         with _Headers(io.FileIO(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 _refuse_hostile(shard, member)
-                if member.isfile():
-                    _place_member(shard, member, rows)
+                if member.isfile() and not _place_member(shard, member, rows):
+                    dotted = dotted or _dotted(member.name)
             _check_end(shard, tar)
     except (tarfile.TarError, EOFError) as error:
         if shard.stat().st_size == 0:
@@ -127,6 +128,11 @@ def scan_shard(shard: Path) -> ShardIndex:
         ) from error
     except OSError as error:
         raise ShardError(f"{shard} cannot be read: {error.strerror}") from error
+    if not rows and dotted:
+        raise ShardError(
+            f"{shard} holds no samples: a key ends at the first dot, and {dotted!r} has another "
+            "before its extension; name the files without it, such as a_b.mp4"
+        )
     if not rows:
         raise ShardError(
             f"{shard} holds no samples (KEY.mp4, KEY.txt, KEY.json): delete it or build it again"
@@ -159,19 +165,19 @@ def _refuse_hostile(shard: Path, member: tarfile.TarInfo) -> None:
 
 def _place_member(
     shard: Path, member: tarfile.TarInfo, rows: dict[str, tuple[NDArray[np.int64], list[int]]]
-) -> None:
-    """Adds a member to its sample's row; files that belong to no sample are skipped."""
+) -> bool:
+    """Adds a member to its sample's row; False for files that belong to no sample."""
     folder, _, name = member.name.rpartition("/")
     stem, _, extension = name.partition(".")
     extension = extension.lower()
     if not stem:  # ._name.mp4 and the like
-        return
+        return False
     if extension in MEDIA_EXTENSIONS:
         column, rank = MEDIA, MEDIA_EXTENSIONS.index(extension)
     elif extension in ("txt", "json"):
         column, rank = (TEXT if extension == "txt" else JSON), 0
     else:
-        return
+        return False
     key = f"{folder}/{stem}" if folder else stem
     members, ranks = rows.setdefault(
         key, (np.full((3, 2), -1, dtype=np.int64), [len(MEDIA_EXTENSIONS)] * 3)
@@ -183,6 +189,14 @@ def _place_member(
     if rank < ranks[column]:
         ranks[column] = rank
         members[column] = member.offset_data, member.size
+    return True
+
+
+def _dotted(name: str) -> str:
+    """The name of a media file with a further dot; "" for other names."""
+    stem, _, extension = name.rpartition("/")[2].rpartition(".")
+    is_media = extension.lower() in MEDIA_EXTENSIONS and stem and not stem.startswith(".")
+    return name if is_media else ""
 
 
 class _Headers(io.BufferedReader):
