@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import weakref
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tiny_models import make_model
 
 from vatt import FeatureExtractor, Features, MediaError, Tokenizer, preset, save_model
 from vatt.config.model import HeadConfig
+from vatt.errors import UserError
+from vatt.features.files import read_metadata
 from vatt.media.clip import read_clip, read_frames, read_waveform
 from vatt.preprocess.arrays import Frames
 
@@ -530,6 +533,30 @@ def test_files_that_are_no_features_are_refused(tmp_path: Path) -> None:
         Features(
             arrays={"video": torch.zeros(3, 4)}, start_seconds=times, end_seconds=times, coverage={}
         )
+
+
+def test_a_bomb_in_place_of_features_is_refused_before_it_unpacks(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("metadata.npy", "w") as member:
+            np.save(member, np.array("{}"))
+        with archive.open("video.npy", "w") as member:
+            np.save(member, np.zeros(10_000_000))
+    assert (tmp_path / "bomb.npz").stat().st_size < 100_000
+    for read in (Features.load, read_metadata):
+        with pytest.raises(UserError, match=r"bomb.npz is refused: .* 80,000,\d+ bytes .* at most"):
+            read(tmp_path / "bomb.npz")
+
+
+def test_an_array_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 8)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:
+        with archive.open("metadata.npy", "w") as member:
+            np.save(member, np.array("{}"))
+        archive.writestr("video.npy", header.getvalue() + bytes(100))
+    with pytest.raises(UserError, match="huge.npz holds no features of vatt, or is damaged"):
+        Features.load(tmp_path / "huge.npz")
 
 
 def test_a_folder_a_checkpoint_and_the_hubs_cache_give_the_same_vectors(

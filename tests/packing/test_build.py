@@ -138,6 +138,13 @@ def test_unusable_parquet_is_named(media, tmp_path, make, reason):
     assert not (tmp_path / "out").exists()
 
 
+def test_parquet_that_would_fill_the_memory_is_refused(media, tmp_path):
+    table = pyarrow.table({"file": ["b.mp4"], "text": [b"0" * 80_000_000]})
+    pyarrow.parquet.write_table(table, media / "captions.parquet", compression="zstd")
+    with pytest.raises(ShardError, match=r"captions.parquet is refused: .* at most 67,108,864 are"):
+        build(media, tmp_path / "out")
+
+
 def test_parquet_without_pyarrow_says_what_to_install(media, tmp_path, monkeypatch):
     table = pyarrow.table({"file": ["b.mp4"], "text": ["a dog"]})
     pyarrow.parquet.write_table(table, media / "captions.parquet")

@@ -1,6 +1,7 @@
 """Exact search is a plain loop, whatever it is cut into; approximate search is measured by it."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vatt.errors import UserError
 from vatt.search.approximate import (
     approximate_rows,
     build_approximate,
@@ -98,7 +100,7 @@ def test_faiss_finds_nearly_all_and_scores_them_exactly(
     assert said["kind"] == f"IVF{num_centres(6000)},SQ8"
     assert said["recall@10"] >= 0.98
     assert said["groups"] < num_centres(6000)
-    index = open_approximate(path)
+    index = open_approximate(path, clustered)
     queries = clustered[:50]
     truth = nearest_rows(clustered, queries, 11)
     found = [approximate_rows(index, clustered, one, 11, said["groups"]) for one in queries]
@@ -113,8 +115,25 @@ def test_faiss_finds_nearly_all_and_scores_them_exactly(
 @pytest.mark.parametrize("rows", [1, 2, 39, 40, 90])
 def test_faiss_takes_indexes_of_any_size(clustered: np.ndarray, tmp_path: Path, rows: int) -> None:
     said = build_approximate(clustered[:rows], tmp_path / "a.faiss")
-    index = open_approximate(tmp_path / "a.faiss")
+    index = open_approximate(tmp_path / "a.faiss", clustered[:rows])
     assert approximate_rows(index, clustered[:rows], clustered[0], 3, said["groups"])[1][0] == 0
+
+
+def test_an_index_that_claims_terabytes_or_other_rows_is_refused(
+    clustered: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.faiss"
+    build_approximate(clustered[:90], path)
+    for width in (32, 16):
+        with pytest.raises(UserError, match="a.faiss is missing or damaged"):
+            open_approximate(path, clustered[:80, :width])
+    whole = path.read_bytes()
+    (codes,) = re.finditer(rb"IxFI", whole)  # the centres: a header of 33 bytes, then their bytes
+    at = codes.end() + 33
+    assert int.from_bytes(whole[at : at + 8], "little") < 10_000
+    path.write_bytes(whole[:at] + (1 << 38).to_bytes(8, "little") + whole[at + 8 :])
+    with pytest.raises(UserError, match="a.faiss is missing or damaged"):
+        open_approximate(path, clustered[:90])
 
 
 def test_recall_does_not_count_the_row_that_asks() -> None:

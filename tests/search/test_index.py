@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from media_files import KINDS, make_file, make_still
+from pyarrow import parquet
 
 import vatt
 from vatt import VATT, FeatureExtractor, Features, Index, Tokenizer, preset, save_model
@@ -511,6 +514,45 @@ def test_an_index_that_cannot_be_read_is_named(
     assert "index.json is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("video_vt.windows.npy", lambda places: places + 10**9),
+        ("video_vt.windows.npy", lambda places: places[1:]),
+        ("video_vt.npy", lambda matrix: matrix.astype(np.float64)),
+        ("video_vt.npy", lambda matrix: matrix[:, None]),
+        ("windows.npy", lambda windows: windows[:1]),
+        ("sources.npy", lambda ends: ends[:0]),
+    ],
+)
+def test_an_index_whose_parts_do_not_fit_together_is_refused(
+    built: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    change: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    shutil.copytree(built, tmp_path / "copy")
+    path = next((tmp_path / "copy").glob(f"data-*/{name}"))
+    np.save(path, change(np.load(path)))
+    assert run("search", tmp_path / "copy", "a dog") == 2
+    said = capsys.readouterr().err
+    assert re.search(r"is damaged: make one with `vatt index", said)
+    assert said.count("\n") == 1
+
+
+def test_a_matrix_that_claims_more_rows_than_its_file_has_is_refused(
+    built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(built, tmp_path / "copy")
+    path = next((tmp_path / "copy").glob("data-*/video_vt.npy"))
+    with path.open("r+b") as file:
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 12)}
+        np.lib.format.write_array_header_1_0(file, shape)
+    assert run("search", tmp_path / "copy", "a dog") == 2
+    assert "video_vt.npy is missing or damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf")])
 def test_an_index_whose_windows_have_no_time_is_refused(
     built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: float
@@ -590,6 +632,39 @@ def test_rows_are_written_one_after_the_other(tmp_path: Path) -> None:
     made = np.load(tmp_path / "a.npy", mmap_mode="r")
     assert made.shape == (400, 3)
     assert made[::2, 1].tolist() == list(range(200))
+
+
+def zeros_in_little_space(path: Path) -> None:
+    """A row of 80 MB in one packed page."""
+    table = pyarrow.table({"source": [b"0" * 80_000_000]})
+    parquet.write_table(table, path, compression="zstd")
+
+
+def rows_in_little_space(path: Path) -> None:
+    """20 million rows in a few bytes."""
+    parquet.write_table(pyarrow.table({"video_vt": np.zeros(20_000_000, np.int8)}), path)
+
+
+def wide_vectors_in_no_space(path: Path) -> None:
+    """A missing vector of 4 GB."""
+    few, many = (pyarrow.list_(pyarrow.float32(), width) for width in (2, 1 << 30))
+    parquet.write_table(pyarrow.table({"video_vt": pyarrow.array([None], few)}), path)
+    schemas = (pyarrow.schema([("video_vt", kind)]).serialize() for kind in (few, many))
+    stored, changed = (base64.b64encode(one.to_pybytes()) for one in schemas)
+    assert stored in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(stored, changed))
+
+
+@pytest.mark.parametrize(
+    "write", [zeros_in_little_space, rows_in_little_space, wide_vectors_in_no_space]
+)
+def test_parquet_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, write: Callable[[Path], None]
+) -> None:
+    write(tmp_path / "part-0.parquet")
+    assert (tmp_path / "part-0.parquet").stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"part-0.parquet is refused: .* bytes of memory, and at"):
+        next(iter(FeatureFolder(tmp_path)))
 
 
 def test_parquet_is_read_in_pieces_that_do_not_split_a_source_in_two(

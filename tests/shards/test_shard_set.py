@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from vatt.errors import MediaError, ShardError
 from vatt.media.clip import read_frames
@@ -199,6 +201,28 @@ def test_damaged_index_is_made_again(tmp_path):
     index_path(shard).write_bytes(good[:20])
     assert len(ShardSet(tmp_path)) == 3
     assert len(index_path(shard).read_bytes()) == len(good)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("members", lambda members: members + 10**9),
+        ("members", lambda members: np.where(members > 0, 2**62, members)),
+        ("members", lambda members: members[:2]),
+        ("members", lambda members: members.astype(np.float64)),
+        ("key_ends", lambda ends: ends[::-1]),
+        ("key_ends", lambda ends: ends + 10**9),
+        ("keys", lambda keys: keys[:0]),
+    ],
+)
+def test_an_index_that_cannot_be_that_of_its_tar_is_made_again(tmp_path, name, change):
+    shard = write_shard(tmp_path / "00000.tar")
+    with safe_open(index_path(shard), framework="np") as stored:
+        arrays = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        metadata = stored.metadata()
+    arrays[name] = np.ascontiguousarray(change(arrays[name]))
+    index_path(shard).write_bytes(save(arrays, metadata))
+    assert [content_of(one) for one in ShardSet(tmp_path)] == [media_of(shard, n) for n in range(3)]
 
 
 def test_pickled_set_is_small_and_holds_no_open_file(tmp_path):

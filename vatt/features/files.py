@@ -15,6 +15,7 @@ from torch import Tensor
 from vatt.errors import UserError
 from vatt.media.clip import Clip
 from vatt.preprocess.windows import WindowPlan
+from vatt.system.bounds import check_unpacked, unpacked_bytes
 from vatt.system.files import write_atomically
 
 FORMATS = ("npz", "safetensors")
@@ -146,6 +147,7 @@ def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], d
     try:
         if path.suffix == ".npz":
             with path.open("rb") as open_file, np.load(open_file, allow_pickle=False) as archive:
+                check_unpacked(path, unpacked_bytes(archive.zip))
                 metadata = json.loads(str(archive[_METADATA]))
                 names = [] if only_metadata else [n for n in archive.files if n != _METADATA]
                 return {name: torch.from_numpy(archive[name]) for name in names}, metadata
@@ -157,6 +159,8 @@ def _read(path: Path, only_metadata: bool = False) -> tuple[dict[str, Tensor], d
         raise UserError(f"no features {path}: check the path") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except UserError:
+        raise
     except Exception as error:  # numpy raises many kinds, by what the file is instead
         raise UserError(f"{path} holds no features of vatt, or is damaged") from error
 

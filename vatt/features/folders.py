@@ -12,6 +12,7 @@ from torch import Tensor
 from vatt.errors import UserError
 from vatt.features.files import FORMATS, Features
 from vatt.features.stores import description, load_parquet
+from vatt.system.bounds import check_parquet
 
 BATCH_ROWS = 2048  # of a parquet file; 1,024 floats each are 8 MB an array
 EXTRACT = "make features with `vatt extract MEDIA -o FEATURES --model MODEL`"
@@ -69,6 +70,8 @@ class FeatureFolder:
             yield Features.load(path)
             return
         with self._parquet.ParquetFile(path) as file:
+            row_bytes = sum(map(_num_bytes, file.schema_arrow.types))
+            check_parquet(path, file.metadata, row_bytes=row_bytes)
             described = description(file.schema_arrow)
             for batch in file.iter_batches(BATCH_ROWS):
                 columns = {name: batch.column(name) for name in batch.schema.names}
@@ -91,6 +94,12 @@ def _walk(folder: Path) -> Iterator[str]:
             is_part = at_top and name.startswith("part-") and name.endswith(".parquet")
             if not name.startswith(".") and (is_part or name.rpartition(".")[2] in FORMATS):
                 yield (Path(parent) / name).relative_to(folder).as_posix()
+
+
+def _num_bytes(kind: Any) -> int:
+    """Memory of a value of a column, at least; a missing vector takes as much as another."""
+    size: int = getattr(kind, "list_size", 0)
+    return size * _num_bytes(kind.value_type) if size > 0 else 4
 
 
 def _tensor(column: Any) -> Tensor:

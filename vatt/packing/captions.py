@@ -28,6 +28,7 @@ from vatt.errors import Fault, ShardError, UserError
 from vatt.packing.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
 from vatt.shards.index import leads_outside
 from vatt.shards.record import Segment, parse_segments
+from vatt.system.bounds import check_parquet
 from vatt.system.csv_rows import read_table
 from vatt.system.extras import load_extra
 
@@ -221,6 +222,7 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as table:
+            check_parquet(path, table.metadata, error=ShardError)
             _check_columns(path, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():

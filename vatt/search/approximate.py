@@ -5,7 +5,9 @@ store one byte per number. Rows found there are scored again with the exact vect
 therefore be missing, but scores and their order are those of exact search.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,17 +122,39 @@ def mean_recall(truth: list[Rows], answers: list[Rows], queries: Rows) -> float:
     return float(np.mean(shares)) if shares else 1.0
 
 
-def open_approximate(path: Path) -> Any:
+def open_approximate(path: Path, matrix: NDArray[np.float32]) -> Any:
     """Opens an index of `build_approximate`; its groups stay on disk until they are searched.
+
+    Args:
+        path: The file.
+        matrix: The vectors that it was built from, `[N, D]`.
 
     Raises:
         UserError: the index is damaged, or faiss is missing.
     """
     faiss = load_faiss()
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    except RuntimeError as error:
+        with _vectors_within(faiss, path.stat().st_size):
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        if (index.ntotal, index.d) != matrix.shape:
+            raise RuntimeError(f"is of {index.ntotal} rows of {index.d}")
+        return index
+    except (RuntimeError, OSError, MemoryError) as error:
         raise UserError(f"{path} is missing or damaged: make the index anew", 2) from error
+
+
+@contextlib.contextmanager
+def _vectors_within(faiss: ModuleType, most_bytes: int) -> Iterator[None]:
+    """Context in which faiss refuses a list that claims more bytes than its file has."""
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):  # before faiss 1.15
+        yield
+        return
+    before = faiss.get_deserialization_vector_byte_limit()
+    faiss.set_deserialization_vector_byte_limit(most_bytes)
+    try:
+        yield
+    finally:
+        faiss.set_deserialization_vector_byte_limit(before)
 
 
 def approximate_rows(
@@ -147,5 +171,6 @@ def approximate_rows(
     """
     index.nprobe = groups
     _, candidates = index.search(query[None], min(FIND_MORE * k, len(matrix)))
-    rows = np.sort(candidates[0][candidates[0] >= 0]).astype(np.int64)
+    found = (candidates[0] >= 0) & (candidates[0] < len(matrix))
+    rows = np.sort(candidates[0][found]).astype(np.int64)
     return best_of(exact_scores(matrix, rows, query), rows, k)

@@ -135,6 +135,10 @@ class SearchFiles:
         if self._windows.dtype != WINDOW or not all(np.isfinite(one).all() for one in times):
             raise UserError(f"{self._data / 'windows.npy'} is damaged: {MAKE}", 2)
         release(self._windows)
+        for name, places in self._places.items():
+            matrix = self._matrices[name]
+            if matrix.dtype != np.float32 or matrix.shape[:-1] != places.shape:
+                raise UserError(f"{self._data / name}.npy is damaged: {MAKE}", 2)
         self._lines: NDArray[np.uint8] = self._map("sources.jsonl")
         self._source_ends = self._map("sources.npy")
         self.num_sources = len(self._source_ends)
@@ -150,14 +154,18 @@ class SearchFiles:
 
     def windows(self, name: str, rows: NDArray[np.int64]) -> list[tuple[int, float, float]]:
         """Windows of some rows of an array: index of the file, start and end in seconds."""
-        windows: list[tuple[int, float, float]] = self._windows[self._places[name][rows]].tolist()
+        try:
+            windows: list[tuple[int, float, float]]
+            windows = self._windows[self._places[name][rows]].tolist()
+        except IndexError as error:
+            raise UserError(f"{self._data / name}.windows.npy is damaged: {MAKE}", 2) from error
         return windows
 
     def source(self, number: int) -> dict[str, str]:
         """Name of a file (`source`), and the place of its media."""
-        start = int(self._source_ends[number - 1]) if number else 0
-        line = self._lines[start : int(self._source_ends[number])]
         try:
+            start = int(self._source_ends[number - 1]) if number else 0
+            line = self._lines[start : int(self._source_ends[number])]
             source: dict[str, str] = json.loads(line.tobytes())
             source["source"]
         except (ValueError, LookupError, TypeError, RecursionError) as error:

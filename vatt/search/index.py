@@ -228,7 +228,7 @@ class Index:
         query = _unit(vector, matrix.shape[1])
         exact = exact or not self.is_approximate(name)
         if not exact and name not in self._approximate:
-            self._approximate[name] = open_approximate(self._files.faiss_path(name))
+            self._approximate[name] = open_approximate(self._files.faiss_path(name), matrix)
         fetched = k if distinct == "window" else FETCH_MORE * k
         while True:
             fetched = min(fetched, len(matrix))

@@ -58,6 +58,20 @@ class ShardIndex:
             np.array_equal(array, other.arrays()[name]) for name, array in self.arrays().items()
         )
 
+    def fits(self, size: int) -> bool:
+        """Whether this can be the index of a tar of `size` bytes."""
+        arrays = [(str(array.dtype), array.ndim) for array in self.arrays().values()]
+        if arrays != [("uint8", 1), ("int64", 1), ("int64", 3)]:
+            return False
+        offsets, sizes = self.members[..., 0], self.members[..., 1]
+        ends = np.concatenate([[0], self.key_ends])
+        return bool(
+            self.members.shape == (len(self), 3, 2)
+            and ends[-1] == len(self.keys)
+            and (np.diff(ends) >= 0).all()
+            and ((offsets < 0) | ((sizes >= 0) & (sizes <= size - offsets))).all()
+        )
+
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[str, NDArray[np.int64]]]) -> Self:
         """Packs `(key, members [3, 2])` of each sample."""

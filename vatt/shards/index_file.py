@@ -148,8 +148,10 @@ def load_index(shard: Path) -> tuple[dict[str, str], ShardIndex] | None:
             stamp = dict(stored.metadata() or {})
             if stamp.get("version") != INDEX_VERSION:
                 return None
-            return stamp, ShardIndex(
+            index = ShardIndex(
                 **{name: stored.get_tensor(name) for name in ("keys", "key_ends", "members")}
             )
-    except SafetensorError:  # a damaged index says nothing about the shard: it is made again
+            return (stamp, index) if index.fits(int(stamp["size"])) else None
+    # a damaged index says nothing about the shard: it is made again
+    except (SafetensorError, LookupError, TypeError, ValueError):
         return None
