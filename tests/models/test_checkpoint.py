@@ -4,14 +4,17 @@ import dataclasses
 import json
 import resource
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_models import make_model
 
 from vatt.config.presets import TINY, preset
-from vatt.models.checkpoint import load_model, save_model
+from vatt.errors import CheckpointError
+from vatt.models.checkpoint import load_model, read_config, save_model
 from vatt.models.start_weights import load_weights
 from vatt.network.model import VATT
 
@@ -57,6 +60,91 @@ def test_other_sizes_than_the_configuration_says_are_refused(tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="does not fit the model's configuration"):
         load_model(tmp_path)
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+HOSTILE = [
+    ({"encoder": {"num_layers": 10**6}}, "encoder.num_layers must be at most 256, got 1,000,000"),
+    ({"encoder": {"d_model": 10**7}}, "describes a model of .* weights, but .* has only .* bytes"),
+    ({"text": {"vocab_size": 10**7}}, "describes a model of 3,000,.* weights, but"),
+    ({"text": {"relative_buckets": 10**9}}, "relative_buckets"),
+    ({"encoder": {"num_layers": 20}}, "describes a model of"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), HOSTILE)
+def test_a_configuration_of_more_than_the_file_can_hold_is_refused_before_it_is_built(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    save_model(VATT(preset("tiny")), tmp_path)
+    change_config(tmp_path, **changes)
+    for read in (load_model, read_config):
+        with pytest.raises(CheckpointError, match=message):
+            read(tmp_path)
+
+
+def test_a_configuration_too_large_to_be_one_is_refused_without_being_read(tmp_path: Path) -> None:
+    save_model(VATT(preset("tiny")), tmp_path)
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte that takes no space
+    with pytest.raises(CheckpointError, match=r"config.json is refused: .* at most 1,048,576"):
+        load_model(tmp_path)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_has_is_refused(tmp_path: Path) -> None:
+    config = preset("tiny").to_dict()
+    torch.save({"vatt_config": config, "state_dict": {}}, tmp_path / "bomb.ckpt")
+    with zipfile.ZipFile(tmp_path / "bomb.ckpt", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data/0", bytes(80_000_000))
+    with pytest.raises(CheckpointError, match=r"bomb.ckpt is refused: .* 80,00\d,\d+ bytes"):
+        load_model(tmp_path / "bomb.ckpt")
+
+
+def test_views_of_one_number_are_not_a_model_of_billions(tmp_path: Path) -> None:
+    config = dataclasses.replace(preset("tiny"), encoder=dataclasses.replace(TINY, d_ff=10**6))
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in VATT(config).state_dict().items()}
+    weights = {f"network.{name}": torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    torch.save({"vatt_config": config.to_dict(), "state_dict": weights}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"describes a model of .* weights, but .*a.ckpt has"):
+        load_model(tmp_path / "a.ckpt")
+
+
+def test_a_loaded_model_owns_its_weights_and_computes_as_the_saved_one(tmp_path: Path) -> None:
+    saved = make_model()
+    saved.text_tokens.embedding.weight.requires_grad_(False)
+    config = dataclasses.replace(
+        saved.config, text=dataclasses.replace(saved.config.text, train_embedding=False)
+    )
+    saved.config = config
+    save_model(saved, tmp_path)
+    before = torch.get_rng_state()
+    loaded = load_model(tmp_path)
+    assert torch.get_rng_state().equal(before)  # nothing is drawn in vain
+    weights = tmp_path / "model.safetensors"
+    assert str(weights) not in Path("/proc/self/maps").read_text()
+    weights.write_bytes(bytes(weights.stat().st_size))  # written over, not replaced
+    words = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        assert loaded.encode_text(words).equal(saved.eval().encode_text(words))
+    for name, value in loaded.state_dict().items():
+        assert value.equal(saved.state_dict()[name])
+        assert value.untyped_storage().nbytes() == value.nbytes
+    learns = {name: one.requires_grad for name, one in saved.named_parameters()}
+    assert {name: one.requires_grad for name, one in loaded.named_parameters()} == learns
+    assert not learns["text_tokens.embedding.weight"]
+
+
+def test_weights_in_half_precision_become_a_model_in_float32(tmp_path: Path) -> None:
+    model = make_model()
+    save_model(model.bfloat16(), tmp_path)
+    loaded = load_model(tmp_path)
+    for name, value in model.state_dict().items():
+        assert loaded.state_dict()[name].equal(value.float())
 
 
 class Bomb:

@@ -315,6 +315,43 @@ def test_a_model_in_half_precision_takes_the_same_inputs(method: str) -> None:
         (lambda: ClassifierConfig(num_classes=1), "num_classes >= 2 .* got 1 and 0.5"),
         (lambda: ClassifierConfig(num_classes=9, dropout=1.0), "got 9 and 1.0"),
         (lambda: as_classifier(VATTConfig(), "smell", 5), "not on 'smell'"),
+        (
+            lambda: EncoderConfig(num_layers=10**6),
+            "encoder.num_layers must be at most 256, got 1,000,000",
+        ),
+        (lambda: EncoderConfig(d_model=10**9), "encoder.d_model must be at most 16,777,216"),
+        (lambda: EncoderConfig(num_heads=10**6, d_kv=10**6), "encoder.num_heads · encoder.d_kv"),
+        (lambda: TextConfig(vocab_size=10**12), "text.vocab_size must be at most 16,777,216"),
+        (
+            lambda: TextConfig(relative_buckets=10**9, relative_max_distance=10**10),
+            "text.relative_buckets must be at most",
+        ),
+        (lambda: TextConfig(max_words=10**6), "text.max_words must be at most 8,192"),
+        (lambda: HeadConfig(d_va=10**9), "head.d_va must be at most"),
+        (lambda: ClassifierConfig(num_classes=10**9), "classifier.num_classes must be at most"),
+        (lambda: VideoConfig(position_grid=(10**9, 1, 1)), "video.position_grid must be at most"),
+        (
+            lambda: VideoConfig(num_frames=1_000, image_size=512, patch_size=(1, 8, 8)),
+            "tokens of a clip of video must be at most 131,072, got 4,096,000",
+        ),
+        (
+            lambda: VideoConfig(num_frames=4096, image_size=4096, patch_size=(4096, 4096, 4096)),
+            "values in video.patch_size must be at most",
+        ),
+        (
+            lambda: AudioConfig(num_samples=10**7, patch_size=1),
+            "tokens of a clip of audio must be at most 131,072, got 10,000,000",
+        ),
+        (lambda: SpectrogramConfig(window_samples=10**6), "window_samples must be at most 65,536"),
+        (lambda: SpectrogramConfig(num_mels=10**5), "num_mels must be at most 1,024"),
+        (
+            lambda: SpectrogramConfig(patch_size=(1 << 20, 80)),
+            "values in audio.spectrogram.patch_size must be at most",
+        ),
+        (
+            lambda: interpolation_matrix(20_000, 3),
+            "a table of 20,000 positions cannot be interpolated, at most 16,384 can",
+        ),
     ],
 )
 def test_a_configuration_that_makes_no_model_is_refused(

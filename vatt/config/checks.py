@@ -10,6 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vatt.errors import UserError
 
+# Of anything that a configuration counts, such as a width: 16.8 million. A mistyped or hostile size
+# is refused by name before memory is taken; published sizes are below 70,000.
+MAX_SIZE = 1 << 24
+
 
 def positive(value: float) -> str | None:
     """Message for a number that is not above zero (NaN included), else None."""
@@ -37,16 +41,28 @@ def check_choices(config: Any, where: str) -> None:
 
 
 def check_sizes(where: str, sizes: tuple[int, ...] | None, num_axes: int) -> None:
-    """Refuses a tuple of sizes of the wrong length or with values below 1; None is valid."""
-    if sizes is not None and (len(sizes) != num_axes or min(sizes) < 1):
+    """Refuses a tuple of sizes of the wrong length or out of range; None is valid."""
+    if sizes is None:
+        return
+    if len(sizes) != num_axes or min(sizes) < 1:
         raise UserError(f"{where} must be {num_axes} positive sizes, got {sizes}")
+    for size in sizes:
+        check_at_most(where, size)
 
 
-def check_positive(config: Any, where: str, *names: str) -> None:
-    """Refuses sizes and rates that are not above zero, NaN included."""
+def check_positive(config: Any, where: str, *names: str, most: int = MAX_SIZE) -> None:
+    """Refuses sizes and rates that are not above zero, NaN included, or above `most`."""
     for name in names:
-        if not getattr(config, name) > 0:  # NaN is not
-            raise UserError(f"{where}.{name} must be positive, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not value > 0:  # NaN is not
+            raise UserError(f"{where}.{name} must be positive, got {value}")
+        check_at_most(f"{where}.{name}", value, most)
+
+
+def check_at_most(where: str, value: float, most: int = MAX_SIZE) -> None:
+    """Refuses a size above a limit."""
+    if value > most:
+        raise UserError(f"{where} must be at most {most:,}, got {value:,}")
 
 
 def from_plain(cls: type, values: dict[str, Any], where: str) -> Any:

@@ -4,10 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vatt.config.checks import check_choices, check_positive, check_sizes
+from vatt.config.checks import check_at_most, check_choices, check_positive, check_sizes
 from vatt.errors import UserError
 
 MODALITIES = ("video", "audio", "text")
+MAX_TOKENS = 1 << 17  # of a clip, which must fit into memory; the paper's have 1,568 and 1,200
+MAX_WORDS = 1 << 13  # of a caption
+MAX_WINDOW_SAMPLES, MAX_MELS = 1 << 16, 1 << 10  # their filter bank has 0.1 GB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +40,14 @@ class VideoConfig:
         check_positive(self, "video", "num_frames", "frame_rate", "image_size")
         check_sizes("video.patch_size", self.patch_size, 3)
         check_sizes("video.position_grid", self.position_grid, 3)
+        check_at_most("the number of values in video.patch_size", 3 * math.prod(self.patch_size))
         for axis, patches in (("num_frames", self.patch_size[:1]), ("image_size", self.patch_size)):
             if any(getattr(self, axis) % patch for patch in patches[-2:]):
                 raise UserError(
                     f"video.{axis} ({getattr(self, axis)}) must be a multiple of its patch size, "
                     f"got patch_size={self.patch_size}"
                 )
+        check_at_most("the number of tokens of a clip of video", self.num_tokens, MAX_TOKENS)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -87,8 +92,13 @@ class SpectrogramConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes that make no spectrogram."""
-        check_positive(self, "audio.spectrogram", "window_samples", "hop_samples", "num_mels")
+        check_positive(self, "audio.spectrogram", "window_samples", most=MAX_WINDOW_SAMPLES)
+        check_positive(self, "audio.spectrogram", "hop_samples")
+        check_positive(self, "audio.spectrogram", "num_mels", most=MAX_MELS)
         check_sizes("audio.spectrogram.patch_size", self.patch_size, 2)
+        check_at_most(
+            "the number of values in audio.spectrogram.patch_size", math.prod(self.patch_size)
+        )
         if self.patch_size[1] > self.num_mels:
             raise UserError(
                 f"audio.spectrogram.patch_size must fit {self.num_mels} mel bins, "
@@ -137,6 +147,7 @@ class AudioConfig:
             raise UserError(f"{sizes} must be a multiple of audio.patch_size ({self.patch_size})")
         if 0 in self.grid:
             raise UserError(f"audio.num_samples ({self.num_samples}) do not fill one patch")
+        check_at_most("the number of tokens of a clip of audio", self.num_tokens, MAX_TOKENS)
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -188,11 +199,14 @@ class TextConfig:
     def __post_init__(self) -> None:
         """Refuses sizes that make no tower."""
         check_choices(self, "text")
-        check_positive(self, "text", "max_words", "d_embedding", "d_linear")
+        check_positive(self, "text", "max_words", most=MAX_WORDS)
+        check_positive(self, "text", "d_embedding", "d_linear")
         if self.vocab_size < 2:  # padding and a word
             raise UserError(f"text.vocab_size must be at least 2, got {self.vocab_size}")
+        check_positive(self, "text", "vocab_size")
         if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 4:
             raise UserError(
                 "text needs relative_buckets >= 4 and relative_max_distance > a quarter of them, "
                 f"got {self.relative_buckets} and {self.relative_max_distance}"
             )
+        check_positive(self, "text", "relative_buckets")

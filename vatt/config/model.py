@@ -9,11 +9,12 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from vatt.config.checks import check_choices, check_positive, from_plain
+from vatt.config.checks import check_at_most, check_choices, check_positive, from_plain
 from vatt.config.geometry import MODALITIES, AudioConfig, TextConfig, VideoConfig
 from vatt.errors import UserError
 
 FORMAT_VERSION = 1  # of config.json and of the dict in a checkpoint
+MAX_LAYERS = 256  # of an encoder; the largest published one has 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,9 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         """Refuses sizes and rates out of range."""
-        check_positive(self, "encoder", "num_layers", "d_model", "d_ff", "num_heads", "d_kv")
+        check_positive(self, "encoder", "num_layers", most=MAX_LAYERS)
+        check_positive(self, "encoder", "d_model", "d_ff", "num_heads", "d_kv")
+        check_at_most("encoder.num_heads · encoder.d_kv", self.num_heads * self.d_kv)
         if not 0 <= self.dropout < 1:
             raise UserError(f"encoder.dropout must be in [0, 1), got {self.dropout}")
 
@@ -103,6 +106,7 @@ class ClassifierConfig:
                 "classifier needs num_classes >= 2 and dropout in [0, 1), "
                 f"got {self.num_classes} and {self.dropout}"
             )
+        check_positive(self, "classifier", "num_classes")
 
 
 @dataclass(frozen=True, kw_only=True)

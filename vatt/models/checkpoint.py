@@ -6,6 +6,7 @@ Nothing in a file is ever executed: safetensors for folders, `weights_only=True`
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from vatt.errors import CheckpointError, UserError
 from vatt.models.preprocess_json import write_preprocess_json
 from vatt.network.model import VATT
 from vatt.preprocess.tokenizer import Tokenizer
+from vatt.system.bounds import check_bytes, check_unpacked, unpacked_bytes
 from vatt.system.files import write_atomically
 
+WEIGHTS = "model.safetensors"  # of a model folder
 TOKENIZER = "tokenizer.json"  # of a model folder, or of a run
 CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoint
 NETWORK_PREFIX = "network."  # where training modules keep their VATT
+MAX_CONFIG_BYTES = 1 << 20  # of config.json; ours have 2 kB
 
 
 def save_model(
@@ -45,7 +49,7 @@ def save_model(
     out.mkdir(parents=True, exist_ok=True)
     # not save_file: on a full disk it raises an error of its own kind and leaves half a file
     weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
-    write_atomically(out / "model.safetensors", weights)
+    write_atomically(out / WEIGHTS, weights)
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     write_atomically(out / "config.json", config.encode())
     if tokenizer is not None:
@@ -79,21 +83,62 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
     Raises:
         CheckpointError: there is no model at `source`, or its weights do not fit its configuration.
     """
-    config, weights = read_model(Path(source))
-    model = VATT(config)
-    load_strictly(model, weights, source)
+    path = Path(source)
+    config, weights = read_model(path)
+    model = _empty_model(config, path)
+    load_strictly(model, weights, source, assign=True)
+    del weights
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.data = _own_copy(parameter.data)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, _own_copy(buffer))
     return model.eval()
+
+
+def _own_copy(tensor: Tensor) -> Tensor:
+    """Copy in memory of its own, of the type and on the device that a new model would have.
+
+    The file may change or vanish later, and its tensors lie at odd addresses.
+    """
+    return tensor.to(torch.empty(0), copy=True, memory_format=torch.contiguous_format)
+
+
+def _empty_model(config: VATTConfig, path: Path) -> VATT:
+    """A model without memory for its weights, of which `path` must be able to hold all."""
+    try:
+        with torch.device("meta"):
+            model = VATT(config)
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    file = path / WEIGHTS if path.is_dir() else path
+    size = file.stat().st_size if file.is_file() else None
+    num_weights = sum(value.numel() for value in model.state_dict().values())
+    if size is not None and num_weights > size:  # a weight has a byte or more
+        raise CheckpointError(
+            f"{path} is refused: its configuration describes a model of {num_weights:,} weights, "
+            f"but {file} has only {size:,} bytes; copy both from where they were made"
+        )
+    return model
 
 
 def read_model(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
     """Settings and weights of a model folder or a checkpoint."""
     if path.is_dir():
-        return _read_config(path), read_tensors(path / "model.safetensors")
+        return _read_config(path), read_tensors(path / WEIGHTS)
     return _read_checkpoint(path)
 
 
-def load_strictly(model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+def load_strictly(
+    model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str], *, assign: bool = False
+) -> None:
     """Loads weights into a model; their names and shapes must match exactly.
+
+    Args:
+        model: Model that receives the weights.
+        weights: Weights by name.
+        path: Origin of the weights, for the message.
+        assign: Whether the model takes the tensors themselves, instead of copying their values.
 
     Raises:
         UserError: weights are missing, unexpected or of another shape; the error names `path`.
@@ -108,7 +153,7 @@ def load_strictly(model: VATT, weights: dict[str, Tensor], path: str | os.PathLi
             f"{path} has {len(unknown)} weights its model does not, first {unknown[:3]}"
         )
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the model's configuration: {error}") from error
 
@@ -117,24 +162,29 @@ def read_config(source: str | os.PathLike[str]) -> VATTConfig:
     """Configuration of a model folder or a checkpoint; a folder's weights are not read.
 
     Raises:
-        CheckpointError: there is no model at `source`.
+        CheckpointError: there is no model at `source`, or it cannot hold as many weights as its
+            configuration describes.
     """
     path = Path(source)
-    return _read_config(path) if path.is_dir() else _read_checkpoint(path)[0]
+    config = _read_config(path) if path.is_dir() else _read_checkpoint(path)[0]
+    _empty_model(config, path)
+    return config
 
 
 def _read_config(folder: Path) -> VATTConfig:
+    file = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_text())
+        check_bytes(file, file.stat().st_size, MAX_CONFIG_BYTES, CheckpointError)
+        config = json.loads(file.read_text())
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not a model folder: config.json is missing") from error
     except (ValueError, RecursionError) as error:  # no JSON, or no text at all
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise CheckpointError(
-            f"{folder / 'config.json'} must hold an object, got {type(config).__name__}"
-        )
-    return _config_of(config, folder / "config.json")
+        raise CheckpointError(f"{file} must hold an object, got {type(config).__name__}")
+    return _config_of(config, file)
 
 
 def _config_of(values: dict[str, Any], path: Path) -> VATTConfig:
@@ -193,9 +243,15 @@ def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 
     remedy = "give a .ckpt that `vatt fit` wrote, or a model folder"
     try:
+        check_archive(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except CheckpointError:
+        raise
     # what the restricted unpickler says of files that are no pickles, or hold more than tensors
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+    except (
+        *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError),
+        zipfile.BadZipFile,
+    ) as error:
         reason = f"{path} is not a checkpoint that can be read without running code from it"
         raise CheckpointError(f"{reason}: {remedy}") from error
     parts = checkpoint if isinstance(checkpoint, dict) else {}
@@ -204,6 +260,17 @@ def _open_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             f"{path} is not a checkpoint of vatt, without {CONFIG_KEY!r}: {remedy}"
         )
     return parts
+
+
+def check_archive(path: Path) -> None:
+    """Refuses a checkpoint that unpacks to more than it has: `torch.save` packs nothing.
+
+    Raises:
+        CheckpointError: it unpacks to more.
+        BadZipFile: it is no archive, as those of torch are.
+    """
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(path, unpacked_bytes(archive), times=1, error=CheckpointError)
 
 
 def weights_digest(model: VATT) -> str:

@@ -132,7 +132,9 @@ def _fit_positions(weights: dict[str, Tensor], model: VATT) -> None:
     """Interpolates tables of positions to the lengths that a model has."""
     for name, value in model.state_dict().items():
         table = weights.get(name)
-        if ".positions.tables." in name and table is not None and len(table) != len(value):
+        if ".positions.tables." not in name or table is None:
+            continue
+        if len(table) != len(value) and table.shape[1:] == value.shape[1:]:
             weights[name] = interpolation_matrix(len(table), len(value)) @ table.float()
 
 

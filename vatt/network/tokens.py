@@ -14,10 +14,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
+from vatt.errors import UserError
 from vatt.network.input_checks import expect_spectrogram, expect_text, expect_video, expect_waveform
 from vatt.network.layers import NORM_EPS, TRUNCATED_STD, truncated_normal
 from vatt.network.log_mel import log_mel_of, num_spectrogram_frames
 
+MAX_KNOTS = 1 << 14  # of a spline: its system of equations then has 2 GB
 POSITION_DROPOUT = 0.1  # hard-coded [C]; here off where the encoder's dropout is 0
 
 
@@ -68,8 +70,16 @@ def interpolation_matrix(num_from: int, num_to: int) -> Tensor:
     It evaluates a cubic polyharmonic spline (a sum of |distance|³ and a straight line) at j /
     num_to; the spline passes through entry i of the table at i / num_from.
 
+    Raises:
+        UserError: the table is too long.
+
     Source: `ExpandableEmbedding` of google-research/vatt `modeling/common/transformers.py`.
     """
+    if num_from > MAX_KNOTS:
+        raise UserError(
+            f"a table of {num_from:,} positions cannot be interpolated, at most {MAX_KNOTS:,} can: "
+            f"use clips of {num_from:,} positions, not {num_to:,}"
+        )
     with torch.inference_mode(False), torch.device("cpu"):  # kept for callers in any mode
         if num_from == 1:
             return torch.ones(num_to, 1)

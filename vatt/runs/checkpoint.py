@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 
 from vatt.errors import CheckpointError, UserError
-from vatt.models.checkpoint import read_entry
+from vatt.models.checkpoint import check_archive, read_entry
 from vatt.models.training_facts import RUN_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.files import atomic_file, remove_leftovers
@@ -301,8 +301,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         remedy = "give --ckpt_path a checkpoint that `vatt fit` wrote, whole"
         try:
+            check_archive(Path(path))
             checkpoint = super().load_checkpoint(path, map_location, weights_only)
-        except OSError:
+        except (OSError, CheckpointError):
             raise
         except Exception as error:  # torch raises many kinds, by what the file is instead
             raise UserError(f"{path} is damaged, or no checkpoint: {remedy}") from error
