@@ -116,6 +116,60 @@ def test_missing_and_foreign_files_are_named(tmp_path):
         Tokenizer.load(tmp_path / "bad.json")
 
 
+def changed(tokenizer, tmp_path, **parts):
+    """Path of the tokenizer's file, in which some parts are others."""
+    tokenizer.save(tmp_path / "tokenizer.json")
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored | parts))
+    return tmp_path / "tokenizer.json"
+
+
+DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+SLOW = {"type": "Replace", "pattern": {"Regex": "(a|a?)+$"}, "content": ""}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"normalizer": SLOW},
+        {"normalizer": {"type": "Sequence", "normalizers": [DOUBLE] * 60}},
+        {
+            "pre_tokenizer": {
+                **{"type": "Split", "pattern": SLOW["pattern"], "behavior": "Removed"},
+                "invert": False,
+            }
+        },
+        {"padding": {"strategy": {"Fixed": 10**12}, "direction": "Right"}},
+        {"truncation": {"max_length": 1}},
+        {"added_tokens": [{"id": 0, "content": "a", "special": True}]},
+        {"post_processor": {"type": "ByteLevel"}},
+        {"decoder": DOUBLE},
+        {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
+    ],
+)
+def test_steps_that_vatt_does_not_write_are_refused_before_they_run(tokenizer, tmp_path, parts):
+    (name,) = parts
+    path = changed(tokenizer, tmp_path, **parts)
+    with pytest.raises(
+        UserError, match=rf"tokenizer.json is not a .* saved: its {name} .* none of .* vatt runs"
+    ):
+        Tokenizer.load(path)
+
+
+def test_a_part_that_is_there_twice_is_taken_as_it_was_checked(tokenizer, tmp_path):
+    path = changed(tokenizer, tmp_path)
+    text = path.read_text()
+    path.write_text(text.replace("{", f'{{"normalizer": {json.dumps(SLOW)}, ', 1))
+    assert Tokenizer.load(path).encode(CAPTIONS, 8).equal(tokenizer.encode(CAPTIONS, 8))
+
+
+def test_a_file_too_large_for_a_vocabulary_is_refused_without_being_read(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(1 << 40)  # a terabyte that takes no space
+    with pytest.raises(UserError, match=r"tokenizer.json is refused: .* at most 67,108,864"):
+        Tokenizer.load(tmp_path / "tokenizer.json")
+
+
 def test_tokenizer_with_other_padding_is_refused():
     import tokenizers
 

@@ -19,12 +19,13 @@ then calls `tf.strings.lower` without an encoding (ASCII only), then tensorflow_
 """
 
 import itertools
+import json
 import os
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import tokenizers
 import torch
@@ -44,6 +45,7 @@ from vatt.preprocess.vocabulary import (
     PADDING_ID,
     read_vocabulary,
 )
+from vatt.system.bounds import check_bytes
 from vatt.system.files import write_atomically
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
@@ -53,6 +55,7 @@ OFFICIAL_PUNCTUATION = r"[!-/:-@\[-`{-~]"  # RE2's [[:punct:]]
 NUM_BYTES = 256
 LEAST_PAIRS = 2  # a pair of pieces that occurs once says nothing of other captions
 REPLACEMENT = "\ufffd"  # a character of which only some bytes were kept reads so
+MAX_FILE_BYTES = 64 << 20  # of tokenizer.json; 65,536 words have 2 MB
 
 
 class Tokenizer:
@@ -127,19 +130,18 @@ class Tokenizer:
         (2^16 vectors). Stricter than there: ids without gaps.
         """
         ids = read_vocabulary(Path(path))
-        letters = [Replace(letter, letter.lower()) for letter in string.ascii_uppercase]
-        cleanup = NormalizerSequence(
-            [Replace(tokenizers.Regex(OFFICIAL_PUNCTUATION), ""), *letters]
-        )
         model = WordLevel(ids, unk_token=OFFICIAL_UNKNOWN)
-        return cls(_assemble(model, cleanup, WhitespaceSplit()))
+        return cls(_assemble(model, _official_cleanup(), WhitespaceSplit()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Loads a tokenizer that `save` wrote.
 
+        Other steps than those of this module are refused: a regular expression from elsewhere can
+        run for ever, and a chain of replacements can fill the memory.
+
         Raises:
-            UserError: the file does not exist or is not a tokenizer.
+            UserError: the file does not exist, is too large, or is not such a tokenizer.
         """
         path = Path(path)
         if not path.is_file():
@@ -147,8 +149,11 @@ class Tokenizer:
                 f"no tokenizer {path}: correct the path, or leave it out to train one from the "
                 "captions"
             )
+        check_bytes(path, path.stat().st_size, MAX_FILE_BYTES)
         try:
-            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            _check_steps(stored)
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(stored)))  # what was checked
         except Exception as error:  # the library raises nothing more specific
             raise UserError(f"{path} is not a tokenizer that vatt saved: {error}") from error
 
@@ -208,6 +213,38 @@ def _cleanup() -> Normalizer:
     return NormalizerSequence(steps)
 
 
+def _official_cleanup() -> Normalizer:
+    letters = [Replace(letter, letter.lower()) for letter in string.ascii_uppercase]
+    return NormalizerSequence([Replace(tokenizers.Regex(OFFICIAL_PUNCTUATION), ""), *letters])
+
+
+def _pieces() -> PreTokenizer:
+    return PreTokenizerSequence(
+        [WhitespaceSplit(), ByteLevel(add_prefix_space=True, use_regex=False)]
+    )
+
+
+def _check_steps(stored: dict[str, Any]) -> None:
+    """Refuses a tokenizer with other steps than those of this module, before they are built."""
+    ours = [
+        tokenizers.Tokenizer(BPE()),  # without any step
+        _assemble(BPE(), _cleanup(), WhitespaceSplit()),
+        _assemble(BPE(), _official_cleanup(), _pieces()),
+    ]
+    ours[-1].decoder = ByteLevelDecoder()
+    allowed = [json.loads(one.to_str()) for one in ours]
+    for name, value in stored.items():
+        if name == "model":
+            value, known = value["type"], ["WordLevel", "BPE"]
+        else:
+            known = [one.get(name) for one in allowed]
+        if value not in known:
+            raise UserError(
+                f"its {name} {value!r:.200} is none of those that vatt runs; make a tokenizer with "
+                "`vatt tokenizer`"
+            )
+
+
 def _cleaned(texts: Iterable[str]) -> Iterator[str]:
     """Normalised captions that contain words.
 
@@ -233,11 +270,8 @@ def _train_words(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 def _train_bpe(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     from unittest.mock import patch
 
-    pieces = PreTokenizerSequence(
-        [WhitespaceSplit(), ByteLevel(add_prefix_space=True, use_regex=False)]
-    )
     learner = tokenizers.Tokenizer(BPE())
-    learner.pre_tokenizer = pieces
+    learner.pre_tokenizer = _pieces()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=LEAST_PAIRS,
@@ -249,7 +283,7 @@ def _train_bpe(captions: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer
     with patch.dict(os.environ, {"TOKENIZERS_PARALLELISM": "false"}):
         learner.train_from_iterator(captions, trainer)
     # only its model: the learner itself would read "[PAD]" in a caption as padding
-    trained = _assemble(learner.model, _cleanup(), pieces)
+    trained = _assemble(learner.model, _cleanup(), _pieces())
     trained.decoder = ByteLevelDecoder()
     return trained
 
