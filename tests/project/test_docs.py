@@ -16,9 +16,20 @@ from media_files import KINDS, make_file, make_still
 import vatt
 from vatt import VATT, Tokenizer, preset, save_model
 from vatt.cli import main
+from vatt.config.checks import MAX_SIZE
+from vatt.config.geometry import MAX_TOKENS
+from vatt.config.model import MAX_LAYERS
+from vatt.media.decoder import MAX_SIDE_PIXELS
+from vatt.media.opening import MAX_FRAME_PIXELS
+from vatt.media.pictures import MAX_CLIP_PIXELS
+from vatt.media.png_bomb import MAX_METADATA_BYTES
+from vatt.media.reader_process import LIMIT_SECONDS, MEMORY_BYTES
+from vatt.preprocess.tokenizer import MAX_FILE_BYTES
+from vatt.shards.record import MAX_TEXT_BYTES
+from vatt.system.bounds import MOST_TIMES, SMALL_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 NOT_HERE = ("/config.yaml", "train.csv")  # files that a command reads at once
 FEATURES = (
@@ -225,6 +236,36 @@ def test_the_picture_of_the_floors_is_the_contract_of_the_imports() -> None:
     floors = [floor.replace("vatt.", "").split(" | ") for floor in layers]
     text = section("docs/architecture.md", "The rooms on their floors")
     assert [floor.split(" · ") for floor in re.findall(r'f\d+\["(.*?)"\]', text)] == floors
+
+
+def test_nothing_that_security_excludes_runs_code_of_a_file() -> None:
+    unsafe = (
+        r"pickle\.loads?\(|Unpickler\(|allow_pickle=True|weights_only=False|joblib|unsafe_load"
+        r"|yaml\.load\(|trust_remote_code|(?<![\w.])(?:eval|exec)\("
+    )
+    found = {
+        path.name: re.findall(unsafe, path.read_text(encoding="utf-8"))
+        for room in ("vatt", "datamodules")
+        for path in (ROOT / room).rglob("*.py")
+    }
+    assert {name: matches for name, matches in found.items() if matches} == {}
+
+
+def test_the_limits_in_security_are_those_of_the_code() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    for limit in (
+        f"{MAX_LAYERS:,} layers, {MAX_TOKENS:,} tokens per clip",
+        f"widths of {MAX_SIZE / 1e6:.1f} million",
+        f"at most {MAX_FILE_BYTES >> 20} MiB; runs only",
+        f"at most {MAX_TEXT_BYTES >> 20} MiB of captions per sample",
+        f"more than {MOST_TIMES} times their size (and more than {SMALL_BYTES >> 20} MiB)",
+        f"at most {MAX_SIDE_PIXELS:,} pixels per side and {MAX_FRAME_PIXELS / 1e6:.0f} million",
+        f"a clip {MAX_CLIP_PIXELS / 1e6:,.0f} million",
+        f"unpack to at most {MAX_METADATA_BYTES >> 20} MiB",
+        f"at most {MEMORY_BYTES >> 30} GiB",
+        f"no sign of life for {LIMIT_SECONDS:.0f} s",
+    ):
+        assert limit in " ".join(page.split())
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
