@@ -45,7 +45,6 @@ if [[ "$1" == test ]]; then
     "$VENV/bin/python" -m ruff check
     "$VENV/bin/python" -m pip list --format freeze
     # without those that train or export for a while, and without several processes that wait for each other
-    bash scripts/test.sh -m "not slow and not gpu and not ddp" \
-        -k "not (test_ema or test_export or test_finetune or test_flops or test_loggers or test_media_log
-            or test_recipes or test_stopping)"
+    LONG="test_ema or test_export or test_finetune or test_flops or test_loggers or test_media_log or test_recipes"
+    bash scripts/test.sh -m "not slow and not gpu and not ddp" -k "not ($LONG or test_stopping)"
 fi
