@@ -252,8 +252,8 @@ def _steady(
 def _jump(packet: MediaPacket, after_seconds: float) -> Damage:
     after = after_seconds - origin_seconds(packet.stream.container)
     return Damage(
-        f"its clock starts over or leaps after {after:.2f} s, as in files that were joined: use its "
-        "parts, or write it anew, for example with ffmpeg -i FILE NEW.mp4"
+        f"its clock starts over or leaps after {after:.2f} s, as in files that were joined: use "
+        "its parts, or write it anew, for example with ffmpeg -i FILE NEW.mp4"
     )
 
 
