@@ -72,7 +72,7 @@ def test_checkpoint_describes_its_model_and_holds_no_objects(trained_run: Path) 
 
 @pytest.mark.slow
 def test_time_budget_ends_the_run_with_its_schedule_carried_out(
-    tiny_shards: Path, tmp_path: Path
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     budget = 3.0
@@ -85,9 +85,15 @@ def test_time_budget_ends_the_run_with_its_schedule_carried_out(
     spent = sum(float(row["perf/step_seconds"]) for row in rows)
     assert budget <= spent < budget + 2 * max(float(row["perf/step_seconds"]) for row in rows)
     assert rows[-1]["val/text_to_video/R@1"]  # validated at the end
-    before = len(rows)
+    checkpoint = (run / "checkpoints/last.ckpt").read_bytes()
+    capsys.readouterr()
     assert main(fit_arguments(tiny_shards, run, *options, "--ckpt_path=last")) == 0
-    assert len(read_losses(run)) <= before + 1  # the time that was spent counts after a resume
+    assert (
+        f"is trained: step {len(rows)}. More: --run.time_budget_seconds 6"
+        in capsys.readouterr().out
+    )
+    assert len(read_losses(run)) == len(rows)
+    assert (run / "checkpoints/last.ckpt").read_bytes() == checkpoint
 
 
 @pytest.mark.parametrize(("seconds", "share"), [(9.0, 0.0), (55.0, 0.5), (100.0, 1.0)])

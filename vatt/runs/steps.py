@@ -68,12 +68,12 @@ class StepClock(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks up the peak rate of the device."""
-        self.ran = True
         network, precision = getattr(pl_module, "network", None), str(trainer.precision)
         self._meter = flop_meter(network, trainer.strategy.root_device, precision)
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Starts a step, if the loader does not report when its batch was requested."""
+        self.ran = True
         self._step_began = time.perf_counter()
 
     def on_train_batch_end(
@@ -143,8 +143,8 @@ class TimeBudget(Callback):
         self.seconds = seconds
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continues with the training time of an interrupted run."""
-        self._share(trainer, pl_module)
+        """Continues with the training time of an interrupted run; trains no step if it is spent."""
+        trainer.should_stop = self._share(trainer, pl_module) >= 1
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Updates the progress of the schedule, and stops training when the time is used up."""

@@ -208,8 +208,14 @@ class TrainingCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         if not self.clock.ran:
-            step = self.trainer.global_step
-            print(f"{self.run_dir} is trained: step {step}. More: --trainer.max_steps {2 * step}")
+            step, more = self.trainer.global_step, "--trainer.max_steps"
+            amount = 2 * step
+            if step < self.trainer.max_steps:
+                more, amount = (
+                    "--run.time_budget_seconds",
+                    2 * self._of("run")["time_budget_seconds"],
+                )
+            print(f"{self.run_dir} is trained: step {step}. More: {more} {amount:g}")
             return
         print(
             fit_summary(
