@@ -332,6 +332,7 @@ def test_slides_of_a_transport_stream_are_seen_from_any_start(tmp_path: Path) ->
     assert_pictures_are_those(path, np.arange(0.02, 4, 0.2))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(SHARED is None, reason="VATT_SHARED names no folder with recorded faults")
 @pytest.mark.parametrize("name", ["imageio_cockatoo.mp4", "mp4parser_MOV00006.3gp"])
 def test_recorded_films_are_read_as_a_sequential_decode_does(name: str) -> None:

@@ -16,7 +16,7 @@ from vatt.cli import main
 from vatt.config.geometry import SpectrogramConfig, VideoConfig
 from vatt.config.model import EncoderConfig, HeadConfig, VATTConfig
 from vatt.config.presets import BASE, LARGE, MEDIUM, PRESETS, TINY, as_classifier, preset
-from vatt.models.checkpoint import CONFIG_KEY, save_model
+from vatt.models.checkpoint import CONFIG_KEY, NETWORK_PREFIX, save_model
 from vatt.network.flops import Flops, count_flops, count_parameters, published
 from vatt.network.model import VATT
 
@@ -326,7 +326,8 @@ def test_doctor_shows_a_model_folder_and_a_checkpoint(
     model = VATT(MODELS["text alone"])
     save_model(model, tmp_path / "model")
     checkpoint = tmp_path / "last.ckpt"
-    torch.save({CONFIG_KEY: model.config.to_dict(), "state_dict": {}}, checkpoint)
+    weights = {f"{NETWORK_PREFIX}{name}": value for name, value in model.state_dict().items()}
+    torch.save({CONFIG_KEY: model.config.to_dict(), "state_dict": weights}, checkpoint)
     for path in (tmp_path / "model", checkpoint):
         lines = shown(capsys, str(path))
         assert [f"{path}:", "text;", "one", "encoder", "for", "all"] == lines[0]

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import vatt
 
 ROOT = Path(vatt.__file__).resolve().parents[1]
@@ -39,6 +41,7 @@ def test_the_package_of_another_project_is_named_with_its_path(tmp_path: Path) -
     assert errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_copy_of_ours_is_as_good_as_ours(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "datamodules", tmp_path / "datamodules")
     assert print_config(tmp_path)[0] == 0
