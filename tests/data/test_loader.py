@@ -132,6 +132,15 @@ def test_micro_batches_are_the_parts_of_a_share_and_resume_as_other_sizes(num_wo
         assert keys == [str(position) for position in range(1, 40, 2)]
 
 
+@pytest.mark.parametrize(("num_workers", "size"), [(2, 1), (2, 2), (2, 8)])
+def test_the_parts_of_two_steps_are_read_in_advance(num_workers, size):
+    asked = []
+    settings = {"samples": Clips(), "batch_size": 8, "micro_batch_size": size}
+    loader = make(**settings, num_workers=num_workers, announce=asked.append)
+    take(loader, 1)
+    assert asked[:3] == [0, 8, 16]
+
+
 @pytest.mark.parametrize("size", [0, 3, 8])
 def test_micro_batches_that_do_not_divide_a_share_are_refused(size):
     with pytest.raises(UserError, match="has 4 clips of a batch of 8: micro_batch_size must"):

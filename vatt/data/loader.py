@@ -6,6 +6,7 @@ workers have prepared.
 """
 
 import itertools
+import math
 import multiprocessing
 import signal
 import time
@@ -90,12 +91,15 @@ class PositionedLoader:
         size = micro_batch_size or share
         parts = [offsets[place : place + size] for place in range(0, share, size)]
         self._batches = _GlobalBatches(order, batch_size, parts, announce)
+        # two steps are read in advance, since a step waits for the last of its parts
+        per_worker = max(2, math.ceil(2 * len(parts) / num_workers)) if num_workers > 0 else None
         self._loader = open_loader(
             samples,
             self._batches,
             num_workers=num_workers,
             start_method=start_method,
             pin_memory=pin_memory,
+            prefetch_factor=per_worker,
         )
 
     def __len__(self) -> int:
