@@ -165,25 +165,22 @@ def train(
     config: OptimizerConfig,
     missing: tuple[int, ...] = (),
     *,
-    fused: bool = False,
     restart_at: int = 0,
-    foreach: bool | None = None,
+    **kernels: bool,
 ) -> list[np.ndarray]:
     """Where our optimiser takes them; restarts from its state dict after a step."""
     model = Weights()
-    optimizer = build_optimizer(model, config, fused=fused)
+    optimizer = build_optimizer(model, config)
     steps = enumerate(zip(RATES, gradients(missing), strict=True), start=1)
     for step, (rate, rows) in steps:
         for group in optimizer.param_groups:
-            group["lr"] = rate
-            if foreach is not None:
-                group["foreach"] = foreach
+            group.update(kernels, lr=rate)
         for weight, row in zip(model.parameters(), rows, strict=True):
             weight.grad = None if row is None else torch.from_numpy(row)[None]
         optimizer.step()
         if step == restart_at:
             state = copy.deepcopy(optimizer.state_dict())
-            optimizer = build_optimizer(model, config, fused=fused)
+            optimizer = build_optimizer(model, config)
             optimizer.load_state_dict(state)
     return [weight.detach().numpy()[0] for weight in model.parameters()]
 
@@ -193,12 +190,12 @@ SGD = OptimizerConfig(name="sgd")
 
 
 @pytest.mark.parametrize("restart_at", [0, 1, 5])
-@pytest.mark.parametrize(("fused", "foreach"), [(False, None), (False, True), (True, None)])
+@pytest.mark.parametrize("kernels", [{}, {"fused": False}, {"fused": False, "foreach": True}])
 @pytest.mark.parametrize("missing", [(), (1, 2, 6)])
 def test_adam_is_that_of_keras(
-    missing: tuple[int, ...], fused: bool, foreach: bool | None, restart_at: int
+    missing: tuple[int, ...], kernels: dict[str, bool], restart_at: int
 ) -> None:
-    moved = train(ADAM, missing, fused=fused, foreach=foreach, restart_at=restart_at)
+    moved = train(ADAM, missing, restart_at=restart_at, **kernels)
     np.testing.assert_allclose(moved, follow(keras_adam, missing), rtol=1e-12)
 
 
@@ -238,7 +235,7 @@ def test_state_of_torchs_adam_goes_on_with_its_count_and_epsilon() -> None:
     for _ in range(3):
         torchs.step()
     groups = [{"params": list(model.parameters())}]
-    ours = KerasAdam(groups, lr=0.1, betas=(0.9, 0.999), eps=1.0, fused=False)
+    ours = KerasAdam(groups, lr=0.1, betas=(0.9, 0.999), eps=1.0)
     ours.load_state_dict(torchs.state_dict())
     ours.step()
     (group,) = ours.state_dict()["param_groups"]
@@ -328,8 +325,10 @@ def test_what_the_loss_learns_is_clipped_with_the_head(tiny_shards: Path, tmp_pa
     assert norms["backbone"] > 0.01
 
 
-def test_trainer_clips_all_gradients_together(tiny_shards: Path, tmp_path: Path) -> None:
-    assert clipping_run(tiny_shards, tmp_path, "--trainer.gradient_clip_val=0.001") == 0
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_trainer_clips_all_gradients_together(tiny_shards: Path, tmp_path: Path, name: str) -> None:
+    more = [f"--model.init_args.optimizer.name={name}", "--trainer.precision=bf16-mixed"]
+    assert clipping_run(tiny_shards, tmp_path, "--trainer.gradient_clip_val=0.001", *more) == 0
     norms = json.loads((tmp_path / "norms.json").read_text())
     assert math.hypot(*norms.values()) == pytest.approx(0.001, rel=1e-2)
 

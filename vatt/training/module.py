@@ -254,8 +254,7 @@ class TrainingModule(LightningModule):
                 f"trainer.gradient_clip_val {self.trainer.gradient_clip_val} would clip what "
                 "optimizer.clip_backbone and clip_head clip: set it to null, or them"
             )
-        fused = "mixed" not in self.trainer.precision  # Lightning clips no fused ones there
-        return build_optimizer(self, self.optimizer_config, fused=fused)
+        return build_optimizer(self, self.optimizer_config)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stores the model's configuration in the checkpoint, as plain containers."""

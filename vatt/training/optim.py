@@ -162,20 +162,6 @@ class KerasAdam(torch.optim.Adam):
     Source: `keras.optimizers.Adam`, with which google-research/vatt trains.
     """
 
-    def __init__(
-        self,
-        params: Iterable[dict[str, Any]],
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        fused: bool,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, fused=fused)
-        # a loss scaler shall leave out steps that overflow, and not hand them to the fused kernel,
-        # which would leave out its part of them in silence: they must not count
-        self._step_supports_amp_scaling = False
-
     def _init_group(self, group: dict[str, Any], *lists: Any) -> Any:
         """Sets the step count and eps of a group; torch's `step` calls it before it reads them."""
         is_complex = super()._init_group(group, *lists)
@@ -183,8 +169,9 @@ class KerasAdam(torch.optim.Adam):
         if "num_steps" not in group:  # the first step, or the first after a state of torch's Adam
             group["epsilon"] = group["eps"]
             group["num_steps"] = max((int(count) for count in step_counts), default=0)
-        for count in step_counts:
-            count.fill_(group["num_steps"])
+        if step_counts:  # two kernels; one count at a time would be one for each parameter
+            torch._foreach_zero_(step_counts)
+            torch._foreach_add_(step_counts, group["num_steps"])
         group["num_steps"] += 1
         correction = 1 - group["betas"][1] ** group["num_steps"]
         group["eps"] = group["epsilon"] / math.sqrt(correction)
@@ -225,20 +212,22 @@ class KerasSGD(Optimizer):
         return loss
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool = True) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Optimiser of the trainable parameters of `model`, at the peak learning rate.
 
-    Args:
-        model: Model with the parameters.
-        config: Settings of the optimiser.
-        fused: Whether to use one kernel for all parameters; not for `sgd`. Lightning refuses this
-            for `adamw` with gradient clipping in mixed precision.
+    Adam updates all parameters in one kernel, in every precision.
     """
     groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
     if config.name == "sgd":
         return KerasSGD(groups, lr=config.learning_rate, momentum=config.momentum)
     kind = torch.optim.AdamW if config.name == "adamw" else KerasAdam
-    return kind(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer = kind(
+        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
+    )
+    # A loss scaler shall leave out steps that overflow. It would hand them to a fused kernel, which
+    # would count them, and Lightning refuses to clip the gradients of an optimiser that takes them.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable[str]) -> None:
