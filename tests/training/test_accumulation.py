@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from training_runs import EXACT, fit_arguments, read_losses, signal_options
 
+from datamodules.augment import augment_batch
 from vatt import ContrastiveLoss, LossConfig, preset
 from vatt.batch import Batch, MicroBatches
 from vatt.cli import main
+from vatt.config.augment import AugmentConfig
 from vatt.config.model import HeadConfig
 from vatt.network.model import VATT, VATTOutput
 from vatt.system.ranks import rank, world_size
@@ -142,6 +144,27 @@ def test_parts_are_changed_alike_each_time_they_are_looked_at() -> None:
     first, second = (torch.cat([part.video for part in darker]) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(first, torch.cat([part.video for part in batches]) // 2)
+
+
+def test_both_passes_see_the_same_pictures_under_autocast() -> None:
+    batch, seen = make_batch(), []
+    batch = batch.with_inputs(seeds=torch.arange(ROWS))
+    augment = AugmentConfig(color_jitter_rate=1.0, audio_noise=0.01)
+
+    def change(part: Batch) -> Batch:
+        changed = augment_batch(part, augment)
+        seen.append((changed.video, changed.audio))
+        return changed
+
+    network = make_network().float()
+    batches = dataclasses.replace(MicroBatches.split(batch, 3), change=change)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = ContrastiveLoss(LossConfig())(forward_cached(network, batches), batches).total
+    total.backward()
+    changed = augment_batch(batch, augment)
+    for videos, sounds in (zip(*one, strict=True) for one in (seen[:4], seen[4:])):
+        assert torch.equal(torch.cat(videos), changed.video)
+        assert torch.equal(torch.cat(sounds), changed.audio)
 
 
 def test_parts_with_fewer_captions_are_filled_up() -> None:

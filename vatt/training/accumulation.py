@@ -65,9 +65,10 @@ class Replay:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Features `[rows, D]` of each micro-batch in turn, of the modalities that it has."""
-        for batch, seed in zip(self.batches, self.seeds, strict=True):
+        batches = iter(self.batches)
+        for seed in self.seeds:
             with self._same_draws(seed), self._same_precision():
-                features = self.network.encode_batch(batch)
+                features = self.network.encode_batch(next(batches))
             yield features
 
     @contextmanager
