@@ -11,6 +11,7 @@ from vatt.batch import Batch, MicroBatches
 from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
 from vatt.config.model import HeadConfig, VATTConfig
 from vatt.config.presets import TINY, preset
+from vatt.network.layers import Encoder
 from vatt.network.model import VATT
 from vatt.network.tokens import draw_kept_tokens, patch_video
 
@@ -314,3 +315,15 @@ def test_published_sizes_have_the_official_number_of_weights(name: str, count: i
     with torch.device("meta"):
         model = VATT(preset(name))
     assert sum(value.numel() for value in model.state_dict().values()) == count
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_blocks_add_to_float32_under_autocast(arrangement: str) -> None:
+    model, kinds = make_model(arrangement), set()
+    for encoder in model.encoders.values():
+        if isinstance(encoder, Encoder):
+            for block in encoder.blocks:
+                block.register_forward_hook(lambda _, __, out: kinds.add(out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(make_batch(model.config))
+    assert kinds == {torch.float32}

@@ -197,6 +197,8 @@ class Encoder(nn.Module):
         Returns:
             float `[B, L, D]`.
         """
+        if torch.is_autocast_enabled(x_BLD.device.type):
+            x_BLD = x_BLD.float()  # branches are added in float32; words come in 16 bits
         score_bias = self._score_bias(x_BLD, token_mask_BL)
         recompute = self.checkpoint_activations and torch.is_grad_enabled() and seen is None
         for number, block in enumerate(self.blocks):

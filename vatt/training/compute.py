@@ -1,12 +1,15 @@
 """Compiled encoders, and recomputation of activations."""
 
+from inspect import signature
+
 import torch
 
 from vatt.network.layers import Encoder
 from vatt.network.model import VATT
 
 # Graphs of a block: of each modality's encoder, in training and in evaluation, with and without
-# padding, of one row and of more. torch gives up at 8 and goes on without compiling.
+# padding, of one row and of more. torch gives up at 8 and goes on without compiling, with other
+# random draws in dropout.
 RECOMPILE_LIMIT = 32
 
 
@@ -22,11 +25,14 @@ def compile_towers(network: VATT, backend: str = "inductor") -> None:
         network: Network to compile; it is used as before.
         backend: Backend of `torch.compile`.
     """
-    limit = torch.compiler.config.recompile_limit
-    torch.compiler.config.recompile_limit = max(limit, RECOMPILE_LIMIT)
+    options = {}
+    if "recompile_limit" in signature(torch.compile).parameters:
+        options["recompile_limit"] = RECOMPILE_LIMIT
+    else:  # torch 2.11, where this setting holds for the threads of the backward pass, too
+        torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
     for encoder in _encoders(network):
         for block in encoder.blocks:
-            block.compile(backend=backend, dynamic=True)
+            block.compile(backend=backend, dynamic=True, **options)
 
 
 def checkpoint_activations(network: VATT) -> None:
