@@ -24,6 +24,11 @@ if [[ " $* " != *" --run.dir"* ]]; then
     exit 2
 fi
 
+# since SLURM 22.05 srun does not take this over: the readers of a GPU would share one core
+if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then
+    export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+fi
+
 # 5 minutes before the limit SLURM sends SIGTERM to the processes: they save and exit with 143. If
 # one ends in another way the others would wait for it: --kill-on-bad-exit ends them.
 srun --kill-on-bad-exit=1 "$VATT" fit "$@" --ckpt_path last \

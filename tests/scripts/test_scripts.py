@@ -298,13 +298,14 @@ def test_other_python_that_cannot_be_tested_is_skipped_with_the_reason(
 
 
 SRUN = """#!/usr/bin/env bash
-echo "srun $*" >>"$CALLS"
+echo "srun with ${SRUN_CPUS_PER_TASK:-} cores: $*" >>"$CALLS"
 exit "${FIT_CODE:-0}"
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >>"$CALLS"
 """
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "4", "SLURM_NTASKS_PER_NODE": "8"}
+JOB |= {"SLURM_CPUS_PER_TASK": "12"}
 
 
 @pytest.fixture
@@ -324,8 +325,9 @@ def test_slurm_job_trains_on_all_its_nodes_from_the_last_checkpoint(cluster: Mac
     code, calls = submit(cluster, "--config", "tiny", "--run.dir=/disk/run", "--x", "[a, b]")
     assert code == 0
     assert calls == [
-        f"srun --kill-on-bad-exit=1 {cluster.checkout}/.venv/bin/vatt fit --config tiny "
-        "--run.dir=/disk/run --x [a, b] --ckpt_path last --trainer.num_nodes 4 --trainer.devices 8"
+        f"srun with 12 cores: --kill-on-bad-exit=1 {cluster.checkout}/.venv/bin/vatt fit "
+        "--config tiny --run.dir=/disk/run --x [a, b] --ckpt_path last --trainer.num_nodes 4 "
+        "--trainer.devices 8"
     ]
 
 
