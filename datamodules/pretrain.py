@@ -28,6 +28,7 @@ from vatt.shards.shard_set import ShardSet
 logger = logging.getLogger(__name__)
 
 RECIPE = AugmentConfig()
+MAX_VALIDATION_ROWS = 64  # by default: 2048 rows of the published size would take 93 GiB
 
 
 @dataclass(eq=False, repr=False)
@@ -59,7 +60,8 @@ class PretrainData(StreamedData):
         cache_gib: Memory for decoded clips per rank, in GiB; clips that do not fit are decoded
             every time. 0: no cache.
         cache_views: Number of cached views of each clip; epoch e uses view e % cache_views.
-        validation_batch_size: Rows of a validation batch per rank. None: as in training.
+        validation_batch_size: Rows of a validation batch per rank. None: a micro-batch, or the
+            share of a training batch, at most 64, so that all workers read, and GPUs have memory.
         max_validation_captions: Maximum number of captions per clip in the retrieval set.
         max_validation_clips: Number of records of the retrieval set to use, from the first. None:
             all.
@@ -206,9 +208,10 @@ class PretrainData(StreamedData):
         self.open("validate")
         if self.validation_samples is None:
             return []
+        share = min(MAX_VALIDATION_ROWS, max(1, self.batch_size // self.world_size))
         return self.evaluation_loader(
             self.validation_samples,
-            batch_size=self.validation_batch_size or self.batch_size,
+            batch_size=self.validation_batch_size or self.micro_batch_size or share,
             num_workers=self._workers_for(self.validation_samples.cache),
         )
 
