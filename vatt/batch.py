@@ -203,7 +203,13 @@ class Batch:
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same batch on another device."""
+        """The same batch on another device; the host does not wait for copies to a GPU.
+
+        Args:
+            device: Device to copy to.
+            non_blocking: Whether the host may go on before a copy to the CPU is there, too.
+        """
+        non_blocking = non_blocking or torch.device(device).type == "cuda"
         moved = {n: v.to(device, non_blocking=non_blocking) for n, v in self._tensors().items()}
         return self.with_inputs(**moved)
 
@@ -275,7 +281,7 @@ class MicroBatches:
     def __iter__(self) -> Iterator[Batch]:
         """The parts in turn, on the device and changed."""
         for part in self.parts:
-            moved = part.to(self.device, non_blocking=True)
+            moved = part.to(self.device)
             yield moved if self.change is None else self.change(moved)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:

@@ -223,7 +223,7 @@ def pair_loss(
     with torch.autocast(first.device.type, enabled=False):  # 1e9 is not a half
         local = _sides(first, second, first_mask, second_mask)
         num_rows, num_candidates = local.second_mask_BK.shape
-        layout = exchange_layout(num_rows, num_candidates, first.device)
+        layout = exchange_layout(num_rows, num_candidates)
         local = _with_candidates(local, layout.num_candidates)
         divisor = None
         if config.official_masking and config.form == "symmetric":

@@ -4,6 +4,7 @@ All pictures of a clip are changed in the same way, which preserves motion.
 """
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -109,10 +110,16 @@ def _color_maps(draws: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
     cos, sin = saturation * angle.cos(), saturation * angle.sin()
     rows = [one, zero, zero, zero, cos, -sin, zero, sin, cos]
-    to_yiq = _RGB_TO_YIQ.to(draws.device)
-    turn = torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=-1).view(-1, 3, 3) @ to_yiq
+    to_yiq, to_rgb = _color_spaces(draws.device)
+    turn = to_rgb @ torch.stack(rows, dim=-1).view(-1, 3, 3) @ to_yiq
     offset = (1 - contrast)[:, None] * (turn @ mean[..., None])[..., 0] + brightness[:, None]
     return contrast[:, None, None] * turn, offset
+
+
+@cache
+def _color_spaces(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Matrices from RGB to YIQ and back on a device, which would wait for copy and inversion."""
+    return _RGB_TO_YIQ.to(device), torch.linalg.inv(_RGB_TO_YIQ).to(device)
 
 
 def add_audio_noise(audio: Tensor, level: float, seeds: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from vatt.errors import UserError
 from vatt.runs.checkpoint import RunCheckpoint, has_stepped
+from vatt.system.ranks import any_rank
 
 
 def _is_whole(trainer: Trainer) -> bool:
@@ -118,9 +119,8 @@ class StopOnSignal(Checkpoint):
         os.write(2, b"\nStopping after this step; once more Ctrl-C stops at once.\n")
 
     def _save_if_asked(self, trainer: Trainer) -> None:
-        asked = self._received is not None
-        if trainer.world_size > 1:  # the signal may reach only some ranks, or one a step later
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        # the signal may reach only some ranks, or one a step later
+        asked = any_rank(self._received is not None)
         if asked and has_stepped(trainer):
             self.checkpoint.save_once(trainer)
             self.asked = self._saved = True

@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -74,15 +75,16 @@ class RowLayout(NamedTuple):
         return sum(self.rows)
 
 
-def exchange_layout(
-    num_rows: int, num_candidates: int, device: torch.device | str = "cpu"
-) -> RowLayout:
-    """Exchanges the number of clips, and of captions per clip, between all ranks; a collective."""
+def exchange_layout(num_rows: int, num_candidates: int) -> RowLayout:
+    """Exchanges the number of clips, and of captions per clip, between all ranks.
+
+    A collective of the hosts, which waits for no GPU.
+    """
     if world_size() == 1:
         return RowLayout((num_rows,), num_candidates)
-    counts = torch.tensor([num_rows, num_candidates], device=device)
+    counts = torch.tensor([num_rows, num_candidates])
     everyone = counts.new_empty(world_size(), 2)
-    dist.all_gather(list(everyone.unbind()), counts)
+    dist.all_gather(list(everyone.unbind()), counts, group=_hosts(dist.group.WORLD))
     rows, candidates = everyone.T.tolist()
     return RowLayout(tuple(rows), max(candidates))
 
@@ -120,6 +122,22 @@ def gather_objects(value: T) -> list[T]:
         everyone = [None] * world_size()
         dist.all_gather_object(everyone, value)
     return everyone
+
+
+def any_rank(value: bool) -> bool:
+    """Whether a value is true on any rank; a collective of the hosts, which waits for no GPU."""
+    if world_size() == 1:
+        return value
+    votes = torch.tensor(int(value))
+    dist.all_reduce(votes, group=_hosts(dist.group.WORLD))
+    return bool(votes)
+
+
+@lru_cache(maxsize=1)
+def _hosts(world: Any) -> Any:
+    """Group of all ranks whose back end needs no GPU; a collective at its first call."""
+    takes_cpu_tensors = dist.get_backend(world) in ("gloo", "mpi", "fake")
+    return world if takes_cpu_tensors else dist.new_group(backend="gloo")
 
 
 def places_in_set(keys_of_ranks: Sequence[Sequence[str]]) -> list[int]:
