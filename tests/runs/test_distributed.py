@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 from rank_processes import run_vatt
-from training_runs import EXACT, STEPS, fit_arguments, read_keys, read_losses, signal_options
+from training_runs import (
+    EXACT,
+    STEPS,
+    fit_arguments,
+    read_keys,
+    read_losses,
+    read_rows,
+    signal_options,
+)
 
 pytestmark = [pytest.mark.ddp, pytest.mark.slow]  # on two cores two ranks wait for each other
 
@@ -152,6 +160,17 @@ def test_sharded_weights_train_as_whole_ones_and_change_places_with_them(
     narrow = "--model.init_args.model.encoder.d_ff=32"
     assert fit(tiny_shards, sharded, 2, *options, SHARDED, last, narrow) == [1, 1]
     assert "encoder.d_ff" in said(sharded).splitlines()[-1]
+
+
+def test_step_with_broken_gradients_is_left_out_on_all_ranks_of_sharded_weights(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    breaks = ["--trainer.callbacks+=training_runs.BreakGradients", "--trainer.callbacks.first=4"]
+    breaks += ["--trainer.callbacks.count=1"]
+    assert fit(tiny_shards, run, 2, SHARDED, *breaks) == [0, 0], said(run)
+    skipped = [float(row["train/skipped_steps"]) for row in read_rows(run)]
+    assert skipped == [float(step == 4) for step in range(STEPS)]
 
 
 def test_what_cannot_be_sharded_is_refused(tiny_shards: Path, tmp_path: Path) -> None:

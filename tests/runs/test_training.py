@@ -253,6 +253,34 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(
     assert "000" in message.split("Clips of the batch: ")[1]  # keys of the corpus
 
 
+def breaking_run(shards: Path, run: Path, name: str, first: int, count: int) -> int:
+    breaks = "--trainer.callbacks+=training_runs.BreakGradients"
+    more = [breaks, f"--trainer.callbacks.first={first}", f"--trainer.callbacks.count={count}"]
+    more += [f"--model.init_args.optimizer.name={name}", "--trainer.max_steps=30"]
+    return main(fit_arguments(shards, run, *more, "--trainer.limit_val_batches=0"))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_step_whose_gradients_are_not_finite_is_left_out(
+    tiny_shards: Path, tmp_path: Path, name: str
+) -> None:
+    assert breaking_run(tiny_shards, tmp_path / "run", name, 4, 3) == 0
+    rows = read_rows(tmp_path / "run")
+    assert [float(row["train/skipped_steps"]) for row in rows[:9]] == [0, 0, 0, 0, 1, 1, 1, 0, 0]
+    checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    assert float(rows[-1]["train/loss"]) < float(rows[0]["train/loss"])
+
+
+def test_run_whose_gradients_stay_broken_ends_and_names_the_clips(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert breaking_run(tiny_shards, tmp_path / "run", "adam", 3, 99) == 1
+    message = capsys.readouterr().err
+    assert "gradients of the last 10 steps before step 20 were not finite" in message
+    assert "000" in message.split("Clips of the batch: ")[1]
+
+
 def test_accumulated_steps_count_optimizer_steps(tiny_shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     more = ["--trainer.accumulate_grad_batches=2", "--trainer.max_steps=4"]

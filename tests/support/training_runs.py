@@ -125,6 +125,17 @@ class BreakOneRank(Callback):
                 next(iter(pl_module.parameters())).fill_(torch.nan)
 
 
+class BreakGradients(Callback):
+    """Spoils one gradient of the steps from `first` on, `count` in all."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self.steps = range(first, first + count)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step in self.steps:
+            next(p.grad for p in pl_module.parameters() if p.grad is not None).fill_(torch.nan)
+
+
 class KillOnce(Callback):
     """Kills the second rank before a step, in the first of the attempts to train."""
 

@@ -5,7 +5,7 @@ every hook.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -43,8 +43,11 @@ def join_ranks(tables: Sequence[T]) -> T:
     return concatenate(tables).select(places_in_set([table.keys for table in tables]))
 
 
+MAX_SKIPPED_STEPS = 10  # in a row; the host looks as often
+
+
 class NonFiniteLossError(UserError):
-    """The loss is NaN or infinite; raised before the weights change."""
+    """The loss or its gradients are NaN or infinite; raised before the weights change."""
 
 
 class TrainingModule(LightningModule):
@@ -82,6 +85,7 @@ class TrainingModule(LightningModule):
         # share of a time budget that is spent; `vatt.runs.steps.TimeBudget` sets it
         self.time_share = 0.0
         self._tables: list[Any] = []
+        self._skipped_in_row = torch.zeros(())
 
     def load_start(self, source: str) -> None:
         """Loads the weights of `init_from`.
@@ -144,9 +148,26 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
         """Sets the learning rate of this step, which depends only on the progress."""
+        if self.global_step % MAX_SKIPPED_STEPS == 0:
+            self._refuse_skipping(batch)
         factor = learning_rate_factor(self.schedule, self.progress)
         for group in self._optimizer().param_groups:
             group["lr"] = self.optimizer_config.learning_rate * factor
+
+    def _refuse_skipping(self, batch: Batch | MicroBatches) -> None:
+        if int(self._skipped_in_row) < MAX_SKIPPED_STEPS:
+            return
+        raise NonFiniteLossError(
+            f"the gradients of the last {MAX_SKIPPED_STEPS} steps before step {self.global_step} "
+            f"were not finite, so no weight changed. {self._clips_and_remedy(batch)}"
+        )
+
+    def _clips_and_remedy(self, batch: Batch | MicroBatches) -> str:
+        names = ", ".join(batch.keys[:8]) or "unnamed"
+        return (
+            f"Clips of the batch: {names}{' …' if len(batch.keys) > 8 else ''}. Lower the learning "
+            "rate, clip gradients (--trainer.gradient_clip_val 1), or look at these."
+        )
 
     def refuse_non_finite(
         self, loss: Tensor, parts: Mapping[str, Tensor], batch: Batch | MicroBatches
@@ -166,9 +187,7 @@ class TrainingModule(LightningModule):
         broken = [f"{name} {value.item()}" for name, value in parts.items() if not value.isfinite()]
         raise NonFiniteLossError(
             f"the loss is not finite at step {self.global_step} ({', '.join(broken)}; learning "
-            f"rate {self._optimizer().param_groups[0]['lr']:.3g}). Clips of the batch: "
-            f"{', '.join(batch.keys[:8]) or 'unnamed'}{' …' if len(batch.keys) > 8 else ''}. Lower "
-            "the learning rate, clip gradients (--trainer.gradient_clip_val 1), or look at these."
+            f"rate {self._optimizer().param_groups[0]['lr']:.3g}). {self._clips_and_remedy(batch)}"
         )
 
     def score_batch(self, batch: Any) -> Any:
@@ -216,7 +235,7 @@ class TrainingModule(LightningModule):
             self.log_dict(values, sync_dist=world_size() > 1)  # the same on every rank
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Logs the norm of all gradients before clipping.
+        """Logs the norm of all gradients before clipping; if it is not finite, the step is skipped.
 
         A weight that the batch does not use gets gradient 0 instead of None, so its moments decay,
         as in the official code and with DDP.
@@ -226,7 +245,13 @@ class TrainingModule(LightningModule):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in trainable if p.grad is not None]
-        self.log("train/grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+        norm = whole(torch.nn.utils.get_total_norm(gradients))
+        self.log("train/grad_norm", norm)
+        skips = (~norm.isfinite()).float()
+        self._skipped_in_row = (self._skipped_in_row.to(norm.device) + 1) * skips
+        self.log("train/skipped_steps", skips, reduce_fx="sum")
+        # on the device: a loss scaler leaves this for the kernel, so that the host need not wait
+        cast(Any, optimizer).found_inf = skips
 
     def configure_gradient_clipping(
         self,
@@ -281,6 +306,9 @@ class TrainingModule(LightningModule):
         try:
             for state in checkpoint.get("optimizer_states", []):
                 reorder_state(state, self, names)
+                for group in state["param_groups"]:
+                    if "fused" in group:  # some older runs of mixed precision were without
+                        group["fused"] = True
         except CheckpointError as error:
             raise UserError(
                 f"{error}: go on with the version of vatt that wrote the checkpoint, or start a "

@@ -193,8 +193,13 @@ class KerasSGD(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Updates the parameters that have a gradient; `closure` computes the gradients first."""
+        """Updates the parameters that have a gradient; `closure` computes the gradients first.
+
+        As with torch's optimisers, a `found_inf` other than 0 leaves out the step.
+        """
         loss = None if closure is None else torch.enable_grad()(closure)()
+        if bool(getattr(self, "found_inf", False)):
+            return loss
         for group in self.param_groups:
             weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if not weights:
