@@ -36,8 +36,9 @@ class PretrainData(StreamedData):
     """Clips with captions from tar shards.
 
     Args:
-        train: Shard folders or addresses. A list makes every clip equally likely; a mapping folder
-            → weight mixes the folders in proportion to the weights.
+        train: Shard folders or addresses. A list makes every record equally likely; a mapping
+            folder → weight gives each folder its share of every batch. `{HOWTO100M: 1, AUDIOSET:
+            1}` is the published mixture.
         validation: Shard folder of the retrieval set. None: no validation.
         video: Geometry of video clips, linked from the model.
         audio: Geometry of audio clips, linked from the model.
@@ -53,7 +54,8 @@ class PretrainData(StreamedData):
             of the first folder.
         num_candidates: Number of captions, nearest in time, in the bag of multi-instance NCE.
         captions_per_step: Number of captions drawn from the bag in each epoch. None: all.
-        batches_per_epoch: Batches per nominal epoch. None: as many as all sets give.
+        batches_per_epoch: Batches per nominal epoch. None: as many as the records of all folders
+            fill. With weights each folder has epochs of its own: a small one comes more often.
         seed: Seed of the order and of all random draws.
         augment: Random changes of training clips; the default is the published recipe.
         max_failure_rate: Share of unreadable clips, in [0, 1], above which training stops.

@@ -3,7 +3,7 @@
 # job is pre-empted, and queued again until it is done. From the checkout, set up on a shared disk:
 #
 #     sbatch --nodes=4 scripts/slurm_pretrain.sh --config pretrain_ma_medium --run.dir /disk/runs/ma \
-#         --data.init_args.train '[/disk/howto100m, /disk/audioset]'
+#         --data.init_args.train '{/disk/howto100m: 1, /disk/audioset: 1}'
 #
 # Arguments before the script go to sbatch and override the lines below, those after it to `vatt fit`.
 #SBATCH --job-name=vatt

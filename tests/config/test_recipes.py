@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vatt.training.finetune import FinetuneModule
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
 from vatt.training.pretrain import PretrainModule
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 PUBLISHED = ("pretrain_ma_medium", "pretrain_bbs", "pretrain_mbs", "pretrain_lbs")
 PRESETS = {
     "pretrain_ma_medium": "ma-medium",
@@ -80,6 +82,18 @@ def test_recipe_is_as_published(name: str) -> None:
     assert trainer["gradient_clip_val"] is None
     assert trainer["accumulate_grad_batches"] == 1
     assert settings["run"]["ema_decay"] is None
+
+
+@pytest.mark.parametrize("name", ["pretrain_ma_medium", "pretrain_ma_base_1gpu"])
+def test_the_command_of_a_recipe_mixes_both_sets_equally(name: str) -> None:
+    comment = (CONFIGS / f"{name}.yaml").read_text()
+    (mixture,) = re.findall(r"--data.init_args.train '(.*?)'", comment)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        options = [f"--config={name}", f"--data.init_args.train={mixture}", "--print_config"]
+        assert main(["fit", *options]) == 0
+    train = yaml.safe_load(shown.getvalue())["data"]["init_args"]["train"]
+    assert train == {"HOWTO100M": 1.0, "AUDIOSET": 1.0}
 
 
 @pytest.mark.parametrize(("devices", "share"), [(1, 2048), (32, 64), (256, 8)])

@@ -22,6 +22,11 @@ class References(Dataset):
         return [(ref.position, ref.sample_index, ref.epoch) for ref in refs]
 
 
+class Sets(Dataset):
+    def __getitems__(self, refs):
+        return refs
+
+
 class Clips(Dataset):
     """Batches whose keys say what was asked for."""
 
@@ -112,6 +117,53 @@ def test_a_run_resumes_with_another_number_of_ranks(before, after):
         loader.load_state_dict(states[0])
         parts.append(joined(take(loader, 6)))
     assert sorted(joined(parts)) == wanted(0, 44)
+
+
+def mixed_order():
+    return GlobalOrder([[70, 50], [30]], [1.0, 1.0], seed=6)
+
+
+def mixed(batch_size, **settings):
+    return PositionedLoader(Sets(), mixed_order(), batch_size=batch_size, **settings)
+
+
+def test_every_step_of_all_ranks_together_has_the_share_of_each_set():
+    ranks = [mixed(16, rank=rank, world_size=4) for rank in range(4)]
+    steps = list(zip(*(take(rank, 30) for rank in ranks), strict=True))
+    assert all(sum(ref.set_index for ref in joined(parts)) == 8 for parts in steps)
+    assert {ref.set_index for ref in joined(parts[0] for parts in steps)} == {0, 1}
+
+
+def test_a_run_of_mixed_sets_resumes_in_the_order_it_began_also_with_another_batch_size():
+    first = mixed(16)
+    refs = joined(take(first, 3))
+    second = mixed(24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second.load_state_dict(first.state_dict())
+    refs += joined(take(second, 2))
+    order = mixed_order()
+    order.mix_within(16)
+    assert refs == [order.ref(position) for position in range(96)]
+
+
+def test_a_state_of_an_earlier_version_keeps_its_order():
+    order = mixed_order()  # as that version mixed them
+    state = {"position": 32, "batches_in_pass": 2, "order": order.fingerprint()}
+    loader = mixed(16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader.load_state_dict(state)
+    assert joined(take(loader, 3)) == [order.ref(position) for position in range(32, 80)]
+    assert loader.state_dict()["mixed_within"] is None
+
+
+def test_other_sets_than_those_of_the_state_are_mixed_within_the_batches_of_the_run():
+    other = PositionedLoader(Sets(), GlobalOrder([[70], [30]], [1.0, 2.0]), batch_size=8)
+    loader = mixed(16)
+    with pytest.warns(UserWarning, match="another order"):
+        loader.load_state_dict(other.state_dict())
+    assert loader.order.mixed_within == 16
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

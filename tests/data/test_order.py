@@ -74,6 +74,38 @@ def test_weights_are_met_in_every_block(weights):
         assert got.min() > 0
 
 
+@pytest.mark.parametrize("batch_size", [2_048, 64, 8, 3, 12_288])
+@pytest.mark.parametrize("weights", [[1, 1], [3, 1], [0.7, 0.2, 0.1], [1, 2, 4, 8]])
+def test_every_batch_holds_the_share_of_each_set(weights, batch_size):
+    order = GlobalOrder([[7, 5]] * len(weights), weights, seed=3)
+    order.mix_within(batch_size)
+    quota = np.array(weights) / sum(weights) * batch_size
+    for batch in (0, 1, 2, 3, 10**6):
+        refs = map(order.ref, range(batch * batch_size, (batch + 1) * batch_size))
+        counts = Counter(ref.set_index for ref in refs)
+        got = np.array([counts[index] for index in range(len(weights))])
+        assert np.abs(got - quota).max() < 1
+
+
+def test_the_share_of_a_set_is_spread_over_the_batches_and_within_them():
+    order = GlobalOrder([[100], [100]], [2, 1], seed=4)
+    order.mix_within(8)  # 5.33 and 2.67 of each batch
+    sets = np.array([order.ref(position).set_index for position in range(10_000)])
+    drift = np.cumsum(sets.reshape(-1, 8).sum(axis=1) - 8 / 3)
+    assert np.abs(drift).max() < 50  # 10 by chance; 208 if the full batches came first
+    of_places = sets.reshape(-1, 8).mean(axis=0)
+    assert np.abs(of_places - 1 / 3).max() < 0.07  # of 1,250 batches: 5 times the chance
+
+
+def test_one_set_and_sets_without_weights_are_not_mixed_anew():
+    for sizes, weights in (([[9, 8]], None), ([[9, 8]], [2.0]), ([[9, 8], [5]], None)):
+        order = GlobalOrder(sizes, weights, seed=5)
+        before = [order.ref(position) for position in range(60)], order.fingerprint()
+        order.mix_within(4)
+        assert ([order.ref(position) for position in range(60)], order.fingerprint()) == before
+        assert order.mixed_within is None
+
+
 @pytest.mark.parametrize("weights", [None, [2.0, 1.0]])
 def test_a_position_means_the_same_in_whatever_order_positions_are_asked_for(weights):
     sizes = [[5, 9, 4, 30], [11, 2]]
@@ -110,6 +142,9 @@ def test_the_order_is_the_same_for_every_version_of_the_libraries():
     order = GlobalOrder([[3, 4], [5]], [1.0, 2.0], seed=11)
     refs = [(ref.set_index, ref.sample_index) for ref in map(order.ref, range(8))]
     assert refs == [(0, 4), (0, 5), (1, 2), (1, 3), (1, 0), (0, 1), (0, 3), (0, 0)]
+    order.mix_within(4)
+    refs = [(ref.set_index, ref.sample_index) for ref in map(order.ref, range(8))]
+    assert refs == [(1, 2), (1, 3), (1, 0), (0, 4), (0, 5), (1, 1), (1, 4), (1, 4)]
     assert int(draw_bits(1, 2, 3)[0]) == 10530651154998451608
 
 
@@ -170,7 +205,14 @@ def test_the_fingerprint_changes_with_everything_that_changes_the_order():
     ]
     names = {GlobalOrder(**{**base, **change}).fingerprint() for change in changes}
     assert len(names) == len(changes)
-    assert GlobalOrder(**base).fingerprint() in names
+    order = GlobalOrder(**base)
+    assert order.fingerprint() in names
+    for batch_size in (4, 8):
+        order.mix_within(batch_size)
+        names.add(order.fingerprint())
+    assert len(names) == len(changes) + 2
+    order.mix_within(None)
+    assert order.fingerprint() in names
 
 
 def test_the_fingerprint_is_computed_once(monkeypatch):

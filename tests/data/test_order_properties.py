@@ -44,8 +44,9 @@ def orders(draw, shards=SHARDS, max_sets=4, weights=WEIGHTS, may_be_unweighted=T
     }
 
 
-def take(arguments, start, count):
+def take(arguments, start, count, batch_size=None):
     order = GlobalOrder(**arguments)
+    order.mix_within(batch_size)
     return [order.ref(position) for position in range(start, start + count)]
 
 
@@ -82,9 +83,11 @@ def take_batches(loader, count):
 
 
 @many
-@given(orders(), POSITIONS)
-def test_every_sample_of_a_set_comes_exactly_once_in_every_epoch_of_that_set(arguments, start):
-    refs = take(arguments, start, 250)
+@given(orders(), POSITIONS, st.none() | st.integers(1, 200))
+def test_every_sample_of_a_set_comes_exactly_once_in_every_epoch_of_that_set(
+    arguments, start, batch_size
+):
+    refs = take(arguments, start, 250, batch_size)
     for index, sizes in enumerate(arguments["shard_sizes"]):
         epochs = epochs_of(refs, index)
         for samples in epochs:
@@ -95,9 +98,16 @@ def test_every_sample_of_a_set_comes_exactly_once_in_every_epoch_of_that_set(arg
 
 
 @few
-@given(orders(may_be_unweighted=False, max_sets=3), st.integers(0, 10**6))
-def test_no_sample_is_lost_where_one_block_of_mixed_sets_follows_the_other(arguments, block):
+@given(
+    orders(may_be_unweighted=False, max_sets=3),
+    st.integers(0, 10**6),
+    st.none() | st.sampled_from([1, 8, 1_000]),  # divisors of a block
+)
+def test_no_sample_is_lost_where_one_block_of_mixed_sets_follows_the_other(
+    arguments, block, batch_size
+):
     order = GlobalOrder(**arguments)
+    order.mix_within(batch_size)
     edge = (block + 1) * MIX_BLOCK
     around = [order.ref(position) for position in range(edge - 600, edge + 600)]
     for index, sizes in enumerate(arguments["shard_sizes"]):
@@ -139,6 +149,27 @@ def test_weights_are_met_at_every_position_as_closely_as_they_are_promised(weigh
     for ref in map(order.ref, range(start, start + MIX_BLOCK, 97)):
         share = counts[ref.set_index] / MIX_BLOCK
         assert abs(ref.epoch - ref.position * share) <= MIX_BLOCK * share * (1 - share) + 1e-3
+
+
+@many
+@given(
+    st.lists(st.floats(1e-6, 1e3), min_size=2, max_size=6),
+    SEEDS,
+    st.integers(1, 12_000),
+    st.integers(0, 10**9),
+)
+@example([1.0, 1.0], 0, 2_048, 0)
+def test_every_batch_has_the_share_of_every_set_but_for_rounding(weights, seed, batch_size, batch):
+    order = GlobalOrder([[1_000]] * len(weights), weights, seed)
+    order.mix_within(batch_size)
+    start = batch * batch_size
+    refs = [order.ref(position) for position in range(start, start + batch_size)]
+    counts = Counter(ref.set_index for ref in refs)
+    quotas = np.array(weights) / sum(weights) * batch_size
+    # of a block of 10,000 positions or more a set has its share rounded, and at least one
+    rounded = len(weights) * batch_size / max(MIX_BLOCK, batch_size)
+    for index, quota in enumerate(quotas):
+        assert abs(counts[index] - quota) < 1 + rounded
 
 
 @many
@@ -187,7 +218,7 @@ def test_ranks_share_every_global_batch_and_make_the_same_steps(
         assert {len(batch) for batch in batches} == {per_rank}
         start = position + step * batch_size
         in_order = sorted((ref for batch in batches for ref in batch), key=lambda r: r.position)
-        assert in_order == take(arguments, start, batch_size)
+        assert in_order == take(arguments, start, batch_size, batch_size)
     assert all(rank.state_dict() == ranks[0].state_dict() for rank in ranks)
 
 
@@ -207,7 +238,7 @@ def check_resumed(arguments, stop, before, after, **options):
             rank.close()
         state = ranks[0].state_dict()
     refs.sort(key=lambda ref: ref.position)
-    assert refs == take(arguments, 0, (stop + 4) * batch_size)
+    assert refs == take(arguments, 0, (stop + 4) * batch_size, batch_size)
 
 
 WORLD_SIZES = st.sampled_from([1, 2, 3, 4, 6])
@@ -263,5 +294,5 @@ def test_the_first_batch_after_a_resume_takes_no_more_work_however_far_it_is(wei
         assert batch[0].position == position
         work.append((sorted(drawn), list(asked)))
     assert work[0][1] == [16]
-    assert len(work[0][0]) == (2 if weights is None else 5)  # shards and a window; and the mixing
+    assert len(work[0][0]) == (2 if weights is None else 6)  # shards and a window; and the mixing
     assert all(one == work[0] for one in work)

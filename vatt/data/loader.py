@@ -42,7 +42,7 @@ class PositionedLoader:
     Args:
         samples: Map-style data set over `SampleRef`; its `__getitems__` makes the batch of a list
             of references.
-        order: Order of the samples.
+        order: Order of the samples; sets with weights are mixed evenly within each batch.
         batch_size: Samples per global batch, over all ranks.
         micro_batch_size: Samples per micro-batch, if a rank's share is yielded as `MicroBatches`,
             which are read separately. None: one batch.
@@ -79,6 +79,7 @@ class PositionedLoader:
         share = share_of_batch(batch_size, world_size, micro_batch_size)
         self._num_parts = None if micro_batch_size is None else share // micro_batch_size
         self.order = order
+        self.order.mix_within(batch_size)
         self.batch_size = batch_size
         self.position = 0  # global samples handed out since the start of the run
         self.asked_at = 0.0  # for the last batch, by the clock of `time.perf_counter`
@@ -130,11 +131,17 @@ class PositionedLoader:
             "position": self.position,
             "batches_in_pass": self._batches_in_pass,
             "order": self.order.fingerprint(),
+            "mixed_within": self.order.mixed_within,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resumes at a saved position; the next pass is the rest of the interrupted one."""
+        """Resumes at a saved position; the next pass is the rest of the interrupted one.
+
+        Sets are mixed as they were, also with another batch size: no sample is lost or repeated.
+        """
+        self.order.mix_within(state.get("mixed_within"))  # earlier versions did not write it
         if state["order"] != self.order.fingerprint():
+            self.order.mix_within(self.batch_size)
             warnings.warn(
                 "the training sets, their weights or data.seed are not those of the checkpoint: "
                 f"the run goes on at position {state['position']} of another order, so samples may "

@@ -5,6 +5,7 @@ therefore the same on every rank, in every worker, on every machine and with eve
 and a run can resume at any position at once.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from vatt.data.draws import Purpose, SampleRef, draw_bits, draw_permutation
 from vatt.errors import UserError
 
-MIX_BLOCK = 10_000  # positions over which the sets' shares are exact, to 1/10,000
+MIX_BLOCK = 10_000  # positions, at least, over which the sets' shares are exact, to 1/10,000
 MOST_KEPT = 4  # of the last draws of each kind: a position and those ahead need two
 
 
@@ -22,9 +23,9 @@ class GlobalOrder:
     """Order of an endless stream: the sample at each position.
 
     An epoch shuffles the shards, then the samples within each group of shards, so that reading
-    stays local. With weights, each set has its own epochs, and every `MIX_BLOCK` positions contain
-    the sets in proportion to their weights. Without weights, an epoch covers all sets once. Memory
-    holds the sizes of the shards and the samples of a few groups.
+    stays local. With weights, each set has its own epochs, and every batch contains the sets in
+    proportion to their weights (`mix_within`). Without weights, an epoch covers all sets once.
+    Memory holds the sizes of the shards and the samples of a few groups.
 
     Args:
         shard_sizes: Number of samples in each shard of each set.
@@ -58,13 +59,33 @@ class GlobalOrder:
         self._streams = [
             _Stream(group, (seed, index), shuffle_shards) for index, group in enumerate(groups)
         ]
-        self._counts = _shares(weights, len(sizes)) if weights is not None else None
-        self._turns = lru_cache(MOST_KEPT)(self._draw_turns)
-        self._fingerprint: str | None = None
+        self._shares = None if weights is None else _checked_shares(weights, len(sizes))
+        self._mix(None)
 
     def __len__(self) -> int:
         """Samples of all sets together: a nominal epoch."""
         return sum(self.set_sizes)
+
+    def mix_within(self, batch_size: int | None) -> None:
+        """Mixes the sets evenly within batches. One set, or sets without weights, do not change.
+
+        Args:
+            batch_size: Positions of a batch: each contains `share · batch_size` samples of every
+                set, rounded up or down. None: the shares are random within `MIX_BLOCK` positions,
+                as in runs of earlier versions.
+        """
+        mixes = self._shares is not None and len(self._shares) > 1
+        if mixes and batch_size != self.mixed_within:
+            self._mix(batch_size)
+
+    def _mix(self, batch_size: int | None) -> None:
+        self.mixed_within = batch_size
+        self._batch_size = batch_size or MIX_BLOCK
+        self._batches_in_block = math.ceil(MIX_BLOCK / self._batch_size)
+        self._block = self._batch_size * self._batches_in_block
+        self._counts = None if self._shares is None else _counts(self._shares, self._block)
+        self._turns = lru_cache(MOST_KEPT)(self._draw_turns)
+        self._fingerprint: str | None = None
 
     def ref(self, position: int) -> SampleRef:
         """Sample at a position, 0, 1, 2, … without end."""
@@ -72,7 +93,7 @@ class GlobalOrder:
             epoch, flat = self._streams[0].sample(position)
             set_index = int(np.searchsorted(self._first_of_set, flat, side="right")) - 1
             return SampleRef(set_index, flat - int(self._first_of_set[set_index]), epoch, position)
-        block, offset = divmod(position, MIX_BLOCK)
+        block, offset = divmod(position, self._block)
         sets, turns = self._turns(block)
         set_index = int(sets[offset])
         turn = block * int(self._counts[set_index]) + int(turns[offset])
@@ -98,7 +119,7 @@ class GlobalOrder:
         """Number of samples that each stream has given before a position."""
         if self._counts is None:
             return [position]
-        block, offset = divmod(position, MIX_BLOCK)
+        block, offset = divmod(position, self._block)
         sets, _ = self._turns(block)
         drawn = np.bincount(sets[:offset], minlength=len(self._counts))
         return (block * self._counts + drawn).tolist()
@@ -116,7 +137,8 @@ class GlobalOrder:
             windows = self._streams[0].shuffle_shards
             counts: Sequence[int] = [] if self._counts is None else self._counts.tolist()
             state = np.zeros(1, dtype=np.uint64)
-            for part in [self.seed, windows, *self.set_sizes, -1, *sizes, -1, *counts]:
+            mixed = [] if self.mixed_within is None else [-1, self.mixed_within]
+            for part in [self.seed, windows, *self.set_sizes, -1, *sizes, -1, *counts, *mixed]:
                 state = draw_bits(state.astype(np.int64), part)
             self._fingerprint = f"{int(state[0]):016x}"
         return self._fingerprint
@@ -125,8 +147,16 @@ class GlobalOrder:
         """Set of each position in a block, and the number of earlier positions of that set."""
         assert self._counts is not None
         sets = np.repeat(np.arange(len(self._counts)), self._counts)
-        sets = sets[draw_permutation(MIX_BLOCK, self.seed, Purpose.TURNS, block)]
-        turns = np.empty(MIX_BLOCK, dtype=np.int64)
+        key = (self.seed, Purpose.TURNS, block)
+        if self.mixed_within is None:
+            sets = sets[draw_permutation(self._block, *key)]
+        else:  # like cards: one to each batch in turn, so that batches differ by one per set
+            dealt = sets.reshape(self._batch_size, self._batches_in_block).T
+            dealt = dealt[draw_permutation(self._batches_in_block, *key)]
+            rows, places = np.ogrid[: self._batches_in_block, : self._batch_size]
+            shuffled = np.argsort(draw_bits(*key, rows, places), axis=1, kind="stable")
+            sets = np.take_along_axis(dealt, shuffled, axis=1).reshape(-1)
+        turns = np.empty(self._block, dtype=np.int64)
         for set_index, count in enumerate(self._counts):
             turns[sets == set_index] = np.arange(count)
         return sets, turns
@@ -181,15 +211,20 @@ class _Stream:
         return samples[draw_permutation(len(samples), *self._keys, Purpose.SAMPLES, epoch, window)]
 
 
-def _shares(weights: Sequence[float], num_sets: int) -> NDArray[np.int64]:
-    """Number of positions of each set in a block, by largest remainders; at least one each."""
+def _checked_shares(weights: Sequence[float], num_sets: int) -> NDArray[np.float64]:
+    """Share of each set; they sum to 1."""
     shares = np.asarray(weights, dtype=np.float64)
     if shares.shape != (num_sets,) or not np.all(np.isfinite(shares) & (shares > 0)):
         raise UserError(f"{num_sets} sets need one positive weight each, got {list(weights)}")
-    exact = shares / shares.sum() * MIX_BLOCK
+    return shares / shares.sum()
+
+
+def _counts(shares: NDArray[np.float64], size: int) -> NDArray[np.int64]:
+    """Number of positions of each set in a block, by largest remainders; at least one each."""
+    exact = shares * size
     counts = np.maximum(np.floor(exact), 1).astype(np.int64)
     by_remainder = np.argsort(counts - exact, kind="stable")
-    missing = MIX_BLOCK - int(counts.sum())
+    missing = size - int(counts.sum())
     counts[by_remainder[: max(missing, 0)]] += 1
     for _ in range(-missing):  # what the smallest were given comes from those with most to spare
         counts[np.argmax(np.where(counts > 1, counts - exact, -np.inf))] -= 1
