@@ -57,7 +57,7 @@ class PretrainData(StreamedData):
         batches_per_epoch: Batches per nominal epoch. None: as many as the records of all folders
             fill. With weights each folder has epochs of its own: a small one comes more often.
         seed: Seed of the order and of all random draws.
-        augment: Random changes of training clips; the default is the published recipe.
+        augment: Random changes of training clips.
         max_failure_rate: Share of unreadable clips, in [0, 1], above which training stops.
         cache_gib: Memory for decoded clips per rank, in GiB; clips that do not fit are decoded
             every time. 0: no cache.

@@ -76,7 +76,7 @@ def test_recipe_is_as_published(name: str) -> None:
     assert (data["batch_size"], data["num_candidates"]) == (2048, 5)
     augment = {key: value for key, value in data["augment"].items() if "range" not in key}
     default = vars(AugmentConfig())
-    assert augment == {key: default[key] for key in augment}
+    assert augment == {key: default[key] for key in augment} | {"crop": "official"}
     trainer = settings["trainer"]
     assert trainer["max_steps"] == 500_000
     assert trainer["gradient_clip_val"] is None
@@ -173,7 +173,7 @@ def test_fine_tuning_is_as_published(name: str) -> None:
     assert (schedule["kind"], schedule["final_factor"]) == ("half_cosine", 0.0)
     assert optimizer["weight_decay"] == 0
     if classifier["modality"] == "video":
-        assert data["augment"]["crop"] == "area"
+        assert data["augment"]["crop"] == "paper"
         assert (data["num_windows"], data["num_crops"]) == ((1, 1) if "image" in name else (4, 3))
 
 

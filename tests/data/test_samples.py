@@ -20,6 +20,7 @@ from vatt.data.samples import ClipSamples
 from vatt.errors import UserError
 from vatt.media.write_mp4 import write_mp4
 from vatt.preprocess.tokenizer import Tokenizer
+from vatt.preprocess.view import View, stretched_size
 from vatt.shards.record import Segment
 from vatt.shards.shard_set import ShardSet
 from vatt.shards.writer import ShardWriter
@@ -378,17 +379,61 @@ def test_an_error_for_the_user_comes_out_of_the_filling_of_a_cache_as_it_is(
 def test_views_are_drawn_within_the_picture_and_flipped_at_their_rate(shards):
     augment = AugmentConfig(scale_range=(1.0, 1.5), flip_rate=0.25)
     samples = make(shards, augment=augment)
-    draws = np.random.default_rng(0).random((400, 5))
+    draws = np.random.default_rng(0).random((400, 6))
     views = [draw_view(augment, one) for one in draws.tolist()]
     assert all(1.0 <= view.scale <= 1.5 for view in views)
     assert 60 < sum(view.flip for view in views) < 140
     assert samples[ref(0)].video.shape == (4, 32, 32, 3)
 
 
+def test_official_crops_stretch_four_clips_of_five_by_0_8_to_1_2_each_way(shards):
+    augment = AugmentConfig(crop="official")
+    draws = np.random.default_rng(0).random((4_000, 6))
+    views = [draw_view(augment, one) for one in draws.tolist()]
+    factors = np.array([view.factors for view in views])
+    kept = (factors == 1).all(axis=1)
+    assert abs(kept.mean() - 0.2) < 0.02
+    drawn = factors[~kept]
+    assert 0.8 <= drawn.min() < 0.801
+    assert 1.199 < drawn.max() <= 1.2
+    assert np.abs(drawn.mean(axis=0) - 1).max() < 0.01
+    assert np.abs(drawn.var(axis=0) - 0.4**2 / 12).max() < 0.001  # of a uniform distribution
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.05
+    places = np.array([(view.vertical, view.horizontal) for view in views])
+    assert np.abs(np.corrcoef(np.c_[places, factors].T) - np.eye(4)).max() < 0.06
+    # 4:3 pictures: 298 × 224 pixels; at most 1.5 times as narrow or wide
+    widths, heights = np.array(
+        [stretched_size(640, 480, factors=view.factors, size=224) for view in views]
+    ).T
+    assert np.minimum(widths, heights).tolist() == [224] * 4_000
+    assert widths.min() == 224
+    assert 430 < widths.max() <= 448
+    assert 245 < heights.max() <= 252
+    assert make(shards, augment=augment)[ref(0)].video.shape == (4, 32, 32, 3)
+
+
+def test_crops_of_the_paper_are_those_by_area_with_its_ranges():
+    draws = np.random.default_rng(1).random((400, 6)).tolist()
+    paper, area = AugmentConfig(crop="paper"), AugmentConfig(crop="area")
+    assert [draw_view(paper, one) for one in draws] == [draw_view(area, one) for one in draws]
+    pieces = [draw_view(paper, one).piece for one in draws]
+    areas = np.array([np.prod(piece.shares(640, 480)) for piece in pieces])
+    assert 0.08 <= areas.min() < 0.1
+    assert 0.85 < areas.max() <= 1.0
+    aspects = np.array([piece.aspect for piece in pieces])
+    assert 0.5 <= aspects.min() < 0.51
+    assert 1.99 < aspects.max() <= 2.0
+
+
+def test_the_crop_of_old_configs_stays_as_it_was():
+    view = draw_view(AugmentConfig(), [0.25, 0.5, 0.75, 0.4, 0.9, 0.1])
+    assert view == View(scale=1.0625, vertical=0.5, horizontal=0.75, flip=True)
+
+
 def test_pieces_are_drawn_by_area_and_aspect_and_are_the_same_in_every_batch(shards):
     augment = AugmentConfig(crop="area", area_range=(0.1, 0.4))
     samples = make(shards, augment=augment)
-    draws = np.random.default_rng(0).random((400, 5))
+    draws = np.random.default_rng(0).random((400, 6))
     pieces = [draw_view(augment, one).piece for one in draws.tolist()]
     areas = np.array([np.prod(piece.shares(48, 32)) for piece in pieces])
     aspects = np.array([piece.aspect for piece in pieces])

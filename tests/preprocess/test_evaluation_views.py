@@ -13,10 +13,10 @@ from vatt.media.clip import read_frames
 from vatt.media.write_mp4 import write_mp4
 from vatt.preprocess.evaluation_views import (
     evaluation_crops,
-    evaluation_size,
     read_audio_views,
     read_video_views,
 )
+from vatt.preprocess.view import evaluation_size
 from vatt.preprocess.windows import WindowPlan, evaluation_windows, looped
 
 VIDEO = VideoConfig(num_frames=4, frame_rate=12.5, image_size=32, patch_size=(2, 8, 8))

@@ -20,7 +20,7 @@ from vatt.preprocess.transforms import (
     mixup,
     stretch,
 )
-from vatt.preprocess.view import Piece, PieceFit, View, cut_view, read_view
+from vatt.preprocess.view import Piece, PieceFit, View, cut_view, read_view, stretched_size
 
 
 def seeds_of(count, generator):
@@ -52,6 +52,44 @@ def test_a_piece_lies_in_the_picture_and_has_its_aspect_and_area():
     # a strip in which no piece of the aspect has the smallest area
     strip = Piece(aspect=0.5, extent=0.3, area_range=(0.5, 1.0)).shares(1_000, 10)
     assert strip == pytest.approx((0.005, 1))
+
+
+@pytest.mark.parametrize(
+    ("sides", "factors", "expected"),
+    [  # by hand: 1.2 · 640 = 768, 0.8 · 480 = 384; 768 · 224 // 384 = 448
+        ((640, 480), (1.2, 0.8), (448, 224)),
+        ((640, 480), (0.8, 1.2), (224, 252)),  # 512 × 576; 576 · 224 // 512
+        ((640, 480), (1.0, 1.0), (298, 224)),  # 298.67 rounded down
+        ((480, 640), (1.0, 1.0), (224, 298)),
+        ((333, 225), (0.83, 1.11), (248, 224)),  # 276.39 → 276, 249.75 → 249; 248.29
+        ((320, 240), (0.9, 1.2), (224, 224)),  # 288 × 288
+        ((100, 100), (1.1, 1.0), (246, 224)),  # smaller than the square: enlarged
+    ],
+)
+def test_a_picture_is_stretched_to_the_size_that_the_official_code_gives_it(
+    sides, factors, expected
+):
+    assert stretched_size(*sides, factors=factors, size=224) == expected
+
+
+@pytest.mark.parametrize("factors", [(1.2, 0.8), (0.8, 1.2), (1.0, 1.0)])
+@pytest.mark.parametrize("sides", [(96, 160), (24, 20)])  # larger and smaller than the square
+def test_a_square_of_the_stretched_picture_is_read(tmp_path, sides, factors):
+    height, width = sides
+    clip = read_view(
+        ramps(tmp_path / "ramps.mp4", height, width),
+        start_seconds=0,
+        video=VideoConfig(num_frames=4, frame_rate=5.0, image_size=32, patch_size=(2, 8, 8)),
+        audio=None,
+        view=View(factors=factors, vertical=1.0, horizontal=0.0),
+    )
+    assert clip.video.shape == (4, 32, 32, 3)
+    columns, rows = stretched_size(width, height, factors=factors, size=32)
+    red = 20 + 210 * (torch.arange(32) + 0.5) / columns  # from the left
+    green = 230 - 210 * (31.5 - torch.arange(32)) / rows  # up from the bottom
+    for channel, axis, expected in ((0, 1, red), (1, 2, green)):
+        error = clip.video[..., channel].float().mean(axis) - expected
+        assert error[:, 3:-3].abs().max() < 12
 
 
 def ramps(path, height, width):
@@ -291,6 +329,7 @@ def test_mixup_refuses_what_it_cannot_mix(values, message):
         {"flip_rate": 2.0},
         {"audio_noise": -1.0},
         {"crop": "square"},
+        {"crop": "paper", "area_range": (0.2, 1.0)},
         {"area_range": (0.0, 1.0)},
         {"area_range": (0.5, 1.5)},
         {"aspect_range": (2.0, 0.5)},

@@ -6,15 +6,26 @@ from typing import Literal
 
 from vatt.errors import UserError
 
+# Source: `scale_jitter_augm` of DMVR with the arguments of the official code in pre-training.
+OFFICIAL_SCALE_RANGE = (0.8, 1.2)
+OFFICIAL_SCALE_RATE = 0.8
+PAPER_AREA_RANGE, PAPER_ASPECT_RANGE = (0.08, 1.0), (0.5, 2.0)  # section 4.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes of training clips. The defaults are the published recipe.
+    """Random changes of training clips.
+
+    By default, colours change as in the paper, noise is that of the official code, and the crop
+    (`scale`) is ours. The recipes of published models name their crop.
 
     Args:
-        crop: `scale` scales the picture randomly and crops a random square (pre-training); `area`
-            crops a rectangle of random area and aspect and stretches it to a square (paper,
-            fine-tuning). `area` takes longer to read, because more of the picture is scaled.
+        crop: `official` multiplies width and height by independent factors of 0.8 to 1.2 in 80 % of
+            the clips, scales the shorter side to the image size and crops a random square (official
+            code, pre-training). `paper` crops a rectangle of 8 to 100 % of the area and of an
+            aspect of 0.5 to 2, and stretches it to a square (paper; both in fine-tuning). `area`
+            is the same with other ranges. `scale` enlarges the picture and crops a random square.
+            `area` and `paper` take longer to read, because more of the picture is scaled.
         scale_range: For `scale`: range of a uniform factor; before cropping, the short side is
             scaled to this factor times the image size. (1, 1) crops along the longer side only.
         area_range: For `area`: smallest and largest share of the picture, in [0, 1].
@@ -34,10 +45,10 @@ class AugmentConfig:
         UserError: a value is out of range.
     """
 
-    crop: Literal["scale", "area"] = "scale"
+    crop: Literal["scale", "area", "official", "paper"] = "scale"
     scale_range: tuple[float, float] = (1.0, 1.25)  # ours: at most 36 % of the area is cut off
-    area_range: tuple[float, float] = (0.08, 1.0)
-    aspect_range: tuple[float, float] = (0.5, 2.0)
+    area_range: tuple[float, float] = PAPER_AREA_RANGE
+    aspect_range: tuple[float, float] = PAPER_ASPECT_RANGE
     flip_rate: float = 0.5
     color_jitter_rate: float = 0.8
     audio_noise: float = 0.01
@@ -58,7 +69,17 @@ class AugmentConfig:
         counts = ("audio_noise", "num_time_masks", "num_mel_masks")
         for name, fits, wanted in (
             ("scale_range", 1 <= scale[0] <= scale[1], "1 ≤ low ≤ high"),
-            ("crop", self.crop in ("scale", "area"), "'scale' or 'area'"),
+            (
+                "crop",
+                self.crop in ("scale", "area", "official", "paper"),
+                "'scale', 'area', 'official' or 'paper'",
+            ),
+            (
+                "crop",
+                self.crop != "paper"
+                or (tuple(area), tuple(aspect)) == (PAPER_AREA_RANGE, PAPER_ASPECT_RANGE),
+                "'area' if area_range or aspect_range are not those of the paper",
+            ),
             ("area_range", 0 < area[0] <= area[1] <= 1, "0 < low ≤ high ≤ 1"),
             ("aspect_range", 0 < aspect[0] <= aspect[1] < math.inf, "0 < low ≤ high"),
             *((name, 0 <= getattr(self, name) <= 1, "in [0, 1]") for name in rates),

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from vatt.config.augment import AugmentConfig
+from vatt.config.augment import OFFICIAL_SCALE_RANGE, OFFICIAL_SCALE_RATE, AugmentConfig
 from vatt.preprocess.view import Piece, View
 
 
@@ -78,17 +78,22 @@ def draw_view(augment: AugmentConfig, draws: Sequence[float]) -> View:
 
     Args:
         augment: Ranges of the changes.
-        draws: Five uniform numbers in [0, 1).
+        draws: Six uniform numbers in [0, 1).
     """
-    extent, vertical, horizontal, flip, aspect = draws
-    piece, scale = None, 1.0
-    if augment.crop == "area":
+    extent, vertical, horizontal, flip, aspect, choice = draws
+    piece = factors = None
+    scale = 1.0
+    if augment.crop in ("area", "paper"):
         aspect = _between(augment.aspect_range, aspect)
         piece = Piece(aspect=aspect, extent=extent, area_range=augment.area_range)
+    elif augment.crop == "official":
+        ends = OFFICIAL_SCALE_RANGE if choice < OFFICIAL_SCALE_RATE else (1.0, 1.0)
+        factors = _between(ends, aspect), _between(ends, extent)
     else:
         scale = _between(augment.scale_range, extent)
     return View(
         piece=piece,
+        factors=factors,
         scale=scale,
         vertical=vertical,
         horizontal=horizontal,

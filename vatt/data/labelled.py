@@ -131,7 +131,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
     def _read(self, ref: SampleRef, attempt: int) -> tuple[LabelledFile, Tensor]:
         file = self.files[ref.sample_index]
         names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
-        draws = draw_uniforms(*names, Purpose.LABELLED_CLIP, np.arange(6)).tolist()
+        draws = draw_uniforms(*names, Purpose.LABELLED_CLIP, np.arange(7)).tolist()
         with named_errors(str(file.path)):
             duration = self._durations.seconds(
                 ref.sample_index, lambda: probe(file.path, quick=True).duration_seconds

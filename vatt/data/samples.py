@@ -130,7 +130,7 @@ class ClipSamples(Dataset[ClipSample]):
         """Draws time, captions and view, and reads."""
         record = self.sets[ref.set_index][ref.sample_index]
         names = (self.seed, ref.set_index, ref.sample_index, ref.epoch, attempt)
-        choice, *draws = draw_uniforms(*names, Purpose.CLIP, np.arange(7)).tolist()
+        choice, *draws = draw_uniforms(*names, Purpose.CLIP, np.arange(8)).tolist()
         segments = record.segments
         durations = self._durations[ref.set_index]
         duration_seconds = durations.seconds(ref.sample_index, lambda: read_duration(record))

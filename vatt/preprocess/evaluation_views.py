@@ -14,15 +14,8 @@ from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.errors import UserError
 from vatt.media.clip import probe, read_frames, read_waveform
 from vatt.media.source import MediaSource
+from vatt.preprocess.view import evaluation_size
 from vatt.preprocess.windows import evaluation_windows, looped
-
-
-def evaluation_size(width: float, height: float, size: int) -> tuple[int, int]:
-    """Width and height of a picture whose shorter side is scaled to `size` pixels.
-
-    Source: `resize_smallest` of DMVR, which rounds the longer side down.
-    """
-    return max(size, int(width * size // height)), max(size, int(height * size // width))
 
 
 def evaluation_crops(height: int, width: int, size: int, count: int) -> list[tuple[int, int]]:

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.media.clip import Clip, read_clip
+from vatt.media.pictures import SizeRule
 from vatt.media.source import MediaSource
 from vatt.preprocess import transforms
 
@@ -18,7 +20,8 @@ class Piece:
     Source: `sample_distorted_bounding_box` of TensorFlow, which the official code calls. The aspect
     ratio is uniform, and the height is uniform between the heights of the smallest and the largest
     area that fit. If not even the smallest area fits, that code draws again; this one takes the
-    largest crop of the drawn aspect ratio.
+    largest crop of the drawn aspect ratio. That code also draws again where the crop has less than
+    10 % of the picture (its `min_object_covered`); here as little as `area_range` says.
 
     Args:
         aspect: Ratio of width to height of the crop as displayed.
@@ -45,14 +48,18 @@ class View:
 
     Args:
         piece: Crop that is stretched to the model's square. None: a square is cropped.
-        scale: For a square: short side of the decoded picture as a multiple of the image size, at
-            least 1.
+        factors: For a square: the picture's width and height are multiplied by these two before its
+            shorter side is scaled to the image size, so only their ratio matters, but for rounding.
+            None: the aspect is kept.
+        scale: For a square without `factors`: short side of the decoded picture as a multiple of
+            the image size, at least 1.
         vertical: Position of the crop, 0 = top, 1 = bottom.
         horizontal: Position of the crop, 0 = left, 1 = right.
         flip: Whether to mirror left and right.
     """
 
     piece: Piece | None = None
+    factors: tuple[float, float] | None = None
     scale: float = 1.0
     vertical: float = 0.5
     horizontal: float = 0.5
@@ -94,8 +101,11 @@ def read_view(
         >>> clip.video, clip.audio  # uint8 [T, H, W, 3], float32 [S]
     """
     fit = short_side = None
+    size_rule: SizeRule | None = None
     if video is not None and view.piece is not None:
-        fit = PieceFit(view.piece, video.image_size)
+        size_rule = fit = PieceFit(view.piece, video.image_size)
+    elif video is not None and view.factors is not None:
+        size_rule = partial(stretched_size, factors=view.factors, size=video.image_size)
     elif video is not None:
         short_side = round(video.image_size * view.scale)
     clip = read_clip(
@@ -104,12 +114,34 @@ def read_view(
         video=video,
         audio=audio,
         short_side=short_side,
-        size_rule=fit,
+        size_rule=size_rule,
     )
     if video is None or clip.video is None:
         return clip
     shares = None if fit is None else fit.shares
     return replace(clip, video=cut_view(clip.video, video.image_size, view, shares))
+
+
+def evaluation_size(width: float, height: float, size: int) -> tuple[int, int]:
+    """Width and height of a picture whose shorter side is scaled to `size` pixels.
+
+    Source: `resize_smallest` of DMVR, which rounds the longer side down.
+    """
+    return max(size, int(width * size // height)), max(size, int(height * size // width))
+
+
+def stretched_size(
+    width: float, height: float, *, factors: tuple[float, float], size: int
+) -> tuple[int, int]:
+    """Width and height of a picture that is stretched, then scaled to a shorter side of `size`.
+
+    Source: `scale_jitter_augm`, then `resize_smallest` of DMVR, which round down. That code
+    interpolates twice, without averaging over pixels; here FFmpeg scales once.
+    """
+    across, down = (
+        max(1, int(factor * side)) for factor, side in zip(factors, (width, height), strict=True)
+    )
+    return evaluation_size(across, down, size)
 
 
 class PieceFit:
