@@ -4,6 +4,7 @@ import contextlib
 import resource
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vatt.network.contrastive_loss import LossConfig
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.runs.checkpoint import AtomicCheckpointIO
 from vatt.runs.steps import StepClock, TimeBudget
+from vatt.shards.shard_set import ShardSet
 from vatt.training.module import NonFiniteLossError, join_ranks
 from vatt.training.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
 from vatt.training.pretrain import PretrainModule
@@ -235,6 +237,29 @@ def test_run_goes_on_from_a_model_whose_parts_stood_in_another_order(
     message = capsys.readouterr().err
     assert "the optimiser's state exp_avg of network." in message
     assert "init_from" in message
+
+
+def test_word_vectors_of_a_file_are_kept_by_a_run_and_by_its_resume(
+    tiny_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [line.split() for line in ShardSet(tiny_shards / "train").captions()]
+    word = Counter(one.lower() for line in words for one in line if one.isalpha()).most_common(1)
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text(" ".join([word[0][0], *(str(0.25 * i) for i in range(16))]) + "\n")
+    more = [
+        f"--model.init_args.text_vectors={vectors}",
+        "--model.init_args.model.text.train_embedding=false",
+    ]
+    assert main(fit_arguments(tiny_shards, tmp_path / "run", *more)) == 0
+    assert "has vectors for 1 of the" in caplog.text
+    vectors.unlink()  # a resumed run does not need it
+    resume = [*more, "--ckpt_path=last", f"--trainer.max_steps={STEPS + 2}"]
+    assert main(fit_arguments(tiny_shards, tmp_path / "run", *resume)) == 0
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    table = torch.load(path)["state_dict"]["network.text_tokens.embedding.weight"]
+    assert (table == 0.25 * torch.arange(16)).all(dim=1).sum() == 1
+    assert main(fit_arguments(tiny_shards, tmp_path / "other", more[1])) == 0
+    assert "the word vectors are random: they stay so" in caplog.text
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(

@@ -180,8 +180,8 @@ class TextConfig:
         max_words: Maximum number of words of a caption, `J`; further words are cut.
         d_embedding: Width of the word vectors. Both the agnostic arrangement and the T5 tower
             project it to `d_model`, with a GELU.
-        train_embedding: Whether word vectors are trained. The official release keeps pre-trained
-            ones frozen; random ones must be trained.
+        train_embedding: Whether word vectors are trained. The official code starts from word2vec
+            and keeps it frozen; random ones must be trained.
         relative_buckets: Number of buckets of T5's relative attention bias.
         relative_max_distance: Distance from which all words share the last bucket.
         d_linear: Width of the linear tower.

@@ -283,7 +283,7 @@ class WordTokens(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the initial weights; word vectors from N(0, 1), where [C] loads word2vec's."""
+        """Draws the initial weights; word vectors are N(0, 1) until others are loaded."""
         init_agg(self.agg)
 
     def forward(self, ids_BJ: Tensor) -> tuple[Tensor, Tensor]:

@@ -137,9 +137,13 @@ class TrainingModule(LightningModule):
         if not is_sharded(self):
             self._take_weights()
 
+    @property
+    def starts(self) -> bool:
+        """Whether a training begins, rather than resumes."""
+        return self.trainer.state.fn == "fit" and self.trainer.ckpt_path is None
+
     def _take_weights(self) -> None:
-        fits = self.trainer.state.fn == "fit"
-        if not fits or self.init_from is None or self.trainer.ckpt_path is not None:
+        if not self.starts or self.init_from is None:
             return
         try:
             self.load_start(self.init_from)

@@ -1,9 +1,10 @@
 """Contrastive pre-training as a Lightning system: network, losses, optimiser, retrieval metrics."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import save
 from torch import Tensor
@@ -14,13 +15,17 @@ from vatt.errors import UserError
 from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, embed_batch
 from vatt.evaluation.retrieval import retrieval
 from vatt.models.start_weights import load_optimizer_state, load_weights
+from vatt.models.text_vectors import load_text_vectors
 from vatt.network.contrastive_loss import PAIRS, ContrastiveLoss, LossConfig, LossOutput
+from vatt.preprocess.tokenizer import Tokenizer
 from vatt.system.files import write_atomically
 from vatt.system.ranks import gather_objects, rank
 from vatt.training.accumulation import forward_cached
 from vatt.training.module import TrainingModule, join_ranks
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
 from vatt.training.rank_forward import forward_on_rank
+
+logger = logging.getLogger(__name__)
 
 
 class PretrainModule(TrainingModule):
@@ -33,6 +38,10 @@ class PretrainModule(TrainingModule):
         schedule: Learning rate over the run.
         init_optimizer: Whether to load the optimiser's state from `init_from`, too
             (`vatt convert --optimizer` stores it).
+        text_vectors: File with the word vectors to start from (`vatt.models.text_vectors`); words
+            are matched by the tokenizer of the data. The official code starts from word2vec and
+            keeps it: set `model.text.train_embedding` to false. None: those of `init_from`, or
+            random ones.
         micro_batch_size: Number of clips per rank whose activations are in memory at a time. The
             encoders run on this many clips, heads and loss on the whole batch
             (`vatt.training.accumulation`). It costs a second forward pass. None: all clips of a
@@ -51,6 +60,7 @@ class PretrainModule(TrainingModule):
         schedule: ScheduleConfig,
         init_optimizer: bool = False,
         micro_batch_size: int | None = None,
+        text_vectors: str | None = None,
         **options: Any,
     ) -> None:
         _check_spaces(model, loss)
@@ -60,12 +70,28 @@ class PretrainModule(TrainingModule):
         self.loss = ContrastiveLoss(loss)
         self.init_optimizer = init_optimizer
         self.micro_batch_size = micro_batch_size
+        self.text_vectors = text_vectors
 
     def load_start(self, source: str) -> None:
         """Loads the initial weights and, if `init_optimizer` is set, the optimiser's state."""
         load_weights(self.network, source)
         if self.init_optimizer:
             load_optimizer_state(self._optimizer(), self.network, source)
+
+    def _take_weights(self) -> None:
+        super()._take_weights()
+        if not self.starts:
+            return
+        if self.text_vectors is not None:
+            tokenizer = getattr(cast(Any, self.trainer).datamodule, "run_tokenizer", None)
+            if not isinstance(tokenizer, Tokenizer):
+                raise UserError("text_vectors need data with a tokenizer, such as PretrainData")
+            load_text_vectors(self.network, self.text_vectors, tokenizer)
+        elif self.init_from is None and not self.network.config.text.train_embedding and not rank():
+            logger.warning(
+                "model.text.train_embedding is false, and the word vectors are random: they stay "
+                "so; give model.init_args.text_vectors"
+            )
 
     def check_shardable(self) -> None:
         """Refuses settings that need whole weights in every process."""
