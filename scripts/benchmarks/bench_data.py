@@ -24,7 +24,9 @@ from bench_loading import (
 )
 from bench_media import READ_KINDS, SMALL_KIND, MediaKind
 from bench_reading import measure_reading
-from bench_table import Row, benchmark_parser, run_sections
+from bench_table import benchmark_parser, run_sections
+
+from vatt.gpu_check.figures import Row
 
 SECTIONS = ("read", "loader", "index", "memory", "fuzz", "resume")
 POSITIONS = (0, 1_000, 1_000_000, 1_000_000_000)

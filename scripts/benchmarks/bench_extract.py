@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from bench_media import TINY_KIND, MediaKind, make_media
-from bench_table import Row, benchmark_parser, run_sections
+from bench_table import benchmark_parser, run_sections
 
 from vatt import VATT, FeatureExtractor, VATTConfig, preset
 from vatt.config.geometry import AudioConfig, VideoConfig
@@ -29,6 +29,7 @@ from vatt.config.options import ExtractOptions
 from vatt.features.embedder import Embedder
 from vatt.features.extraction import Extraction, Part, PartRead, read_part
 from vatt.features.inputs import find_items
+from vatt.gpu_check.figures import Row
 from vatt.preprocess.windows import plan_windows
 
 HOP_SECONDS = 20.0  # in the long file, of which only the length matters

@@ -9,10 +9,10 @@ from pathlib import Path
 import av.logging
 import torch
 from bench_media import FUZZ_KINDS, make_media
-from bench_table import Row
 
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.errors import MediaError
+from vatt.gpu_check.figures import Row
 from vatt.media.clip import Clip, read_clip
 from vatt.media.opening import open_media
 from vatt.system.machine import num_cores

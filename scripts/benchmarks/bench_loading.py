@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from bench_media import SMALL_KIND, TINY_KIND, MediaKind, make_media
 from bench_sets import CAPTIONS, TEXT, open_set
-from bench_table import Row, median_seconds
 from torch.utils.data import Dataset
 
 from vatt.config.augment import AugmentConfig
@@ -24,6 +23,7 @@ from vatt.data.clips import Geometry
 from vatt.data.loader import PositionedLoader, open_loader, raise_if_error
 from vatt.data.order import GlobalOrder
 from vatt.data.samples import ClipSamples
+from vatt.gpu_check.figures import Row, median_seconds
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.shard_set import ShardSet
 

@@ -7,9 +7,7 @@ Memory on a CPU is the process's largest resident size (Linux) over what it was 
 torch's own count. Each measurement runs in a process of its own.
 """
 
-import ctypes
 import dataclasses
-import gc
 import multiprocessing
 import sys
 import tempfile
@@ -20,22 +18,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from bench_model import full_batch
-from bench_table import Row, benchmark_parser, median_seconds, run_sections
-from torch import Tensor
+from bench_table import benchmark_parser, run_sections
 from torch.multiprocessing import spawn
 
 from vatt import ContrastiveLoss, LossConfig, preset
 from vatt.batch import MicroBatches
-from vatt.network.contrast import Sides, contrast, contrast_sigmoid
+from vatt.gpu_check.batches import full_batch
+from vatt.gpu_check.figures import MIB, Row, median_seconds, peak_bytes, return_freed_memory
+from vatt.gpu_check.loss_memory import CANDIDATES, FORMS, WIDTH, measure_loss
 from vatt.network.model import VATT
 from vatt.system.ranks import exchange_layout, gather_rows
 from vatt.training.accumulation import forward_cached
-
-MIB = 2**20
-FORMS = ("asymmetric", "symmetric", "sigmoid")
-LOCAL_CLIPS, CANDIDATES, WIDTH = 256, 1, 512  # of one rank; embeddings of the video-audio space
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,71 +43,6 @@ class Sizes:
 
 
 QUICK = Sizes(columns=(256, 512), repeats=1, parts=(1, 2), micro_batch_size=4)
-
-
-def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
-    """The most memory that a step takes beyond what was there before.
-
-    On a CPU it needs `return_freed_memory`.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest size so far
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-
-
-def return_freed_memory() -> None:
-    """Has the C library map each tensor by itself: freed memory is at once no longer resident."""
-    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
-    ctypes.CDLL(None).mallopt(mmap_threshold, 4096)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) * 1024
-
-
-def measure_loss(form: str, num_columns: int, repeats: int, device_name: str) -> dict[str, float]:
-    """Forward and backward of one rank's rows against the gathered rows of all."""
-    return_freed_memory()
-    device = torch.device(device_name)
-    generator = torch.Generator(device).manual_seed(0)
-
-    def unit(*shape: int) -> Tensor:
-        rows = torch.randn(*shape, generator=generator, device=device)
-        return F.normalize(rows, dim=-1).requires_grad_()
-
-    everyone = Sides(
-        unit(num_columns, WIDTH),
-        unit(num_columns, CANDIDATES, WIDTH),
-        torch.ones(num_columns, dtype=torch.bool, device=device),
-        torch.ones(num_columns, CANDIDATES, dtype=torch.bool, device=device),
-    )
-    scale = torch.tensor(1 / 0.07, device=device, requires_grad=True)
-
-    def step() -> None:
-        local = Sides(*(side[:LOCAL_CLIPS] for side in everyone))
-        if form == "sigmoid":
-            rows = contrast_sigmoid(local, everyone, 0, scale, scale - 10)
-        else:
-            rows = contrast(local, everyone, 0, scale, symmetric=form == "symmetric")
-        rows.losses.mean().backward()
-
-    def forget() -> None:
-        everyone.first_BD.grad = everyone.second_BKD.grad = None
-
-    step()  # threads, handles, code
-    forget()
-    gradients = 2 * everyone.first_BD.nbytes  # not part of the loss
-    mib = (peak_bytes(step, device) - gradients) / MIB
-    forget()
-    return {"seconds": median_seconds({"step": step}, repeats, device)["step"], "mib": mib}
 
 
 def measure_gather(num_columns: int, repeats: int) -> float:
@@ -178,7 +106,9 @@ def loss_figures(sizes: Sizes, device: str) -> list[Row]:
     rows = []
     for form in FORMS:
         for num_columns in sizes.columns:
-            result = in_a_process(measure_loss, form, num_columns, sizes.repeats, device)
+            result = in_a_process(
+                measure_loss, form, num_columns, sizes.repeats, torch.device(device)
+            )
             case = f"{form}, G {num_columns}"
             rows += [
                 Row(case, "forward + backward", result["seconds"] * 1e3, "ms"),

@@ -15,12 +15,13 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from bench_table import Row, benchmark_parser, median_seconds, run_sections
+from bench_table import benchmark_parser, run_sections
 from torch import Tensor
 
-from vatt.batch import Batch
 from vatt.config.model import VATTConfig
 from vatt.config.presets import preset
+from vatt.gpu_check.batches import CAPTIONS, full_batch
+from vatt.gpu_check.figures import Row, median_seconds
 from vatt.network.contrastive_loss import ContrastiveLoss, LossConfig
 from vatt.network.flops import count_flops, kept_tokens
 from vatt.network.model import VATT
@@ -28,7 +29,6 @@ from vatt.training.compute import compile_towers
 from vatt.training.optim import OptimizerConfig, build_optimizer
 from vatt.training.utilisation import PEAKS, peak_flops
 
-CAPTIONS = 5  # of a clip, as in the paper's pre-training
 BATCH_SIZES = (256, 192, 128, 96, 64, 48, 32, 16, 8, 4)  # the first that fits is measured
 MODELS = ("ma-base", "ma-medium", "ma-large")
 H100 = PEAKS["NVIDIA H100"][0]  # FLOP/s in bf16
@@ -152,18 +152,6 @@ def training_step(
         optimizer.step()
 
     return step
-
-
-def full_batch(config: VATTConfig, batch_size: int) -> Batch:
-    """Clips with picture, sound and captions of full length, on the default device."""
-    video, text = config.video, config.text
-    frame = (video.image_size, video.image_size, 3)
-    return Batch(
-        video=torch.randint(256, (batch_size, video.num_frames, *frame), dtype=torch.uint8),
-        audio=torch.rand(batch_size, config.audio.num_samples) - 0.5,
-        text=torch.randint(1, text.vocab_size, (batch_size, CAPTIONS, text.max_words)),
-        seeds=torch.arange(batch_size),
-    )
 
 
 def measure_training(

@@ -9,11 +9,11 @@ import av
 import numpy as np
 import torch
 from bench_media import MediaKind, make_media
-from bench_table import Row, median_seconds
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.gpu_check.figures import Row, median_seconds
 from vatt.media.clip import Clip
 from vatt.media.decoder import prepare_decoder
 from vatt.media.opening import open_media

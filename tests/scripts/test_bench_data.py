@@ -6,7 +6,8 @@ import pytest
 from bench_data import SECTIONS, main
 from bench_fuzz import mutated, neighbouring_atoms
 from bench_media import SMALL_KIND, make_media
-from bench_table import Row
+
+from vatt.gpu_check.figures import Row
 
 BOUNDS = {  # of every section: how many figures it has, and how many of them must reach something
     "read": (6, 4),

@@ -11,12 +11,11 @@ from bench_model import (
     H100,
     main,
     measure_training,
-    median_seconds,
     training_rows,
 )
-from bench_table import Row
 
 from vatt.config.presets import preset
+from vatt.gpu_check.figures import Row, median_seconds
 from vatt.network.flops import count_flops
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmarks" / "bench_model.py"

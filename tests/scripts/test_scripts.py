@@ -1,6 +1,7 @@
 """The scripts on a bare machine: bash is real; python3, df and nvidia-smi on PATH are stand-ins."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 BASH = shutil.which("bash")
 TOOLS = (
-    "bash cat cksum cp df dirname env flock mkdir mv rm sed sleep tail touch uname".split()  # noqa: SIM905
+    "awk bash cat cksum cp df dirname env flock grep head ls mkdir mv rm sed sleep tail touch uname wc".split()  # noqa: E501, SIM905
 )
 
 # Stands for the machine's Python, for the environment's and for pip: writes down how it was called.
@@ -23,6 +24,9 @@ case "$*" in
     *"version_info < (3, 11)"*) [[ "${PYTHON_VERSION:-3.11.2}" != 3.9* ]] ;;
     *ensurepip*) [[ -z "${WITHOUT_VENV:-}" ]] ;;
     "-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip download"*)
+        while [[ "$1" != --dest ]]; do shift; done
+        mkdir "$2" && echo wheel >"$2/av-18.whl" ;;
     "-m pip"*)
         sleep "${PIP_SECONDS:-0}"
         if [[ -n "${PIP_FAILS_ON:-}" && "$*" =~ $PIP_FAILS_ON ]]; then
@@ -350,3 +354,31 @@ def wait_for(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_gpu_check_downloads_wheels_of_the_constraints_and_weighs_them(machine: Machine) -> None:
+    machine.install("git", "#!/usr/bin/env bash\nhead -c 1000000 /dev/zero\n")
+    code, errors = machine.run("gpu_check.sh", "wheels", PACKAGES="av jsonargparse")
+    assert (code, errors) == (0, "")
+    (call,) = machine.pip_calls()
+    assert "--only-binary=:all:" in call
+    assert "--python-version 3.12" in call
+    assert re.search(r" av==\d[\d.]* jsonargparse==\d[\d.]*$", call)
+    machine.install("git", "#!/usr/bin/env bash\nhead -c 68000000 /dev/zero\n")
+    code, errors = machine.run("gpu_check.sh", "wheels")
+    assert code == 1
+    assert "more than 64 MiB" in errors
+
+
+def test_gpu_check_installs_wheels_without_a_network_and_passes_options_on(
+    machine: Machine,
+) -> None:
+    wheels = machine.checkout / ".wheels"
+    wheels.mkdir()
+    (wheels / "av-18.whl").touch()
+    code, errors = machine.run("gpu_check.sh", "--only", "parity")
+    assert (code, errors) == (0, "")
+    install, check = machine.calls()
+    assert "--no-index --no-deps" in install
+    assert install.endswith(f"--target {wheels / 'site'} {wheels / 'av-18.whl'}")
+    assert check == "-m vatt.cli doctor --gpu --only parity"

@@ -20,6 +20,7 @@ from vatt.batch import Batch, MicroBatches
 from vatt.cli import main
 from vatt.config.augment import AugmentConfig
 from vatt.config.model import HeadConfig
+from vatt.gpu_check.one_graph import forward_in_one_graph
 from vatt.network.model import VATT, VATTOutput
 from vatt.system.ranks import rank, world_size
 from vatt.training.accumulation import forward_cached
@@ -64,18 +65,6 @@ def make_parts(masks: str = "random") -> MicroBatches:
     return MicroBatches.split(make_batch(masks), 3)
 
 
-def forward_whole(network: VATT, batches: MicroBatches) -> VATTOutput:
-    """All micro-batches in one graph, with the random numbers of `forward_cached`."""
-    seeds = torch.randint(2**62, (len(batches.parts),)).tolist()
-    parts: dict[str, list[Tensor]] = {}
-    for batch, seed in zip(batches, seeds, strict=True):
-        torch.manual_seed(seed)
-        for name, rows in network.encode_batch(batch).items():
-            parts.setdefault(name, []).append(rows)
-        torch.clear_autocast_cache()  # gradients of parts add up in float32
-    return network.embed_rows({n: torch.cat(rows) for n, rows in parts.items()}, batches.masks)
-
-
 def train_once(forward: Forward, network: VATT, batches: MicroBatches) -> dict[str, Tensor]:
     """Loss, gradients and batch statistics of one step, and the next random number."""
     loss = ContrastiveLoss(LossConfig(learn_temperature=True))
@@ -99,7 +88,7 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: fl
 @pytest.mark.parametrize("masks", ["random", "no words"])
 def test_gradients_are_those_of_one_graph_with_the_same_draws(arrangement: str, masks: str) -> None:
     batches = make_parts(masks)
-    one = train_once(forward_whole, make_network(arrangement=arrangement), batches)
+    one = train_once(forward_in_one_graph, make_network(arrangement=arrangement), batches)
     cached = train_once(forward_cached, make_network(arrangement=arrangement), batches)
     assert_same(cached, one, 1e-11)
 
@@ -118,7 +107,7 @@ def test_draws_of_the_encoders_do_not_move_the_generator() -> None:
 
 def test_gradients_in_bfloat16_are_those_of_one_graph() -> None:
     results = []
-    for forward in (forward_whole, forward_cached):
+    for forward in (forward_in_one_graph, forward_cached):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             results.append(train_once(forward, make_network().float(), make_parts()))
     assert_same(results[1], results[0], 1e-6)
@@ -126,7 +115,7 @@ def test_gradients_in_bfloat16_are_those_of_one_graph() -> None:
 
 def test_backward_outside_of_autocast_casts_as_the_forward_pass_did() -> None:
     results = []
-    for forward in (forward_whole, forward_cached):
+    for forward in (forward_in_one_graph, forward_cached):
         network, batches = make_network().float(), make_parts()
         torch.manual_seed(7)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -223,7 +212,7 @@ def forward_joined(network: VATT, batches: MicroBatches) -> VATTOutput:
 
 
 def ddp_steps(masks: str, draws: bool) -> list[dict[str, Tensor]]:
-    whole = forward_whole if draws else forward_joined
+    whole = forward_in_one_graph if draws else forward_joined
     return [ddp_step(forward, masks, draws=draws) for forward in (whole, forward_cached)]
 
 

@@ -1,4 +1,4 @@
-"""The command `vatt doctor`: a report on the installation, or on the cost of a model."""
+"""The command `vatt doctor`: a report on the installation, a model's cost, or a GPU."""
 
 import contextlib
 import platform
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+from vatt.gpu_check.options import GpuCheckOptions
 from vatt.system.environment import installed_version
 from vatt.system.machine import num_cores
 from vatt.system.tables import text_table
@@ -15,15 +16,21 @@ from vatt.system.tables import text_table
 Rows = list[tuple[str, str]]
 
 
-def doctor(*, model: str | None = None) -> int:
-    """Lists what is installed and what is missing, or shows the cost of a model.
+def doctor(*, model: str | None = None, gpu: bool = False, check: GpuCheckOptions) -> int:
+    """Lists what is installed and what is missing, shows the cost of a model, or checks a GPU.
 
-    The exit code is 1 if anything that training needs is missing.
+    The exit code is 1 if anything that training needs is missing, or a GPU fails a check.
 
     Args:
         model: Preset, model folder or checkpoint whose parameters and FLOPs to show, or "all" for
             all presets.
+        gpu: Check training on this machine's GPU, and measure its speed and memory.
+        check: With --gpu.
     """
+    if gpu:
+        from vatt.gpu_check.check import check_gpu
+
+        return check_gpu(check)
     if model is not None:
         from vatt.models.costs import describe
 

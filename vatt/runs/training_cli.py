@@ -6,7 +6,7 @@ import sys
 import traceback
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,11 +323,15 @@ class TrainingCLI(LightningCLI):
         return loggers
 
 
-def main(args: Sequence[str] | None = None) -> TrainingCLI:
+def main(
+    args: Sequence[str] | None = None,
+    cli: Callable[[Sequence[str]], TrainingCLI] = TrainingCLI,
+) -> TrainingCLI:
     """Runs a training command.
 
     Args:
         args: The subcommand and its arguments; None: those of the process.
+        cli: Class that runs it.
 
     Raises:
         UserError: an error that the user can correct.
@@ -342,7 +346,7 @@ def main(args: Sequence[str] | None = None) -> TrainingCLI:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     keep_old_class_paths()
-    return TrainingCLI(with_config_paths(sys.argv[1:] if args is None else args))
+    return cli(with_config_paths(sys.argv[1:] if args is None else args))
 
 
 def _refusal_of(error: Exception) -> VattError | None:

@@ -1,0 +1,107 @@
+"""Stages `speed` and `attention`: clips per second, utilisation and memory of shipped recipes."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from vatt.config.model import VATTConfig
+from vatt.gpu_check.figures import GIB, Row
+from vatt.gpu_check.place import Place
+from vatt.gpu_check.recipes import Recipe, StepParts, network_config, train
+from vatt.network.flops import count_flops
+from vatt.training.utilisation import TRAINING_PASSES, peak_flops
+
+VALIDATION_ROWS = 64  # as the shipped data module takes at most
+MICRO, ALL = "--model.init_args.micro_batch_size=", "--model.init_args.checkpoint_activations="
+RECIPES = {
+    "ma-base": Recipe(
+        config="pretrain_ma_base_1gpu",
+        batch_size=64,
+        options=(f"{MICRO}null",),
+        validation_rows=VALIDATION_ROWS,
+    ),
+    "ma-base, micro-batches of 64": Recipe(config="pretrain_ma_base_1gpu", batch_size=256),
+    "ma-medium": Recipe(config="pretrain_ma_medium", batch_size=256),
+    "ma-medium, all activations": Recipe(
+        config="pretrain_ma_medium", batch_size=64, options=(f"{ALL}false",)
+    ),
+    "lbs": Recipe(config="pretrain_lbs", batch_size=256),
+    "mbs": Recipe(config="pretrain_mbs", batch_size=256),
+    "bbs": Recipe(config="pretrain_bbs", batch_size=256),
+}
+QUICK = {
+    "tiny": Recipe(config="tiny", batch_size=8, max_steps=4, validation_rows=8),
+    "tiny, micro-batches of 4": Recipe(
+        config="tiny", batch_size=8, max_steps=4, options=(f"{MICRO}4",)
+    ),
+}
+COMPILED = Recipe(
+    config="pretrain_ma_medium",
+    batch_size=128,
+    options=(f"{ALL}false", "--model.init_args.compile_towers=true"),
+)
+# The kernel that is measured, before those that take what it cannot, such as masks
+ATTENTION = {
+    "flash": (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "cuDNN": (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+    "efficient": (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+}
+
+
+def measure_speed(place: Place) -> Iterator[Row]:
+    """Steps of the recipes as `vatt fit` makes them, with the largest batch per GPU."""
+    for name, recipe in (QUICK if place.quick else RECIPES).items():
+        yield from measure_recipe(f"{name}, {recipe.batch_size} clips", recipe, place)
+
+
+def measure_attention(place: Place) -> Iterator[Row]:
+    """Steps of the compiled Medium model with each kernel of attention, and without compiling."""
+    compiled = QUICK["tiny"] if place.quick else COMPILED
+    eager = Recipe(
+        config=compiled.config, batch_size=compiled.batch_size, options=compiled.options[:1]
+    )
+    yield from measure_recipe("not compiled", eager, place)
+    for name, backends in ATTENTION.items():
+        torch.compiler.reset()
+        on_gpu = place.device.type == "cuda"
+        with sdpa_kernel(list(backends), set_priority=True) if on_gpu else nullcontext():
+            yield from measure_recipe(f"compiled, {name} attention", compiled, place)
+
+
+def measure_recipe(case: str, recipe: Recipe, place: Place) -> Iterator[Row]:
+    """Figures of a recipe; one that says so if the device lacks memory for it."""
+    steps = StepParts()
+    try:
+        config = network_config(train(recipe, place.device, [steps]))
+    except torch.OutOfMemoryError:
+        steps.peak = -1
+    gc.collect()
+    if place.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if steps.peak < 0:
+        yield Row(case, "runs that fit into the memory", 0, at_least=1)
+        return
+    yield from _speed(case, recipe, config, steps, place)
+
+
+def _speed(
+    case: str, recipe: Recipe, config: VATTConfig, steps: StepParts, place: Place
+) -> Iterator[Row]:
+    rate = recipe.batch_size / steps.seconds
+    yield Row(case, "training", rate, "clips/s")
+    flops = TRAINING_PASSES * count_flops(config).total * rate
+    yield Row(case, "model FLOP/s", flops / 1e12, "TFLOP/s")
+    if place.device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(place.device), "bf16-mixed")
+        if peak is not None:
+            yield Row(case, "model FLOP/s utilisation", flops / peak)
+        yield Row(case, "peak memory of a step", steps.peak / GIB, "GiB")
+        if recipe.validation_rows:
+            rows = f"peak memory of validation, {recipe.validation_rows} rows"
+            yield Row(case, rows, steps.validation_peak / GIB, "GiB")
+    yield Row(case, "first step", steps.first_seconds, "s")
+    for part, seconds in steps.parts.items():
+        yield Row(case, part, seconds * 1e3, "ms")
