@@ -1,6 +1,7 @@
 """Training runs by the real command line, on the tiny corpus."""
 
 import contextlib
+import io
 import resource
 import shutil
 import signal
@@ -18,15 +19,16 @@ from vatt.batch import Batch
 from vatt.cli import main
 from vatt.config.model import VATTConfig
 from vatt.config.presets import preset
-from vatt.errors import UserError
+from vatt.errors import CheckpointError, UserError
 from vatt.evaluation.embedding_table import EmbeddingTable
-from vatt.models.checkpoint import load_model
+from vatt.models.checkpoint import load_model, read_steps
 from vatt.network.contrastive_loss import LossConfig
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.runs.checkpoint import AtomicCheckpointIO
 from vatt.runs.steps import StepClock, TimeBudget
 from vatt.shards.shard_set import ShardSet
-from vatt.training.module import NonFiniteLossError, join_ranks
+from vatt.training.finite import NonFiniteLossError
+from vatt.training.module import join_ranks
 from vatt.training.optim import OptimizerConfig, ScheduleConfig, learning_rate_factor
 from vatt.training.pretrain import PretrainModule
 
@@ -270,7 +272,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(
         "--model.init_args.optimizer.name=sgd",
         "--model.init_args.optimizer.learning_rate=1e38",
     ]
-    more += ["--trainer.gradient_clip_val=null", "--run.checkpoint_every_n_steps=1"]
+    more += ["--trainer.gradient_clip_val=null"]
     assert main(fit_arguments(tiny_shards, run, *more)) == 1
     message = capsys.readouterr().err
     assert "the loss is not finite at step 2" in message
@@ -278,31 +280,62 @@ def test_loss_that_is_not_finite_stops_the_run_and_names_step_and_clips(
     assert "000" in message.split("Clips of the batch: ")[1]  # keys of the corpus
 
 
-def breaking_run(shards: Path, run: Path, name: str, first: int, count: int) -> int:
+def breaking_run(shards: Path, run: Path, first: int, count: int, *more: str) -> int:
     breaks = "--trainer.callbacks+=training_runs.BreakGradients"
-    more = [breaks, f"--trainer.callbacks.first={first}", f"--trainer.callbacks.count={count}"]
-    more += [f"--model.init_args.optimizer.name={name}", "--trainer.max_steps=30"]
-    return main(fit_arguments(shards, run, *more, "--trainer.limit_val_batches=0"))
+    breaks = [breaks, f"--trainer.callbacks.first={first}", f"--trainer.callbacks.count={count}"]
+    steps = ["--trainer.max_steps=30", "--trainer.limit_val_batches=0"]
+    return main(fit_arguments(shards, run, *breaks, *steps, *more))
+
+
+def non_finite(value: Any) -> bool:
+    """Whether a checkpoint has a NaN or an infinity."""
+    if isinstance(value, torch.Tensor):
+        return not value.isfinite().all()
+    parts = value.values() if isinstance(value, dict) else value
+    return isinstance(value, dict | list) and any(map(non_finite, parts))
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_step_whose_gradients_are_not_finite_is_left_out(
     tiny_shards: Path, tmp_path: Path, name: str
 ) -> None:
-    assert breaking_run(tiny_shards, tmp_path / "run", name, 4, 3) == 0
+    option = f"--model.init_args.optimizer.name={name}"
+    assert breaking_run(tiny_shards, tmp_path / "run", 4, 3, option) == 0
     rows = read_rows(tmp_path / "run")
     assert [float(row["train/skipped_steps"]) for row in rows[:9]] == [0, 0, 0, 0, 1, 1, 1, 0, 0]
     checkpoint = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
-    assert all(value.isfinite().all() for value in checkpoint["state_dict"].values())
+    assert not non_finite(checkpoint)
     assert float(rows[-1]["train/loss"]) < float(rows[0]["train/loss"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [0, 1, 8, 9])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--trainer.gradient_clip_val=1.0",
+        "--trainer.gradient_clip_val=null",
+        "--model.init_args.micro_batch_size=2",
+        "--trainer.accumulate_grad_batches=2",
+        "--run.ema_decay=0.9",
+    ],
+)
+def test_no_checkpoint_has_a_broken_step_whenever_it_comes(
+    tiny_shards: Path, tmp_path: Path, step: int, option: str
+) -> None:
+    run, every = tmp_path / "run", "--run.keep_checkpoints.every_n_steps=1"
+    assert breaking_run(tiny_shards, run, step, 1, option, every, "--trainer.max_steps=10") == 0
+    paths = list((run / "checkpoints").iterdir())
+    assert len(paths) == 12
+    assert not any(non_finite(torch.load(path, weights_only=True)) for path in paths)
 
 
 def test_run_whose_gradients_stay_broken_ends_and_names_the_clips(
     tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert breaking_run(tiny_shards, tmp_path / "run", "adam", 3, 99) == 1
+    assert breaking_run(tiny_shards, tmp_path / "run", 3, 99) == 1
     message = capsys.readouterr().err
-    assert "gradients of the last 10 steps before step 20 were not finite" in message
+    assert "gradients of the last 10 steps before step 15 were not finite" in message
     assert "000" in message.split("Clips of the batch: ")[1]
 
 
@@ -329,6 +362,46 @@ def test_failed_write_leaves_the_previous_checkpoint_and_no_rest(tmp_path: Path)
         signal.signal(signal.SIGXFSZ, handler)
     assert torch.load(path, weights_only=True)["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_checkpoint_that_the_disk_spoiled_takes_the_place_of_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
+    save, values = torch.save, bytes(range(64))
+    losses = {"data/0": (values, values[::-1]), "table of contents": (b"PK\5\6", b"")}
+
+    def save_and_lose(state: dict[str, Any], file: Any) -> None:
+        buffer = io.BytesIO()
+        save(state, buffer)
+        file.write(buffer.getvalue().replace(*losses[part]))
+
+    monkeypatch.setattr(torch, "save", save_and_lose)
+    for part in losses:
+        with pytest.raises(
+            CheckpointError, match=rf"last.ckpt was not written .*{part} is damaged"
+        ):
+            AtomicCheckpointIO().save_checkpoint({"step": torch.arange(64).byte()}, path)
+    assert torch.load(path, weights_only=True)["step"] == 1
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("kind", ["weights", "exp_avg_sq"])
+def test_state_that_is_not_finite_is_named_and_not_saved(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    run = tmp_path / "run"
+    breaks = ["--trainer.callbacks+=training_runs.BreakState", "--trainer.callbacks.step=9"]
+    assert main(fit_arguments(tiny_shards, run, *breaks, f"--trainer.callbacks.kind={kind}")) == 1
+    message = capsys.readouterr().err
+    name = (
+        "network.video_tokens.agg" if kind == "weights" else f"{kind} of network.video_tokens.agg"
+    )
+    assert f"the state after step 9 is not finite and is not saved: {name}. " in message
+    assert "000" in message.split("Clips of the batch: ")[1]
+    steps = {path.name: read_steps(path) for path in (run / "checkpoints").iterdir()}
+    assert steps == {"last.ckpt": 6, "previous.ckpt": 3}
 
 
 def test_module_is_usable_without_the_command_line() -> None:

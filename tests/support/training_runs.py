@@ -136,6 +136,20 @@ class BreakGradients(Callback):
             next(p.grad for p in pl_module.parameters() if p.grad is not None).fill_(torch.nan)
 
 
+class BreakState(Callback):
+    """Spoils one value after a step: of the weights, or of the state of the optimiser."""
+
+    def __init__(self, step: int, kind: str) -> None:
+        self.step, self.kind = step, kind
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            weight = next(p for p in pl_module.parameters() if p.grad is not None)
+            state = trainer.optimizers[0].state[weight]
+            broken = weight.data if self.kind == "weights" else state[self.kind]
+            broken.view(-1)[0] = torch.inf
+
+
 class KillOnce(Callback):
     """Kills the second rank before a step, in the first of the attempts to train."""
 

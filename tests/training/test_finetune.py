@@ -29,7 +29,7 @@ from vatt.models.checkpoint import load_model, save_model
 from vatt.network.model import VATT
 from vatt.runs.classifier_defaults import with_classifier
 from vatt.training.finetune import FinetuneModule, ScoreTable
-from vatt.training.module import NonFiniteLossError
+from vatt.training.finite import NonFiniteLossError
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
 
 TINY = preset("tiny")
@@ -138,8 +138,9 @@ def test_a_loss_that_is_no_number_stops_the_run(monkeypatch: pytest.MonkeyPatch)
         tuned.network.classifier.linear.weight.fill_(math.nan)
     video = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
     batch = LabelledBatch(video=video, labels=torch.ones(1, 5), keys=("a clip",))
+    tuned.training_step(batch, 0)
     with pytest.raises(NonFiniteLossError, match="at step 0 .classification nan.*a clip"):
-        tuned.training_step(batch, 0)
+        tuned.check_losses()
 
 
 def test_bias_of_several_labels_starts_rare() -> None:

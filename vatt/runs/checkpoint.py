@@ -1,13 +1,13 @@
 """Checkpoints of a run, which are written completely or not at all, and how long they are kept."""
 
-import contextlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -155,12 +155,13 @@ class RunCheckpoint(Checkpoint):
         """Writes a checkpoint unless one of this step exists; all ranks must call this."""
         if trainer.global_step == self.saved_step:
             return
-        if self._keep.previous and trainer.is_global_zero and is_zipfile(self.path):
-            _add_name(self.path, PREVIOUS_CHECKPOINT)  # now, so the disk never has three
-        trainer.save_checkpoint(self.path)
+        keeps = self._keep.previous and trainer.is_global_zero and is_zipfile(self.path)
+        with _second_name(self.path, PREVIOUS_CHECKPOINT) if keeps else nullcontext():
+            trainer.save_checkpoint(self.path)
         self.saved_step = trainer.global_step
         if self._is_kept(self.saved_step) and trainer.is_global_zero:
-            _add_name(self.path, f"step-{self.saved_step}.ckpt")
+            with _second_name(self.path, f"step-{self.saved_step}.ckpt"):
+                pass
         if self._wandb is not None:
             self._wandb.log_checkpoint(self.path, self.saved_step)
 
@@ -168,15 +169,24 @@ class RunCheckpoint(Checkpoint):
         return self._keep.every_n_steps is not None and step % self._keep.every_n_steps == 0
 
 
-def _add_name(path: Path, name: str) -> None:
-    """Gives a file a second name in its folder; copies it on a file system without hard links."""
-    other = path.with_name(name)
-    other.unlink(missing_ok=True)
+@contextmanager
+def _second_name(path: Path, name: str) -> Iterator[None]:
+    """Context after which a file has a second name in its folder, even if it was replaced within.
+
+    A failure leaves the file that has this name. A file system without hard links gets a copy.
+    """
+    other, waiting = path.with_name(name), path.with_name(f".{name}")
+    waiting.unlink(missing_ok=True)
     try:
-        other.hardlink_to(path)
-    except OSError:
-        with path.open("rb") as source, atomic_file(other) as file:
-            shutil.copyfileobj(source, file)
+        try:
+            waiting.hardlink_to(path)
+        except OSError:
+            with path.open("rb") as source, atomic_file(waiting) as file:
+                shutil.copyfileobj(source, file)
+        yield
+        waiting.replace(other)
+    finally:
+        waiting.unlink(missing_ok=True)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -209,7 +219,7 @@ class BestCheckpoint(ModelCheckpoint):
         path = self.format_checkpoint_name({})
         stored = None
         if trainer.is_global_zero and Path(path).is_file():
-            with contextlib.suppress(CheckpointError):  # damaged: the next validation replaces it
+            with suppress(CheckpointError):  # damaged: the next validation replaces it
                 stored = read_entry(path, BEST_KEY)
         stored = trainer.strategy.broadcast(stored)
         if stored and (stored["metric"], stored["mode"]) == (self.monitor, self.mode):
@@ -261,10 +271,10 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a temporary file and renames it; a failure keeps the old checkpoint.
+    """Writes a checkpoint to a temporary file, reads it, and renames it.
 
-    The file is written as a stream, because memory may be too small for a large model and its
-    bytes.
+    A failure keeps the old checkpoint. The file is written as a stream, because memory may be too
+    small for a large model and its bytes.
     """
 
     def save_checkpoint(
@@ -274,6 +284,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: the file cannot be written, for example because the disk is full.
+            CheckpointError: what was written cannot be read, or differs by its checksums.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +298,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 if not isinstance(reason, OSError):
                     raise
                 raise OSError(reason.errno, reason.strerror) from error
+            file.flush()
+            _verify(Path(file.name), path)
 
     def load_checkpoint(
         self,
@@ -310,3 +323,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise UserError(f"{path} is not a checkpoint of a training run: {remedy}")
         return checkpoint
+
+
+def _verify(written: Path, path: Path) -> None:
+    """Reads all parts of an archive and compares their checksums; a second for a gigabyte."""
+    try:
+        with ZipFile(written) as archive:
+            part = archive.testzip()
+    except BadZipFile:
+        part = "its table of contents"
+    if part is not None:
+        raise CheckpointError(
+            f"{path} was not written correctly ({part} is damaged), and the checkpoint before it "
+            "is kept: check the disk"
+        )

@@ -96,7 +96,7 @@ class FinetuneModule(TrainingModule):
             spread = self.label_smoothing / labels.shape[1]
             labels = labels * (1 - self.label_smoothing) + spread
         loss = classification_loss(logits, labels, multi_label=self.classifier.multi_label)
-        self.refuse_non_finite(loss, {"classification": loss}, batch)
+        self.note_loss(loss, {"classification": loss}, batch)
         measured = {
             "train/loss": loss.detach(),
             "train/learning_rate": self._optimizer().param_groups[0]["lr"],

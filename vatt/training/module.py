@@ -21,6 +21,13 @@ from vatt.models.start_weights import check_same
 from vatt.network.model import VATT, backbone_and_head
 from vatt.system.ranks import gather_objects, places_in_set, world_size
 from vatt.training.compute import checkpoint_activations, compile_towers
+from vatt.training.finite import (
+    NonFiniteLossError,
+    StepLoss,
+    clips_and_remedy,
+    refuse_non_finite,
+    refuse_to_save,
+)
 from vatt.training.optim import (
     OptimizerConfig,
     ScheduleConfig,
@@ -43,11 +50,7 @@ def join_ranks(tables: Sequence[T]) -> T:
     return concatenate(tables).select(places_in_set([table.keys for table in tables]))
 
 
-MAX_SKIPPED_STEPS = 10  # in a row; the host looks as often
-
-
-class NonFiniteLossError(UserError):
-    """The loss or its gradients are NaN or infinite; raised before the weights change."""
+MAX_SKIPPED_STEPS = 10  # in a row; the host looks as often, and at the losses, too
 
 
 class TrainingModule(LightningModule):
@@ -86,6 +89,8 @@ class TrainingModule(LightningModule):
         self.time_share = 0.0
         self._tables: list[Any] = []
         self._skipped_in_row = torch.zeros(())
+        self._losses: list[StepLoss] = []  # not checked yet
+        self._last_keys: Sequence[str] = ()
 
     def load_start(self, source: str) -> None:
         """Loads the weights of `init_from`.
@@ -153,46 +158,47 @@ class TrainingModule(LightningModule):
     def on_train_batch_start(self, batch: Batch | MicroBatches, batch_idx: int) -> None:
         """Sets the learning rate of this step, which depends only on the progress."""
         if self.global_step % MAX_SKIPPED_STEPS == 0:
-            self._refuse_skipping(batch)
+            self.check_losses()
         factor = learning_rate_factor(self.schedule, self.progress)
         for group in self._optimizer().param_groups:
             group["lr"] = self.optimizer_config.learning_rate * factor
 
-    def _refuse_skipping(self, batch: Batch | MicroBatches) -> None:
-        if int(self._skipped_in_row) < MAX_SKIPPED_STEPS:
-            return
-        raise NonFiniteLossError(
-            f"the gradients of the last {MAX_SKIPPED_STEPS} steps before step {self.global_step} "
-            f"were not finite, so no weight changed. {self._clips_and_remedy(batch)}"
-        )
-
-    def _clips_and_remedy(self, batch: Batch | MicroBatches) -> str:
-        names = ", ".join(batch.keys[:8]) or "unnamed"
-        return (
-            f"Clips of the batch: {names}{' …' if len(batch.keys) > 8 else ''}. Lower the learning "
-            "rate, clip gradients (--trainer.gradient_clip_val 1), or look at these."
-        )
-
-    def refuse_non_finite(
+    def note_loss(
         self, loss: Tensor, parts: Mapping[str, Tensor], batch: Batch | MicroBatches
     ) -> None:
-        """Stops the run if the loss is not finite.
+        """Notes the loss of this step for `check_losses`, which waits for the device.
 
         Args:
             loss: Loss of this step.
             parts: Parts of the loss by name.
-            batch: Batch whose clips the error names.
+            batch: Batch whose clips an error names.
+        """
+        noted = StepLoss(
+            step=self.global_step,
+            learning_rate=self._optimizer().param_groups[0]["lr"],
+            total=loss.detach(),
+            parts={name: value.detach() for name, value in parts.items()},
+            keys=batch.keys,
+        )
+        self._losses.append(noted)
+        self._last_keys = batch.keys
+
+    def check_losses(self) -> None:
+        """Stops the run if a loss since the last check, or the gradients of all, are not finite.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: a loss is NaN or infinite, or ten steps in a row were left out.
         """
-        if torch.isfinite(loss):
+        losses, self._losses = self._losses, []
+        if not losses:
             return
-        broken = [f"{name} {value.item()}" for name, value in parts.items() if not value.isfinite()]
-        raise NonFiniteLossError(
-            f"the loss is not finite at step {self.global_step} ({', '.join(broken)}; learning "
-            f"rate {self._optimizer().param_groups[0]['lr']:.3g}). {self._clips_and_remedy(batch)}"
-        )
+        refuse_non_finite(losses)
+        if int(self._skipped_in_row) >= MAX_SKIPPED_STEPS:
+            raise NonFiniteLossError(
+                f"the gradients of the last {MAX_SKIPPED_STEPS} steps before step "
+                f"{self.global_step} were not finite, so no weight changed. "
+                f"{clips_and_remedy(self._last_keys)}"
+            )
 
     def score_batch(self, batch: Any) -> Any:
         """`ClipTable` with the scores of one batch; `measure` gets that of the whole set.
@@ -207,7 +213,8 @@ class TrainingModule(LightningModule):
         raise NotImplementedError
 
     def on_validation_epoch_start(self) -> None:
-        """Clears the collected scores, also after an interrupted pass."""
+        """Checks the losses so far; clears the scores, also those of an interrupted pass."""
+        self.check_losses()
         self._tables = []
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
@@ -285,8 +292,20 @@ class TrainingModule(LightningModule):
             )
         return build_optimizer(self, self.optimizer_config)
 
+    def on_train_end(self) -> None:
+        """Checks the last losses."""
+        self.check_losses()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Stores the model's configuration in the checkpoint, as plain containers."""
+        """Stores the model's configuration in the checkpoint, as plain containers.
+
+        Raises:
+            NonFiniteLossError: losses, weights or the optimiser's state are not finite, so that
+                this checkpoint must not replace another.
+        """
+        self.check_losses()
+        optimizer = self._optimizer() if checkpoint.get("optimizer_states") else None
+        refuse_to_save(checkpoint, optimizer, self, self._last_keys)
         checkpoint[CONFIG_KEY] = self.network.config.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ class PretrainModule(TrainingModule):
             output = forward_on_rank(self.network, batch)
         loss: LossOutput = self.loss(output, batch)
         parts = {pair.replace("_", "-"): value for pair, value in loss.losses.items()}
-        self.refuse_non_finite(loss.total, parts, batch)
+        self.note_loss(loss.total, parts, batch)
         self.log("train/loss", loss.total.detach(), batch_size=len(batch))
         self.log_dict(self._measurements(loss, batch.facts), batch_size=len(batch))
         return loss.total
