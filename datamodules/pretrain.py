@@ -24,6 +24,7 @@ from vatt.errors import UserError
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.places import find_tars, is_remote, local_or_remote
 from vatt.shards.shard_set import ShardSet
+from vatt.system.ranks import HANG_MINUTES
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +287,8 @@ class PretrainData(StreamedData):
     def _load_tokenizer(self) -> Tokenizer:
         """The given tokenizer, or one trained on the captions."""
         most = self.text.vocab_size
-        path = self.tokenizer or trained_tokenizer(self._open_sets(), most)
+        wait = 60 * HANG_MINUTES if self.world_size > 1 else None
+        path = self.tokenizer or trained_tokenizer(self._open_sets(), most, wait)
         tokenizer = Tokenizer.load(path)
         if tokenizer.vocab_size > most:
             raise UserError(

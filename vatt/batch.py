@@ -8,6 +8,7 @@ values in a patch.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple, Self
 
@@ -205,12 +206,18 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same batch on another device; the host does not wait for copies to a GPU.
 
+        They run beside the computation that is queued there.
+
         Args:
             device: Device to copy to.
             non_blocking: Whether the host may go on before a copy to the CPU is there, too.
         """
-        non_blocking = non_blocking or torch.device(device).type == "cuda"
-        moved = {n: v.to(device, non_blocking=non_blocking) for n, v in self._tensors().items()}
+        target = torch.device(device)
+        non_blocking = non_blocking or target.type == "cuda"
+        tensors = self._tensors()
+        if target.type == "cuda" and self.device.type == "cpu" and torch.cuda.is_available():
+            return self.with_inputs(**_copied_beside(tensors, target))
+        moved = {n: v.to(device, non_blocking=non_blocking) for n, v in tensors.items()}
         return self.with_inputs(**moved)
 
     def pin_memory(self) -> Self:
@@ -318,6 +325,24 @@ def _padded(mask: Tensor | None, num_clips: int, rest: tuple[int, ...]) -> Tenso
     if mask is None:
         return torch.zeros(num_clips, *rest, dtype=torch.bool)
     return F.pad(mask, (0, rest[0] - mask.shape[1])) if rest else mask
+
+
+def _copied_beside(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies on a GPU, made on a stream of their own; the current stream waits for them."""
+    current, beside = torch.cuda.current_stream(device), _copy_stream(device)
+    with torch.cuda.stream(beside):
+        copies = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+    current.wait_stream(beside)
+    for copy in copies.values():
+        copy.record_stream(
+            current
+        )  # its memory is not used again before the current stream is done
+    return copies
+
+
+@lru_cache(maxsize=8)
+def _copy_stream(device: torch.device) -> "torch.cuda.Stream":
+    return torch.cuda.Stream(device)
 
 
 def _is_picture(video: Tensor) -> bool:

@@ -16,6 +16,7 @@ from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig, SpectrogramConfig, TextConfig, VideoConfig
 from vatt.data.loader import EvaluationLoader, PositionedLoader
 from vatt.data.order import GlobalOrder
+from vatt.data.run_tokenizer import trained_tokenizer
 from vatt.errors import ShardError, UserError
 from vatt.media.write_mp4 import write_mp4
 from vatt.network.log_mel import log_mel_of
@@ -500,3 +501,10 @@ def test_a_cache_that_is_too_small_says_so_once_and_stays_within_its_bound(make,
     assert 0 < cache.capacity < 24
     assert cache.num_bytes <= data.cache_bytes
     assert [keys for keys, _ in first] == [keys for keys, _ in fit(make(), max_epochs=1)]
+
+
+def test_tokenizer_is_not_trained_for_long_while_other_processes_wait(tiny_shards):
+    sets = [ShardSet(tiny_shards / "train")]
+    with pytest.raises(UserError, match="no tokenizer from .* more than 0 seconds.*vatt tokenizer"):
+        trained_tokenizer(sets, 77, max_seconds=0.0)
+    assert trained_tokenizer(sets, 77, max_seconds=60.0).is_file()

@@ -1,5 +1,6 @@
 """Training in several processes: the same run for any number of them, killed and resumed."""
 
+import json
 import os
 import random
 import signal
@@ -171,6 +172,27 @@ def test_step_with_broken_gradients_is_left_out_on_all_ranks_of_sharded_weights(
     assert fit(tiny_shards, run, 2, SHARDED, *breaks) == [0, 0], said(run)
     skipped = [float(row["train/skipped_steps"]) for row in read_rows(run)]
     assert skipped == [float(step == 4) for step in range(STEPS)]
+
+
+def exchanges(shards: Path, run: Path, *more: str) -> dict[str, int]:
+    count = "--trainer.callbacks+=training_runs.CountExchanges"
+    options = [count, "--run.checkpoint_every_n_steps=9", "--trainer.max_steps=6", *more]
+    arguments = fit_arguments(shards, run, "--trainer.limit_val_batches=0", *options)
+    assert run_vatt(arguments, 2, run.with_suffix(".out")) == [0, 0], said(run)
+    return json.loads((run / "exchanges.json").read_text())
+
+
+def test_step_asks_no_rank_on_its_device_whether_to_stop_nor_for_batch_statistics(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    assert "broadcast_" not in exchanges(tiny_shards, tmp_path / "run")
+
+
+def test_step_gathers_sharded_weights_and_exchanges_gradients_once(
+    tiny_shards: Path, tmp_path: Path
+) -> None:
+    counts = exchanges(tiny_shards, tmp_path / "run", SHARDED, *LEARNED)
+    assert (counts["_allgather_base_"], counts["_reduce_scatter_base_"]) == (1, 1)
 
 
 def test_what_cannot_be_sharded_is_refused(tiny_shards: Path, tmp_path: Path) -> None:

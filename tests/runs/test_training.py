@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from training_runs import STEPS, fit_arguments, read_losses, read_rows
 
 from vatt.batch import Batch
@@ -438,6 +438,17 @@ def test_geometry_is_what_the_weights_depend_on(changes: dict[str, Any], message
     refuses = pytest.raises(UserError, match=message) if message else contextlib.nullcontext()
     with refuses:
         module.on_load_checkpoint(checkpoint)
+
+
+def test_numbers_are_logged_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = {}
+    monkeypatch.setattr(
+        LightningModule, "log", lambda _, name, value, **__: logged.update({name: value})
+    )
+    module = tiny_module().to("meta")  # as on a GPU: a copy there would wait for it
+    module.log("a", 0.25)
+    module.log("b", 0.5, sync_dist=True)
+    assert logged == {"a": torch.tensor(0.25), "b": 0.5}
 
 
 def test_non_finite_loss_is_an_error_for_users() -> None:

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vatt.batch import Batch
 from vatt.system.ranks import rank
@@ -148,6 +150,26 @@ class BreakState(Callback):
             state = trainer.optimizers[0].state[weight]
             broken = weight.data if self.kind == "weights" else state[self.kind]
             broken.view(-1)[0] = torch.inf
+
+
+class CountExchanges(TorchDispatchMode, Callback):
+    """Counts what the ranks exchange from the start of a step to that of the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func.__name__.split(".")[0]] += 1
+        return func(*args, **kwargs or {})
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 4:
+            self.__enter__()
+        elif trainer.global_step == 5:
+            self.__exit__(None, None, None)
+            (Path(trainer.default_root_dir) / "exchanges.json").write_text(json.dumps(self.counts))
 
 
 class KillOnce(Callback):

@@ -208,7 +208,8 @@ class PatchTokens(nn.Module):
         if self.training and self.drop_token > 0:
             num_rows, num_tokens, _ = patches_BLP.shape
             kept_BL = draw_kept_tokens(num_rows, num_tokens, self.drop_token, raw.device)
-            patches_BLP, positions = select_tokens(patches_BLP, kept_BL), positions_LD[kept_BL]
+            patches_BLP = select_tokens(patches_BLP, kept_BL)
+            positions = F.embedding(kept_BL, positions_LD)  # indexing has a slower gradient
         else:
             positions = positions_LD
         if patches_BLP.dtype == torch.uint8:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vatt.errors import UserError
 from vatt.runs.checkpoint import has_stepped
+from vatt.system.ranks import of_first_rank
 from vatt.training.utilisation import FlopMeter, flop_meter
 
 TIME_SLACK = 0.1  # share of a time budget before time can lead, see `TimeBudget`
@@ -152,9 +153,8 @@ class TimeBudget(Callback):
             trainer.should_stop = True
 
     def _share(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        share = self.clock.training_seconds / self.seconds
-        if trainer.world_size > 1:  # ranks must agree on the learning rate and on stopping
-            share = trainer.strategy.broadcast(share)
+        # ranks must agree on the learning rate and on stopping
+        share = of_first_rank(self.clock.training_seconds / self.seconds)
         cast(Any, pl_module).time_share = max(0.0, (share - TIME_SLACK) / (1 - TIME_SLACK))
         return share
 

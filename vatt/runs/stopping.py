@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -62,10 +62,15 @@ class StopOnSignal(Checkpoint):
                 signal.signal(number, handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Installs the handler of SIGTERM; Lightning's would end the run without a checkpoint."""
+        """Installs the handler of SIGTERM; Lightning's would end the run without a checkpoint.
+
+        Lightning's ranks also ask each other at each step whether its handler was called, on the
+        devices, so that nothing of the next step is queued before the last one ends.
+        """
         self._training = True
         if signal.getsignal(signal.SIGINT) == self._receive:
             signal.signal(signal.SIGTERM, self._receive)
+            cast(Any, trainer.fit_loop.epoch_loop)._broadcast_sigterm_tensor = lambda: None
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -8,6 +8,8 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from torch.nn.parallel import DistributedDataParallel
 
 from vatt.config.geometry import MODALITIES
 from vatt.config.shipped import given_values, with_config_paths
@@ -41,7 +45,7 @@ from vatt.runs.steps import EndOfRun, StepClock, StepSeed, TimeBudget
 from vatt.runs.stopping import StopOnSignal
 from vatt.runs.weight_average import WeightAverage
 from vatt.system.files import NO_SPACE, no_space
-from vatt.system.ranks import LOST_RANK, is_lost_rank
+from vatt.system.ranks import HANG_MINUTES, LOST_RANK, is_lost_rank
 
 # The user writes the left side, and the right side is filled from it. Links to settings that a
 # class lacks are ignored.
@@ -50,6 +54,16 @@ LINKS = {
     "model.init_args.model.classifier": "data.init_args.classifier",
     "model.init_args.micro_batch_size": "data.init_args.micro_batch_size",
     "trainer.max_steps": "model.init_args.schedule.max_steps",
+}
+
+
+_ARGUMENTS = signature(DistributedDataParallel).parameters
+_SYNCS_BUFFERS = next(n for n in ("forward_sync_buffers", "broadcast_buffers") if n in _ARGUMENTS)
+# DDP by default: gradients are not copied into buckets; batch statistics are equal at all ranks
+DDP: dict[str, Any] = {
+    "gradient_as_bucket_view": True,
+    _SYNCS_BUFFERS: False,
+    "timeout": timedelta(minutes=HANG_MINUTES),
 }
 
 
@@ -185,6 +199,7 @@ class TrainingCLI(LightningCLI):
         else:
             kwargs |= {"logger": False, "enable_checkpointing": False}
         self.trainer_defaults["callbacks"] = callbacks
+        StrategyRegistry.register("ddp", DDPStrategy, override=True, **DDP)  # also for `auto`
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 T = TypeVar("T")
 
 LOST_RANK = "another process of the run ended or cannot be reached: see its last messages"
+HANG_MINUTES = 10.0  # of waiting for another rank in training, then it hangs; torch's own for NCCL
 LONGEST_WAIT = timedelta(days=30)  # for a rank with longer files; gloo's own 30 minutes are few
 
 
@@ -133,11 +134,21 @@ def any_rank(value: bool) -> bool:
     return bool(votes)
 
 
+def of_first_rank(value: float) -> float:
+    """Value of the first rank; a collective of the hosts, which waits for no GPU."""
+    if world_size() == 1:
+        return value
+    number = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(number, 0, group=_hosts(dist.group.WORLD))
+    return float(number)
+
+
 @lru_cache(maxsize=1)
 def _hosts(world: Any) -> Any:
     """Group of all ranks whose back end needs no GPU; a collective at its first call."""
     takes_cpu_tensors = dist.get_backend(world) in ("gloo", "mpi", "fake")
-    return world if takes_cpu_tensors else dist.new_group(backend="gloo")
+    wait = timedelta(minutes=HANG_MINUTES)
+    return world if takes_cpu_tensors else dist.new_group(backend="gloo", timeout=wait)
 
 
 def places_in_set(keys_of_ranks: Sequence[Sequence[str]]) -> list[int]:

@@ -107,7 +107,7 @@ def _named_tensors(
         for name, value in checkpoint.get(kind, {}).items():
             yield (name if kind == "state_dict" else f"{name} ({kind})"), value
     for state in checkpoint.get("optimizer_states", []):
-        for index, values in state["state"].items():  # FSDP2 has names for indices
+        for index, values in state.get("state", {}).items():  # FSDP2: names
             name = order[index] if isinstance(index, int) else index
             yield from ((f"{kind} of {name}", value) for kind, value in values.items())
 

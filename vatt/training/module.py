@@ -163,6 +163,15 @@ class TrainingModule(LightningModule):
         for group in self._optimizer().param_groups:
             group["lr"] = self.optimizer_config.learning_rate * factor
 
+    def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
+        """Logs a value; a number stays on the host.
+
+        Lightning would copy it to the device, and wait for all that is queued there.
+        """
+        if isinstance(value, int | float) and not options.get("sync_dist"):
+            value = torch.tensor(float(value))
+        super().log(name, value, *args, **options)
+
     def note_loss(
         self, loss: Tensor, parts: Mapping[str, Tensor], batch: Batch | MicroBatches
     ) -> None:
