@@ -107,8 +107,11 @@ def _named_tensors(
         for name, value in checkpoint.get(kind, {}).items():
             yield (name if kind == "state_dict" else f"{name} ({kind})"), value
     for state in checkpoint.get("optimizer_states", []):
-        for index, values in state.get("state", {}).items():  # FSDP2: names
-            name = order[index] if isinstance(index, int) else index
+        groups = state.get("param_groups", [])  # none at ranks that do not write sharded weights
+        indices = [index for group in groups for index in group["params"]]
+        names = dict(zip(indices, order, strict=False))
+        for index, values in state.get("state", {}).items():
+            name = names.get(index, str(index))
             yield from ((f"{kind} of {name}", value) for kind, value in values.items())
 
 
