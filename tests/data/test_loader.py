@@ -1,10 +1,13 @@
 import gc
 import multiprocessing
+import random
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.utils.data import Dataset
 
 from vatt.batch import Batch
@@ -12,6 +15,7 @@ from vatt.data.loader import PositionedLoader
 from vatt.data.order import GlobalOrder
 from vatt.errors import UserError
 
+RECIPES = Path(__file__).parents[2] / "configs"
 SIZES = [[7, 5, 9, 16]]  # 37 samples, no multiple of the batch
 
 
@@ -191,6 +195,50 @@ def test_the_parts_of_two_steps_are_read_in_advance(num_workers, size):
     loader = make(**settings, num_workers=num_workers, announce=asked.append)
     take(loader, 1)
     assert asked[:3] == [0, 8, 16]
+
+
+def simulated_wait_share(num_parts, num_workers, prefetch_factor, part_seconds, step_seconds):
+    """Share of the time that steps wait, by a clock of its own, after the first steps.
+
+    The rules of torch's loader: part n is made by worker n modulo the workers, each is asked for
+    `prefetch_factor` parts in advance, and for one more when a part is taken, in order. A part
+    takes from half to one and a half of its mean time.
+    """
+    draws, free, ready = random.Random(0), [0.0] * num_workers, []
+    now = waited = 0.0
+
+    def ask():
+        worker = len(ready) % num_workers
+        free[worker] = max(free[worker], now) + part_seconds * draws.uniform(0.5, 1.5)
+        ready.append(free[worker])
+
+    for _ in range(prefetch_factor * num_workers):
+        ask()
+    for step in range(200):
+        begin = now
+        for part in range(step * num_parts, (step + 1) * num_parts):
+            now = max(now, ready[part])
+            ask()
+        if step == 5:
+            first, waited = now, 0.0
+        waited += now - begin
+        now += step_seconds
+    return waited / (now - first)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 14 worker processes")
+def test_recipe_of_one_gpu_waits_little_for_its_parts():
+    recipe = yaml.safe_load((RECIPES / "pretrain_ma_base_1gpu.yaml").read_text())
+    data, model = recipe["data"]["init_args"], recipe["model"]["init_args"]
+    clips, workers = model["micro_batch_size"], data["num_workers"]
+    parts = data["batch_size"] // clips
+    options = {"batch_size": data["batch_size"], "micro_batch_size": clips}
+    factor = make(num_workers=workers, **options)._loader.prefetch_factor
+    part_seconds = clips / 21.6  # clips per second of a worker, see docs/data.md
+    step_seconds = 1.05 * parts * part_seconds / workers  # the workers are hardly faster than that
+    times = (part_seconds, step_seconds)
+    assert simulated_wait_share(parts, workers, factor, *times) <= 0.05
+    assert simulated_wait_share(parts, workers, 2, *times) > 0.3  # torch's default
 
 
 @pytest.mark.parametrize("size", [0, 3, 8])

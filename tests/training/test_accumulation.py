@@ -3,12 +3,14 @@
 import dataclasses
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from compiler_warnings import COMPILES, LOADS_COMPILER
 from rank_processes import run_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,6 +26,7 @@ from vatt.gpu_check.one_graph import forward_in_one_graph
 from vatt.network.model import VATT, VATTOutput
 from vatt.system.ranks import rank, world_size
 from vatt.training.accumulation import forward_cached
+from vatt.training.compute import compile_towers
 from vatt.training.rank_forward import forward_on_rank
 
 ROWS, CANDIDATES = 12, 3
@@ -154,6 +157,46 @@ def test_both_passes_see_the_same_pictures_under_autocast() -> None:
     for videos, sounds in (zip(*one, strict=True) for one in (seen[:4], seen[4:])):
         assert torch.equal(torch.cat(videos), changed.video)
         assert torch.equal(torch.cat(sounds), changed.audio)
+
+
+@pytest.mark.slow
+@LOADS_COMPILER
+@COMPILES
+@pytest.mark.parametrize("arrangement", ["agnostic", "specific"])
+def test_all_at_once_has_the_gradients_of_one_graph(arrangement: str) -> None:
+    """Changed pictures, dropout, DropToken, 16 bits, compiled, backward in a thread of its own."""
+    batch = make_batch().with_inputs(seeds=torch.arange(ROWS))
+    augment = AugmentConfig(color_jitter_rate=1.0, audio_noise=0.01)
+    batches = dataclasses.replace(
+        MicroBatches.split(batch, 3), change=lambda part: augment_batch(part, augment)
+    )
+    results: list[dict[str, Tensor]] = []
+    for forward in (forward_in_one_graph, forward_cached):
+        torch.compiler.reset()
+        network = make_network(arrangement=arrangement).float()
+        compile_towers(network, backend="aot_eager")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as a check before training
+            network.eval()(augment_batch(batch, augment))
+        network.train()
+        torch.manual_seed(7)
+        with torch.autocast("cpu", torch.bfloat16):
+            total = ContrastiveLoss(LossConfig())(forward(network, batches), batches).total
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            if forward is forward_in_one_graph:
+                total.backward()
+            else:
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(total.backward).result()
+        towers: dict[str, list[Tensor]] = {}
+        for name, weight in network.named_parameters():
+            if weight.grad is not None:
+                tower = ".".join(name.split(".")[: 2 if name.startswith("encoders") else 1])
+                towers.setdefault(tower, []).append(weight.grad.flatten())
+        results.append({name: torch.cat(parts) for name, parts in towers.items()})
+    one, cached = results
+    assert one.keys() == cached.keys()
+    for name, gradient in one.items():
+        assert (cached[name] - gradient).norm() <= 1e-2 * gradient.norm(), name
 
 
 def test_parts_with_fewer_captions_are_filled_up() -> None:
