@@ -5,24 +5,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from compiler_warnings import COMPILES, LOADS_COMPILER
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from training_runs import fit_arguments, read_losses
 
-from vatt.batch import Batch
+from vatt.batch import Batch, MicroBatches
 from vatt.cli import main
 from vatt.config.geometry import SpectrogramConfig
-from vatt.config.presets import preset
+from vatt.config.model import VATTConfig
+from vatt.config.presets import as_classifier, preset
 from vatt.network import log_mel as audio
+from vatt.network.layers import KEPT_RESULTS, Checkpointing
 from vatt.network.model import VATT
+from vatt.training.accumulation import forward_cached
 from vatt.training.compute import checkpoint_activations, compile_towers
 
 ARRANGEMENTS = ("agnostic", "specific")
 ROWS, CANDIDATES, WORDS = 4, 2, 16
+SPECTROGRAM = SpectrogramConfig(
+    window_samples=1024, hop_samples=128, num_mels=10, max_hertz=4000.0, patch_size=(10, 5)
+)
 # torch 2.13 still scripts functions as its compiler loads them, though it has deprecated that, and
 # hides a warning of its own in a way that filters do not know:
 # https://github.com/pytorch/pytorch/pull/189914, https://github.com/pytorch/torchdynamo/pull/163
@@ -96,10 +106,50 @@ def num_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the memory of results that still exist, and products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_products = 0
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **kwargs or {})
+        self.num_products += func in KEPT_RESULTS
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                storage = result.untyped_storage()
+                self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return results
+
+    def count(self) -> int:
+        return sum(size for reference, size in self._storages.values() if not reference.expired())
+
+
+def test_selective_checkpointing_keeps_less_than_half_and_multiplies_no_weight_again() -> None:
+    live, products = {}, {}
+    for kind in (False, "selective", True):
+        model, batch = model_of(num_layers=8), batch_of(0)
+        checkpoint_activations(model, kind)
+        with torch.autocast("cpu", torch.bfloat16), LiveBytes() as mode:
+            output = model(batch)
+            live[kind] = mode.count()
+        total = sum(value.float().mean() for value in output.features.values())
+        with LiveBytes() as mode:
+            total.backward()
+        products[kind] = mode.num_products
+    assert live[True] < live["selective"] < 0.5 * live[False]
+    assert products["selective"] == products[False] < 0.8 * products[True]
+
+
+@pytest.mark.parametrize("kind", [True, "selective"])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-def test_checkpointing_leaves_every_bit_of_the_gradients(arrangement: str) -> None:
+def test_checkpointing_leaves_every_bit_of_the_gradients(
+    arrangement: str, kind: Checkpointing
+) -> None:
     kept, recomputed = model_of(arrangement), model_of(arrangement)
-    checkpoint_activations(recomputed)
+    checkpoint_activations(recomputed, kind)
     expected, actual = (gradients_of(model, batch_of(0)) for model in (kept, recomputed))
     assert expected.keys() == actual.keys()
     for name, gradient in expected.items():
@@ -113,6 +163,30 @@ def test_checkpointing_keeps_little_of_the_blocks() -> None:
     checkpoint_activations(deep)
     left = count_kept_bytes(deep, batch_of(0)) - count_kept_bytes(shallow, batch_of(0))
     assert left < of_six_blocks / 10
+
+
+def test_selective_checkpointing_of_compiled_blocks_is_refused(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["checkpoint_activations=selective", "compile_towers=true"]
+    arguments = [f"--model.init_args.{option}" for option in options]
+    assert main(fit_arguments(tiny_shards, tmp_path / "run", *arguments)) == 1
+    assert "selective does nothing for compiled blocks" in capsys.readouterr().err
+
+
+def test_compiling_without_a_compiler_is_refused_before_training(
+    tiny_shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    option = "--model.init_args.compile_towers=true"
+    assert main(fit_arguments(tiny_shards, tmp_path / "run", option)) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "compile_towers needs a compiler (g++ or clang++, or its path in CXX)" in message
+    assert "--model.init_args.compile_towers false" in message
 
 
 @LOADS_COMPILER
@@ -186,15 +260,78 @@ def test_the_limit_of_graphs_holds_in_the_thread_that_runs_backward_passes_on_a_
 @pytest.mark.usefixtures("compiler")
 def test_spectrogram_made_at_the_first_step_is_no_part_of_a_graph() -> None:
     config = preset("tiny")
-    spectrogram = SpectrogramConfig(
-        window_samples=1024, hop_samples=128, num_mels=10, max_hertz=4000.0, patch_size=(10, 5)
-    )
-    model = VATT(replace(config, audio=replace(config.audio, spectrogram=spectrogram)))
+    model = VATT(replace(config, audio=replace(config.audio, spectrogram=SPECTROGRAM)))
     compile_towers(model, backend="eager")
     audio._spectrogram.cache_clear()
     audio._filter_bank_on.cache_clear()
     gradients_of(model, batch_of(0))
     assert num_graphs() == 2
+    assert not counters["graph_break"]
+
+
+def shrunk(config: VATTConfig) -> VATTConfig:
+    """A model of the same structure, of the sizes of `batch_of`."""
+    tiny = preset("tiny")
+    towers = {}
+    for name in ("encoder", "video_encoder", "audio_encoder", "text_encoder"):
+        tower, small = getattr(config, name), tiny.encoder
+        if tower is not None:
+            towers[name] = replace(small, bias=tower.bias, dropout=tower.dropout)
+    has_mel = config.audio.spectrogram is not None
+    audio = replace(tiny.audio, spectrogram=SPECTROGRAM if has_mel else None)
+    head = config.head and tiny.head
+    return replace(
+        config, video=tiny.video, audio=audio, text=tiny.text, head=head, d_post=32, **towers
+    )
+
+
+def train_as_on_a_gpu(model: VATT, batch: Batch, *, micro: bool) -> None:
+    """A step in 16 bits, with the backward pass in a thread of its own."""
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = MicroBatches.split(batch, 2)
+        output = forward_cached(model, parts) if micro else model(batch)
+        total = sum(value.float().mean() for value in output.features.values())
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(total.backward).result()
+
+
+@pytest.mark.slow
+@LOADS_COMPILER
+@COMPILES
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(
+    ("config", "way", "backend"),
+    [
+        (preset("ma-medium"), "recomputed", "eager"),
+        (preset("ma-base"), "micro-batches", "aot_eager"),
+        (preset("lbs"), "recomputed", "aot_eager"),
+        (preset("bbs"), "micro-batches", "eager"),
+        (preset("bbs-spectrogram"), "plain", "eager"),
+        (as_classifier(preset("mbs"), "video", 5), "plain", "eager"),
+        (as_classifier(preset("bbs"), "audio", 5), "plain", "eager"),
+    ],
+)
+def test_recipes_compile_nothing_after_the_first_steps(
+    config: VATTConfig, way: str, backend: str
+) -> None:
+    torch.manual_seed(0)
+    model = VATT(shrunk(config))
+    compile_towers(model, backend=backend)
+    if way == "recomputed":
+        checkpoint_activations(model)
+
+    def train_and_validate(seed: int) -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            model.eval()(batch_of(seed, rows=3))
+        for rows in (4, 6):
+            train_as_on_a_gpu(model.train(), batch_of(seed, rows=rows), micro=way[0] == "m")
+
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        train_and_validate(0)
+        num_first = num_graphs()
+        for seed in range(1, 5):
+            train_and_validate(seed)
+    assert num_graphs() == num_first
     assert not counters["graph_break"]
 
 
@@ -240,14 +377,15 @@ def test_compiled_blocks_that_are_run_again_draw_the_same_dropout() -> None:
 
 @pytest.mark.slow
 def test_run_with_checkpointing_has_the_same_losses(tiny_shards: Path, tmp_path: Path) -> None:
-    option = "--model.init_args.checkpoint_activations=true"
+    option = "--model.init_args.checkpoint_activations="
     losses = []
-    for name, more in (("kept", []), ("recomputed", [option])):
+    ways = {"kept": [], "recomputed": [f"{option}true"], "selective": [f"{option}selective"]}
+    for name, more in ways.items():
         arguments = fit_arguments(tiny_shards, tmp_path / name, "--trainer.max_steps=4", *more)
         assert main(arguments) == 0
         losses.append(read_losses(tmp_path / name))
     assert len(losses[0]) == 4
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.slow

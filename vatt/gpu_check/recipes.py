@@ -92,7 +92,7 @@ def train(
     run_dir: str | None = None,
     starts: bool = True,
 ) -> RandomRun:
-    """Trains a recipe on one device.
+    """Trains a recipe on one device, without compiling unless its options say so.
 
     Args:
         recipe: What to train.
@@ -114,6 +114,7 @@ def train(
             "--trainer.enable_progress_bar=false",
             f"--trainer.max_steps={recipe.max_steps}",
             "--trainer.val_check_interval=1000000",
+            "--model.init_args.compile_towers=false",  # it takes minutes for each recipe
             *recipe.options,
         ]
         kind = partial(RandomRun, recipe=recipe, callbacks=callbacks, starts=starts)

@@ -6,13 +6,13 @@ code.
 
 import math
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from vatt.config.geometry import TextConfig
 from vatt.config.model import EncoderConfig
@@ -21,6 +21,10 @@ NORM_EPS = 1e-6  # every LayerNorm and RMS norm of the official encoders
 RELATIVE_BIAS_RANGE = 0.05  # Keras' default for embeddings, which [C] leaves as it is
 # Standard deviation of a unit normal cut at two of them; Keras' Glorot normal divides by it.
 TRUNCATED_STD = 0.87962566103423978
+# Results that `selective` checkpointing keeps: those of dense layers. Attention runs again: if it
+# did not, dropout after it would draw other numbers than the first time.
+KEPT_RESULTS = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default]
+Checkpointing = bool | Literal["selective"]
 AttentionLayer = int | Literal["rollout"]  # block whose attention is wanted; -1: the last one
 
 
@@ -169,7 +173,7 @@ class Encoder(nn.Module):
         norm = nn.LayerNorm if t5 is None else nn.RMSNorm
         self.final_norm = norm(config.d_model, eps=NORM_EPS)
         self.dropout = nn.Dropout(config.dropout)
-        self.checkpoint_activations = False  # set by `training.compute`
+        self.checkpoint_activations: Checkpointing = False  # set by `training.compute`
         self.relative_bias: RelativeBias | None = None
         if t5 is not None:
             self.relative_bias = RelativeBias(
@@ -202,7 +206,9 @@ class Encoder(nn.Module):
         score_bias = self._score_bias(x_BLD, token_mask_BL)
         recompute = self.checkpoint_activations and torch.is_grad_enabled() and seen is None
         for number, block in enumerate(self.blocks):
-            if recompute:
+            if recompute and self.checkpoint_activations == "selective":
+                x_BLD = _run_selectively(block, x_BLD, score_bias)
+            elif recompute:
                 x_BLD = checkpoint(block, x_BLD, score_bias, use_reentrant=False)
             elif layer == "rollout" and seen is not None:
                 x_BLD = block(x_BLD, score_bias, seen)
@@ -224,6 +230,18 @@ class Encoder(nn.Module):
             relative = self.relative_bias(length).to(x_BLD.dtype)
             bias = relative if bias is None else bias + relative
         return bias
+
+
+def _run_selectively(block: nn.Module, x_BLD: Tensor, score_bias: Tensor | None) -> Tensor:
+    """A block of which only `KEPT_RESULTS` are kept.
+
+    Autocast keeps no weights in 16 bits meanwhile: the second run, without those of other calls,
+    would have other operators than the first.
+    """
+    kind, selects = x_BLD.device.type, partial(create_selective_checkpoint_contexts, KEPT_RESULTS)
+    dtype, enabled = torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, dtype, enabled, cache_enabled=False):
+        return checkpoint(block, x_BLD, score_bias, use_reentrant=False, context_fn=selects)
 
 
 def roll_out(means: Sequence[Tensor]) -> Tensor:
