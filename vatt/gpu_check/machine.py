@@ -30,7 +30,7 @@ def measure_machine(place: Place) -> Iterator[Row]:
         properties = torch.cuda.get_device_properties(device)
         case = properties.name
         peak = peak_flops(case, "bf16-mixed")
-        bandwidth = next((b for name, b in BANDWIDTHS.items() if case.startswith(name)), None)
+        bandwidth = memory_bandwidth(case)
         yield Row(case, "memory", properties.total_memory / GIB, "GiB")
         free, _ = torch.cuda.mem_get_info(device)
         yield Row(case, "memory that is free", free / GIB, "GiB")
@@ -57,3 +57,8 @@ def measure_machine(place: Place) -> Iterator[Row]:
 
 def _pins(name: str, device: torch.device) -> bool:
     return name == "pinned" and device.type == "cuda"
+
+
+def memory_bandwidth(device_name: str) -> float | None:
+    """Bytes per second of the memory of a device; None if unknown."""
+    return next((b for name, b in BANDWIDTHS.items() if device_name.startswith(name)), None)

@@ -3,14 +3,16 @@
 import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vatt.config.model import VATTConfig
 from vatt.gpu_check.figures import GIB, Row
+from vatt.gpu_check.machine import memory_bandwidth
 from vatt.gpu_check.place import Place
-from vatt.gpu_check.recipes import Recipe, StepParts, network_config, train
+from vatt.gpu_check.prediction import predict_step
+from vatt.gpu_check.recipes import RandomRun, Recipe, StepParts, network_config, train
 from vatt.network.flops import count_flops
 from vatt.training.utilisation import TRAINING_PASSES, peak_flops
 
@@ -75,7 +77,7 @@ def measure_recipe(case: str, recipe: Recipe, place: Place) -> Iterator[Row]:
     """Figures of a recipe; one that says so if the device lacks memory for it."""
     steps = StepParts()
     try:
-        config = network_config(train(recipe, place.device, [steps]))
+        run = train(recipe, place.device, [steps])
     except torch.OutOfMemoryError:
         steps.peak = -1
     gc.collect()
@@ -84,20 +86,32 @@ def measure_recipe(case: str, recipe: Recipe, place: Place) -> Iterator[Row]:
     if steps.peak < 0:
         yield Row(case, "runs that fit into the memory", 0, at_least=1)
         return
-    yield from _speed(case, recipe, config, steps, place)
+    yield from _speed(case, recipe, run, steps, place)
 
 
 def _speed(
-    case: str, recipe: Recipe, config: VATTConfig, steps: StepParts, place: Place
+    case: str, recipe: Recipe, run: RandomRun, steps: StepParts, place: Place
 ) -> Iterator[Row]:
+    config = network_config(run)
     rate = recipe.batch_size / steps.seconds
     yield Row(case, "training", rate, "clips/s")
     flops = TRAINING_PASSES * count_flops(config).total * rate
     yield Row(case, "model FLOP/s", flops / 1e12, "TFLOP/s")
     if place.device.type == "cuda":
-        peak = peak_flops(torch.cuda.get_device_name(place.device), "bf16-mixed")
-        if peak is not None:
+        gpu = torch.cuda.get_device_name(place.device)
+        peak, bandwidth = peak_flops(gpu, "bf16-mixed"), memory_bandwidth(gpu)
+        if peak is not None and bandwidth is not None:
             yield Row(case, "model FLOP/s utilisation", flops / peak)
+            model: Any = run.model
+            step = predict_step(
+                config,
+                recipe.batch_size,
+                peak=peak,
+                bandwidth=bandwidth,
+                compiled=model.compile_towers,
+                recomputed=bool(model.checkpoint_activations or model.micro_batch_size),
+            )
+            yield Row(case, "training, predicted", recipe.batch_size / step.total, "clips/s")
         yield Row(case, "peak memory of a step", steps.peak / GIB, "GiB")
         if recipe.validation_rows:
             rows = f"peak memory of validation, {recipe.validation_rows} rows"
