@@ -49,6 +49,7 @@ def tiny_shards(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path) -> 
                 tiny_corpus / split,
                 out / split,
                 samples_per_shard=samples_per_shard,
+                order="sorted",
                 show_progress=False,
             )
 

@@ -278,7 +278,7 @@ def test_the_size_keeps_the_shape_and_is_even(
 
 def build(source: Path, out: Path, **options: Any) -> BuildReport:
     how = options.pop("reencoding", Reencoding(short_side=32))
-    return build_shards(source, out, reencoding=how, show_progress=False, **options)
+    return build_shards(source, out, order="sorted", reencoding=how, show_progress=False, **options)
 
 
 @pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
@@ -331,7 +331,7 @@ def test_a_stopped_build_goes_on_where_it_was(out_is_there: bool, tmp_path: Path
         write_noise_clip(source / name)
     os.mkfifo(source / "waits.mp4")  # opening it waits for ever, until the signal comes
     command = [sys.executable, "-m", "vatt.cli", "shards", "build", str(source), str(out)]
-    command += ["--short-side", "16", "--workers", "1"]
+    command += ["--short-side", "16", "--workers", "1", "--order", "sorted"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
     while len([path for path in work.glob("*") if path.suffix != ".partial"]) < 2:
@@ -376,7 +376,7 @@ def test_a_full_disk_ends_the_build_and_keeps_what_is_done(tmp_path: Path) -> No
         "sys.exit(main(sys.argv[1:]))"
     )
     command = ["shards", "build", str(tmp_path / "media"), str(tmp_path / "out")]
-    command += ["--short-side", "32", "--workers", "0"]
+    command += ["--short-side", "32", "--workers", "0", "--order", "sorted"]
     done = subprocess.run(
         [sys.executable, "-c", program, *command], capture_output=True, text=True, check=False
     )

@@ -1,5 +1,6 @@
 import datetime
 import errno
+import hashlib
 import json
 import math
 import os
@@ -26,8 +27,8 @@ from vatt.shards.record import Segment
 from vatt.shards.shard_set import ShardSet
 
 
-def build(source: Path, out: Path, **options):
-    return build_shards(source, out, show_progress=False, **options)
+def build(source: Path, out: Path, *, order="sorted", **options):
+    return build_shards(source, out, show_progress=False, order=order, **options)
 
 
 @pytest.fixture
@@ -319,6 +320,54 @@ def test_second_build_from_the_same_files_keeps_the_shards(media, tmp_path):
     assert (tmp_path / "out/00000.tar").stat().st_ino == written.st_ino
 
 
+def test_shards_of_earlier_versions_are_kept_if_no_other_options_are_asked_for(media, tmp_path):
+    build(media, tmp_path / "out")
+    path = tmp_path / "out" / "build.json"
+    digest = hashlib.sha256(repr((1, (500, False))).encode())  # as those versions computed it
+    for name in sorted(["b.mp4", "a.webm", "a.MP4", "inner/c.d.m4a", "inner/e.mp4"]):
+        status = (media / name).stat()
+        digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
+    built = json.loads(path.read_text()) | {"fingerprint": digest.hexdigest()}
+    path.write_text(json.dumps(built))
+    assert build(media, tmp_path / "out", order="shuffled").reused
+    with pytest.raises(ShardError, match="other files, captions or options"):
+        build(media, tmp_path / "out", shard_bytes=10)
+
+
+def test_files_are_shuffled_by_their_names_and_added_ones_change_nothing(tmp_path):
+    media = tmp_path / "media"
+    for label in range(20):  # class folders
+        (media / f"{label:02d}").mkdir(parents=True)
+        for number in range(10):
+            (media / f"{label:02d}" / f"{number}.mp4").write_bytes(b"x")
+    build(media, tmp_path / "first", order="shuffled", samples_per_shard=25)
+    first = [*stored_files(tmp_path / "first")]
+    assert len(first) == 200
+    for start in range(0, 200, 25):
+        labels = Counter(file[:2] for file in first[start : start + 25])
+        assert len(labels) > 10  # sorted: 3
+    (media / "00" / "new.mp4").write_bytes(b"x")
+    (media / "new.mp4").write_bytes(b"x")
+    build(media, tmp_path / "second", order="shuffled", samples_per_shard=25)
+    second = [*stored_files(tmp_path / "second")]
+    assert [file for file in second if "new" not in file] == first
+    build_shards(media, tmp_path / "third", show_progress=False)  # the default
+    assert [*stored_files(tmp_path / "third")] == second
+
+
+def test_a_shard_ends_where_its_media_reach_their_size_or_number(tmp_path):
+    media = tmp_path / "media"
+    media.mkdir()
+    for number, size in enumerate([40, 60, 1, 250, 30, 30, 30, 30, 99, 2]):
+        (media / f"{number}.mp4").write_bytes(b"x" * size)
+    build(media, tmp_path / "out", shard_bytes=100, samples_per_shard=3)
+    shards = ShardSet(tmp_path / "out")
+    assert shards.shard_sizes.tolist() == [2, 2, 3, 2, 1]  # 100, 251, 90, 129 and 2 bytes
+    assert [record.key for record in shards] == [str(number) for number in range(10)]
+    with pytest.raises(UserError, match="shard_bytes must be at least 1"):
+        build(media, tmp_path / "none", shard_bytes=0)
+
+
 def test_folder_with_something_else_is_refused_and_left_alone(media, tmp_path):
     build(media, tmp_path / "out")
     before = (tmp_path / "out/00000.tar").read_bytes()
@@ -461,7 +510,9 @@ BUILD_PROGRAM = textwrap.dedent("""
     if len(sys.argv) > 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
     try:
-        build_shards(sys.argv[1], sys.argv[2], samples_per_shard=5, show_progress=False)
+        build_shards(
+            sys.argv[1], sys.argv[2], samples_per_shard=5, order="sorted", show_progress=False
+        )
     except ShardError as error:
         print(error)
 """)

@@ -503,14 +503,30 @@ def test_shards_of_this_window_and_the_next_are_downloaded_ahead(many, cache):
     assert {server.asked[path] for path in shards_asked_for(server, 9)} == {1}
 
 
-def test_only_what_is_read_is_downloaded_where_the_cache_cannot_hold_more(many, monkeypatch):
+def test_as_much_is_downloaded_ahead_as_the_cache_has_room_for(many, monkeypatch, caplog):
     shards, server = many
     order = GlobalOrder([shards.shard_sizes], shuffle_shards=3)
     now, after = ([shards.shards[one] for _, one in part] for part in order.shards_ahead(0))
-    room = sum(one.size for one in now) + sum(one.size for one in after) // 2
+    room = sum(one.size for one in now) + sum(one.size for one in after[:2]) + 1
     monkeypatch.setenv("VATT_CACHE_GIB", str(room / 2**30))
     ShardPrefetch([shards], order).reach(0)
+    assert shards_asked_for(server, 5) == {f"/{one.name}" for one in [*now, *after[:2]]}
+    assert caplog.text == ""
+
+
+def test_a_cache_that_cannot_hold_what_is_mixed_at_a_time_is_reported_once(
+    many, monkeypatch, caplog
+):
+    shards, server = many
+    order = GlobalOrder([shards.shard_sizes], shuffle_shards=3)
+    now = [shards.shards[one] for _, one in order.shards_ahead(0)[0]]
+    monkeypatch.setenv("VATT_CACHE_GIB", str(sum(one.size for one in now[:2]) / 2**30))
+    prefetch = ShardPrefetch([shards], order)
+    prefetch.reach(0)
+    prefetch.reach(1)
     assert shards_asked_for(server, 3) == {f"/{one.name}" for one in now}
+    assert caplog.text.count("training mixes 3 shards at a time") == 1
+    assert "VATT_CACHE_GIB to at least 1" in caplog.text
 
 
 def test_a_download_ahead_that_fails_is_left_to_the_reader(many):

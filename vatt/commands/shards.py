@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from vatt.config.checks import at_least
 from vatt.config.options import Reencoding
@@ -11,6 +11,7 @@ from vatt.system.machine import num_cores
 
 Workers = Annotated[int, at_least(0)]
 SAMPLES_PER_SHARD = 500
+SHARD_BYTES = 1_000_000_000
 
 
 def build(
@@ -19,6 +20,8 @@ def build(
     *,
     captions: Annotated[Path | None, "FILE"] = None,
     samples_per_shard: Annotated[int, at_least(1)] = SAMPLES_PER_SHARD,
+    shard_bytes: Annotated[int, "BYTES", at_least(1)] = SHARD_BYTES,
+    order: Literal["shuffled", "sorted"] = "shuffled",
     check_media: bool = False,
     workers: Workers = num_cores(),  # noqa: B008 - the machine does not change
     reencoding: Reencoding | None = None,
@@ -33,7 +36,10 @@ def build(
         source: Folder of media and captions.jsonl, .csv or .parquet; or folder of tars.
         out: Folder to create; for tars, folder of the indexes if not beside the tars.
         captions: Caption file in another place, or HowTo100M's captions (JSON or folder).
-        samples_per_shard: Samples in each tar except the last.
+        samples_per_shard: Largest number of samples in a tar.
+        shard_bytes: Size of the media at which a tar ends.
+        order: Order of the files: by a hash of their paths, as training mixes the samples of a few
+            neighbouring tars only, or by path.
         check_media: Leave out files that cannot be opened.
         workers: Number of processes.
         reencoding: Re-encoding, with --short-side.
@@ -48,6 +54,8 @@ def build(
             "captions": captions is not None,
             "check-media": check_media,
             "samples-per-shard": samples_per_shard != SAMPLES_PER_SHARD,
+            "shard-bytes": shard_bytes != SHARD_BYTES,
+            "order": order != "shuffled",
             "short-side": reencoding is not None,
         }
         for option in (name for name, is_given in options.items() if is_given):
@@ -67,6 +75,8 @@ def build(
         source,
         out,
         samples_per_shard=samples_per_shard,
+        shard_bytes=shard_bytes,
+        order=order,
         captions=captions,
         check_media=check_media,
         reencoding=reencoding,

@@ -184,8 +184,8 @@ def build_demo_shards(options: DemoOptions) -> tuple[Path, Path]:
     if options.shuffle_captions:
         train, captions = shards / "train-shuffled", options.data_folder / "captions-shuffled.jsonl"
         shuffle_captions(options.corpus / "train" / "captions.jsonl", captions)
-    print(build_shards(options.corpus / "train", train, captions=captions))
-    print(build_shards(options.corpus / "validation", validation))
+    print(build_shards(options.corpus / "train", train, captions=captions, order="sorted"))
+    print(build_shards(options.corpus / "validation", validation, order="sorted"))
     return train, validation
 
 

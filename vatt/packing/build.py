@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vatt.errors import Fault, ShardError, UserError, fault_lines
 from vatt.media.folder import find_media
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 BUILD_FILE = "build.json"  # beside the shards: what they were built from
 BUILD_VERSION = 1
+SHARD_BYTES = 1_000_000_000  # training reads windows of eight shards: 8 GB of a set
+Order = Literal["shuffled", "sorted"]
 TAR_BYTES_PER_SAMPLE = 4096  # headers, padding, captions
 
 
@@ -88,6 +90,8 @@ def build_shards(
     out: str | os.PathLike[str],
     *,
     samples_per_shard: int = 500,
+    shard_bytes: int = SHARD_BYTES,
+    order: Order = "shuffled",
     captions: str | os.PathLike[str] | None = None,
     check_media: bool = False,
     reencoding: "Reencoding | None" = None,
@@ -103,8 +107,13 @@ def build_shards(
     Args:
         source: Folder with media files and `captions.jsonl`, `.csv` or `.parquet`, in the format of
             `vatt/packing/captions.py`.
-        out: Folder to create, or an empty one. Existing shards of the same files are kept.
-        samples_per_shard: Samples per shard; the last shard may have fewer.
+        out: Folder to create, or an empty one. Existing shards of the same files are kept, also
+            those of earlier versions, which were sorted and had no limit in bytes.
+        samples_per_shard: Largest number of samples in a shard.
+        shard_bytes: Size of the media in bytes at which a shard ends; its last file may exceed it.
+        order: `shuffled` by a hash of the files' paths: training mixes the samples of a few
+            neighbouring shards only, so those of a folder must not be neighbours. Files that are
+            added do not change the order of the others. `sorted` by path.
         captions: Caption file with another path, or captions of HowTo100M (the JSON, or a folder
             with one csv per video).
         check_media: Whether to open every file and leave out those that are not media; takes some
@@ -117,17 +126,22 @@ def build_shards(
     Raises:
         ShardError: the folder does not exist or has no media, `out` has other contents, or the disk
             is full.
-        UserError: `samples_per_shard` is below 1.
+        UserError: `samples_per_shard` or `shard_bytes` is below 1.
     """
     started = time.monotonic()
     source, out = Path(source), Path(out).resolve()
     if samples_per_shard < 1:
         raise UserError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
+    if shard_bytes < 1:
+        raise UserError(f"shard_bytes must be at least 1, got {shard_bytes}")
     files = find_media(source)
     caption_file = find_captions(source, captions)
     options = [samples_per_shard, check_media] + ([] if reencoding is None else [reencoding])
-    fingerprint = _fingerprint(source, files, caption_file, *options)
-    built = _built_before(out, fingerprint)
+    named = partial(_fingerprint, source, files, caption_file, *options)
+    fingerprint = named(shard_bytes, order)
+    # an earlier version had no shard_bytes and no order
+    earlier = named if shard_bytes == SHARD_BYTES else None
+    built = _built_before(out, fingerprint, earlier)
     if built is not None:
         return built
     texts = Captions()
@@ -143,12 +157,13 @@ def build_shards(
     ):
         prepare = partial(prepare_file, check=check_media, reencoding=reencoding, work=work)
         num_workers = num_workers if check_media or reencoding else 0
+        ordered = sorted(files, key=_hash_of_name) if order == "shuffled" else files
         media = read_media(
-            source, files, prepare, faults, num_workers=num_workers, show_progress=show_progress
+            source, ordered, prepare, faults, num_workers=num_workers, show_progress=show_progress
         )
         report = BuildReport(out=str(out))
         with contextlib.closing(media):
-            _write_shards(report, media, texts, folder, samples_per_shard)
+            _write_shards(report, media, texts, folder, samples_per_shard, shard_bytes)
         if not report.num_samples:
             raise ShardError(
                 f"none of the {len(files)} media files of {source} can be used; the last one, "
@@ -167,12 +182,14 @@ def _write_shards(
     captions: Captions,
     out: Path,
     samples_per_shard: int,
+    shard_bytes: int,
 ) -> None:
     """Writes all files, and their numbers into the report."""
     keys: set[str] = set()
     while (first := next(media, None)) is not None:
+        full = report.num_bytes + shard_bytes
         with ShardWriter(out / f"{report.num_shards:05d}.tar") as shard:
-            for file in chain([first], islice(media, samples_per_shard - 1)):
+            for file in chain([first], media):
                 text = captions.read_text(file.name)
                 caption = " ".join(segment.text for segment in text.segments)
                 metadata = {"file": file.name, **text.metadata}
@@ -184,7 +201,14 @@ def _write_shards(
                 report.num_captions += len(text.segments)
                 report.num_without_text += not text.segments
                 report.num_bytes += file.size
+                if len(shard) == samples_per_shard or report.num_bytes >= full:
+                    break
         report.num_shards += 1
+
+
+def _hash_of_name(file: str) -> tuple[bytes, str]:
+    """Key of the shuffled order."""
+    return hashlib.sha256(file.encode(errors="surrogateescape")).digest(), file
 
 
 def _new_key(file: str, keys: set[str]) -> str:
@@ -228,8 +252,15 @@ def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> 
             digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
 
 
-def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
+def _built_before(
+    out: Path, fingerprint: str, earlier: Callable[[], str] | None
+) -> BuildReport | None:
     """Report of existing shards of the same files; None if there are none.
+
+    Args:
+        out: Shard folder.
+        fingerprint: Fingerprint of the files and options.
+        earlier: Gives the fingerprint of an earlier version. None: that one is not accepted.
 
     Raises:
         ShardError: the folder has other contents.
@@ -246,7 +277,9 @@ def _built_before(out: Path, fingerprint: str) -> BuildReport | None:
         ]
         changes = {"faults": faults, "out": str(out), "reused": True}
         report = BuildReport(**{**built["report"], **changes})
-        same = built["fingerprint"] == fingerprint
+        same = built["fingerprint"] == fingerprint or (
+            earlier is not None and built["fingerprint"] == earlier()
+        )
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ShardError(refusal) from None
     if not same:
