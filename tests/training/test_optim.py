@@ -101,7 +101,13 @@ def test_t5s_relative_bias_does_not_decay() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"name": "adamW"}, {"learning_rate": -1.0}, {"clip_backbone": 0.0}, {"clip_head": -1.0}],
+    [
+        {"name": "adamW"},
+        {"learning_rate": -1.0},
+        {"clip_backbone": 0.0},
+        {"clip_head": -1.0},
+        {"clip_replicas": 0},
+    ],
 )
 def test_optimizer_that_cannot_train_is_refused(values: dict) -> None:
     with pytest.raises(ValueError, match="optimizer"):
@@ -279,6 +285,26 @@ def test_gradients_are_clipped_by_part_as_tensorflow_does(
     for part, row in zip(parts, expected, strict=True):
         np.testing.assert_allclose(part.grad, row, rtol=1e-12)
     assert without.grad is None
+
+
+@pytest.mark.parametrize(("size", "is_equal"), [(10.0, True), (20.0, True), (60.0, False)])
+def test_a_limit_for_replicas_clips_as_the_official_code_unless_one_of_them_is_beyond(
+    size: float, is_equal: bool
+) -> None:
+    replicas, limit = 32, 0.75  # the gradient of a replica's own loss is cut off above 24
+    rng = np.random.default_rng(1)
+    own = rng.standard_normal((replicas, 50))
+    own *= size / np.linalg.norm(own, axis=1, keepdims=True)
+    official = sum(scaled([row / replicas], limit)[0] for row in own)
+    part = nn.Parameter(torch.zeros(50, dtype=torch.float64))
+    part.grad = torch.from_numpy(own.mean(axis=0))
+    config = OptimizerConfig(clip_backbone=limit, clip_replicas=replicas)
+    clip_gradients([part], [], config)
+    assert np.allclose(part.grad, official, rtol=1e-12) == is_equal
+    part.grad = torch.from_numpy(own[0] * 3)  # all replicas alike, beyond the limit
+    clip_gradients([part], [], config)
+    official = replicas * scaled([own[0] * 3 / replicas], limit)[0]
+    np.testing.assert_allclose(part.grad, official, rtol=1e-12)
 
 
 def test_part_without_gradients_is_left_alone() -> None:
