@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -125,6 +125,30 @@ def gather_objects(value: T) -> list[T]:
     return everyone
 
 
+def gather_to_first(value: T) -> list[T] | None:
+    """Objects of all ranks, in rank order, on the first rank; None on the others.
+
+    A collective of the hosts: nothing passes through the memory of GPUs.
+    """
+    if world_size() == 1:
+        return [value]
+    everyone: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, everyone, dst=0, group=_hosts(dist.group.WORLD))
+    return everyone
+
+
+def object_of_first(value: T | None) -> T:
+    """Object of the first rank, for which the others wait as long as it takes.
+
+    A collective of the hosts; the value of other ranks is not used.
+    """
+    if world_size() > 1:
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0, group=_patient_hosts(dist.group.WORLD))
+        (value,) = holder
+    return cast(T, value)
+
+
 def any_rank(value: bool) -> bool:
     """Whether a value is true on any rank; a collective of the hosts, which waits for no GPU."""
     if world_size() == 1:
@@ -149,6 +173,12 @@ def _hosts(world: Any) -> Any:
     takes_cpu_tensors = dist.get_backend(world) in ("gloo", "mpi", "fake")
     wait = timedelta(minutes=HANG_MINUTES)
     return world if takes_cpu_tensors else dist.new_group(backend="gloo", timeout=wait)
+
+
+@lru_cache(maxsize=1)
+def _patient_hosts(world: Any) -> Any:
+    """Group of the hosts that waits for one that computes; a collective at its first call."""
+    return dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
 
 def places_in_set(keys_of_ranks: Sequence[Sequence[str]]) -> list[int]:
