@@ -1,5 +1,6 @@
 """How the network is computed changes nothing of what it computes."""
 
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from compiler_warnings import COMPILES, LOADS_COMPILER
-from torch import Tensor
+from rank_processes import run_ranks
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_runs import fit_arguments, read_losses
@@ -219,6 +223,43 @@ def test_blocks_of_all_modalities_share_graphs_and_none_is_added_by_later_steps(
         with torch.no_grad():
             model(batch_of(seed))
     assert num_graphs() == 4
+
+
+class Sums(nn.Module):
+    """A network with a loss, as DDP wants it."""
+
+    def __init__(self, network: VATT) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch) -> Tensor:
+        features = self.network(batch).features
+        return torch.stack([value.mean() for value in features.values()]).sum()
+
+
+def count_graphs_in_ddp() -> int:
+    """Graphs of the blocks in a step of DDP whose buckets are smaller than a block."""
+    graphs = []
+
+    def note(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    warnings.simplefilter("ignore")  # as in `COMPILES`
+    dist._DEFAULT_FIRST_BUCKET_BYTES = 1000
+    network = model_of()
+    compile_towers(network, backend=note)
+    module = DistributedDataParallel(
+        Sums(network), bucket_cap_mb=0.005, find_unused_parameters=True
+    )
+    module(batch_of(0)).backward()
+    return len(graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_ddp_splits_no_graph(tmp_path: Path) -> None:
+    assert run_ranks(count_graphs_in_ddp, 1, tmp_path) == [2]  # with padding and without
 
 
 @LOADS_COMPILER

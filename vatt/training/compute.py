@@ -34,6 +34,8 @@ def compile_towers(network: VATT, backend: str = "inductor") -> None:
         options["recompile_limit"] = RECOMPILE_LIMIT
     else:  # torch 2.11, where this setting holds for the threads of the backward pass, too
         torch.compiler.config.recompile_limit = RECOMPILE_LIMIT
+    # DDP would split graphs to exchange gradients within them; between blocks is early enough
+    torch._dynamo.config.optimize_ddp = False
     for encoder in _encoders(network):
         for block in encoder.blocks:
             block.compile(backend=backend, dynamic=True, **options)
