@@ -269,6 +269,7 @@ class MicroBatches:
     parts: tuple[Batch, ...]
     device: torch.device
     change: Callable[[Batch], Batch] | None = None
+    _masks: dict[str, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def split(cls, batch: Batch, size: int) -> Self:
@@ -308,7 +309,15 @@ class MicroBatches:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Masks on the device by modality: bool `[B]`, or `[B, K]` with the largest `K`."""
+        """Masks on the device by modality: bool `[B]`, or `[B, K]` with the largest `K`.
+
+        They are copied to the device once, without waiting for it.
+        """
+        if self._masks is None:
+            self._masks = self._read_masks()
+        return dict(self._masks)
+
+    def _read_masks(self) -> dict[str, Tensor]:
         masks, parts = {}, [part.masks for part in self.parts]
         for name in dict.fromkeys(name for part in parts for name in part):
             rest = max(part[name].shape[1:] for part in parts if name in part)
@@ -316,7 +325,7 @@ class MicroBatches:
                 _padded(part.get(name), len(batch), rest)
                 for part, batch in zip(parts, self.parts, strict=True)
             ]
-            masks[name] = torch.cat(rows).to(self.device)
+            masks[name] = torch.cat(rows).to(self.device, non_blocking=True)
         return masks
 
 

@@ -94,6 +94,13 @@ def interpolation_matrix(num_from: int, num_to: int) -> Tensor:
         return torch.linalg.solve(system, at_queries, left=False)[:, :num_from].float()
 
 
+@lru_cache(maxsize=64)
+def _interpolation_matrix_on(device: torch.device, num_from: int, num_to: int) -> Tensor:
+    """Interpolation matrix on a device, for which a copy in each step would wait."""
+    with torch.inference_mode(False):
+        return interpolation_matrix(num_from, num_to).to(device)
+
+
 class Positions(nn.Module):
     """Learned positions: one table per axis, whose sum is normalised by a LayerNorm.
 
@@ -139,7 +146,8 @@ class Positions(nn.Module):
         if size == table.shape[0]:
             return table
         with torch.autocast(table.device.type, enabled=False):
-            return interpolation_matrix(table.shape[0], size).to(table) @ table
+            matrix = _interpolation_matrix_on(table.device, table.shape[0], size)
+            return matrix.to(table.dtype) @ table
 
 
 class PatchTokens(nn.Module):
