@@ -18,7 +18,7 @@ from vatt.gpu_check.place import Place
 from vatt.models.training_facts import METRICS
 from vatt.packing.build import build_shards
 
-STEPS, STOP_AFTER = 60, 8
+STEPS, QUICK_STEPS, STOP_AFTER = 60, 24, 8
 MOST = 1e-3  # sums of a GPU differ from run to run, which the steps enlarge
 WAIT_SECONDS = 60.0  # for the end of a process
 SHARED_MEMORY = Path("/dev/shm")
@@ -26,6 +26,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def measure_run(place: Place) -> Iterator[Row]:
     """A run that is not interrupted, and one that is."""
+    steps = QUICK_STEPS if place.quick else STEPS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shards = _make_shards(folder, 24 if place.quick else 200)
@@ -52,7 +53,7 @@ def measure_run(place: Place) -> Iterator[Row]:
         code = _wait(_start(resumed))
         yield Row("resumed run", "exit code", code, at_most=0)
         losses, expected = (_column(run, "train/loss") for run in (stopped, whole))
-        yield Row("resumed run", "steps with a loss", len(losses), at_least=STEPS, at_most=STEPS)
+        yield Row("resumed run", "steps with a loss", len(losses), at_least=steps, at_most=steps)
         apart = [abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=False)]
         most = max(apart[: STOP_AFTER + 4], default=float("inf"))
         yield Row("resumed run", "loss, off the whole run, first steps", most, at_most=MOST)
@@ -79,7 +80,7 @@ def _make_shards(folder: Path, num_train: int) -> Path:
 
 def _arguments(place: Place, shards: Path, run: Path) -> list[str]:
     on_gpu = place.device.type == "cuda"
-    batch, part, workers = (8, 4, 1) if place.quick else (64, 16, 8)
+    batch, part, workers, steps = (8, 4, 1, QUICK_STEPS) if place.quick else (64, 16, 8, STEPS)
     return [
         "fit",
         f"--config={'tiny' if place.quick else 'demo'}",
@@ -97,8 +98,8 @@ def _arguments(place: Place, shards: Path, run: Path) -> list[str]:
         "--trainer.devices=1",
         f"--trainer.precision={'bf16-mixed' if on_gpu else '32-true'}",
         "--trainer.enable_progress_bar=false",
-        f"--trainer.max_steps={STEPS}",
-        f"--trainer.val_check_interval={STEPS // 2}",
+        f"--trainer.max_steps={steps}",
+        f"--trainer.val_check_interval={steps // 2}",
         "--trainer.limit_val_batches=2",
         "--trainer.log_every_n_steps=1",
     ]
