@@ -14,19 +14,21 @@ from vatt.gpu_check.figures import Row
 from vatt.gpu_check.gradients import distances, small_models, step_values, with_draws
 from vatt.gpu_check.place import Place
 from vatt.gpu_check.recipes import augmentation
-from vatt.network.contrastive_loss import LossConfig
 from vatt.network.model import VATT, VATTOutput
 from vatt.training.accumulation import forward_cached
 from vatt.training.compute import checkpoint_activations, compile_towers
 
 CLIPS, PART = 12, 4
-MOST = 2e-2  # sums of bf16 in another order
+# Graphs with and without gradients round to bf16 in other places, a percent in all; other draws of
+# dropout would be tens of percent off.
+MOST = 5e-2
 
 
 def measure_one_graph(place: Place) -> Iterator[Row]:
     """Micro-batches, recomputed activations and compiled blocks against one graph without them.
 
-    All with random changes of the clips, dropout, DropToken and bf16 by autocast.
+    All with random changes of the clips, dropout, DropToken and bf16 by autocast. The features come
+    from the first pass over micro-batches, the gradients from the second.
     """
     change = augmentation("tiny", place.device)
     compiled = partial(compile_towers, backend=place.backend)
@@ -34,9 +36,7 @@ def measure_one_graph(place: Place) -> Iterator[Row]:
     del models["spectrogram"]  # it is no part of what is recomputed or compiled
     for name, config in models.items():
         config = with_draws(config, dropout=0.1, drop_token=0.5)
-        step = partial(
-            step_values, config, device=place.device, autocast=True, loss_config=LossConfig()
-        )
+        step = partial(step_values, config, device=place.device, autocast=True)
         torch.manual_seed(1)
         parts = replace(MicroBatches.split(full_batch(config, CLIPS), PART), change=change)
         for case, prepare in ((name, ()), (f"{name}, compiled", (compiled,))):
