@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,6 +17,8 @@ from vatt.gpu_check.kernels import idle_share
 from vatt.gpu_check.options import GpuCheckOptions, StageName
 from vatt.gpu_check.parity import measure_parity
 from vatt.gpu_check.place import Place
+from vatt.gpu_check.recipes import Recipe
+from vatt.gpu_check.speed import predicted_gib
 from vatt.gpu_check.stages import STAGES
 
 ON_CPU = ["doctor", "--gpu", "--quick", "--device", "cpu"]
@@ -88,6 +91,12 @@ def test_a_figure_below_or_above_its_bounds_is_not_reached() -> None:
 def test_idle_share_counts_time_that_no_kernel_covers_once() -> None:
     assert idle_share([(6.0, 10.0), (0.0, 4.0), (1.0, 2.0), (3.0, 5.0)]) == pytest.approx(0.1)
     assert idle_share([(0.0, 1.0), (1.0, 2.0)]) == 0
+
+
+def test_a_recipe_with_other_options_or_clips_has_no_prediction() -> None:
+    recipe = Recipe(config="pretrain_ma_medium", batch_size=7)
+    assert predicted_gib(recipe) is None
+    assert predicted_gib(replace(recipe, batch_size=256, options=("--x=1",))) is None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

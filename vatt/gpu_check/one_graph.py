@@ -44,9 +44,13 @@ def measure_one_graph(place: Place) -> Iterator[Row]:
             expected = step(parts, forward=forward_in_one_graph, prepare=prepare)
             actual = step(parts, forward=forward_cached, prepare=prepare)
             yield _furthest(case, "micro-batches", actual, expected)
-            prepare = (checkpoint_activations, *prepare)
-            actual = step(parts, forward=forward_in_one_graph, prepare=prepare)
+            recomputed = (checkpoint_activations, *prepare)
+            actual = step(parts, forward=forward_in_one_graph, prepare=recomputed)
             yield _furthest(case, "recomputed activations", actual, expected)
+            if not prepare:  # compiled blocks choose what to keep
+                selective = [partial(checkpoint_activations, kind="selective")]
+                actual = step(parts, forward=forward_in_one_graph, prepare=selective)
+                yield _furthest(case, "selective activations", actual, expected)
         seen: list[Tensor] = []
         step(replace(parts, change=_noting(change, seen)), forward=forward_cached)
         yield Row(name, "pixels that differ between passes", _num_other(seen), at_most=0)

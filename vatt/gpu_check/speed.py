@@ -1,8 +1,11 @@
 """Stages `speed` and `attention`: clips per second, utilisation and memory of shipped recipes."""
 
 import gc
+import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,23 +20,26 @@ from vatt.network.flops import count_flops
 from vatt.training.utilisation import TRAINING_PASSES, peak_flops
 
 VALIDATION_ROWS = 64  # as the shipped data module takes at most
-MICRO, ALL = "--model.init_args.micro_batch_size=", "--model.init_args.checkpoint_activations="
+MICRO, KEEP = "--model.init_args.micro_batch_size=", "--model.init_args.checkpoint_activations="
 RECIPES = {
-    "ma-base": Recipe(
-        config="pretrain_ma_base_1gpu",
-        batch_size=64,
-        options=(f"{MICRO}null",),
-        validation_rows=VALIDATION_ROWS,
-    ),
+    "ma-base": Recipe(config="pretrain_ma_base_1gpu", batch_size=64, options=(f"{MICRO}null",)),
     "ma-base, micro-batches of 64": Recipe(config="pretrain_ma_base_1gpu", batch_size=256),
-    "ma-medium": Recipe(config="pretrain_ma_medium", batch_size=256),
+    "ma-medium": Recipe(
+        config="pretrain_ma_medium", batch_size=256, validation_rows=VALIDATION_ROWS
+    ),
     "ma-medium, all activations": Recipe(
-        config="pretrain_ma_medium", batch_size=64, options=(f"{ALL}false",)
+        config="pretrain_ma_medium", batch_size=64, options=(f"{KEEP}false",)
+    ),
+    "ma-medium, selective": Recipe(
+        config="pretrain_ma_medium", batch_size=64, options=(f"{KEEP}selective",)
     ),
     "lbs": Recipe(config="pretrain_lbs", batch_size=256),
     "mbs": Recipe(config="pretrain_mbs", batch_size=256),
     "bbs": Recipe(config="pretrain_bbs", batch_size=256),
 }
+# GiB by recipe, which a checkout has; an installed vatt has none
+PREDICTIONS = Path(__file__).parents[2] / "tests" / "gpu" / "data" / "predictions.json"
+TOLERANCE = 0.05  # of a prediction
 QUICK = {
     "tiny": Recipe(config="tiny", batch_size=8, max_steps=4, validation_rows=8),
     "tiny, micro-batches of 4": Recipe(
@@ -43,7 +49,7 @@ QUICK = {
 COMPILED = Recipe(
     config="pretrain_ma_medium",
     batch_size=128,
-    options=(f"{ALL}false", "--model.init_args.compile_towers=true"),
+    options=(f"{KEEP}false", "--model.init_args.compile_towers=true"),
 )
 # The kernel that is measured, before those that take what it cannot, such as masks
 ATTENTION = {
@@ -62,9 +68,7 @@ def measure_speed(place: Place) -> Iterator[Row]:
 def measure_attention(place: Place) -> Iterator[Row]:
     """Steps of the compiled Medium model with each kernel of attention, and without compiling."""
     compiled = QUICK["tiny"] if place.quick else COMPILED
-    eager = Recipe(
-        config=compiled.config, batch_size=compiled.batch_size, options=compiled.options[:1]
-    )
+    eager = replace(compiled, options=compiled.options[:1])
     yield from measure_recipe("not compiled", eager, place)
     for name, backends in ATTENTION.items():
         torch.compiler.reset()
@@ -75,18 +79,16 @@ def measure_attention(place: Place) -> Iterator[Row]:
 
 def measure_recipe(case: str, recipe: Recipe, place: Place) -> Iterator[Row]:
     """Figures of a recipe; one that says so if the device lacks memory for it."""
+    gc.collect()  # the run before, whose parts refer to each other
+    if place.device.type == "cuda":
+        torch.cuda.empty_cache()
     steps = StepParts()
     try:
         run = train(recipe, place.device, [steps])
     except torch.OutOfMemoryError:
-        steps.peak = -1
-    gc.collect()
-    if place.device.type == "cuda":
-        torch.cuda.empty_cache()
-    if steps.peak < 0:
         yield Row(case, "runs that fit into the memory", 0, at_least=1)
-        return
-    yield from _speed(case, recipe, run, steps, place)
+    else:
+        yield from _speed(case, recipe, run, steps, place)
 
 
 def _speed(
@@ -112,10 +114,29 @@ def _speed(
                 recomputed=bool(model.checkpoint_activations or model.micro_batch_size),
             )
             yield Row(case, "training, predicted", recipe.batch_size / step.total, "clips/s")
-        yield Row(case, "peak memory of a step", steps.peak / GIB, "GiB")
+        yield _peak_row(case, steps.peak / GIB, predicted_gib(recipe))
         if recipe.validation_rows:
             rows = f"peak memory of validation, {recipe.validation_rows} rows"
             yield Row(case, rows, steps.validation_peak / GIB, "GiB")
     yield Row(case, "first step", steps.first_seconds, "s")
     for part, seconds in steps.parts.items():
         yield Row(case, part, seconds * 1e3, "ms")
+
+
+def _peak_row(case: str, peak_gib: float, prediction: float | None) -> Row:
+    what = "peak memory of a step"
+    if prediction is None:
+        return Row(case, f"{what} (no prediction)", peak_gib, "GiB")
+    low, high = ((1 + sign * TOLERANCE) * prediction for sign in (-1, 1))
+    return Row(case, what, peak_gib, "GiB", at_least=low, at_most=high)
+
+
+def predicted_gib(recipe: Recipe) -> float | None:
+    """Predicted memory of a step of a recipe as it is shipped; None if there is no prediction."""
+    if recipe.options or not PREDICTIONS.is_file():
+        return None
+    predictions: dict[str, Any] = json.loads(PREDICTIONS.read_text(encoding="utf-8"))
+    for name, values in predictions.items():
+        if name.startswith(f"{recipe.config}, ") and values["clips"] == recipe.batch_size:
+            return float(values["peak_gib"])
+    return None
