@@ -17,8 +17,8 @@ from vatt.gpu_check.kernels import idle_share
 from vatt.gpu_check.options import GpuCheckOptions, StageName
 from vatt.gpu_check.parity import measure_parity
 from vatt.gpu_check.place import Place
-from vatt.gpu_check.recipes import Recipe
-from vatt.gpu_check.speed import predicted_gib
+from vatt.gpu_check.recipes import Recipe, train
+from vatt.gpu_check.speed import RECIPES, predicted_gib
 from vatt.gpu_check.stages import STAGES
 
 ON_CPU = ["doctor", "--gpu", "--quick", "--device", "cpu"]
@@ -91,6 +91,14 @@ def test_a_figure_below_or_above_its_bounds_is_not_reached() -> None:
 def test_idle_share_counts_time_that_no_kernel_covers_once() -> None:
     assert idle_share([(6.0, 10.0), (0.0, 4.0), (1.0, 2.0), (3.0, 5.0)]) == pytest.approx(0.1)
     assert idle_share([(0.0, 1.0), (1.0, 2.0)]) == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_that_are_measured_are_valid_and_not_compiled(name: str) -> None:
+    with torch.device("meta"):
+        run = train(RECIPES[name], torch.device("cpu"), starts=False)
+    assert not run.model.compile_towers
+    assert run.recipe.batch_size >= 64
 
 
 def test_a_recipe_with_other_options_or_clips_has_no_prediction() -> None:

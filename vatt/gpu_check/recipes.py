@@ -114,6 +114,7 @@ def train(
             "--trainer.enable_progress_bar=false",
             f"--trainer.max_steps={recipe.max_steps}",
             "--trainer.val_check_interval=1000000",
+            "--model.init_args.schedule.warmup_steps=0",  # of a recipe's 5,000 there are too few
             "--model.init_args.compile_towers=false",  # it takes minutes for each recipe
             *recipe.options,
         ]
