@@ -3,6 +3,6 @@
 # Arguments go to `vatt demo`; results are in runs/demo of this checkout unless --out names another folder.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-set_up eval
+set_up
 
 exec "$VENV/bin/python" -m vatt.cli demo --out "$ROOT/runs/demo" "$@" # of two --out the last counts

@@ -1,6 +1,6 @@
 # Sets up the virtual environment .venv of this checkout. Sourced by demo.sh, test.sh and .ci/run:
 #
-#     set_up eval     # what the package and its demo need to run
+#     set_up          # what the package and its demo need to run
 #     set_up dev      # and the tools to check it
 #
 # Afterwards $ROOT is the checkout and $VENV its environment. A finished set-up leaves a stamp and is skipped from then on
@@ -16,14 +16,15 @@ UNFINISHED="$VENV/setup-unfinished"
 CPU_INDEX="https://download.pytorch.org/whl/cpu"
 
 set_up() {
+    local extra="${1:-}"
     check_interpreter
-    if stamp_is_valid "$1"; then
+    if stamp_is_valid "$extra"; then
         return
     fi
     {
         wait_for_other_set_ups
-        if ! stamp_is_valid "$1"; then # it may have become valid meanwhile
-            build_environment "$1"
+        if ! stamp_is_valid "$extra"; then # it may have become valid meanwhile
+            build_environment "$extra"
         fi
     } 9<"$ROOT/scripts/environment.sh"
 }
@@ -52,12 +53,12 @@ build_environment() {
     local extra="$1"
     if [[ -e "$UNFINISHED" ]] || ! "$VENV/bin/python" -c "" 2>/dev/null; then
         create_environment
-    elif [[ -e "$VENV/setup-eval.stamp" ]]; then
+    elif [[ -e "$VENV/setup.stamp" ]]; then
         touch "$UNFINISHED" # not in an environment that was made by hand: that one must never be deleted
     fi
     install_torch
-    stage "vatt and the packages it needs" pip_install ${CONSTRAINTS:+-c "$CONSTRAINTS"} -e "$ROOT[$extra]"
-    write_stamp eval # dev holds its packages too
+    stage "vatt and the packages it needs" pip_install ${CONSTRAINTS:+-c "$CONSTRAINTS"} -e "$ROOT${extra:+[$extra]}"
+    write_stamp "" # an extra holds the packages of the demo too
     write_stamp "$extra"
     rm -f "$UNFINISHED"
 }
@@ -184,10 +185,10 @@ fingerprint() {
 
 stamp_is_valid() {
     [[ ! -e "$UNFINISHED" ]] && [[ -x "$VENV/bin/python" ]] &&
-        [[ "$(cat "$VENV/setup-$1.stamp" 2>/dev/null)" == "$(fingerprint)" ]]
+        [[ "$(cat "$VENV/setup${1:+-$1}.stamp" 2>/dev/null)" == "$(fingerprint)" ]]
 }
 
 write_stamp() {
     fingerprint >"$VENV/setup.stamp.new"
-    mv "$VENV/setup.stamp.new" "$VENV/setup-$1.stamp"
+    mv "$VENV/setup.stamp.new" "$VENV/setup${1:+-$1}.stamp"
 }

@@ -166,7 +166,7 @@ def test_first_run_sets_up_and_the_second_does_not(machine: Machine) -> None:
     assert venv == f"-m venv {machine.checkout}/.venv"
     assert "--no-index" in torch
     assert torch.endswith("+cpu")
-    assert package.endswith(f"-c {machine.checkout}/constraints.txt -e {machine.checkout}[eval]")
+    assert package.endswith(f"-c {machine.checkout}/constraints.txt -e {machine.checkout}")
     assert demo == f"-m vatt.cli demo --out {machine.checkout}/runs/demo --seed 3"
     assert errors.count("\n") == 3  # one line for each step
 
