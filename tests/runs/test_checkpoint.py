@@ -13,6 +13,7 @@ from training_runs import STEPS, fit_arguments, read_losses, read_rows, signal_o
 from vatt.cli import main
 from vatt.errors import UserError
 from vatt.models.checkpoint import read_steps
+from vatt.models.training_facts import find_model
 from vatt.runs.checkpoint import KeepCheckpoints
 
 RANK = "val/text_to_video/MedR"
@@ -108,6 +109,15 @@ def test_best_checkpoint_of_the_last_validation_goes_on_as_the_last_does(
     assert sorted(losses[0]) == list(range(STEPS + 5))
 
 
+def test_best_checkpoint_is_refused_between_the_accumulated_batches_of_a_step(
+    tiny_shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=1"]
+    assert main(fit_arguments(tiny_shards, tmp_path / "run", *more, *keep(best_by=RANK))) == 1
+    assert "val_check_interval to a multiple of trainer.acc" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_checkpoint_before_the_last_takes_the_place_of_a_damaged_one(
     tiny_shards: Path,
@@ -124,6 +134,7 @@ def test_checkpoint_before_the_last_takes_the_place_of_a_damaged_one(
         last.write_bytes(content[:-1000])
     assert main(fit_arguments(tiny_shards, run)) == 1
     assert "already holds a run" in capsys.readouterr().err
+    assert find_model(run) == (last.with_name("previous.ckpt"), run)
     assert main(fit_arguments(tiny_shards, run, "--ckpt_path=last")) == 0
     message = f"{last} is missing or damaged: using {last.with_name('previous.ckpt')}, the one"
     assert message in capsys.readouterr().err

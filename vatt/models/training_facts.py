@@ -9,6 +9,7 @@ import os
 import shlex
 from pathlib import Path
 from typing import Any, TypedDict, cast
+from zipfile import is_zipfile
 
 from vatt.config.shipped import config_paths, read_settings
 from vatt.errors import CheckpointError, UserError
@@ -17,7 +18,9 @@ from vatt.models.hub import model_path
 from vatt.system.files import read_json
 
 METRICS = "metrics.csv"
-RUN_CHECKPOINT = Path("checkpoints") / "last.ckpt"
+CHECKPOINTS = "checkpoints"  # folder in the run folder
+LAST_CHECKPOINT = "last.ckpt"
+PREVIOUS_CHECKPOINT = "previous.ckpt"
 RUN_CONFIG = "config.yaml"
 DECIMALS = 4  # of metrics: float32 has no more to say
 VERSIONS = ("vatt", "torch", "python")
@@ -43,6 +46,12 @@ class TrainingFacts(TypedDict, total=False):
     validation_step: int  # step of the last validation
 
 
+def last_checkpoint(run: Path) -> Path:
+    """Path of a run's last checkpoint; if that is missing or cut off, of the one before it."""
+    last, previous = (run / CHECKPOINTS / name for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
+    return previous if is_zipfile(previous) and not is_zipfile(last) else last
+
+
 def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
     """Finds a model and its run.
 
@@ -58,9 +67,12 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
     """
     path = Path(source)
     if path.is_dir() and (path / RUN_CONFIG).is_file():
-        if not (path / RUN_CHECKPOINT).is_file():
-            raise CheckpointError(f"the run {path} has no {RUN_CHECKPOINT} yet: nothing is trained")
-        return path / RUN_CHECKPOINT, path
+        checkpoint = last_checkpoint(path)
+        if not checkpoint.is_file():
+            raise CheckpointError(
+                f"the run {path} has no {CHECKPOINTS}/{LAST_CHECKPOINT} yet: nothing is trained"
+            )
+        return checkpoint, path
     path = model_path(source)
     run = path.absolute().parent.parent
     return path, run if path.is_file() and (run / RUN_CONFIG).is_file() else None
@@ -84,7 +96,7 @@ def read_run(
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: {RUN_CONFIG} is missing")
     config = read_settings(path)
-    trained = Path(checkpoint or folder / RUN_CHECKPOINT)
+    trained = Path(checkpoint or last_checkpoint(folder))
     steps = read_steps(trained) if trained.is_file() else None
     facts: dict[str, Any] = {
         **_facts_of_config(config),

@@ -16,12 +16,10 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAvera
 
 from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import check_archive, read_entry
-from vatt.models.training_facts import RUN_CHECKPOINT
+from vatt.models.training_facts import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.files import atomic_file, remove_leftovers
 
-CHECKPOINTS, LAST_CHECKPOINT = RUN_CHECKPOINT.parts  # folder in the run folder, and file in it
-PREVIOUS_CHECKPOINT = "previous.ckpt"
 BEST_CHECKPOINT = "best.ckpt"
 BEST_KEY = "vatt_best"  # in a checkpoint: the best validation so far
 AVERAGING_STATE = "averaging_state"  # Lightning's key in a checkpoint whose model is an average
@@ -62,12 +60,6 @@ class KeepCheckpoints:
                 f"run.keep_checkpoints.best_mode is {self.best_mode}, but of no metric: set "
                 "run.keep_checkpoints.best_by"
             )
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """Path of the last checkpoint, or of the one before it if the last is missing or cut off."""
-    last, previous = folder / LAST_CHECKPOINT, folder / PREVIOUS_CHECKPOINT
-    return previous if is_zipfile(previous) and not is_zipfile(last) else last
 
 
 def has_stepped(trainer: Trainer) -> bool:
@@ -244,8 +236,13 @@ class BestCheckpoint(ModelCheckpoint):
         """Writes the checkpoint if this validation is the best.
 
         Raises:
-            UserError: there is no such metric.
+            UserError: there is no such metric, or the step is not complete yet.
         """
+        if not trainer.sanity_checking and not has_stepped(trainer):
+            raise UserError(
+                "best.ckpt between the accumulated batches of a step would lack their gradients: "
+                "set trainer.val_check_interval to a multiple of trainer.accumulate_grad_batches"
+            )
         metrics = trainer.callback_metrics
         if self.monitor in metrics:
             super().on_validation_end(trainer, pl_module)

@@ -14,13 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from vatt.config.shipped import config_paths
 from vatt.errors import UserError
-from vatt.runs.checkpoint import (
-    BEST_CHECKPOINT,
+from vatt.models.training_facts import (
     CHECKPOINTS,
     LAST_CHECKPOINT,
     PREVIOUS_CHECKPOINT,
     last_checkpoint,
 )
+from vatt.runs.checkpoint import BEST_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
@@ -71,7 +71,7 @@ def choose_run_dir(
     """Chooses the run folder: the given one, that of the checkpoint, or a new one."""
     if given is not None:
         folder = Path(given)
-        if new and not ckpt_path and last_checkpoint(folder / CHECKPOINTS).exists():
+        if new and not ckpt_path and last_checkpoint(folder).exists():
             raise UserError(
                 f"{folder} already holds a run: go on with it by --ckpt_path last, or give another "
                 "--run.dir"
@@ -105,21 +105,21 @@ def find_checkpoint(ckpt_path: str | None, run_dir: Path | None, subcommand: str
     """Checkpoint to load; None: random or initial weights."""
     if ckpt_path is None and subcommand == "fit":
         return None
-    folder, advice = run_dir and run_dir / CHECKPOINTS, "give --ckpt_path FILE of one that exists"
+    advice = "give --ckpt_path FILE of one that exists"
     if ckpt_path not in (None, "last", "best"):
         path = Path(str(ckpt_path))
-    elif folder is None:
+    elif run_dir is None:
         raise UserError(f"{subcommand} needs trained weights: give --ckpt_path FILE", 2)
     elif ckpt_path == "best":
-        path = folder / BEST_CHECKPOINT
+        path = run_dir / CHECKPOINTS / BEST_CHECKPOINT
         advice = "training keeps the best one by the metric that run.keep_checkpoints.best_by names"
     else:
-        path = last_checkpoint(folder)
+        path = last_checkpoint(run_dir)
         if ckpt_path == "last" and subcommand == "fit" and not path.exists():
             print(f"no checkpoint in {run_dir} yet: starting from the beginning", file=sys.stderr)
             return None
         if path.name == PREVIOUS_CHECKPOINT:
-            missing = f"{folder / LAST_CHECKPOINT} is missing or damaged"
+            missing = f"{path.with_name(LAST_CHECKPOINT)} is missing or damaged"
             print(f"{missing}: using {path}, the one before it", file=sys.stderr)
     if not path.is_file():
         raise UserError(f"no checkpoint {path}: {advice}", 2)

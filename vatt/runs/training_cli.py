@@ -24,8 +24,8 @@ from vatt.config.geometry import MODALITIES
 from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError, VattError
 from vatt.models.checkpoint import TOKENIZER, find_tokenizer
+from vatt.models.training_facts import CHECKPOINTS
 from vatt.runs.checkpoint import (
-    CHECKPOINTS,
     AtomicCheckpointIO,
     BestCheckpoint,
     KeepCheckpoints,
