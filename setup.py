@@ -70,6 +70,7 @@ setup(
         "lazy_loader>=0.4",
         "huggingface_hub>=1.0",
         "Jinja2>=3.1",  # pages and model cards
+        "pysubs2>=1.8",  # subtitles beside media
         "safetensors>=0.5",
         "tabulate>=0.9",
         "tokenizers>=0.21",

@@ -33,7 +33,8 @@ def build(
     stopped build.
 
     Args:
-        source: Folder of media and captions.jsonl, .csv or .parquet; or folder of tars.
+        source: Folder of media, with captions.jsonl, .csv or .parquet, or with .srt, .vtt, .ass,
+            Whisper's .json or .txt beside them; or folder of tars.
         out: Folder to create; for tars, folder of the indexes if not beside the tars.
         captions: Caption file in another place, or HowTo100M's captions (JSON or folder).
         samples_per_shard: Largest number of samples in a tar.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vatt.errors import ShardError
 
@@ -14,15 +14,24 @@ MEDIA_EXTENSIONS = (
 )
 
 
-def find_media(folder: Path) -> list[str]:
+def find_media(folder: Path, others: list[str] | None = None) -> list[str]:
     """Paths of all media files under a folder, relative to it, sorted.
+
+    Args:
+        folder: Folder to search, with its sub-folders.
+        others: List that collects the paths of all other files that are not hidden.
 
     Raises:
         ShardError: the folder does not exist or contains no media.
     """
     if not folder.is_dir():
         raise ShardError(f"no media folder {folder}: correct the path")
-    names = sorted(walk_media(folder))
+    names: list[str] = []
+    for name in sorted(_walk_files(folder)):
+        if _is_media(name):
+            names.append(name)
+        elif others is not None:
+            others.append(name)
     if not names:
         shards = "; its tars are shards already" if any(folder.glob("*.tar")) else ""
         raise ShardError(
@@ -33,6 +42,15 @@ def find_media(folder: Path) -> list[str]:
 
 
 def walk_media(folder: Path) -> Iterator[str]:
+    """Media files under a folder, relative to it, in no order."""
+    return filter(_is_media, _walk_files(folder))
+
+
+def _is_media(name: str) -> bool:
+    return PurePosixPath(name).suffix[1:].lower() in MEDIA_EXTENSIONS
+
+
+def _walk_files(folder: Path) -> Iterator[str]:
     """Walks each folder once, even if links lead to it; by its own path if inside `folder`."""
     seen: set[str] = set()
     waiting = [folder]
@@ -46,6 +64,6 @@ def walk_media(folder: Path) -> Iterator[str]:
             seen.add(real)
             links += [path for inner in folders if (path := parent / inner).is_symlink()]
             for file in files:
-                if not file.startswith(".") and Path(file).suffix[1:].lower() in MEDIA_EXTENSIONS:
+                if not file.startswith("."):
                     yield (parent / file).relative_to(folder).as_posix()
         waiting += sorted(links)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vatt.errors import Fault, ShardError, UserError, fault_lines
 from vatt.media.folder import find_media
+from vatt.packing.beside import find_beside
 from vatt.packing.captions import Captions, MediaText, find_captions, read_captions, same_name
 from vatt.packing.prepare import MediaFile, prepare_file, read_media, work_folder, work_folder_of
 from vatt.shards.index_file import find_shards, shard_folder
@@ -63,12 +64,17 @@ class BuildReport(ShardTotals):
         reused: Whether the shards already existed, built from the same files.
         num_blank_captions: Number of captions without words, which were dropped.
         num_unused_videos: Number of videos in HowTo100M's captions that the folder lacks.
+        num_with_captions: Number of media with captions, by the name of the caption file or the
+            extension of the files beside the media.
+        num_ignored: Number of other files in the folder, by extension.
     """
 
     out: str
     reused: bool = False
     num_blank_captions: int = 0
     num_unused_videos: int = 0
+    num_with_captions: dict[str, int] = field(default_factory=dict)
+    num_ignored: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """A few lines for people."""
@@ -78,6 +84,12 @@ class BuildReport(ShardTotals):
             f"{self.num_without_text} samples without text"
             + (" (built before from the same files)" if self.reused else f" ({self.seconds:.1f} s)")
         ]
+        if self.num_with_captions:
+            origins = [f"{number} from {name}" for name, number in self.num_with_captions.items()]
+            lines.append(f"  samples with captions: {', '.join(origins)}")
+        if self.num_ignored:
+            kinds = [f"{number} {kind}" for kind, number in self.num_ignored.items()]
+            lines.append(f"  ignored other files: {', '.join(kinds)}")
         if self.num_blank_captions:
             lines.append(f"  left out: {self.num_blank_captions} captions without a word")
         if self.num_unused_videos:
@@ -105,8 +117,9 @@ def build_shards(
     appears under its name only when it is complete.
 
     Args:
-        source: Folder with media files and `captions.jsonl`, `.csv` or `.parquet`, in the format of
-            `vatt/packing/captions.py`.
+        source: Folder with media files, and `captions.jsonl`, `.csv` or `.parquet` in the format of
+            `vatt/packing/captions.py`, or `.srt`, `.vtt`, `.ass`, Whisper's `.json` or `.txt`
+            beside the media.
         out: Folder to create, or an empty one. Existing shards of the same files are kept, also
             those of earlier versions, which were sorted and had no limit in bytes.
         samples_per_shard: Largest number of samples in a shard.
@@ -134,10 +147,13 @@ def build_shards(
         raise UserError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
     if shard_bytes < 1:
         raise UserError(f"shard_bytes must be at least 1, got {shard_bytes}")
-    files = find_media(source)
+    others: list[str] = []
+    files = find_media(source, others)
     caption_file = find_captions(source, captions)
+    beside = find_beside(files, others)
     options = [samples_per_shard, check_media] + ([] if reencoding is None else [reencoding])
-    named = partial(_fingerprint, source, files, caption_file, *options)
+    stamped = files + sorted(beside.values())
+    named = partial(_fingerprint, source, stamped, caption_file, *options)
     fingerprint = named(shard_bytes, order)
     # an earlier version had no shard_bytes and no order
     earlier = named if shard_bytes == SHARD_BYTES else None
@@ -147,6 +163,11 @@ def build_shards(
     texts = Captions()
     if caption_file is not None:
         texts = read_captions(caption_file, files, show_progress=show_progress)
+    texts.beside = {
+        name: source / other
+        for file, other in beside.items()
+        if (name := same_name(file)) not in texts.texts
+    }
     faults = texts.faults
     faults += _unmatched(texts.texts, files, source)
     if reencoding is None:  # else nobody knows what will be needed
@@ -171,6 +192,11 @@ def build_shards(
             )
         report.seconds, report.faults = time.monotonic() - started, faults
         report.num_blank_captions, report.num_unused_videos = texts.num_blank, texts.num_unused
+        report.num_with_captions = dict(texts.num_media)
+        used = {caption_file, *texts.beside.values()}
+        rest = (path for name in others if not {path := source / name, *path.parents} & used)
+        texts.num_ignored.update(path.suffix.lower() or path.name for path in rest)
+        report.num_ignored = dict(texts.num_ignored.most_common())
         note = {"version": BUILD_VERSION, "fingerprint": fingerprint, "report": asdict(report)}
         write_atomically(folder / BUILD_FILE, json.dumps(note, indent=1).encode())
     return report

@@ -1,6 +1,7 @@
-"""Caption files of a media folder: `captions.jsonl`, `captions.csv` or `captions.parquet`.
+"""Captions of a media folder: one file for all media, or a file beside each of them.
 
-Paths in them are relative to the folder.
+The first is `captions.jsonl`, `captions.csv` or `captions.parquet`; paths in it are relative to the
+folder. Media that it does not name have the captions of the file beside them (`beside.py`).
 
 jsonl has one line per media file; further keys become metadata::
 
@@ -8,9 +9,12 @@ jsonl has one line per media file; further keys become metadata::
      "segments": [{"start_seconds": 0.4, "end_seconds": 2.0, "text": "a dog barks"}]}
     {"file": "b.mp4", "text": "a caption of the whole clip"}
 
+or one per caption: `{"file": "a.mp4", "start_seconds": 0.4, "end_seconds": 2.0, "text": "a dog"}`.
+
 csv has one line per caption, under the header `file,start_seconds,end_seconds,text`. A caption
 without times belongs to the whole file. Further columns become metadata of the file. tsv (with
-tabs) and parquet (read by the package pyarrow) have the same columns.
+tabs) and parquet (read by the package pyarrow) have the same columns. `entries.py` lists other
+names that keys and columns may have.
 
 The captions of HowTo100M (`howto100m.py`) name videos by id instead of by file.
 """
@@ -19,22 +23,29 @@ import json
 import math
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vatt.errors import Fault, ShardError, UserError
+from vatt.packing.beside import read_beside
+from vatt.packing.entries import (
+    COLUMNS,
+    ENTRY_KEYS,
+    canonical,
+    canonical_names,
+    segments_of_entry,
+)
 from vatt.packing.howto100m import VideoFolder, VideoJson, is_howto100m, segments_of
 from vatt.shards.index import leads_outside
-from vatt.shards.record import Segment, parse_segments
+from vatt.shards.record import Segment
 from vatt.system.bounds import check_parquet
 from vatt.system.csv_rows import read_table
 from vatt.system.extras import load_extra
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
-ENTRY_KEYS = ("file", "segments", "text")
-COLUMNS = ("file", "start_seconds", "end_seconds", "text")  # of csv and parquet
 PARQUET_ROWS = 10_000  # read at a time
 PARQUET_MARK = b"PAR1"  # first four bytes of every parquet file
 
@@ -49,20 +60,28 @@ class MediaText:
 
 @dataclass
 class Captions:
-    """Contents of a caption file.
+    """Captions of the media of a folder.
 
     Args:
-        texts: Texts of each media file, by path relative to the media folder, with `/` as
-            separator and composed letters.
+        texts: Texts of each media file that the caption file names, by path relative to the media
+            folder, with `/` as separator and composed letters.
         faults: Lines that were left out, with reasons.
         num_blank: Number of captions without words, which were dropped.
         videos: Captions of HowTo100M, which are read when needed; `texts` is then empty.
+        source: Name of the caption file.
+        beside: Files beside media, which are read when needed, by path of the media.
+        num_media: Number of media with captions so far, by `source` or extension of their files.
+        num_ignored: Number of files that hold no captions, by extension.
     """
 
     texts: dict[str, MediaText] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     num_blank: int = 0
     videos: VideoJson | VideoFolder | None = None
+    source: str = ""
+    beside: dict[str, Path] = field(default_factory=dict)
+    num_media: Counter[str] = field(default_factory=Counter)
+    num_ignored: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_unused(self) -> int:
@@ -71,12 +90,22 @@ class Captions:
 
     def read_text(self, file: str) -> MediaText:
         """Reads the captions of a media file; adds faults to `faults`."""
-        if self.videos is None:
-            return self.texts.get(same_name(file), MediaText())
-        video = PurePosixPath(file).stem
-        name = f"{self.videos.path.name}:{video}"
+        name = same_name(file)
+        if self.videos is not None:
+            text = self._read_video(self.videos, PurePosixPath(file).stem)
+        elif name in self.beside:
+            text = self._read_beside(self.beside[name])
+        else:
+            text = self.texts.get(name, MediaText())
+        if text.segments:
+            beside = self.beside.get(name)
+            self.num_media[beside.suffix.lower() if beside else self.source] += 1
+        return text
+
+    def _read_video(self, videos: VideoJson | VideoFolder, video: str) -> MediaText:
+        name = f"{videos.path.name}:{video}"
         try:
-            values = self.videos.read(video)
+            values = videos.read(video)
             if values is None:
                 return MediaText()
             segments, num_blank, num_untimed = segments_of(values)
@@ -89,6 +118,25 @@ class Captions:
             reason = f"{num_untimed} captions are no text or have no usable times"
             self.faults.append(Fault(name, reason))
         return MediaText(segments)
+
+    def _read_beside(self, path: Path) -> MediaText:
+        text = MediaText()
+        try:
+            segments = read_beside(path)
+        except UserError as error:
+            self.faults.append(Fault(path.name, str(error)))
+            return text
+        if segments is None:
+            self.num_ignored[path.suffix.lower()] += 1
+        else:
+            self.add_segments(text, segments)
+        return text
+
+    def add_segments(self, text: MediaText, segments: Sequence[Segment]) -> None:
+        """Adds captions to those of a media file; blank ones are only counted."""
+        spoken = [segment for segment in segments if segment.text.strip()]
+        self.num_blank += len(segments) - len(spoken)
+        text.segments += spoken
 
 
 def same_name(path: str) -> str:
@@ -133,7 +181,7 @@ def read_captions(
         ShardError: the file cannot be read.
         UserError: the file is parquet, and pyarrow is not installed.
     """
-    captions = Captions()
+    captions = Captions(source=path.name)
     try:
         if is_howto100m(path):
             ids = {PurePosixPath(file).stem for file in files}
@@ -171,20 +219,17 @@ def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
     """Adds one line; `repeats`: several lines may describe the same file."""
     if isinstance(entry, UserError):
         raise entry
-    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry["file"]:
+    entry = canonical(entry) if isinstance(entry, dict) else {}
+    if not isinstance(entry.get("file"), str) or not entry["file"]:
         raise UserError('needs a "file"')
     name = entry["file"].replace("\\", "/")
     if leads_outside(name):
         raise UserError(f"{name!r} leads out of the folder: give a path inside it")
     name = same_name(str(PurePosixPath(name)))
-    if name in captions.texts and not repeats:
+    if name in captions.texts and not (repeats or "start_seconds" in entry):
         raise UserError(f"{name!r} was described by an earlier line already")
-    whole_clip = [] if entry.get("text") is None else [{"text": entry["text"]}]
-    segments = parse_segments(entry.get("segments") or whole_clip)
-    spoken = [segment for segment in segments if segment.text.strip()]
-    captions.num_blank += len(segments) - len(spoken)
     text = captions.texts.setdefault(name, MediaText())
-    text.segments += spoken
+    captions.add_segments(text, segments_of_entry(entry))
     for key, value in entry.items():
         if key not in ENTRY_KEYS:
             text.metadata.setdefault(key, value)
@@ -205,8 +250,7 @@ def _csv_entries(path: Path, faults: list[Fault]) -> Iterator[tuple[int, Any]]:
     """Line number and content of each row, in the form of a line of jsonl."""
     unfit: list[Fault] = []
     try:
-        for line, row in read_table(path, ("file", "text"), unfit):
-            yield line, _row_entry(row)
+        yield from read_table(path, ("file", "text"), unfit, rename=canonical_names)
     except UserError as error:
         raise ShardError(str(error)) from error
     faults += [
@@ -223,11 +267,14 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with parquet.ParquetFile(path) as table:
             check_parquet(path, table.metadata, error=ShardError)
-            _check_columns(path, table.schema_arrow.names)
+            names = canonical_names(table.schema_arrow.names)
+            _check_columns(path, names)
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, _row_entry({name: _plain(row[name]) for name in row})
+                    yield number, dict(zip(names, map(_plain, row.values()), strict=True))
+    except UserError as error:
+        raise ShardError(f"{path} {error}") from error
     except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split())
         raise ShardError(f"{path} is damaged or no parquet ({reason}): write it again") from error
@@ -253,15 +300,3 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
             f"{path} lacks the column {' and '.join(sorted(missing))}: its header must name "
             f"{','.join(COLUMNS)}, and names {','.join(names) or 'nothing'}"
         )
-
-
-def _row_entry(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table in the form that a line of jsonl has."""
-    start, end = (row.get(name) for name in ("start_seconds", "end_seconds"))
-    segment = {
-        "start_seconds": None if start == "" else start,
-        "end_seconds": None if end == "" else end,
-        "text": row["text"] or "",
-    }
-    further = {str(name): value for name, value in row.items() if name not in COLUMNS}
-    return {"file": row["file"], "segments": [segment], **further}

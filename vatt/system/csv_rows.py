@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vatt.errors import Fault, UserError
@@ -43,7 +43,11 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def read_table(
-    path: Path, columns: Collection[str], faults: list[Fault] | None = None
+    path: Path,
+    columns: Collection[str],
+    faults: list[Fault] | None = None,
+    *,
+    rename: Callable[[Sequence[str]], Sequence[str]] | None = None,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Reads a csv file with a header: line number and cells by column of each row.
 
@@ -52,32 +56,39 @@ def read_table(
         columns: Required columns.
         faults: List that collects rows with more or fewer cells than the header. None: the first
             such row raises an error.
+        rename: Gives the columns of a header other names. None: they keep theirs.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or has such a row.
     """
     rows = read_rows(path)
     _, header = next(rows, (0, []))
-    _check_header(path, header, columns)
+    try:
+        names = rename(header) if rename else header
+    except UserError as error:
+        raise UserError(f"{path}, line 1: {error}") from error
+    _check_header(path, header, names, columns)
     for line, cells in rows:
         reason = f"has {len(cells)} columns, the header {len(header)}: quote texts with commas"
         if len(cells) == len(header):
-            yield line, dict(zip(header, cells, strict=True))
+            yield line, dict(zip(names, cells, strict=True))
         elif faults is None:
             raise UserError(f"{path}, line {line}: {reason}")
         else:
             faults.append(Fault(f"line {line}", reason))
 
 
-def _check_header(path: Path, header: Sequence[str], wanted: Collection[str]) -> None:
-    """Refuses a header that lacks a column or has one twice."""
-    absent = [name for name in wanted if name not in header]
+def _check_header(
+    path: Path, header: Sequence[str], names: Sequence[str], wanted: Collection[str]
+) -> None:
+    """Refuses a header that lacks a column or has one twice; `names`: its columns, renamed."""
+    absent = [name for name in wanted if name not in names]
     if absent:
         raise UserError(
             f"{path}, line 1: lacks the column {' and '.join(absent)}: the header must name "
             f"{','.join(wanted)}, and names {','.join(header)[:200] or 'nothing'}"
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{path}, line 1: has the column {twice[0]!r} twice: rename one of them")
 
