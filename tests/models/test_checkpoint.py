@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import resource
+import shutil
 import signal
 import zipfile
 from pathlib import Path
@@ -14,8 +15,9 @@ from tiny_models import make_model
 
 from vatt.config.presets import TINY, preset
 from vatt.errors import CheckpointError
-from vatt.models.checkpoint import load_model, read_config, save_model
+from vatt.models.checkpoint import find_tokenizer, load_model, read_config, save_model
 from vatt.models.start_weights import load_weights
+from vatt.models.training_facts import find_model
 from vatt.network.model import VATT
 
 
@@ -27,6 +29,25 @@ def test_a_saved_model_comes_back_with_its_configuration_and_weights(tmp_path: P
     assert not loaded.training
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_run_folder_is_the_model_of_its_best_checkpoint_else_of_its_last(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "a run")
+    checkpoints = run / "checkpoints"
+    last = load_model(checkpoints / "last.ckpt").state_dict()
+    torch.testing.assert_close(load_model(run).state_dict(), last, rtol=0, atol=0)
+    assert find_tokenizer(run) == run / "tokenizer.json"
+    assert read_config(run) == read_config(checkpoints / "last.ckpt")
+    assert find_model(run) == (checkpoints / "last.ckpt", run)
+    (checkpoints / "previous.ckpt").rename(checkpoints / "best.ckpt")
+    best = load_model(checkpoints / "best.ckpt").state_dict()
+    assert any(not torch.equal(best[name], value) for name, value in last.items())
+    torch.testing.assert_close(load_model(run).state_dict(), best, rtol=0, atol=0)
+    shutil.rmtree(checkpoints)
+    with pytest.raises(CheckpointError, match="has no checkpoints/last.ckpt yet: nothing is trai"):
+        load_model(run)
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_model_whole(tmp_path: Path) -> None:

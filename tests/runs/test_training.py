@@ -3,6 +3,7 @@
 import contextlib
 import io
 import resource
+import shlex
 import shutil
 import signal
 from collections import Counter
@@ -72,6 +73,20 @@ def test_checkpoint_describes_its_model_and_holds_no_objects(trained_run: Path) 
     assert checkpoint["global_step"] == STEPS
     assert "hyper_parameters" not in checkpoint
     assert load_model(path).config.to_dict() == checkpoint["vatt_config"]
+
+
+@pytest.mark.slow
+def test_next_commands_work_as_printed(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "own run ü")
+    more = [f"--run.dir={run}", "--ckpt_path=last", f"--trainer.max_steps={STEPS + 2}"]
+    assert main(["fit", f"--config={run / 'config.yaml'}", *more]) == 0
+    lines = capsys.readouterr().out.split("Next:")[1].splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("  vatt ")]
+    assert [command[1] for command in commands] == ["validate", "fit"]
+    for command in commands:
+        assert main([*command[1:], "--trainer.limit_val_batches=1"]) == 0
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ def doctor(*, model: str | None = None, gpu: bool = False, check: GpuCheckOption
     The exit code is 1 if anything that training needs is missing, or a GPU fails a check.
 
     Args:
-        model: Preset, model folder or checkpoint whose parameters and FLOPs to show, or "all" for
-            all presets.
+        model: Preset, model folder, run folder or checkpoint whose parameters and FLOPs to show, or
+            "all" for all presets.
         gpu: Check training on this machine's GPU, and measure its speed and memory.
         check: With --gpu.
     """

@@ -58,7 +58,7 @@ def retrieval(
     """Measures retrieval between text, video and audio.
 
     Args:
-        model: Model folder, or .ckpt of a run.
+        model: Model folder, run folder, or .ckpt of a run.
         data: Shards; or the annotations of MSR-VTT (csv or json) or YouCook2 (json), with --videos.
         videos: Folder of the files that the annotations name.
         split: Split of the annotations. None: the split of published results.
@@ -108,7 +108,7 @@ def linear(
     """Trains and tests classifiers on frozen features.
 
     Args:
-        model: Model folder, or .ckpt of a run.
+        model: Model folder, run folder, or .ckpt of a run.
         data: Folder with the lists of UCF101 or HMDB51, esc50.csv, or a csv with the columns file,
             label and split or fold.
         media: Folder of the files that the lists name.
@@ -177,7 +177,7 @@ def zero_shot(
     """Classifies files by their similarity to prompts, and measures the accuracy.
 
     Args:
-        model: Model folder, or .ckpt of a run.
+        model: Model folder, run folder, or .ckpt of a run.
         data: Folder with the lists of UCF101 or HMDB51, esc50.csv, or a csv with the columns file,
             label and split or fold.
         media: Folder of the files that the lists name.
@@ -237,7 +237,7 @@ def mteb(
     """Runs tasks of the mteb library, which downloads their data sets.
 
     Args:
-        model: Model folder, .ckpt of a run, or org/name on the Hugging Face Hub.
+        model: Model folder, run folder, .ckpt of a run, or org/name on the Hugging Face Hub.
         tasks: Names of tasks, such as ESC50 MSRVTTT2V.
         out: Folder for results.json.
         windows: Number of windows of each file, evenly spread.

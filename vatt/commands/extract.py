@@ -31,7 +31,7 @@ def extract(
     Args:
         sources: Folder of media or shards, media file, 'pattern/**/*.mp4', list.txt of paths, URL.
         out: Folder for the results.
-        model: Model folder, .ckpt, or org/name on the Hugging Face Hub.
+        model: Model folder, run folder, .ckpt, or org/name on the Hugging Face Hub.
         workers: Processes that read media. None: number of cores minus 1, divided among torchrun's
             processes.
         device: auto, cpu, cuda or mps.

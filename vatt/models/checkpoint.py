@@ -16,6 +16,7 @@ from torch import Tensor
 from vatt.config.model import VATTConfig
 from vatt.errors import CheckpointError, UserError
 from vatt.models.preprocess_json import write_preprocess_json
+from vatt.models.run_folder import model_in
 from vatt.network.model import VATT
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.system.bounds import check_bytes, check_unpacked, unpacked_bytes
@@ -76,14 +77,15 @@ def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathL
 
 
 def load_model(source: str | os.PathLike[str]) -> VATT:
-    """Loads a model from a model folder or a checkpoint of a run, in evaluation mode.
+    """Loads a model from a model folder, a run folder or a checkpoint, in evaluation mode.
 
-    Example: `vatt.load_model("runs/demo/model")` or `load_model("runs/x/checkpoints/last.ckpt")`.
+    Of a run folder the best checkpoint is loaded, else the last. Example:
+    `vatt.load_model("runs/demo/model")` or `load_model("runs/x/checkpoints/last.ckpt")`.
 
     Raises:
         CheckpointError: there is no model at `source`, or its weights do not fit its configuration.
     """
-    path = Path(source)
+    path = model_in(source)
     config, weights = read_model(path)
     model = _empty_model(config, path)
     load_strictly(model, weights, source, assign=True)
@@ -122,8 +124,9 @@ def _empty_model(config: VATTConfig, path: Path) -> VATT:
     return model
 
 
-def read_model(path: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
-    """Settings and weights of a model folder or a checkpoint."""
+def read_model(source: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
+    """Settings and weights of a model folder, a run folder or a checkpoint."""
+    path = model_in(source)
     if path.is_dir():
         return _read_config(path), read_tensors(path / WEIGHTS)
     return _read_checkpoint(path)
@@ -159,13 +162,13 @@ def load_strictly(
 
 
 def read_config(source: str | os.PathLike[str]) -> VATTConfig:
-    """Configuration of a model folder or a checkpoint; a folder's weights are not read.
+    """Configuration of a model folder, a run folder or a checkpoint, mostly without its weights.
 
     Raises:
         CheckpointError: there is no model at `source`, or it cannot hold as many weights as its
             configuration describes.
     """
-    path = Path(source)
+    path = model_in(source)
     config = _read_config(path) if path.is_dir() else _read_checkpoint(path)[0]
     _empty_model(config, path)
     return config

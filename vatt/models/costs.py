@@ -20,7 +20,7 @@ def describe(name: str) -> str:
     """Tables with the costs of one model, or a table of every preset.
 
     Args:
-        name: Preset, model folder or checkpoint; `all` gives a table of all presets.
+        name: Preset, model folder, run folder or checkpoint; `all` gives a table of all presets.
 
     Raises:
         UserError: there is no such model.
@@ -31,7 +31,7 @@ def describe(name: str) -> str:
         hint = nearest(name, [*PRESETS, "all"])
         raise UserError(
             f"no model {name!r}.{hint} Give a preset ({', '.join(PRESETS)}), all, "
-            "or the path of a model folder or checkpoint."
+            "or the path of a model folder, run folder or checkpoint."
         )
     config = PRESETS[name] if name in PRESETS else read_config(name)
     kind = {"agnostic": "one encoder for all", "specific": "an encoder each"}[config.arrangement]

@@ -74,7 +74,7 @@ def load_weights(model: VATT, source: str | os.PathLike[str]) -> None:
 
     Args:
         model: Model that receives the weights.
-        source: A model folder, or a checkpoint of a run.
+        source: A model folder, a run folder, or a checkpoint of a run.
 
     Raises:
         CheckpointError: there is no model at `source`, or it has another architecture; the error
@@ -94,7 +94,7 @@ def load_backbone(model: VATT, source: str | os.PathLike[str]) -> None:
 
     Args:
         model: Model that receives the weights; its modalities are among those of the other model.
-        source: A model folder, or a checkpoint of a run.
+        source: A model folder, a run folder, or a checkpoint of a run.
 
     Raises:
         CheckpointError: there is no model at `source`, or its tower has another architecture; the

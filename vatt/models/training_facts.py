@@ -9,19 +9,15 @@ import os
 import shlex
 from pathlib import Path
 from typing import Any, TypedDict, cast
-from zipfile import is_zipfile
 
 from vatt.config.shipped import config_paths, read_settings
-from vatt.errors import CheckpointError, UserError
+from vatt.errors import UserError
 from vatt.models.checkpoint import read_steps
 from vatt.models.hub import model_path
+from vatt.models.run_folder import RUN_CONFIG, is_run, last_checkpoint, model_in
 from vatt.system.files import read_json
 
 METRICS = "metrics.csv"
-CHECKPOINTS = "checkpoints"  # folder in the run folder
-LAST_CHECKPOINT = "last.ckpt"
-PREVIOUS_CHECKPOINT = "previous.ckpt"
-RUN_CONFIG = "config.yaml"
 DECIMALS = 4  # of metrics: float32 has no more to say
 VERSIONS = ("vatt", "torch", "python")
 
@@ -46,18 +42,12 @@ class TrainingFacts(TypedDict, total=False):
     validation_step: int  # step of the last validation
 
 
-def last_checkpoint(run: Path) -> Path:
-    """Path of a run's last checkpoint; if that is missing or cut off, of the one before it."""
-    last, previous = (run / CHECKPOINTS / name for name in (LAST_CHECKPOINT, PREVIOUS_CHECKPOINT))
-    return previous if is_zipfile(previous) and not is_zipfile(last) else last
-
-
 def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
     """Finds a model and its run.
 
     Args:
-        source: Model folder, checkpoint, run folder (its last checkpoint), or `org/name` on the
-            Hub.
+        source: Model folder, checkpoint, run folder (its best checkpoint, else its last), or
+            `org/name` on the Hub.
 
     Returns:
         A folder or checkpoint, and the run folder if it is known.
@@ -65,17 +55,11 @@ def find_model(source: str | os.PathLike[str]) -> tuple[Path, Path | None]:
     Raises:
         CheckpointError: there is no model at `source`.
     """
-    path = Path(source)
-    if path.is_dir() and (path / RUN_CONFIG).is_file():
-        checkpoint = last_checkpoint(path)
-        if not checkpoint.is_file():
-            raise CheckpointError(
-                f"the run {path} has no {CHECKPOINTS}/{LAST_CHECKPOINT} yet: nothing is trained"
-            )
-        return checkpoint, path
+    if is_run(Path(source)):
+        return model_in(source), Path(source)
     path = model_path(source)
     run = path.absolute().parent.parent
-    return path, run if path.is_file() and (run / RUN_CONFIG).is_file() else None
+    return path, run if path.is_file() and is_run(run) else None
 
 
 def read_run(

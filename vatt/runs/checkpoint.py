@@ -16,11 +16,10 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAvera
 
 from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import check_archive, read_entry
-from vatt.models.training_facts import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
+from vatt.models.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.files import atomic_file, remove_leftovers
 
-BEST_CHECKPOINT = "best.ckpt"
 BEST_KEY = "vatt_best"  # in a checkpoint: the best validation so far
 AVERAGING_STATE = "averaging_state"  # Lightning's key in a checkpoint whose model is an average
 

@@ -14,13 +14,13 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from vatt.config.shipped import config_paths
 from vatt.errors import UserError
-from vatt.models.training_facts import (
+from vatt.models.run_folder import (
+    BEST_CHECKPOINT,
     CHECKPOINTS,
     LAST_CHECKPOINT,
     PREVIOUS_CHECKPOINT,
     last_checkpoint,
 )
-from vatt.runs.checkpoint import BEST_CHECKPOINT
 from vatt.runs.loggers import RunWandb
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically

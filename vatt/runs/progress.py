@@ -1,5 +1,6 @@
 """Progress of a training run, and the summary at its end."""
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -149,12 +150,13 @@ def fit_summary(
     if wandb_files is not None:
         offline = wandb_files.name.startswith("offline-")
         # a resumed run has several pieces, of which each would replace the one before it
-        sync = f"WANDB_RESUME=allow wandb sync {wandb_files.parent}"
+        sync = f"WANDB_RESUME=allow wandb sync {shlex.quote(str(wandb_files.parent))}"
         lines.append(f"  W&B         {sync if offline else wandb_files}")
-    again = f"vatt fit --config {config} --ckpt_path last"
+    config_word = shlex.quote(str(config))
+    again = f"vatt fit --config {config_word} --ckpt_path last"
     lines += [
         "Next:",
-        f"  vatt validate --config {config} --ckpt_path last",
+        f"  vatt validate --config {config_word} --ckpt_path last",
         f"  {again} --trainer.max_steps {2 * trainer.max_steps}",
     ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -24,7 +25,7 @@ from vatt.config.geometry import MODALITIES
 from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError, VattError
 from vatt.models.checkpoint import TOKENIZER, find_tokenizer
-from vatt.models.training_facts import CHECKPOINTS
+from vatt.models.run_folder import CHECKPOINTS
 from vatt.runs.checkpoint import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -166,7 +167,8 @@ class TrainingCLI(LightningCLI):
         if fits:
             assert self.run_dir is not None
             self.config_path = config_path(self.run_dir, resumes=checkpoint is not None)
-            self.advice = f"go on with: vatt fit --config {self.config_path} --ckpt_path last"
+            config_word = shlex.quote(str(self.config_path))
+            self.advice = f"go on with: vatt fit --config {config_word} --ckpt_path last"
             self.save_config_callback = RunRecord
             self.save_config_kwargs = {"path": self.config_path, "args": self._args}
 

@@ -98,7 +98,7 @@ class TrainingModule(LightningModule):
         model: Configuration of the network.
         optimizer: Optimiser and its settings.
         schedule: Learning rate over the run.
-        init_from: Model folder or checkpoint that gives the initial weights, for example a
+        init_from: Model folder, run or checkpoint that gives the initial weights, for example a
             converted checkpoint; ignored when a run is resumed. None: random weights.
         compile_towers: Whether to compile the encoders with `torch.compile`: the first steps take
             minutes, later steps are faster.
