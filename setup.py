@@ -96,6 +96,7 @@ setup(
             "hypothesis>=6.100",
             "import-linter>=2.3",
             "mypy>=2.0",
+            "pandas>=2.2",
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

@@ -430,6 +430,51 @@ def test_bad_input_is_refused_with_a_sentence(
         getattr(extractor, f"encode_{method}")(source, **options)
 
 
+def test_list_of_pictures_with_a_frame_rate_is_one_video(extractor: FeatureExtractor) -> None:
+    video = torch.randint(256, (6, 40, 40, 3), dtype=torch.uint8)
+    whole = extractor.encode_video(video, frame_rate=5)
+    assert whole.shape[0] == 1
+    for pictures in (list(video), tuple(video.numpy())):
+        assert torch.equal(extractor.encode_video(pictures, frame_rate=5), whole)
+    assert extractor.encode_video(list(video)).shape[0] == 6  # still images
+    assert len(extractor.extract(list(video), frame_rate=5)) == 2
+    with pytest.raises(UserError, match=r"one shape, got \(40, 40, 3\) and \(41, 40, 3\)"):
+        extractor.encode_video([*video, torch.zeros(41, 40, 3).byte()], frame_rate=5)
+    with pytest.raises(TypeError, match="one source: call it for each"):
+        extractor.extract(["a.mp4", "b.mp4"])
+
+
+def test_sound_may_come_with_its_sample_rate(extractor: FeatureExtractor) -> None:
+    sound = stereo()
+    expected = extractor.encode_audio(sound, sample_rate=SOUND_RATE)
+    assert torch.equal(extractor.encode_audio((sound, SOUND_RATE)), expected)  # as torchaudio.load
+    assert torch.equal(extractor.encode_audio((SOUND_RATE, torch.from_numpy(sound))), expected)
+    both = extractor.encode_audio([(sound, SOUND_RATE), (sound[:1], SOUND_RATE)])
+    assert torch.allclose(both[:1], expected, atol=1e-5)
+    assert len(both) == 2
+
+
+def test_an_extractor_says_what_it_is(extractor: FeatureExtractor) -> None:
+    millions = sum(value.numel() for value in extractor.model.parameters()) / 1e6
+    assert repr(extractor) == (
+        f"FeatureExtractor({millions:.3g} M weights, video + audio + text, spaces va, vt, cpu)"
+    )
+
+
+def test_features_say_what_they_are_and_are_tables(
+    extractor: FeatureExtractor, media: Path
+) -> None:
+    features = extractor.extract(media / "plain.mp4", hop_seconds=WINDOW)
+    assert features.keys() == tuple(features.arrays)
+    width = features["video_vt"].shape[1]
+    assert f"plain.mp4', {len(features)} windows until" in repr(features)
+    assert f"video_vt [{width}]" in repr(features)
+    table = features.to_pandas()
+    assert len(table) == len(features)
+    assert list(table["start_seconds"]) == features.start_seconds.tolist()
+    assert np.array_equal(np.stack(table["video_vt"]), features["video_vt"].numpy())
+
+
 def test_what_a_model_lacks_is_named(tokenizer: Tokenizer) -> None:
     model = make_model(dataclasses.replace(CONFIG, modalities=("video", "text")))
     extractor = FeatureExtractor(model, device="cpu")

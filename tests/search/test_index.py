@@ -185,6 +185,10 @@ def test_python_gives_what_the_command_gives(
     found = index.search(audio=media / "plain.mp4", modality="audio")
     assert index.search(vector, modality="audio", space="va") == found
     assert index.search(4 * vector, modality="audio", space="va") == found
+    assert index.search("a red ring") == index.search(text="a red ring")
+    assert repr(index).startswith(f"Index({str(built)!r}, {len(index)} windows of ")
+    with pytest.raises(ValueError, match="give one query"):
+        index.search("a red ring", text="a dog")
     with pytest.raises(UserError, match="choose one by modality and space"):
         index.search(vector)
     with pytest.raises(ValueError, match="give one query"):

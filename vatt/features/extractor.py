@@ -28,6 +28,7 @@ from vatt.network.model import VATT
 from vatt.preprocess.arrays import (
     Source,
     audio_media,
+    clip_of_pictures,
     each_source,
     name_of,
     read_duration,
@@ -85,6 +86,16 @@ class FeatureExtractor:
         self.tokenizer = tokenizer
         self._told_of_cut = False
 
+    def __repr__(self) -> str:
+        """Size, modalities, spaces and device."""
+        config = self.model.config
+        millions = sum(value.numel() for value in self.model.parameters()) / 1e6
+        spaces = dict.fromkeys(space for name in config.modalities for space in self.spaces(name))
+        return (
+            f"FeatureExtractor({millions:.3g} M weights, {' + '.join(config.modalities)}, "
+            f"spaces {', '.join(spaces) or 'none'}, {self.embedder.device})"
+        )
+
     @classmethod
     def from_pretrained(
         cls,
@@ -135,7 +146,8 @@ class FeatureExtractor:
         Args:
             sources: One source or several (a list or a generator, which is read lazily): path,
                 http(s) URL, bytes, binary file, uint8 array or tensor `[T, H, W, 3]`, or image
-                `[H, W, 3]`. An image becomes a still video; an array `[N, T, H, W, 3]` is N videos.
+                `[H, W, 3]`. An image becomes a still video; an array `[N, T, H, W, 3]` is N videos;
+                a list of pictures with a `frame_rate` is one video.
             space: `vt`, `va`, `joint`, or None: features of the backbone. "auto": `vt` if the model
                 has it, else `va` or `joint`, else None.
             frame_rate: Frames per second of arrays.
@@ -161,6 +173,7 @@ class FeatureExtractor:
             >>> fx.encode_video(frames, frame_rate=25)  # of uint8 [T, H, W, 3]: [1, D]
         """
         form = self.embedder.form("video", space, return_tokens, normalize)
+        sources = clip_of_pictures(sources, frame_rate)
         return self._encode(
             form, sources, frame_rate, num_windows, batch_size, on_error, show_progress
         )
@@ -183,7 +196,8 @@ class FeatureExtractor:
         Args:
             sources: One source or several (a list or a generator, which is read lazily): path,
                 http(s) URL, bytes, binary file, or float array or tensor `[S]` or `[channels, S]`
-                in [-1, 1]. An array `[N, channels, S]` is N sounds.
+                in [-1, 1], or a pair of it and its sample rate. An array `[N, channels, S]` is N
+                sounds.
             space: `va`, `vt`, `joint`, or None: features of the backbone. "auto": `va` or `joint`.
                 Use `vt` to compare with text; audio enters it through the last step of the video
                 head.
@@ -387,8 +401,9 @@ class FeatureExtractor:
         """Encodes all windows of a file, at a constant hop.
 
         Args:
-            source: Path, http(s) URL, bytes, binary file, pictures as uint8 `[T, H, W, 3]` or
-                `[H, W, 3]` or, with `sample_rate`, sound as float `[S]` or `[channels, S]`.
+            source: Path, http(s) URL, bytes, binary file, pictures as uint8 `[T, H, W, 3]`,
+                `[H, W, 3]` or a list of these with `frame_rate`, or, with `sample_rate`, sound as
+                float `[S]` or `[channels, S]`.
             window_seconds: Length of a window, rounded to whole patches; positions are then
                 interpolated. None: as in training.
             hop_seconds: Time from the start of one window to the next. None: the length of a
@@ -418,6 +433,9 @@ class FeatureExtractor:
             >>> features["video_vt"], features.start_seconds  # [N, D], [N]
         """
         is_sound = sample_rate is not None
+        source = clip_of_pictures(source, frame_rate)
+        if isinstance(source, list):
+            raise TypeError("extract encodes one source: call it for each of a list")
         media = audio_media(source, sample_rate) if is_sound else video_media(source, frame_rate)
         if modalities is None and isinstance(source, Tensor | np.ndarray):
             modalities = ["audio" if is_sound else "video"]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,11 @@ from vatt.errors import UserError
 from vatt.media.clip import Clip
 from vatt.preprocess.windows import WindowPlan
 from vatt.system.bounds import check_unpacked, unpacked_bytes
+from vatt.system.extras import load_extra
 from vatt.system.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMATS = ("npz", "safetensors")
 _TIMES = ("start_seconds", "end_seconds")
@@ -57,6 +61,31 @@ class Features:
     def __len__(self) -> int:
         """Number of windows, `N`."""
         return len(self.start_seconds)
+
+    def __repr__(self) -> str:
+        """Number of windows, arrays with their widths, and times."""
+        arrays = ", ".join(f"{name} {list(value.shape[1:])}" for name, value in self.arrays.items())
+        end = f" until {float(self.end_seconds[-1]):.4g} s" if len(self) else ""
+        source = f"{self.metadata['source']!r}, " if "source" in self.metadata else ""
+        return f"Features({source}{len(self)} windows{end}, {arrays or 'no arrays'})"
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the arrays."""
+        return tuple(self.arrays)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Table with one row per window: times, coverage by modality, and the vectors.
+
+        Raises:
+            UserError: pandas is not installed.
+
+        Example:
+            >>> features.to_pandas()[["start_seconds", "video_vt"]]
+        """
+        pandas = load_extra("pandas", UserError("to_pandas needs pandas: pip install pandas"))
+        tensors = {name: self._tensors()[name] for name in (*_TIMES, *self._tensors())}
+        columns = {name: list(value.numpy()) for name, value in tensors.items()}
+        return pandas.DataFrame(columns)
 
     def __getitem__(self, name: str) -> Tensor:
         """An array by its name.

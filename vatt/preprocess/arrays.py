@@ -88,6 +88,8 @@ def each_source(sources: Any, most_axes: int) -> Iterable[Any]:
     """
     if isinstance(sources, Tensor | np.ndarray):
         return sources if sources.ndim > most_axes else [sources]
+    if _is_pair(sources):
+        return [sources]
     if isinstance(sources, str | bytes | os.PathLike | FileRange) or hasattr(sources, "read"):
         return [sources]
     if isinstance(sources, Iterable) and not isinstance(sources, dict):
@@ -96,6 +98,34 @@ def each_source(sources: Any, most_axes: int) -> Iterable[Any]:
         "sources are paths, URLs, bytes, files, arrays or a list of these, got "
         f"{type(sources).__name__}"
     )
+
+
+def _is_pair(source: Any) -> bool:
+    """Whether a source is sound as torchaudio loads it, or as Gradio gives it."""
+    if not isinstance(source, tuple) or len(source) != 2:
+        return False
+    return any(isinstance(one, Tensor | np.ndarray) for one in source) and any(
+        isinstance(one, int) for one in source
+    )
+
+
+def clip_of_pictures(sources: Any, frame_rate: float | None) -> Any:
+    """The sources, or one video `[T, H, W, 3]` if they are a list of pictures with a frame rate.
+
+    Raises:
+        UserError: the pictures have several shapes.
+    """
+    is_list = isinstance(sources, list | tuple) and frame_rate is not None and len(sources) > 0
+    if not is_list or any(getattr(picture, "ndim", 0) != 3 for picture in sources):
+        return sources
+    pictures = [torch.as_tensor(picture) for picture in sources]
+    shapes = sorted({tuple(picture.shape) for picture in pictures})
+    if len(shapes) > 1:
+        raise UserError(
+            f"the pictures of one video must have one shape, got {shapes[0]} and {shapes[1]}; "
+            "still images have no frame_rate="
+        )
+    return torch.stack(pictures)
 
 
 def video_media(source: Source, frame_rate: float | None) -> Media:
@@ -135,13 +165,17 @@ def audio_media(source: Source, sample_rate: float | None) -> Media:
     those of a file; the phase of the resampler depends on the start of a window.
 
     Args:
-        source: Media, or float `[S]` or `[channels, S]` in [-1, 1]; channels are averaged.
+        source: Media, or float `[S]` or `[channels, S]` in [-1, 1]; channels are averaged. A pair
+            of an array and its sample rate, in either order, is also accepted.
         sample_rate: Sample rate of an array in Hz.
 
     Raises:
         UserError: the array is not a waveform, or its sample rate is missing.
         MediaError: the array has values that are not finite.
     """
+    pair: Any = source
+    if _is_pair(pair):
+        source, sample_rate = pair if isinstance(pair[1], int) else pair[::-1]
     if not isinstance(source, Tensor | np.ndarray):
         return _rewindable(source)
     array = torch.as_tensor(source).detach().cpu()

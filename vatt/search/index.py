@@ -68,7 +68,7 @@ class Index:
 
     Example:
         >>> index = Index("index")  # doctest: +SKIP
-        >>> for hit in index.search(text="a dog barks", k=3):  # doctest: +SKIP
+        >>> for hit in index.search("a dog barks", k=3):  # doctest: +SKIP
         ...     print(hit.source, hit.start_seconds, hit.score)
     """
 
@@ -109,6 +109,14 @@ class Index:
         summary = build_index(Path(features), Path(path), options or IndexOptions())
         return cls(path), summary
 
+    def __repr__(self) -> str:
+        """Folder, number of windows and files, and arrays."""
+        files = self._files
+        return (
+            f"Index({str(files.path)!r}, {len(self)} windows of {files.num_sources} files, "
+            f"{', '.join(self.arrays)})"
+        )
+
     def __len__(self) -> int:
         """Number of windows."""
         return self._files.num_windows
@@ -142,8 +150,9 @@ class Index:
 
     def search(
         self,
-        vector: ArrayLike | None = None,
+        query: ArrayLike | str | None = None,
         *,
+        vector: ArrayLike | None = None,
         text: str | None = None,
         audio: "Source | None" = None,
         video: "Source | None" = None,
@@ -153,9 +162,10 @@ class Index:
         distinct: Distinct = "place",
         exact: bool = False,
     ) -> list[Hit]:
-        """Finds the windows nearest to one query: `vector`, `text`, `audio` or `video`.
+        """Finds the windows nearest to one query.
 
         Args:
+            query: A text, or a vector.
             vector: Vector `[D]` of any length, compared with the array of `modality` and `space`,
                 or with the only one.
             text: A text.
@@ -176,10 +186,14 @@ class Index:
             UserError: there is not exactly one query, it cannot be read or compared with the index,
                 or `k` is below 1.
         """
+        if isinstance(query, str) and text is None:
+            query, text = None, query
+        elif query is not None and vector is None:
+            query, vector = None, query
         sources: dict[Modality, Any] = {"text": text, "audio": audio, "video": video}
         queries = [Query(name, source) for name, source in sources.items() if source is not None]
-        if len(queries) + (vector is not None) != 1:
-            raise UserError("give one query: vector, text=, audio= or video=")
+        if len(queries) + (vector is not None) + (query is not None) != 1:
+            raise UserError("give one query: a text, a vector, audio= or video=")
         if vector is not None:
             return self.near(vector, self.array_of(modality, space), k, distinct, exact=exact)
         name, values = self.encode(queries[0], modality, space)
