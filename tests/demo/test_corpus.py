@@ -355,15 +355,18 @@ def small_corpus(out: Path, **changes: int) -> bool:
     return not write_corpus(out, show_progress=False, **options)
 
 
-@pytest.mark.slow
-def test_a_finished_corpus_is_used_again_and_another_or_a_damaged_one_replaced(
+def test_a_finished_corpus_is_used_again_a_damaged_one_replaced_and_another_left_alone(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "corpus"
     assert [small_corpus(out), small_corpus(out)] == [False, True]
-    assert [small_corpus(out, seed=1), small_corpus(out, seed=1)] == [False, True]
+    whole = contents_of(out)
     (out / "train" / "000001.mp4").unlink()
-    assert [small_corpus(out, seed=1), small_corpus(out, seed=1)] == [False, True]
+    assert [small_corpus(out), small_corpus(out)] == [False, True]
+    for changes, words in (({"num_train": 1}, "num_train 2, not 1"), ({"seed": 1}, "seed 0, not")):
+        with pytest.raises(UserError, match=rf"holds a corpus with {words}.* give another folder"):
+            small_corpus(out, **changes)
+    assert contents_of(out) == whole
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def write_corpus(
 ) -> bool:
     """Writes `train/` and `validation/` (mp4 files, `captions.jsonl`) and `corpus.json`.
 
-    An existing corpus with the same parameters is kept; one with other parameters is replaced.
+    An existing corpus with the same parameters is kept, or completed if files are missing; one with
+    other parameters is refused.
 
     Args:
         out: Folder of the corpus, which appears under this name when it is complete.
@@ -198,7 +199,13 @@ def _is_finished(out: Path, parameters: dict[str, Any]) -> bool:
     if "corpus.json" not in names or not names <= {"corpus.json", *SPLITS}:
         raise UserError(f"{out} exists and is not a demo corpus: give another folder, or remove it")
     description = read_json(out / "corpus.json")
-    return all(description.get(key) == value for key, value in parameters.items()) and all(
+    for name, value in parameters.items():
+        if description.get(name) != value:
+            raise UserError(
+                f"{out} holds a corpus with {name} {description.get(name)}, not {value}: give "
+                "another folder, or delete it"
+            )
+    return all(
         sum(1 for _ in (out / split).glob("*.mp4")) == parameters[f"num_{split}"]
         for split in SPLITS
     )
