@@ -116,12 +116,19 @@ def test_a_second_run_makes_only_what_is_missing_or_has_changed(
     assert extract(*arguments, "--strict") == 0
     assert "4 made" in capsys.readouterr().out
     assert "failures.jsonl" not in names_in(out)
-    assert extract(*arguments, "--space", "vt") == 0
-    assert "6 made" in capsys.readouterr().out
+    assert extract(*arguments, "--space", "vt", "--replace") == 0
+    assert "s), 6 of them in place of others, 0 were there" in capsys.readouterr().out
     assert list(Features.load(out / "plain.mp4.npz").arrays) == ["video_vt", "audio_vt"]
     torch.manual_seed(1)
     save_model(VATT(preset("tiny")), tmp_path / "other")
-    assert extract(*arguments, "--space", "vt", "--model", tmp_path / "other") == 0
+    arguments += ("--space", "vt", "--model", tmp_path / "other")
+    before = contents(out)
+    assert extract(*arguments) == 2
+    assert (
+        "was made with other settings (model): give another folder, or" in capsys.readouterr().err
+    )
+    assert contents(out) == before
+    assert extract(*arguments, "--replace") == 0
     assert "6 made" in capsys.readouterr().out
 
 
@@ -241,6 +248,12 @@ def test_a_parquet_data_set_holds_a_row_for_each_window_and_is_resumed(
     assert "1 made" in capsys.readouterr().out
     again = parquet.read_table(sorted(out.glob("*.parquet"))).to_pylist()
     assert len(again) == len(rows)
+    whole = contents(out)
+    assert extract(*arguments, "--hop-seconds", "0.4") == 2
+    assert "other settings (hop_seconds)" in capsys.readouterr().err
+    assert contents(out) == whole
+    assert extract(*arguments, "--hop-seconds", "0.4", "--replace") == 0
+    assert "5 of them in place of others" in capsys.readouterr().out
     assert extract(*arguments, "--tokens", "--space", "none") == 1
     assert "holds no tokens" in capsys.readouterr().err
 

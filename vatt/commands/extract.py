@@ -24,9 +24,9 @@ def extract(
 ) -> int:
     """Extracts vectors from windows of many media files, with the times of the windows.
 
-    A second run extracts only what is missing, has changed, or was extracted with other settings or
-    another model. `torchrun --nproc-per-node 8 --no-python vatt extract …` shares the work among 8
-    GPUs.
+    A second run extracts only what is missing or has changed. With --replace it also replaces what
+    another model or other settings made, which it refuses otherwise. `torchrun --nproc-per-node 8
+    --no-python vatt extract …` shares the work among 8 GPUs.
 
     Args:
         sources: Folder of media or shards, media file, 'pattern/**/*.mp4', list.txt of paths, URL.

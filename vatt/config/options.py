@@ -28,6 +28,7 @@ class ExtractOptions:
         batch_size: Windows per batch.
         num_workers: Processes that read. 0: this process reads; a file that hangs then stops it.
         file_format: One file per input, or one data set for all inputs (parquet).
+        replace: Replace features in the folder that another model or other settings made.
     """
 
     window_seconds: float | None = None
@@ -37,6 +38,7 @@ class ExtractOptions:
     return_tokens: Annotated[bool, "--tokens"] = False
     normalize: bool = field(default=True, metadata={"option": False})
     file_format: Annotated[Literal["npz", "safetensors", "parquet"], "--format"] = "npz"
+    replace: bool = False
     batch_size: Annotated[int, at_least(1)] = 8
     num_workers: int = field(default=1, metadata={"option": False})
 

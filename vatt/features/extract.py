@@ -82,6 +82,7 @@ def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:
     failures = [fault for report in reports for fault in report.failures]
     return ExtractReport(
         num_extracted=sum(report.num_extracted for report in reports),
+        num_replaced=sum(report.num_replaced for report in reports),
         num_present=sum(report.num_present for report in reports),
         num_windows=sum(report.num_windows for report in reports),
         seconds=max(report.seconds for report in reports),

@@ -40,6 +40,8 @@ class ExtractReport:
 
     Args:
         num_extracted: Number of inputs whose features this run extracted.
+        num_replaced: Number of inputs among these whose features had been made by another model or
+            with other settings.
         num_present: Number of inputs whose features were already in the folder.
         num_windows: Number of encoded windows.
         seconds: Duration of the extraction.
@@ -47,6 +49,7 @@ class ExtractReport:
     """
 
     num_extracted: int = 0
+    num_replaced: int = 0
     num_present: int = 0
     num_windows: int = 0
     seconds: float = 0.0
@@ -59,8 +62,10 @@ class ExtractReport:
 
     def __str__(self) -> str:
         """Counts on one line, then the first failures."""
+        replaced = f", {self.num_replaced} of them in place of others" if self.num_replaced else ""
         counts = (
-            f"{self.num_extracted} made ({self.num_windows} windows in {self.seconds:.0f} s), "
+            f"{self.num_extracted} made ({self.num_windows} windows in {self.seconds:.0f} s)"
+            f"{replaced}, "
             f"{self.num_present} were there, {len(self.failures)} failed"
         )
         return "\n".join([counts, *fault_lines(self.failures)])
@@ -168,13 +173,14 @@ class Extraction:
         self._store = self._open_store(out)
 
     def _open_store(self, out: Path) -> FileStore | ParquetStore:
-        settings = self._settings()
+        settings, replaces = self._settings(), self._options.replace
         if self._options.file_format != "parquet":
-            return FileStore(out, f".{self._options.file_format}", settings)
+            suffix = f".{self._options.file_format}"
+            return FileStore(out, suffix, settings, replace=replaces)
         if self._options.return_tokens:
             raise UserError("a parquet data set holds no tokens: choose npz or safetensors")
         widths = {form.name: self._embedder.shape(form)[0] for form in self._forms}
-        return ParquetStore(out, widths, settings)
+        return ParquetStore(out, widths, settings, replace=replaces)
 
     def _settings(self) -> str:
         """All settings that the vectors depend on, as JSON."""
@@ -230,6 +236,7 @@ class Extraction:
                 bar.update(report.num_inputs - bar.n)
             bar.update(report.num_inputs - bar.n)
         report.seconds = time.monotonic() - began
+        report.num_replaced = self._store.num_replaced
         return report
 
     def _overlaps(self) -> bool:

@@ -32,22 +32,43 @@ class FileStore:
         out: Folder.
         suffix: `.npz` or `.safetensors`.
         settings: Settings of the extraction.
+        replace: Whether to replace features that were made with other settings.
     """
 
-    def __init__(self, out: Path, suffix: str, settings: str) -> None:
+    def __init__(self, out: Path, suffix: str, settings: str, *, replace: bool = False) -> None:
         self._out, self._suffix, self._settings = out, suffix, settings
+        self._replace = replace
+        self.num_replaced = 0  # files of other settings so far
 
     def clean(self, items: Sequence[Item]) -> None:
-        """Removes partial files of a killed run; no other process may write meanwhile."""
+        """Removes partial files of a killed run; no other process may write meanwhile.
+
+        Raises:
+            UserError: the first file that is there was made with other settings.
+        """
         remove_partial(self._out, self._suffix)
+        there = next((item for item in items if self._path(item.name).exists()), None)
+        if there is not None:
+            self.holds(there.name, "")
+            self.num_replaced = 0
 
     def holds(self, name: str, stamp: str) -> bool:
-        """Whether the folder has the features of an input with this content and these settings."""
+        """Whether the folder has the features of an input with this content and these settings.
+
+        Raises:
+            UserError: it has features with other settings, which are not to be replaced.
+        """
+        path = self._path(name)
         try:
-            metadata = read_metadata(self._path(name))
+            metadata = read_metadata(path)
         except UserError:
             return False
-        return (metadata.get("settings"), metadata.get("stamp")) == (self._settings, stamp)
+        if metadata.get("settings") != self._settings:
+            if not self._replace:
+                raise other_settings(path, metadata.get("settings"), self._settings)
+            self.num_replaced += 1
+            return False
+        return metadata.get("stamp") == stamp
 
     def write(self, name: str, stamp: str, features: Features) -> None:
         """Keeps the features of an input."""
@@ -70,13 +91,18 @@ class ParquetStore:
         out: Folder.
         widths: Columns of vectors, with their widths.
         settings: Settings of the extraction.
+        replace: Whether to replace features that were made with other settings.
 
     Raises:
         UserError: pyarrow is missing.
     """
 
-    def __init__(self, out: Path, widths: Mapping[str, int], settings: str) -> None:
+    def __init__(
+        self, out: Path, widths: Mapping[str, int], settings: str, *, replace: bool = False
+    ) -> None:
         self._out, self._widths, self._settings = out, widths, settings
+        self._replace = replace
+        self.num_replaced = 0  # inputs whose features had other settings
         self._written_at = time.monotonic()
         self._waiting: dict[str, tuple[str, Features]] = {}
         self._parquet = load_parquet()
@@ -85,6 +111,9 @@ class ParquetStore:
         """Removes partial files of a killed run, and outdated parts.
 
         A part is outdated if it has other settings, or an input whose content has changed.
+
+        Raises:
+            UserError: a part has other settings, and is not to be replaced.
         """
         remove_partial(self._out, ".parquet")
         described = {path: self._described(path) for path in self._parts()}
@@ -93,8 +122,13 @@ class ParquetStore:
         for path, one in described.items():
             kept = one.get("stamps", {})
             changed = any(stamps.get(name, stamp) != stamp for name, stamp in kept.items())
-            if changed or one.get("settings") != self._settings:
-                path.unlink()
+            if one.get("settings") != self._settings:
+                if not self._replace:
+                    raise other_settings(path, one.get("settings"), self._settings)
+                self.num_replaced += len(kept)
+            elif not changed:
+                continue
+            path.unlink()
 
     @cached_property
     def _held(self) -> dict[str, str]:
@@ -162,6 +196,17 @@ class ParquetStore:
 
     def _described(self, path: Path) -> dict[str, Any]:
         return description(self._parquet.read_schema(path))
+
+
+def other_settings(path: Path, found: str | None, wanted: str) -> UserError:
+    """Error about features of another model or of other settings, which must not be replaced."""
+    theirs, ours = json.loads(found or "{}"), json.loads(wanted)
+    differences = [name for name, value in ours.items() if theirs.get(name) != value]
+    return UserError(
+        f"{path} was made with other settings ({', '.join(differences)}): give another folder, or "
+        "--replace to extract the features anew",
+        2,
+    )
 
 
 def load_parquet() -> ModuleType:
