@@ -28,7 +28,9 @@ from vatt.shards.shard_set import ShardSet
 
 
 def build(source: Path, out: Path, *, order="sorted", **options):
-    return build_shards(source, out, show_progress=False, order=order, **options)
+    """Packs files that need not be media, unless the test says so."""
+    options = {"check_media": False, "show_progress": False, **options}
+    return build_shards(source, out, order=order, **options)
 
 
 @pytest.fixture
@@ -443,7 +445,7 @@ def test_a_build_that_fails_leaves_an_empty_folder_empty(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_files_that_are_no_media_are_left_out_when_asked_to_check(tmp_path, num_workers):
+def test_files_that_are_no_media_are_left_out(tmp_path, num_workers):
     media, out = tmp_path / "media", tmp_path / "out"
     media.mkdir()
     for index in range(6):
@@ -457,7 +459,7 @@ def test_files_that_are_no_media_are_left_out_when_asked_to_check(tmp_path, num_
     assert build(media, out, check_media=True, num_workers=2 - num_workers).reused
 
 
-def test_a_file_that_hangs_is_left_out_when_asked_to_check(tmp_path, monkeypatch):
+def test_a_file_that_hangs_is_left_out(tmp_path, monkeypatch):
     (tmp_path / "media").mkdir()
     write_noise_clip(tmp_path / "media/good.mp4")
     os.mkfifo(tmp_path / "media/hangs.mp4")  # opening it waits for ever
@@ -511,7 +513,8 @@ BUILD_PROGRAM = textwrap.dedent("""
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
     try:
         build_shards(
-            sys.argv[1], sys.argv[2], samples_per_shard=5, order="sorted", show_progress=False
+            sys.argv[1], sys.argv[2], samples_per_shard=5, order="sorted", check_media=False,
+            show_progress=False,
         )
     except ShardError as error:
         print(error)
@@ -535,7 +538,7 @@ def test_interrupted_check_of_media_leaves_no_folder(tmp_path):
     write_noise_clip(tmp_path / "media/0.mp4")
     os.mkfifo(tmp_path / "media/waits.mp4")
     command = [sys.executable, "-m", "vatt.cli", "shards", "build", tmp_path / "media"]
-    options = [tmp_path / "out", "--check-media", "--workers", "2"]
+    options = [tmp_path / "out", "--workers", "2"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*.partial/.00000.tar.*")):
@@ -572,5 +575,5 @@ def test_caption_files_are_found_whatever_the_case_of_their_name(name: str, tmp_
     text = "".join(mark.join(row) + "\n" for row in rows)
     line = '{"file": "a.wav", "segments": [{"text": "a dog"}]}\n'
     (media / name).write_text(line if name.endswith("JSONL") else text)
-    report = build_shards(media, tmp_path / "out", show_progress=False)
+    report = build(media, tmp_path / "out")
     assert (report.num_captions, report.faults) == (1, [])

@@ -22,7 +22,8 @@ SEGMENTS = (Segment(0.4, 4.2, "now chop"), Segment(2.0, 5.0, "the"), Segment(2.5
 
 def build(source: Path, captions: Path, **options):
     out = source.parent / "out"
-    return build_shards(source, out, captions=captions, show_progress=False, **options)
+    options |= {"check_media": False, "show_progress": False}
+    return build_shards(source, out, captions=captions, **options)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ def build(
     samples_per_shard: Annotated[int, at_least(1)] = SAMPLES_PER_SHARD,
     shard_bytes: Annotated[int, "BYTES", at_least(1)] = SHARD_BYTES,
     order: Literal["shuffled", "sorted"] = "shuffled",
-    check_media: bool = False,
+    check_media: bool = True,
     workers: Workers = num_cores(),  # noqa: B008 - the machine does not change
     reencoding: Reencoding | None = None,
 ) -> int:
@@ -41,7 +41,7 @@ def build(
         shard_bytes: Size of the media at which a tar ends.
         order: Order of the files: by a hash of their paths, as training mixes the samples of a few
             neighbouring tars only, or by path.
-        check_media: Leave out files that cannot be opened.
+        check_media: Open every file, and leave out those that cannot be opened.
         workers: Number of processes.
         reencoding: Re-encoding, with --short-side.
     """
@@ -53,7 +53,7 @@ def build(
     if holds_shards_only(source, out):
         options = {
             "captions": captions is not None,
-            "check-media": check_media,
+            "no-check-media": not check_media,
             "samples-per-shard": samples_per_shard != SAMPLES_PER_SHARD,
             "shard-bytes": shard_bytes != SHARD_BYTES,
             "order": order != "shuffled",

@@ -105,7 +105,7 @@ def build_shards(
     shard_bytes: int = SHARD_BYTES,
     order: Order = "shuffled",
     captions: str | os.PathLike[str] | None = None,
-    check_media: bool = False,
+    check_media: bool = True,
     reencoding: "Reencoding | None" = None,
     num_workers: int = 0,
     show_progress: bool = True,
@@ -121,7 +121,8 @@ def build_shards(
             `vatt/packing/captions.py`, or `.srt`, `.vtt`, `.ass`, Whisper's `.json` or `.txt`
             beside the media.
         out: Folder to create, or an empty one. Existing shards of the same files are kept, also
-            those of earlier versions, which were sorted and had no limit in bytes.
+            those of earlier versions, which were sorted, had no limit in bytes, and had not been
+            checked unless asked for.
         samples_per_shard: Largest number of samples in a shard.
         shard_bytes: Size of the media in bytes at which a shard ends; its last file may exceed it.
         order: `shuffled` by a hash of the files' paths: training mixes the samples of a few
@@ -129,8 +130,8 @@ def build_shards(
             added do not change the order of the others. `sorted` by path.
         captions: Caption file with another path, or captions of HowTo100M (the JSON, or a folder
             with one csv per video).
-        check_media: Whether to open every file and leave out those that are not media; takes some
-            ms per file.
+        check_media: Whether to open every file and leave out those that cannot be opened; takes
+            some ms per file.
         reencoding: Settings of re-encoding videos; sound and still images are copied. Damaged files
             are left out. An interrupted build continues after the last encoded file.
         num_workers: Processes that open or encode files ahead of packing; 0: this process.
@@ -151,12 +152,15 @@ def build_shards(
     files = find_media(source, others)
     caption_file = find_captions(source, captions)
     beside = find_beside(files, others)
-    options = [samples_per_shard, check_media] + ([] if reencoding is None else [reencoding])
-    stamped = files + sorted(beside.values())
-    named = partial(_fingerprint, source, stamped, caption_file, *options)
-    fingerprint = named(shard_bytes, order)
-    # an earlier version had no shard_bytes and no order
-    earlier = named if shard_bytes == SHARD_BYTES else None
+    stamped, how = files + sorted(beside.values()), [] if reencoding is None else [reencoding]
+    named = partial(_fingerprint, source, stamped, caption_file, samples_per_shard)
+    fingerprint = named(check_media, *how, shard_bytes, order)
+
+    def earlier() -> list[str]:  # versions that had no shard_bytes and no order, and did not check
+        if shard_bytes != SHARD_BYTES:
+            return []
+        return [named(checked, *how) for checked in (False, True)]
+
     built = _built_before(out, fingerprint, earlier)
     if built is not None:
         return built
@@ -279,14 +283,14 @@ def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> 
 
 
 def _built_before(
-    out: Path, fingerprint: str, earlier: Callable[[], str] | None
+    out: Path, fingerprint: str, earlier: Callable[[], Sequence[str]]
 ) -> BuildReport | None:
     """Report of existing shards of the same files; None if there are none.
 
     Args:
         out: Shard folder.
         fingerprint: Fingerprint of the files and options.
-        earlier: Gives the fingerprint of an earlier version. None: that one is not accepted.
+        earlier: Gives the fingerprints of earlier versions, whose shards are accepted.
 
     Raises:
         ShardError: the folder has other contents.
@@ -303,9 +307,7 @@ def _built_before(
         ]
         changes = {"faults": faults, "out": str(out), "reused": True}
         report = BuildReport(**{**built["report"], **changes})
-        same = built["fingerprint"] == fingerprint or (
-            earlier is not None and built["fingerprint"] == earlier()
-        )
+        same = built["fingerprint"] == fingerprint or built["fingerprint"] in earlier()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ShardError(refusal) from None
     if not same:
