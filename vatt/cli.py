@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"no command {argv[0]!r}.{hint} `vatt --help` lists them.", 2)
     try:
         return _run(argv[0], argv[1:])
+    except BrokenPipeError:  # of `vatt … | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (Exception, KeyboardInterrupt) as error:
         if os.environ.get(SHOW_TRACEBACK):
             raise

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -272,6 +273,18 @@ def test_doctor_names_what_does_not_load_and_how_to_get_it() -> None:
     for name in ("torch", "av", "lightning"):
         assert f"{name} does not load" in done.stdout
         assert f"pip install {name}" in done.stdout.splitlines()[-1]
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    # unbuffered: the first line is written when nobody reads any more
+    command = [sys.executable, "-u", "-m", "vatt.cli", "doctor"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_errors_of_the_world_become_sentences_and_bugs_do_not() -> None:

@@ -1,7 +1,6 @@
 """The command `vatt extract`: vectors of many media files."""
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +50,7 @@ def extract(
         replace(options, num_workers=workers),
         device=device,
         dtype=dtype,
-        show_progress=sys.stderr.isatty(),
+        show_progress=True,
     )
     if os.environ.get("RANK", "0") == "0":
         print(f"{out}: {report}")

@@ -1,6 +1,5 @@
 """The command `vatt index`: an index of extracted vectors."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,6 @@ def index(features: Path, *, out: Annotated[Path, "-o"], options: IndexOptions) 
     """
     from vatt.search.build import build_index
 
-    report = build_index(features, out, options, show_progress=sys.stderr.isatty())
+    report = build_index(features, out, options, show_progress=True)
     print(f"{out}: {report}")
     return 0

@@ -1,6 +1,5 @@
 """The commands `vatt shards build` and `vatt shards check`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,7 +48,6 @@ def build(
     from vatt.packing.index_tars import index_shards
     from vatt.shards.places import holds_shards_only
 
-    progress = sys.stderr.isatty()
     if holds_shards_only(source, out):
         options = {
             "captions": captions is not None,
@@ -64,7 +62,7 @@ def build(
                 f"{source} holds tar shards, which are used as they are: --{option} is for media "
                 "files"
             )
-        indexed = index_shards(source, out, num_workers=workers, show_progress=progress)
+        indexed = index_shards(source, out, num_workers=workers, show_progress=True)
         print(indexed)
         return int(not indexed.is_usable)
     if out is None:
@@ -82,7 +80,7 @@ def build(
         check_media=check_media,
         reencoding=reencoding,
         num_workers=workers,
-        show_progress=progress,
+        show_progress=True,
     )
     print(report)
     return 0
@@ -109,7 +107,7 @@ def check(
         folder,
         num_workers=workers,
         limit_seconds=time_limit,
-        show_progress=sys.stderr.isatty(),
+        show_progress=True,
     )
     print(report)
     if csv is not None:

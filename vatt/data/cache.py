@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from vatt.batch import Batch
 from vatt.data.clips import ClipSample, Geometry, collate
 from vatt.data.loader import StartMethod, open_loader, raise_if_error
+from vatt.system.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def warm_up(
         num_workers=min(num_workers, len(chunks)),
         start_method=start_method,
     )
-    with tqdm(total=len(missing), desc=title, unit="clip", disable=not show_progress) as bar:
+    with progress_bar(None, title, len(missing), unit="clip", show=show_progress) as bar:
         for number in map(raise_if_error, loader):
             bar.update(number)
 

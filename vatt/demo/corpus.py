@@ -158,7 +158,7 @@ def write_corpus(
         UserError: a number is out of range, `out` has other contents, or a process was killed.
         OSError: a file cannot be written, for example because the disk is full; the error names it.
     """
-    from tqdm import tqdm
+    from vatt.system.progress import progress_bar  # loads tqdm; the workers do without
 
     numbers = {"num_train": num_train, "num_validation_renderings": num_validation_renderings}
     for name, number in {**numbers, "seed": seed, "num_workers": num_workers or 0}.items():
@@ -175,7 +175,7 @@ def write_corpus(
             (partial / split).mkdir()
         jobs: list[Job] = [(split, index) for split in SPLITS for index in range(sizes[split])]
         write = functools.partial(write_clip, partial, seed)
-        bar = tqdm(total=len(jobs), desc="corpus", unit="clip", disable=not show_progress)
+        bar = progress_bar(None, "corpus", len(jobs), unit="clip", show=show_progress)
         num_workers = num_cores() if num_workers is None else num_workers
         lines = {}
         with bar, results_in_order(write, jobs, num_workers=num_workers) as results:

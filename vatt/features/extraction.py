@@ -12,8 +12,6 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vatt.config.options import ExtractOptions
 from vatt.errors import Fault, MediaError, ShardError, UserError, fault_lines
 from vatt.features.extractor import FeatureExtractor
@@ -28,6 +26,7 @@ from vatt.models.checkpoint import weights_digest
 from vatt.preprocess.arrays import read_duration
 from vatt.preprocess.windows import WindowPlan, plan_windows
 from vatt.system.machine import num_cores
+from vatt.system.progress import progress_bar
 from vatt.system.workers import results_in_order, tell_alive
 
 LEAST_CORES = 2  # with more, a core is left to read while the model computes on the CPU
@@ -210,7 +209,7 @@ class Extraction:
         workers = self._options.num_workers
         with (
             closing(self._store),
-            tqdm(total=len(items), disable=not show_progress, unit="file") as bar,
+            progress_bar(None, "extract", len(items), unit="file", show=show_progress) as bar,
             results_in_order(
                 read_part,
                 queue,

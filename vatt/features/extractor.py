@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from vatt.config.spaces import Space, spaces_of
 from vatt.errors import MediaError, UserError
@@ -36,6 +35,7 @@ from vatt.preprocess.arrays import (
 )
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.preprocess.windows import WindowPlan, plan_windows
+from vatt.system.progress import progress_bar
 
 NUM_WINDOWS = 4  # evenly spread, as the official retrieval takes them
 MOST_AXES = {"video": 4, "audio": 2, "text": 0}  # of one array; more are a batch
@@ -288,7 +288,8 @@ class FeatureExtractor:
             read = partial(_read_windows, modality=modality, rate=rate, plan=plan, count=count)
         each = each_source(sources, MOST_AXES[modality])
         failed: list[bool] = []  # by source
-        rows = _rows(tqdm(each, disable=not show_progress, unit=modality), read, on_error, failed)
+        each = progress_bar(each, "encode", unit=modality, show=show_progress)
+        rows = _rows(each, read, on_error, failed)
         sums: dict[int, Tensor] = {}
         counts: Counter[int] = Counter()
         raw_form = replace(form, normalize=False)
@@ -444,7 +445,8 @@ class FeatureExtractor:
         forms = self.embedder.forms(modalities, space, return_tokens, normalize)
         plan = plan_windows(self.model.config, modalities, window_seconds, hop_seconds)
         table = WindowTable(plan, read_duration(media))
-        with tqdm(total=len(table.starts), disable=not show_progress, unit="window") as bar:
+        total = len(table.starts)
+        with progress_bar(None, "extract", total, unit="window", show=show_progress) as bar:
             for starts in table.batches(batch_size):
                 clips = [plan.read(media, start) for start in starts]
                 table.add(clips, self.embedder.embed_clips(clips, forms))

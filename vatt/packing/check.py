@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from vatt.errors import Fault, MediaError, ShardError, fault_lines
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
@@ -20,6 +19,7 @@ from vatt.shards.places import Shard, find_tars, local_or_remote
 from vatt.shards.record import Segment, read_record
 from vatt.shards.remote import RemoteShard
 from vatt.system.csv_rows import write_rows
+from vatt.system.progress import progress_bar
 from vatt.system.workers import Lost, results_in_order
 
 SHOWN_VALUES = 4  # sizes and rates, in printed reports
@@ -169,11 +169,11 @@ def check_shards(
     """
     places: list[Place] = []
     rows = []
-    folder, hidden = local_or_remote(os.fspath(folder)), not show_progress
+    folder = local_or_remote(os.fspath(folder))
     tars = find_tars(folder)
     with results_in_order(_index_of, tars, num_workers=num_workers) as indexes:
         pairs = zip(tars, indexes, strict=True)
-        for tar, index in tqdm(pairs, "index", len(tars), unit="shard", disable=hidden):
+        for tar, index in progress_bar(pairs, "index", len(tars), unit="shard", show=show_progress):
             if isinstance(index, Lost):
                 rows.append(SampleCheck(shard=tar.name, fault=index.reason))
             else:
@@ -186,7 +186,8 @@ def check_shards(
         prepare=prepare_worker,
     ) as checked:
         checks = zip(places, checked, strict=True)
-        for (tar, key, _), row in tqdm(checks, "check", len(places), unit="sample", disable=hidden):
+        bar = progress_bar(checks, "check", len(places), unit="sample", show=show_progress)
+        for (tar, key, _), row in bar:
             if isinstance(row, Lost):
                 row = SampleCheck(shard=tar.name, key=key, fault=row.reason)
             rows.append(row)

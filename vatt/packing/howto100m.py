@@ -20,10 +20,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from vatt.errors import ShardError, UserError
 from vatt.shards.record import Segment, parse_segments
+from vatt.system.progress import progress_bar
 
 COLUMNS = ("start", "end", "text")
 PIECE_BYTES = 4 << 20
@@ -57,8 +56,8 @@ class VideoJson:
         wanted = frozenset(ids)
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            with tqdm(
-                total=size, desc="captions", unit="B", unit_scale=True, disable=not show_progress
+            with progress_bar(
+                None, "captions", size, unit="B", unit_scale=True, show=show_progress
             ) as bar:
                 for video, start, end in _find_videos(file):
                     self.num_videos += 1

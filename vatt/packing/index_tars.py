@@ -10,8 +10,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from vatt.errors import Fault, MediaError, ShardError, fault_lines
 from vatt.packing.build import ShardTotals
 from vatt.shards.index import MEDIA, ShardIndex
@@ -23,6 +21,7 @@ from vatt.shards.index_file import (
     write_index,
 )
 from vatt.shards.record import read_record
+from vatt.system.progress import progress_bar
 from vatt.system.workers import Lost, results_in_order
 
 
@@ -105,8 +104,8 @@ def index_shards(
             link.symlink_to(source.resolve() / link.name)
         with results_in_order(_read_contents, places, num_workers=num_workers) as results:
             pairs = zip(places, results, strict=True)
-            hidden = not show_progress
-            for tar, contents in tqdm(pairs, "index", len(tars), unit="shard", disable=hidden):
+            bar = progress_bar(pairs, "index", len(tars), unit="shard", show=show_progress)
+            for tar, contents in bar:
                 _add(report, tar, contents, source)
         unusable = {fault.where for fault in report.unusable}
         for link in new_links:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from vatt.errors import Fault, MediaError, ShardError
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
+from vatt.system.progress import progress_bar
 from vatt.system.workers import Lost, results_in_order
 
 if TYPE_CHECKING:
@@ -122,7 +121,7 @@ def read_media(
         limit_seconds=LIMIT_SECONDS,
         prepare=prepare_worker,
     ) as paths:
-        bar = tqdm(files, "shards", unit="file", disable=not show_progress)
+        bar = progress_bar(files, "shards", unit="file", show=show_progress)
         for name, path in zip(bar, paths, strict=True):
             if isinstance(path, Lost):
                 faults.append(Fault(name, path.reason))

@@ -1,6 +1,5 @@
 """The report on data before and during a run: captions, failures, coverage."""
 
-import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,7 @@ class DataReport(Callback):
         """Fills the cache, so that training does not wait for decoding."""
         data = cast(Any, trainer).datamodule
         if getattr(data, "cache_bytes", 0):
-            data.warm_up_cache(num_workers=num_cores(), show_progress=sys.stderr.isatty())
+            data.warm_up_cache(num_workers=num_cores(), show_progress=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stores tokenizer or classes; the weights are useless with other ids or class indices."""

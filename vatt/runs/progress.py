@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vatt.config.spaces import DIRECTIONS
+from vatt.system.progress import LINE_SECONDS, on_terminal
 
 REFRESH_SECONDS = 0.5
-LINE_SECONDS = 30.0  # between two lines where the output is no terminal
 # what the line shows, with its short name and format
 SHOWN = {
     "train/loss": ("loss", "{:.3f}"),
@@ -54,7 +54,7 @@ class TrainingProgress(ProgressBar):
                 f"{trainer.global_step}, in {trainer.default_root_dir}",
                 file=sys.stderr,
             )
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and on_terminal():
             self._bar = tqdm(
                 total=1.0,
                 initial=_progress(trainer, pl_module),

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
-from tqdm import tqdm
 
 from vatt.config.options import IndexOptions
 from vatt.errors import UserError
@@ -21,6 +20,7 @@ from vatt.features.media_places import MEDIA, OFFSET, SIZE
 from vatt.search.approximate import MOST_EXACT_ROWS, RECALL_AT, build_approximate, load_faiss
 from vatt.search.exact import unit_rows
 from vatt.search.files import WINDOW, RowWriter, data_written_whole
+from vatt.system.progress import progress_bar
 
 NO_FAISS = (
     f"more than {MOST_EXACT_ROWS:,} rows are searched one by one, since faiss is missing: "
@@ -86,7 +86,7 @@ def build_index(
     files = FeatureFolder(folder)
     with data_written_whole(out) as (data, index_json):
         with _IndexWriter(data, options) as writer:
-            for file, features in tqdm(files, disable=not show_progress, unit="part"):
+            for file, features in progress_bar(files, "index", unit="part", show=show_progress):
                 writer.add(file, features)
         summary = writer.summary(folder)
         _add_approximate(data, options, summary)
