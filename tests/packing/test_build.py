@@ -332,6 +332,7 @@ def test_shards_of_earlier_versions_are_kept_if_no_other_options_are_asked_for(m
     built = json.loads(path.read_text()) | {"fingerprint": digest.hexdigest()}
     path.write_text(json.dumps(built))
     assert build(media, tmp_path / "out", order="shuffled").reused
+    assert build(media, tmp_path / "out", check_media=True).reused
     with pytest.raises(ShardError, match="other files, captions or options"):
         build(media, tmp_path / "out", shard_bytes=10)
 
@@ -353,7 +354,7 @@ def test_files_are_shuffled_by_their_names_and_added_ones_change_nothing(tmp_pat
     build(media, tmp_path / "second", order="shuffled", samples_per_shard=25)
     second = [*stored_files(tmp_path / "second")]
     assert [file for file in second if "new" not in file] == first
-    build_shards(media, tmp_path / "third", show_progress=False)  # the default
+    build_shards(media, tmp_path / "third", check_media=False, show_progress=False)  # the default
     assert [*stored_files(tmp_path / "third")] == second
 
 

@@ -19,7 +19,8 @@ WORDS = [Segment(0.7, 1.4, "a dog"), Segment(3661.5, math.inf, "a cat & a bird")
 def build(folder: Path, **options: object) -> tuple[BuildReport, dict[str, list[Segment]]]:
     """Report of a build, and the captions that its shards hold, by media file."""
     out = folder.with_name(f"{folder.name}-out")
-    report = build_shards(folder, out, check_media=False, show_progress=False, **options)
+    options |= {"check_media": False, "show_progress": False, "order": "sorted"}
+    report = build_shards(folder, out, **options)
     return report, {record.metadata["file"]: list(record.segments) for record in ShardSet(out)}
 
 
