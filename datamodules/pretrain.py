@@ -12,7 +12,7 @@ from datamodules.augment import augment_batch
 from datamodules.streamed import StreamedData
 from vatt.batch import Batch, MicroBatches
 from vatt.config.augment import AugmentConfig
-from vatt.config.geometry import AudioConfig, TextConfig, VideoConfig
+from vatt.config.geometry import MODALITIES, AudioConfig, TextConfig, VideoConfig
 from vatt.data.cache import GIB, ClipCache, warm_up
 from vatt.data.clips import Geometry
 from vatt.data.loader import EvaluationLoader, PositionedLoader, StartMethod, share_of_batch
@@ -44,6 +44,8 @@ class PretrainData(StreamedData):
         video: Geometry of video clips, linked from the model.
         audio: Geometry of audio clips, linked from the model.
         text: Geometry of captions, linked from the model.
+        modalities: Modalities of the model, linked from it. Without text there is no tokenizer, and
+            captions are not read.
         batch_size: Clips per step over all ranks; each rank reads batch_size / world size of them.
         micro_batch_size: Clips per micro-batch of a rank, linked from the model. None: no
             micro-batches.
@@ -84,6 +86,7 @@ class PretrainData(StreamedData):
     video: VideoConfig
     audio: AudioConfig
     text: TextConfig
+    modalities: tuple[str, ...] = MODALITIES
     batch_size: int = 64
     micro_batch_size: int | None = None
     num_workers: int = 2
@@ -113,7 +116,7 @@ class PretrainData(StreamedData):
             num_candidates=self.num_candidates,
         )
         self.cache_bytes = int(self.cache_gib * GIB)
-        self.run_tokenizer: Tokenizer | None = None
+        self.run_tokenizer: Tokenizer | None = None  # also None if the model has no text
         self.train_samples: ClipSamples | None = None
         self.validation_samples: RetrievalSamples | None = None
         self._train_sets: list[ShardSet] | None = None
@@ -147,13 +150,11 @@ class PretrainData(StreamedData):
         validation = [] if self.validation_folder is None else [self.validation_folder]
         for folder in [*self.train_folders, *validation] if fits else validation:
             find_tars(folder)
-        if self.run_tokenizer is None:
-            self.run_tokenizer = self._load_tokenizer()
+        self._take_tokenizer()
 
     def open(self, stage: str | None) -> None:
         """Opens the data of a stage, once."""
-        if self.run_tokenizer is None:
-            self.run_tokenizer = self._load_tokenizer()
+        self._take_tokenizer()
         if stage in (None, "fit") and self.train_samples is None:
             self.train_samples = self._open_train(self.run_tokenizer)
         if self.validation_folder is not None and self.validation_samples is None:
@@ -243,7 +244,7 @@ class PretrainData(StreamedData):
             self._train_sets = [ShardSet(folder) for folder in self.train_folders]
         return self._train_sets
 
-    def _open_train(self, tokenizer: Tokenizer) -> ClipSamples:
+    def _open_train(self, tokenizer: Tokenizer | None) -> ClipSamples:
         sets = self._open_sets()
         num_entries = sum(len(one) for one in sets) * self.cache_views
         return ClipSamples(
@@ -258,7 +259,7 @@ class PretrainData(StreamedData):
             num_views=self.cache_views,
         )
 
-    def _open_validation(self, folder: Path | str, tokenizer: Tokenizer) -> RetrievalSamples:
+    def _open_validation(self, folder: Path | str, tokenizer: Tokenizer | None) -> RetrievalSamples:
         shards = ShardSet(folder)
         num_captions = min(max(count_captions(shards), 1), self.max_validation_captions)
         geometry = dataclasses.replace(self.geometry, num_candidates=num_captions)
@@ -283,6 +284,10 @@ class PretrainData(StreamedData):
                 (used + num_entries * cache.slot_bytes) / GIB + 0.01,
             )
         return cache if cache.capacity else None
+
+    def _take_tokenizer(self) -> None:
+        if self.run_tokenizer is None and "text" in self.modalities:
+            self.run_tokenizer = self._load_tokenizer()
 
     def _load_tokenizer(self) -> Tokenizer:
         """The given tokenizer, or one trained on the captions."""

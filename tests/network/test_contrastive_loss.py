@@ -277,8 +277,8 @@ def test_the_fac_head_has_no_space_for_audio_and_text() -> None:
         ),
         (
             {"modalities": ("video", "audio")},
-            {},
-            "loss.video_text_weight is 1.0, but the model has no text: set it to 0",
+            {"video_audio_weight": 0.0},
+            "at least one loss weight must be positive",
         ),
         ({"head": None}, {}, "model.head must not be null"),
     ],

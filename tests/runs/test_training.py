@@ -24,6 +24,7 @@ from vatt.errors import CheckpointError, UserError
 from vatt.evaluation.embedding_table import EmbeddingTable
 from vatt.models.checkpoint import load_model, read_steps
 from vatt.network.contrastive_loss import LossConfig
+from vatt.packing.build import build_shards
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.runs.checkpoint import AtomicCheckpointIO
 from vatt.runs.steps import StepClock, TimeBudget
@@ -73,6 +74,30 @@ def test_checkpoint_describes_its_model_and_holds_no_objects(trained_run: Path) 
     assert checkpoint["global_step"] == STEPS
     assert "hyper_parameters" not in checkpoint
     assert load_model(path).config.to_dict() == checkpoint["vatt_config"]
+
+
+def test_media_without_captions_train_video_and_sound(
+    tiny_corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    media, run = tmp_path / "media", tmp_path / "run"
+    media.mkdir()
+    for file in sorted((tiny_corpus / "train").glob("*.mp4"))[:12]:
+        shutil.copy(file, media)
+    for split in ("train", "validation"):
+        build_shards(media, tmp_path / split, show_progress=False)
+    assert main(fit_arguments(tmp_path, run)) == 1
+    assert "no word" in (said := capsys.readouterr().err)
+    assert "add --config overlay_video_audio" in said
+    more = ["--config=overlay_video_audio", "--trainer.max_steps=4"]
+    assert main(fit_arguments(tmp_path, run, *more)) == 0
+    assert "the model has no text: loss.video_text_weight is taken as 0" in caplog.text
+    assert not (run / "tokenizer.json").exists()
+    rows = read_rows(run)
+    assert all(row["train/loss"] == row["train/loss_video_audio"] for row in rows[:4])
+    assert load_model(run).config.modalities == ("video", "audio")
 
 
 @pytest.mark.slow

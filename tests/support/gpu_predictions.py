@@ -36,6 +36,7 @@ def case(configs: str, gpus: int, start: str | None = None, *more: str) -> dict[
 
 CASES = [
     case("tiny", 1),
+    case("tiny + overlay_video_audio", 1),
     case("demo", 1),
     case("demo_long", 1),
     case("demo + overlay_specific + overlay_compile", 1),

@@ -94,7 +94,7 @@ def collate(samples: Sequence[ClipSample], geometry: Geometry) -> Batch:
 def read_sample(
     record: Record,
     geometry: Geometry,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     *,
     sample_index: int,
     start_seconds: float,
@@ -115,7 +115,7 @@ def read_sample(
             view=view,
         )
     text = torch.zeros(geometry.num_candidates, geometry.text.max_words, dtype=torch.int64)
-    if captions:
+    if captions and tokenizer is not None:
         text[: len(captions)] = tokenizer.encode(captions, geometry.text.max_words)
     return ClipSample(
         key=record.key,

@@ -41,7 +41,10 @@ def trained_tokenizer(
             "give data.tokenizer"
         ) from error
     except UserError as error:
-        raise UserError(f"no tokenizer from {sets[0].name}: {error}") from error
+        raise UserError(
+            f"no tokenizer from {sets[0].name}: {error} (without any captions, add "
+            "--config overlay_video_audio)"
+        ) from error
     return path
 
 

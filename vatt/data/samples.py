@@ -53,7 +53,7 @@ class ClipSamples(Dataset[ClipSample]):
 
     Args:
         sets: Shard sets, in the order of `GlobalOrder`.
-        tokenizer: Tokenizer of the captions.
+        tokenizer: Tokenizer of the captions. None: captions are left out.
         geometry: Shapes of a sample; the `num_candidates` nearest captions are the bag of MIL-NCE.
         seed: Seed of the draws.
         augment: Random views. Colours and noise are changed later on the device, by the seeds of
@@ -66,7 +66,7 @@ class ClipSamples(Dataset[ClipSample]):
     """
 
     sets: Sequence[ShardSet]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     geometry: Geometry
     _: KW_ONLY
     seed: int
@@ -178,7 +178,7 @@ class RetrievalSamples(Dataset[ClipSample]):
 
     Args:
         shards: Shard set.
-        tokenizer: Tokenizer of the captions.
+        tokenizer: Tokenizer of the captions. None: captions are left out.
         geometry: Shapes of a sample. If a record has more than `num_candidates` captions, those
             nearest to the window are used.
         cache: Cache of decoded clips.
@@ -186,7 +186,7 @@ class RetrievalSamples(Dataset[ClipSample]):
     """
 
     shards: ShardSet
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     geometry: Geometry
     cache: ClipCache | None = None
     num_clips: int | None = None

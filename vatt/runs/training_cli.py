@@ -52,6 +52,7 @@ from vatt.system.ranks import HANG_MINUTES, LOST_RANK, is_lost_rank
 # class lacks are ignored.
 LINKS = {
     **{f"model.init_args.model.{name}": f"data.init_args.{name}" for name in MODALITIES},
+    "model.init_args.model.modalities": "data.init_args.modalities",
     "model.init_args.model.classifier": "data.init_args.classifier",
     "model.init_args.micro_batch_size": "data.init_args.micro_batch_size",
     "trainer.max_steps": "model.init_args.schedule.max_steps",

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,7 +64,7 @@ class PretrainModule(TrainingModule):
         text_vectors: str | None = None,
         **options: Any,
     ) -> None:
-        _check_spaces(model, loss)
+        loss = _possible(model, loss)
         super().__init__(model, optimizer, schedule, **options)
         if init_optimizer and self.init_from is None:
             raise UserError("init_optimizer needs init_from: whose optimiser's state to take")
@@ -169,19 +170,25 @@ class PretrainModule(TrainingModule):
         }
 
 
-def _check_spaces(model: VATTConfig, loss: LossConfig) -> None:
-    """Refuses a loss for modalities without a common space, before the network is built."""
+def _possible(model: VATTConfig, loss: LossConfig) -> LossConfig:
+    """The loss without pairs of modalities that the model lacks; before the network is built.
+
+    Raises:
+        UserError: a pair has no common space, or none is left.
+    """
     if model.head is None:
         raise UserError("pre-training needs common spaces: model.head must not be null")
+    off: dict[str, Any] = {}
     for name, weight in loss.weights.items():
         pair = PAIRS[name]
         absent = {pair.first, pair.second} - set(model.modalities)
         if weight > 0 and absent:
-            raise UserError(
-                f"loss.{name}_weight is {weight}, but the model has no {absent.pop()}: set it to 0"
-            )
-        if weight > 0 and pair.fac_space is None and model.head.kind == "fac":
+            missing = " and no ".join(sorted(absent))
+            logger.warning("the model has no %s: loss.%s_weight is taken as 0", missing, name)
+            off[f"{name}_weight"] = 0.0
+        elif weight > 0 and pair.fac_space is None and model.head.kind == "fac":
             raise UserError(
                 f"loss.{name}_weight is {weight}, but the fac head has no space for that pair: "
                 "set it to 0, or head.kind to joint"
             )
+    return replace(loss, **off)
