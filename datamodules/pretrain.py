@@ -37,9 +37,9 @@ class PretrainData(StreamedData):
     """Clips with captions from tar shards.
 
     Args:
-        train: Shard folders or addresses. A list makes every record equally likely; a mapping
-            folder → weight gives each folder its share of every batch. `{HOWTO100M: 1, AUDIOSET:
-            1}` is the published mixture.
+        train: Shard folder or address, or several. A list makes every record equally likely; a
+            mapping folder → weight gives each folder its share of every batch. `{HOWTO100M: 1,
+            AUDIOSET: 1}` is the published mixture.
         validation: Shard folder of the retrieval set. None: no validation.
         video: Geometry of video clips, linked from the model.
         audio: Geometry of audio clips, linked from the model.
@@ -80,7 +80,7 @@ class PretrainData(StreamedData):
         "tokenizer.json of its run"
     )
 
-    train: list[str] | dict[str, float]
+    train: str | list[str] | dict[str, float]
     validation: str | None = None
     _: KW_ONLY
     video: VideoConfig
@@ -107,7 +107,8 @@ class PretrainData(StreamedData):
     def __post_init__(self) -> None:
         """Refuses invalid settings before any file is opened."""
         super().__init__()
-        self.train_folders = [local_or_remote(folder) for folder in self.train]
+        named = [self.train] if isinstance(self.train, str) else self.train
+        self.train_folders = [local_or_remote(folder) for folder in named]
         self.validation_folder = self.validation and local_or_remote(self.validation)
         self.geometry = Geometry(
             video=self.video,

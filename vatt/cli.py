@@ -10,6 +10,7 @@ from importlib import import_module
 
 import vatt
 from vatt.commands.arguments import Command, add_command, run
+from vatt.commands.training_options import ALL_HELP, HELP, check_paths, expand, help_text
 from vatt.config.shipped import given_values, shipped_configs
 from vatt.errors import VattError, nearest
 from vatt.system.files import NO_SPACE, no_space
@@ -75,6 +76,11 @@ def _run(name: str, argv: Sequence[str]) -> int:
     try:
         if name not in TRAINING:
             return run(f"vatt {name}", _command(name), argv)
+        if set(argv) & {*HELP}:
+            print(help_text(name))
+            return 0
+        argv = ["--help" if one == ALL_HELP else one for one in expand(argv)]
+        check_paths(name, argv)
         # they share a parser that wants the name of the command
         result = import_module("vatt.runs.training_cli").main([name, *argv])
     except SystemExit as end:

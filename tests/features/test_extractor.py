@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from media_files import FRAME_RATE, KINDS, make_file, make_still
 from tiny_models import make_model
 
+import vatt.system.progress
 from vatt import FeatureExtractor, Features, MediaError, Tokenizer, preset, save_model
 from vatt.config.model import HeadConfig
 from vatt.errors import UserError
@@ -662,14 +663,17 @@ def test_a_checkpoint_from_elsewhere_is_refused_and_runs_no_code(tmp_path: Path)
 
 
 def test_a_bar_is_drawn_on_request_only(
-    extractor: FeatureExtractor, media: Path, capsys: pytest.CaptureFixture[str]
+    extractor: FeatureExtractor,
+    media: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(vatt.system.progress, "LINE_SECONDS", 0.0)
     extractor.encode_video(media / "still.png")
     extractor.extract(media / "still.png")
     assert capsys.readouterr().err == ""
     extractor.encode_video([media / "still.png"], show_progress=True)
     extractor.extract(media / "still.png", show_progress=True)
     shown = capsys.readouterr().err
-    assert "1/1" in shown
-    assert "video/s" in shown
-    assert "window/s" in shown
+    assert "encode: 1 of 1 videos" in shown
+    assert "extract: 1 of 1 windows" in shown

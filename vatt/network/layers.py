@@ -201,7 +201,8 @@ class Encoder(nn.Module):
         Returns:
             float `[B, L, D]`.
         """
-        if torch.is_autocast_enabled(x_BLD.device.type):
+        kind = x_BLD.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             x_BLD = x_BLD.float()  # branches are added in float32; words come in 16 bits
         score_bias = self._score_bias(x_BLD, token_mask_BL)
         recompute = self.checkpoint_activations and torch.is_grad_enabled() and seen is None
