@@ -2,8 +2,8 @@
 # Pre-training on a SLURM cluster: a process for each GPU, stopped before the time limit or when the
 # job is pre-empted, and queued again until it is done. From the checkout, set up on a shared disk:
 #
-#     sbatch --nodes=4 scripts/slurm_pretrain.sh --config pretrain_ma_medium --run.dir /disk/runs/ma \
-#         --data.init_args.train '{/disk/howto100m: 1, /disk/audioset: 1}'
+#     sbatch --nodes=4 scripts/slurm_pretrain.sh --config pretrain_ma_medium --out /disk/runs/ma \
+#         --train '{/disk/howto100m: 1, /disk/audioset: 1}'
 #
 # Arguments before the script go to sbatch and override the lines below, those after it to `vatt fit`.
 #SBATCH --job-name=vatt
@@ -19,8 +19,8 @@
 set -uo pipefail
 
 VATT="${VATT:-${SLURM_SUBMIT_DIR:-.}/.venv/bin/vatt}"
-if [[ " $* " != *" --run.dir"* ]]; then
-    echo "give --run.dir: a job that is queued again goes on in the same directory" >&2
+if [[ " $* " != *" --run.dir"* && " $* " != *" --out"* ]]; then
+    echo "give --out: a job that is queued again goes on in the same directory" >&2
     exit 2
 fi
 

@@ -41,7 +41,7 @@ def test_a_run_gets_what_the_short_options_say(
     validation.mkdir()
     options = ["--train", str(train), "--val", str(validation), "--out", str(tmp_path / "run")]
     options += ["--steps", "7", "--batch-size", "4", "--seed", "3", "--workers", "1"]
-    options += ["--learning-rate", "0.5", "--minutes", "2", "--model", "MODEL"]
+    options += ["--learning-rate", "0.5", "--minutes", "2", "--init-from", "MODEL"]
     assert {name for name in options if name.startswith("--")} == set(SHORT)
     assert main(["fit", "--config", "tiny", *options, "--print_config"]) == 0
     settings = yaml.safe_load(capsys.readouterr().out)

@@ -44,7 +44,7 @@ SHORT = {
     "--batch-size": Short("data.init_args.batch_size", "N", "clips per step, over all GPUs"),
     "--learning-rate": Short("model.init_args.optimizer.learning_rate", "RATE", "highest rate"),
     "--workers": Short("data.init_args.num_workers", "N", "processes that read, per GPU"),
-    "--model": Short("model.init_args.init_from", "MODEL", "model to start from"),
+    "--init-from": Short("model.init_args.init_from", "MODEL", "model to start from"),
     "--seed": Short("seed_everything", "N", "seed of weights and draws"),
 }
 REMOTE = ("://", "{")  # in an address, or in a pattern of shards
@@ -95,6 +95,8 @@ def check_paths(command: str, args: Sequence[str]) -> None:
     Raises:
         UserError: a path does not exist.
     """
+    if any(one.startswith("--print_config") for one in args):
+        return
     given = given_values(with_config_paths(args))
     if given.get("data.class_path") != "datamodules.pretrain.PretrainData":
         return
