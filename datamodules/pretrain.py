@@ -232,8 +232,10 @@ class PretrainData(StreamedData):
         return change(batch)
 
     def vocabulary(self) -> dict[str, Any]:
-        """Hash of the tokenizer that makes the ids."""
-        return {"tokenizer": vocabulary_hash(self.run_tokenizer)} if self.run_tokenizer else {}
+        """Hash of the tokenizer that makes the ids; None if the model has no text."""
+        if self.run_tokenizer is not None:
+            return {"tokenizer": vocabulary_hash(self.run_tokenizer)}
+        return {} if "text" in self.modalities else {"tokenizer": None}
 
     def _workers_for(self, cache: ClipCache | None) -> int:
         """Number of workers; 0 if all clips are cached, as copies in this process are cheap."""

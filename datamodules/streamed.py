@@ -116,7 +116,7 @@ class StreamedData(LightningDataModule):
             UserError: the state belongs to a run with another vocabulary.
         """
         for name, value in self.vocabulary().items():
-            if state_dict.get(name) not in (None, value):
+            if value is not None and state_dict.get(name) not in (None, value):
                 raise UserError(self.OTHER_VOCABULARY)
         self._state = state_dict or None
         if self._loader is not None and self._state is not None:

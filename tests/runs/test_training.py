@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from training_runs import STEPS, fit_arguments, read_losses, read_rows
+from training_runs import STEPS, fit_arguments, read_losses, read_rows, signal_options
 
 from vatt.batch import Batch
 from vatt.cli import main
@@ -98,6 +98,11 @@ def test_media_without_captions_train_video_and_sound(
     rows = read_rows(run)
     assert all(row["train/loss"] == row["train/loss_video_audio"] for row in rows[:4])
     assert load_model(run).config.modalities == ("video", "audio")
+    again = tmp_path / "again"
+    stop = signal_options("step", signal.SIGTERM, step=2)
+    assert main(fit_arguments(tmp_path, again, *more, *stop)) == 128 + signal.SIGTERM
+    assert main(fit_arguments(tmp_path, again, *more, "--ckpt_path=last")) == 0
+    assert read_losses(again) == read_losses(run)
 
 
 @pytest.mark.slow
