@@ -14,7 +14,7 @@ from vatt.demo.retrieval import (
     two_attribute_oracles,
 )
 from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, embed, embed_batch
-from vatt.evaluation.retrieval import retrieval
+from vatt.evaluation.retrieval import recall_interval, retrieval
 from vatt.network.model import VATT
 
 COMBINATIONS = [
@@ -244,3 +244,19 @@ def test_an_empty_loader_and_rows_that_do_not_fit_are_refused():
         embed(VATT(vatt.preset("tiny")), [])
     with pytest.raises(ValueError, match=r"12 keys, but other numbers of rows: \{'video_mask': 3"):
         make_table(video_mask=torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("hits", "queries"), [(0, 4), (1, 4), (4, 4), (0, 1), (37, 1000)])
+def test_the_interval_of_a_recall_is_wilsons(hits, queries):
+    stats = pytest.importorskip("scipy.stats")  # comes with scikit-learn
+    expected = stats.binomtest(hits, queries).proportion_ci(method="wilson")
+    low, high = recall_interval(hits, queries)
+    assert (low, high) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-4)
+    assert 0 <= low <= 100 * hits / queries <= high + 1e-9 <= 100 + 1e-9
+
+
+def test_captions_of_one_clip_are_not_independent_queries():
+    assert recall_interval(10, 40, clips=4) == recall_interval(1, 4)
+    assert recall_interval(10, 40) != recall_interval(1, 4)
+    with pytest.raises(ValueError, match="5 hits of 4 queries"):
+        recall_interval(5, 4)

@@ -4,6 +4,7 @@ A rank is the position of the wanted candidate in descending order of scores, fr
 queries, `C` candidates, `D` width (the project's legend is in `vatt.batch`).
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from vatt.evaluation.embedding_table import EmbeddingTable
 
 RECALL_AT = (1, 5, 10)
 QUERIES_PER_CHUNK = 512  # 512 × 10,000 float32 scores = 20 MB
+NORMAL_975 = 1.959964  # 97.5 % quantile of the normal distribution, for intervals of 95 %
 GRID = 2.0**-25  # finer than the digits that float32 has near 1 / √D
 
 
@@ -105,6 +107,38 @@ def retrieval_metrics(ranks: Tensor) -> dict[str, float]:
     recalls = {f"R@{k}": 100.0 * float(np.mean(values <= k - 1)) for k in RECALL_AT}
     ranks_from_1 = {"MedR": float(np.median(values)) + 1.0, "MeanR": float(np.mean(values)) + 1.0}
     return {**recalls, **ranks_from_1}
+
+
+def recall_interval(hits: float, queries: int, clips: int | None = None) -> tuple[float, float]:
+    """Wilson's 95 % confidence interval of a recall such as R@1, in percent.
+
+    With p = hits / queries, n independent trials and z = 1.96, its ends are
+    `(p + z²/2n ± z √(p (1 − p)/n + z²/4n²)) / (1 + z²/n)`. Unlike p ± z √(p (1 − p)/n), it stays
+    within 0 and 100 and has a width where no query or every query is a hit.
+
+    Args:
+        hits: Number of queries whose match is among the k best: R@k / 100 × queries.
+        queries: Number of queries, at least 1.
+        clips: Number of clips that the queries are about, which is n. Several captions of a clip
+            are not independent, and the interval would be too narrow if each counted. None: one
+            query per clip.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+    Journal of the American Statistical Association 22 (1927), 209–212.
+
+    Example:
+        >>> low, high = recall_interval(hits=1, queries=4)  # R@1 25
+        >>> f"{low:.1f} to {high:.1f}"
+        '4.6 to 69.9'
+    """
+    n, z = queries if clips is None else clips, NORMAL_975
+    if not (n > 0 and 0 <= hits <= queries):
+        raise ValueError(f"{hits} hits of {queries} queries about {n} clips have no recall")
+    p = hits / queries
+    centre = p + z * z / (2 * n)
+    margin = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = (100 * (centre + m) / (1 + z * z / n) for m in (-margin, margin))
+    return max(low, 0.0), min(high, 100.0)
 
 
 @dataclass(frozen=True)
