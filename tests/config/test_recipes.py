@@ -87,10 +87,10 @@ def test_recipe_is_as_published(name: str) -> None:
 @pytest.mark.parametrize("name", ["pretrain_ma_medium", "pretrain_ma_base_1gpu"])
 def test_the_command_of_a_recipe_mixes_both_sets_equally(name: str) -> None:
     comment = (CONFIGS / f"{name}.yaml").read_text()
-    (mixture,) = re.findall(r"--data.init_args.train '(.*?)'", comment)
+    (mixture,) = re.findall(r"--train '(.*?)'", comment)
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        options = [f"--config={name}", f"--data.init_args.train={mixture}", "--print_config"]
+        options = [f"--config={name}", f"--train={mixture}", "--print_config"]
         assert main(["fit", *options]) == 0
     train = yaml.safe_load(shown.getvalue())["data"]["init_args"]["train"]
     assert train == {"HOWTO100M": 1.0, "AUDIOSET": 1.0}

@@ -148,9 +148,10 @@ def test_best_checkpoint_that_is_not_there_is_explained(
     assert main(["validate", f"--config={trained_run / 'config.yaml'}", "--ckpt_path=best"]) == 2
     message = capsys.readouterr().err
     assert f"no checkpoint {trained_run / 'checkpoints' / 'best.ckpt'}: training keeps" in message
-    unnamed = ["fit", "--config=tiny", "--data.init_args.train=[shards]", "--ckpt_path=best"]
+    train = f"--data.init_args.train=[{trained_run}]"
+    unnamed = ["fit", "--config=tiny", train, "--ckpt_path=best"]
     assert main(unnamed) == 2
-    assert "--ckpt_path best needs --run.dir" in capsys.readouterr().err
+    assert "--ckpt_path best needs --out (--run.dir)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

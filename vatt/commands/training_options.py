@@ -102,7 +102,9 @@ def check_paths(command: str, args: Sequence[str]) -> None:
         return
     for name in ("train", "validation") if command == "fit" else ("validation",):
         value = given.get(f"data.init_args.{name}")
-        for path in [value] if isinstance(value, str) else value or ():
+        if isinstance(value, str):
+            value = [value]
+        for path in value if isinstance(value, list | dict) else ():
             is_local = isinstance(path, str) and not any(mark in path for mark in REMOTE)
             if is_local and not Path(path).exists():
                 raise UserError(f"data.{name}: there is no folder {path}: correct the path", 2)

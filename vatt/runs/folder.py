@@ -83,7 +83,7 @@ def choose_run_dir(
         return None
     if ckpt_path in ("last", "best"):
         raise UserError(
-            f"--ckpt_path {ckpt_path} needs --run.dir, or the config.yaml of the run", 2
+            f"--ckpt_path {ckpt_path} needs --out (--run.dir), or the config.yaml of the run", 2
         )
     return _new_run_dir(args)
 
