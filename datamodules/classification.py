@@ -51,7 +51,8 @@ class ClassificationData(StreamedData):
         seed: Seed of the order and of all random draws.
         augment: Random changes of training clips.
         mixup_alpha: Mixup: the share of each clip is drawn from Beta(alpha, alpha). None: no mixup.
-        max_failure_rate: Share of unreadable files, in [0, 1], above which training stops.
+        max_failure_rate: Share of unreadable files, in [0, 1], above which training stops;
+            three are always tolerated.
         num_windows: Windows of each file in `validate`, `test` and `predict`.
         num_crops: Crops of each window, 1 or 3.
         fit_windows: Windows of each file in validations during training; fewer are faster.

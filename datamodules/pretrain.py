@@ -61,7 +61,8 @@ class PretrainData(StreamedData):
             fill. With weights each folder has epochs of its own: a small one comes more often.
         seed: Seed of the order and of all random draws.
         augment: Random changes of training clips.
-        max_failure_rate: Share of unreadable clips, in [0, 1], above which training stops.
+        max_failure_rate: Share of unreadable files, in [0, 1], above which training stops;
+            three are always tolerated.
         cache_gib: Memory for decoded clips per rank, in GiB; clips that do not fit are decoded
             every time. 0: no cache.
         cache_views: Number of cached views of each clip; epoch e uses view e % cache_views.

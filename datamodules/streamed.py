@@ -124,8 +124,8 @@ class StreamedData(LightningDataModule):
 
     @property
     def decode_failures(self) -> int:
-        """Number of training clips that this process and its workers could not read as planned."""
-        return 0 if self.train_samples is None else self.train_samples.counts.failures
+        """Number of training files that this process and its workers could not read as planned."""
+        return 0 if self.train_samples is None else self.train_samples.counts.num_failed
 
     def masked_log_mel(self, audio: AudioConfig | None) -> LogMel | None:
         """Spectrogram module for masking by `augment`; None if it masks nothing.

@@ -348,7 +348,7 @@ def test_a_file_in_the_place_of_a_broken_one_brings_its_own_label(
     batch = samples.__getitems__([SampleRef(0, 0, 0, 0)])
     assert batch.keys == ("red-0.mp4",)
     assert batch.labels.tolist() == [[0.0, 0.0, 1.0]]
-    assert samples.counts.failures == 2
+    assert samples.counts.num_failed == 2
 
 
 def test_a_part_after_the_end_of_the_sound_is_replaced(media: Path, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def warm_up(
         title: Title of the bar.
 
     Raises:
-        UserError: too many clips are unreadable.
+        UserError: too many files are unreadable.
         ShardError: a shard has changed since it was opened.
     """
     missing = cache.empty_slots()

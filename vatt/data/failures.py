@@ -1,112 +1,141 @@
-"""Unreadable clips: counted over all worker processes, and replaced by other samples."""
+"""Unreadable files: counted over all worker processes, and replaced by other samples."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 
 from vatt.data.draws import SampleRef
 from vatt.errors import MediaError, UserError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 STARTS_PER_FILE = 2  # the planned start and one other, before the next sample is taken
 FILES_PER_SAMPLE = 10  # so many unreadable files in a row are no accident
-MIN_FAILURES = 10  # a few bad clips at the start of a run are no rate
-MAX_PROCESSES = 1024
+FEW_FILES = 3  # that may be unreadable in any collection: one of 14 is already 7 %
+MANY_FILES = 100  # enough to tell the rate before all files were read
 NUM_NAMED = 5
+OPTION = "--data.init_args.max_failure_rate"
 
 
 class TooManyFailuresError(UserError):
-    """Too many clips are unreadable."""
+    """Too many files are unreadable."""
 
 
 class ReadCounts:
-    """Counts of successes and failures, in memory that worker processes share.
+    """Files that were read and that failed, in memory that worker processes share.
+
+    A file counts once, however often it is drawn, so the result depends neither on the number of
+    workers nor on the length of the run.
 
     Args:
-        max_failure_rate: Share of failures above which `add_failure` raises.
+        max_failure_rate: Share of the files above which `add_failure` raises; a few failures are
+            always tolerated.
+        num_files: Number of files.
 
     Raises:
         UserError: the rate is out of range.
     """
 
-    def __init__(self, max_failure_rate: float) -> None:
+    def __init__(self, max_failure_rate: float, num_files: int) -> None:
         if not 0 <= max_failure_rate <= 1:
             raise UserError(f"data.max_failure_rate must be in [0, 1], got {max_failure_rate}")
         self.max_failure_rate = max_failure_rate
-        self._counts = torch.zeros(MAX_PROCESSES, 2, dtype=torch.int64).share_memory_()
-        self._last: list[MediaError] = []
+        self.num_files = num_files
+        self._is_read = torch.zeros(num_files, dtype=torch.bool).share_memory_()
+        self._has_failed = torch.zeros(num_files, dtype=torch.bool).share_memory_()
+        self._last: dict[str, tuple[MediaError, int]] = {}  # by path, with the number of failures
 
     @property
-    def successes(self) -> int:
-        """Number of clips read since the processes of this run started."""
-        return int(self._counts[:, 0].sum())
+    def num_read(self) -> int:
+        """Number of files read, whether they failed or not, since this run's processes started."""
+        return int(np.count_nonzero(self._is_read.numpy()))
 
     @property
-    def failures(self) -> int:
-        """Number of clips that could not be read as planned."""
-        return int(self._counts[:, 1].sum())
+    def num_failed(self) -> int:
+        """Number of files of which a clip could not be read as planned."""
+        return int(np.count_nonzero(self._has_failed.numpy()))
 
-    def add_success(self) -> None:
-        """Counts a clip that was read."""
-        self._counts[_row(), 0] += 1
+    def add_read(self, file: int) -> None:
+        """Notes that a file, by its index, is read."""
+        self._is_read[file] = True
 
-    def add_failure(self, error: MediaError) -> None:
-        """Counts a clip that could not be read as planned.
+    def add_failure(self, file: int, error: MediaError) -> None:
+        """Notes that a clip of a file could not be read as planned.
 
         Raises:
-            TooManyFailuresError: the share of unreadable clips exceeds `max_failure_rate`.
+            TooManyFailuresError: the share of unreadable files exceeds `max_failure_rate`.
         """
-        self._counts[_row(), 1] += 1
-        self._last = [*self._last, error][-NUM_NAMED:]
-        failures, attempts = self.failures, self.failures + self.successes
-        if failures > MIN_FAILURES and failures > self.max_failure_rate * attempts:
-            raise self.too_many(f"{failures} of {attempts} clips")
+        times = self._last.pop(error.path, (error, 0))[1] + 1
+        self._last[error.path] = error, times
+        while len(self._last) > NUM_NAMED:
+            del self._last[next(iter(self._last))]
+        if self._has_failed[file]:
+            return
+        self._has_failed[file] = True
+        failed = self.num_failed
+        if failed <= NUM_NAMED:
+            logger.warning("replaced by another file in training: %s", error)
+        rate = self.max_failure_rate
+        if failed > max(FEW_FILES, rate * self.num_files):
+            raise self._too_many(f"{failed} of {self.num_files} files")
+        if failed > MANY_FILES and failed > rate * self.num_read:
+            raise self._too_many(f"{failed} of the first {self.num_read} files")
 
-    def too_many(self, what: str) -> TooManyFailuresError:
+    def _too_many(self, what: str) -> TooManyFailuresError:
+        return self.error(
+            f"{what} could not be read, more than {OPTION} {self.max_failure_rate:g} allows",
+            f", or allow more of them: {OPTION} SHARE",
+        )
+
+    def error(self, what: str, remedy: str = "") -> TooManyFailuresError:
         """Error that lists the last unreadable files and says what to do."""
-        named = "\n".join(f"  {error}" for error in self._last)
+        named = "\n".join(
+            f"  {error}{f' ({times} times)' if times > 1 else ''}"
+            for error, times in self._last.values()
+        )
         return TooManyFailuresError(
-            f"{what} could not be read (max_failure_rate is {self.max_failure_rate:g}); the last "
-            f"of this process:\n{named}\nLook for damaged files with `vatt shards check FOLDER` "
-            "and build the shards again without them, or raise data.max_failure_rate."
+            f"{what}; the last of this process:\n{named}\nLook for damaged files with `vatt shards "
+            f"check FOLDER` and build the shards again without them{remedy}."
         )
 
 
-def _row() -> int:
-    """Row of this process; if two processes added to the same number, counts would get lost."""
-    worker = get_worker_info()
-    return 0 if worker is None else 1 + worker.id % (MAX_PROCESSES - 1)
-
-
 def read_or_replace(
-    ref: SampleRef, size: int, read: Callable[[SampleRef, int], T], counts: ReadCounts
+    ref: SampleRef,
+    size: int,
+    read: Callable[[SampleRef, int], T],
+    counts: ReadCounts,
+    first_file: int = 0,
 ) -> T:
     """Reads a sample or, if it is unreadable, another sample of the same set.
+
+    The replacement depends on the reference alone, not on earlier failures: it is the same for any
+    number of workers, and after a resume.
 
     Args:
         ref: Sample to read.
         size: Number of samples in its set.
         read: Reads a sample: in the first attempt from its planned start, in the second from
             another start.
-        counts: Counts successes and failures.
+        counts: Counts files that were read and that failed.
+        first_file: Index of the set's first file in the counts.
 
     Raises:
-        TooManyFailuresError: more clips are unreadable than allowed.
+        TooManyFailuresError: more files are unreadable than allowed.
     """
     num_files = min(FILES_PER_SAMPLE, size)
     for step in range(num_files):
         sample_index = (ref.sample_index + step) % size
         chosen = dataclasses.replace(ref, sample_index=sample_index)
+        counts.add_read(first_file + sample_index)
         for attempt in range(STARTS_PER_FILE):
             try:
-                sample = read(chosen, attempt)
+                return read(chosen, attempt)
             except MediaError as error:
-                if attempt == 0:  # so that the rate is one of files, not of attempts
-                    counts.add_failure(error)
-            else:
-                counts.add_success()
-                return sample
-    raise counts.too_many(f"{num_files} files in a row")
+                if attempt == 0:
+                    counts.add_failure(first_file + sample_index, error)
+    raise counts.error(f"{num_files} files in a row could not be read")

@@ -108,7 +108,7 @@ class LabelledClips(Dataset[tuple[LabelledFile, Tensor]]):
 
     def __post_init__(self) -> None:
         """Allocates memory that processes share."""
-        self.counts = ReadCounts(self.max_failure_rate)
+        self.counts = ReadCounts(self.max_failure_rate, len(self.files))
         self._durations = Durations(len(self.files))
 
     def __len__(self) -> int:

@@ -59,7 +59,7 @@ class ClipSamples(Dataset[ClipSample]):
         augment: Random views. Colours and noise are changed later on the device, by the seeds of
             the batch.
         captions_per_step: Number of captions drawn from the bag in each epoch. None: the whole bag.
-        max_failure_rate: Share of unreadable clips above which reading stops.
+        max_failure_rate: Share of unreadable files above which reading stops.
         cache: Cache of decoded clips, one for each of `num_views` views of a sample.
         num_views: Number of views of a cached sample, which the epochs reuse. Samples that are not
             cached get a new view in every epoch.
@@ -78,7 +78,7 @@ class ClipSamples(Dataset[ClipSample]):
 
     def __post_init__(self) -> None:
         """Counts samples and allocates memory that processes share."""
-        self.counts = ReadCounts(self.max_failure_rate)
+        self.counts = ReadCounts(self.max_failure_rate, len(self))
         self._first_of_set = [0, *itertools.accumulate(len(one) for one in self.sets)]
         self._durations = [Durations(len(one)) for one in self.sets]
 
@@ -90,9 +90,10 @@ class ClipSamples(Dataset[ClipSample]):
         """The sample of a reference, or its replacement.
 
         Raises:
-            TooManyFailuresError: more clips are unreadable than allowed.
+            TooManyFailuresError: more files are unreadable than allowed.
         """
-        return read_or_replace(ref, len(self.sets[ref.set_index]), self._read, self.counts)
+        size, first = len(self.sets[ref.set_index]), self._first_of_set[ref.set_index]
+        return read_or_replace(ref, size, self._read, self.counts, first)
 
     def __getitems__(self, refs: list[SampleRef]) -> Batch:
         """Batch of some references."""
