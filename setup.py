@@ -44,6 +44,9 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["vatt", "vatt.*", "datamodules"]),
+    # Named, it makes an editable install a path in a .pth file. The default import hook comes after
+    # the current folder, where a clone called vatt is taken for a package without contents.
+    package_dir={"": "."},
     # vatt/config/configs is a link to configs/: an installed vatt finds its configs by name.
     package_data={
         "": ["*.pyi"],

@@ -49,22 +49,41 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The wheel and the sdist, built from a copy, so that nothing is left in the checkout."""
-    folder = tmp_path_factory.mktemp("distributions")
-    checkout, out = folder / "checkout", folder / "dist"
-    checkout.mkdir()
+def copy_checkout(folder: Path) -> Path:
+    """Copy of what is shipped."""
+    folder.mkdir(parents=True)
     for name in SHIPPED:
         if (ROOT / name).is_dir():
             shutil.copytree(
                 ROOT / name,
-                checkout / name,
+                folder / name,
                 symlinks=True,
                 ignore=shutil.ignore_patterns("__pycache__"),
             )
         else:
-            shutil.copy(ROOT / name, checkout)
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def install(environment: Path, *what: str | Path) -> Path:
+    """Folder `bin` of a fresh environment with vatt; all other packages are this test's own."""
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=ROOT)
+    inside = {"base": str(environment), "platbase": str(environment)}
+    site_packages = Path(sysconfig.get_path("purelib", scheme="venv", vars=inside))
+    # A path line in a .pth file adds a folder but does not run that folder's own .pth files:
+    # the others' packages come along, an editable vatt among them does not.
+    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python")
+    options = ("install", "--no-deps", "--no-index", "--no-build-isolation", "--quiet")
+    run(*pip, *options, *what, cwd=environment)
+    return environment / "bin"
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheel and the sdist, built from a copy, so that nothing is left in the checkout."""
+    folder = tmp_path_factory.mktemp("distributions")
+    checkout, out = copy_checkout(folder / "checkout"), folder / "dist"
     for kind in ("wheel", "sdist"):
         build = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
         run(sys.executable, "-c", build, cwd=checkout)
@@ -77,18 +96,9 @@ def installed(
     distributions: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Folder `bin` of a fresh environment with vatt; all other packages are this test's own."""
+    """Folder `bin` of an environment with the wheel or the sdist."""
     environment = tmp_path_factory.mktemp(request.param) / "environment"
-    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=ROOT)
-    inside = {"base": str(environment), "platbase": str(environment)}
-    site_packages = Path(sysconfig.get_path("purelib", scheme="venv", vars=inside))
-    # A path line in a .pth file adds a folder but does not run that folder's own .pth files:
-    # the others' packages come along, an editable vatt among them does not.
-    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib"))
-    pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python")
-    install = ("install", "--no-deps", "--no-index", "--no-build-isolation", "--quiet")
-    run(*pip, *install, distributions[request.param], cwd=environment)
-    return environment / "bin"
+    return install(environment, distributions[request.param])
 
 
 def test_wheel_holds_both_packages_the_configs_and_nothing_else(
@@ -148,3 +158,14 @@ def test_installed_package_runs_from_an_empty_folder(installed: Path, tmp_path: 
     assert version == vatt.__version__
     assert "fit" in run(installed / "vatt", "--help", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_editable_install_is_found_from_the_folder_above_the_clone(tmp_path: Path) -> None:
+    clone = copy_checkout(tmp_path / "above" / "vatt")
+    bin_folder = install(tmp_path / "environment", "--editable", clone)
+    code = "import vatt; print(vatt.__file__, vatt.FeatureExtractor.__name__)"
+    for folder in (clone.parent, clone, tmp_path):
+        found, name = run(bin_folder / "python", "-c", code, cwd=folder).split()
+        assert Path(found) == clone / "vatt" / "__init__.py"
+        assert name == "FeatureExtractor"
