@@ -290,6 +290,8 @@ def test_similarity_is_the_cosine_in_the_space_that_both_share(
     assert close(heard, sound @ extractor.encode_video(videos, space="va").T)
     with pytest.raises(ValueError, match="compares two of text, audio and video, got text"):
         extractor.similarity(text=texts)
+    with pytest.raises(TypeError, match=r"by name: text=, audio= or video=, such as similarity\("):
+        extractor.similarity(texts, videos)
 
 
 def test_a_joint_space_holds_all_three_and_a_model_without_head_none(tokenizer: Tokenizer) -> None:
@@ -306,6 +308,94 @@ def test_a_joint_space_holds_all_three_and_a_model_without_head_none(tokenizer: 
         bare.encode_video(pictures, frame_rate=1, space="vt")
     with pytest.raises(ValueError, match="share no space"):
         bare.similarity(text="a dog", video=pictures, frame_rate=1)
+
+
+def test_inputs_of_any_modality_become_vectors_of_one_space(
+    extractor: FeatureExtractor, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(media)
+    sound = stereo()
+    inputs = ["a dog", "plain.mp4", media / "sound.m4a", (media / "still.png").read_bytes(), "cat"]
+    together = extractor.encode([*inputs, (sound, SOUND_RATE)])
+    expected = [
+        extractor.encode_text("a dog"),
+        extractor.encode_video("plain.mp4", space="vt"),
+        extractor.encode_audio("sound.m4a", space="vt"),
+        extractor.encode_video("still.png"),
+        extractor.encode_text("cat"),
+        extractor.encode_audio(sound, sample_rate=SOUND_RATE, space="vt"),
+    ]
+    assert close(together, torch.cat(expected))
+    for place, one in enumerate(inputs):  # one input is one vector, a list is a matrix
+        assert extractor.encode(one).shape == (12,)
+        assert close(extractor.encode(one), together[place])
+    assert close(extractor.encode(["a dog"]), together[:1])
+    assert close(
+        extractor.encode("plain.mp4", modality="audio", space="va")[None],
+        extractor.encode_audio("plain.mp4"),
+    )
+    assert close(
+        extractor.encode("plain.mp4", modality="text")[None], extractor.encode_text("plain.mp4")
+    )
+
+
+def test_arrays_are_encoded_by_their_modality_or_rate(extractor: FeatureExtractor) -> None:
+    video = torch.randint(256, (2, 6, 40, 40, 3), dtype=torch.uint8)
+    one = extractor.encode(video[0], frame_rate=5)
+    assert close(one[None], extractor.encode_video(video[0], frame_rate=5))
+    assert close(extractor.encode(list(video[0]), frame_rate=5), one)
+    assert close(extractor.encode(video, modality="video", frame_rate=5)[0], one)
+    assert extractor.encode(video[0, 0], modality="video").shape == (12,)
+    heard = extractor.encode(stereo(), sample_rate=SOUND_RATE)
+    assert close(heard[None], extractor.encode_audio((stereo(), SOUND_RATE), space="vt"))
+    with pytest.raises(UserError, match='pictures or sound: add modality="video" or modality="au'):
+        extractor.encode(video[0])
+
+
+def test_what_cannot_be_encoded_together_is_refused_with_a_sentence(
+    extractor: FeatureExtractor, tokenizer: Tokenizer, media: Path
+) -> None:
+    inputs = ["a dog", media / "plain.mp4", media / "broken.mp4"]
+    with pytest.raises(MediaError, match="broken.mp4"):
+        extractor.encode(inputs)
+    with pytest.warns(UserWarning, match="skipped: .*broken.mp4") as told:
+        assert extractor.encode(inputs, on_error="skip").isnan().any(dim=1).tolist()[2]
+    assert told[0].filename == __file__
+    with pytest.raises(MediaError, match="absent.mp4: there is no such file"):
+        extractor.encode("absent.mp4")
+    with pytest.raises(UserError, match="text and video cannot be compared by features"):
+        extractor.encode(inputs[:2], space=None)
+    bare = FeatureExtractor(make_model(dataclasses.replace(CONFIG, head=None)), tokenizer)
+    assert bare.encode(["a dog"]).shape == (1, 32)
+    with pytest.raises(UserError, match="text and video cannot be compared by features"):
+        bare.encode(inputs[:2])
+    with pytest.raises(UserError, match="nothing to encode"):
+        extractor.encode([])
+    with pytest.raises(TypeError, match="sources are paths, .* got int"):
+        extractor.encode(5)
+    with pytest.raises(UserError, match="not smell"):
+        extractor.encode("a dog", modality="smell")
+
+
+def test_vectors_can_train_a_classifier(extractor: FeatureExtractor, media: Path) -> None:
+    for vectors in (
+        extractor.encode_video(media / "still.png"),
+        extractor.encode_video(media / "still.png", return_tokens=True).mean(dim=1),
+        extractor.extract(media / "still.png")["video_vt"],
+    ):
+        layer = torch.nn.Linear(vectors.shape[1], 2)
+        layer(vectors).sum().backward()  # of an inference tensor this would be an error
+        assert not vectors.requires_grad
+
+
+def test_an_extractor_moves_to_a_device(tokenizer: Tokenizer) -> None:
+    extractor = FeatureExtractor(make_model(), tokenizer, device="cpu")
+    assert extractor.device == torch.device("cpu")
+    assert extractor.to("cpu") is extractor
+    with pytest.raises(UserError, match="no device 'tpux'"):
+        extractor.to("tpux")
+    with pytest.raises(TypeError, match=r"from_pretrained loads that of runs/demo"):
+        FeatureExtractor("runs/demo")
 
 
 def test_tokens_begin_with_the_pooled_features(extractor: FeatureExtractor, media: Path) -> None:
@@ -407,7 +497,13 @@ PICTURES = torch.zeros(3, 40, 40, 3, dtype=torch.uint8)
         ("video", [], {}, ValueError, "nothing to encode: no video was given"),
         ("text", [], {}, ValueError, "nothing to encode: no text was given"),
         ("video", 5, {}, TypeError, "sources are paths, .* got int"),
+        ("video", [5], {}, TypeError, "a source is a path, URL, .* got int"),
+        ("video", (np.zeros(9), 8000), {}, TypeError, "a source is a path, .* got tuple"),
+        ("audio", {"array": 1}, {}, TypeError, "sources are paths, .* got dict"),
+        ("text", 5, {}, TypeError, "texts are str or a list of these, got int"),
         ("text", [b"a dog"], {}, TypeError, "texts are str, got bytes"),
+        ("text", "a", {"batch_size": "8"}, TypeError, "batch_size is a number, got str"),
+        ("video", PICTURES, {"frame_rate": "5"}, TypeError, "frame_rate is a number, got str"),
         ("text", "…", {}, ValueError, "holds no word"),
         ("video", PICTURES, {}, ValueError, "needs frame_rate=, .* got None"),
         ("video", PICTURES.float(), {"frame_rate": 5}, ValueError, "uint8 .* got float32"),
@@ -443,6 +539,10 @@ def test_list_of_pictures_with_a_frame_rate_is_one_video(extractor: FeatureExtra
         extractor.encode_video([*video, torch.zeros(41, 40, 3).byte()], frame_rate=5)
     with pytest.raises(TypeError, match="one source: call it for each"):
         extractor.extract(["a.mp4", "b.mp4"])
+    with pytest.raises(TypeError, match="a source is a path, .* got int"):
+        extractor.extract(5)
+    with pytest.raises(TypeError, match="hop_seconds is a number, got str"):
+        extractor.extract(video, frame_rate=5, hop_seconds="1")
 
 
 def test_sound_may_come_with_its_sample_rate(extractor: FeatureExtractor) -> None:
@@ -450,6 +550,7 @@ def test_sound_may_come_with_its_sample_rate(extractor: FeatureExtractor) -> Non
     expected = extractor.encode_audio(sound, sample_rate=SOUND_RATE)
     assert torch.equal(extractor.encode_audio((sound, SOUND_RATE)), expected)  # as torchaudio.load
     assert torch.equal(extractor.encode_audio((SOUND_RATE, torch.from_numpy(sound))), expected)
+    assert list(extractor.extract((sound, SOUND_RATE)).arrays) == ["audio_va", "audio_vt"]
     both = extractor.encode_audio([(sound, SOUND_RATE), (sound[:1], SOUND_RATE)])
     assert torch.allclose(both[:1], expected, atol=1e-5)
     assert len(both) == 2

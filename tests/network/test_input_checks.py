@@ -1,5 +1,6 @@
 """What a model takes: other grids than its own by interpolation, and what it refuses."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vatt.config.geometry import AudioConfig, SpectrogramConfig, TextConfig, VideoConfig
 from vatt.config.model import ClassifierConfig, EncoderConfig, HeadConfig, VATTConfig
@@ -234,8 +236,57 @@ def test_floats_of_any_width_are_taken(
     method: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     encode = getattr(model_of().eval(), f"encode_{method}")
-    value = torch.rand(shape).to(dtype)
+    value = (torch.rand(shape) * 2 - 1).to(dtype)
     torch.testing.assert_close(encode(value), encode(value.float()))
+
+
+SCALES = {"0 to 255": (255.0, 0.0), "normalised by mean and deviation": (4.0, -2.0)}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("training", [False, True])
+def test_float_video_outside_its_range_is_refused(
+    scale: tuple[float, float], training: bool
+) -> None:
+    pixels = torch.linspace(0, 1, 2 * 4 * 16 * 16 * 3).reshape(2, 4, 16, 16, 3)
+    model = model_of().train(training)
+    for method, value in (("encode_video", pixels), ("encode_image", pixels[:, 0])):
+        with pytest.raises(ValueError, match=r"must be in \[-1, 1\], got .*: give uint8 pictures"):
+            getattr(model, method)(value * scale[0] + scale[1])
+    model.embed_video(pixels * 2 - 1)
+    model.encode_video((pixels * 2 - 1).bfloat16() * 1.004)  # as after interpolation
+
+
+def test_float_video_in_0_to_1_is_warned_of_once_for_each_line() -> None:
+    model = model_of().eval()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            model.encode_video(torch.rand(1, 4, 16, 16, 3))
+        model.encode_video(torch.zeros(1, 4, 16, 16, 3))  # grey
+    assert [one.filename for one in told] == [__file__]
+    assert "got values in [0, 1] only: scale them, video * 2 - 1" in str(told[0].message)
+
+
+def test_range_of_video_is_not_read_where_there_are_no_values() -> None:
+    model = model_of().eval()
+    bright = torch.rand(1, 4, 16, 16, 3) * 255
+    torch.export.export(Encode(model), (bright,), strict=False)
+    with torch.device("meta"):
+        model_of().encode_video(torch.empty(1, 4, 16, 16, 3))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model.encode_video(mode.from_tensor(bright)).shape == (1, 28)
+
+
+class Encode(torch.nn.Module):
+    """`encode_video` as the forward method of a module."""
+
+    def __init__(self, model: VATT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.model.encode_video(video)
 
 
 @pytest.mark.parametrize("method", ["video", "audio", "spectrogram"])

@@ -46,6 +46,18 @@ def test_captions_are_cut_and_padded_to_int64_rows(tokenizer):
     assert tokenizer.encode([], max_words=3).shape == (0, 3)
 
 
+def test_captions_are_as_long_as_the_longest_unless_a_length_is_given(tokenizer):
+    texts = ["a red square", "ball", ""]
+    assert tokenizer.encode(texts).tolist() == tokenizer.encode(texts, 3).tolist()
+    assert tokenizer(texts, max_words=2).tolist() == tokenizer.encode(texts, 2).tolist()
+    assert tokenizer("a red square").tolist() == tokenizer(["a red square"]).tolist()
+    assert tokenizer.encode("").tolist() == [[0]]
+    with pytest.raises(TypeError, match="texts are str or a list of these, got int"):
+        tokenizer.encode(5)
+    with pytest.raises(TypeError, match="texts are str, got int"):
+        tokenizer.encode(["a", 5])
+
+
 def test_unknown_words_are_one_and_keep_their_place(tokenizer):
     ids = tokenizer.encode(["a blue square"], max_words=4)
     assert ids.tolist() == [[2, 1, 4, 0]]

@@ -120,11 +120,15 @@ class Embedder:
         Raises:
             UserError: there is none.
         """
+        shared = self.shared_spaces(*modalities)
+        if not shared:
+            raise UserError(f"{' and '.join(modalities)} share no space in this model")
+        return shared[0]
+
+    def shared_spaces(self, *modalities: str) -> list[Space]:
+        """All spaces in which modalities can be compared, the preferred one first."""
         first, *others = (self._spaces(modality) for modality in modalities)
-        for space in first:
-            if all(space in spaces for spaces in others):
-                return space
-        raise UserError(f"{' and '.join(modalities)} share no space in this model")
+        return [space for space in first if all(space in spaces for spaces in others)]
 
     def _spaces(self, modality: str) -> tuple[Space, ...]:
         """Common spaces of a modality, which the model must have."""
@@ -141,7 +145,6 @@ class Embedder:
             return config.text.max_words + (config.text.tower != "linear"), width
         return 1 + getattr(config, form.modality).num_tokens, width
 
-    @torch.no_grad()
     def embed(self, raw: Tensor, forms: Sequence[Form]) -> list[Tensor]:
         """Vectors of a batch in several forms, computed by one pass of the encoder.
 
@@ -152,7 +155,14 @@ class Embedder:
         Returns:
             float32 `[B, D]`, or tokens `[B, 1 + L, D]`, on the CPU.
         """
-        raw, modality = raw.to(self.device), forms[0].modality
+        with torch.inference_mode():
+            vectors = self._embed(raw.to(self.device), forms)
+        # as copies, with which a classifier can be trained: inference tensors have no gradients
+        return [vector.to("cpu", copy=True) for vector in vectors]
+
+    def _embed(self, raw: Tensor, forms: Sequence[Form]) -> list[Tensor]:
+        """Vectors on the device; see `embed`."""
+        modality = forms[0].modality
         encode = self.model.encode_tokens if forms[0].tokens else self.model.encode
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype if mixed else None, enabled=mixed):
@@ -161,12 +171,12 @@ class Embedder:
         if forms[0].tokens:
             if modality == "text" and self.model.config.text.tower != "linear":
                 hidden = _without_padding(hidden, raw)
-            return [hidden.cpu() for _ in forms]
+            return [hidden for _ in forms]
         vectors: dict[str | None, Tensor] = {None: hidden}
         if self.model.head is not None:
             vectors.update(all_spaces(self.model.head, modality, hidden).items())
         chosen = [(vectors[form.space], form.normalize) for form in forms]
-        return [(F.normalize(value, dim=-1) if unit else value).cpu() for value, unit in chosen]
+        return [F.normalize(value, dim=-1) if unit else value for value, unit in chosen]
 
     def embed_clips(self, clips: Sequence[Clip], forms: Sequence[Form]) -> dict[str, Tensor]:
         """Vectors of windows of one file.

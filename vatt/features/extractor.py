@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, Self
+from numbers import Real
+from typing import Any, Literal, Never, Self
 
 import numpy as np
 import torch
@@ -29,8 +30,12 @@ from vatt.preprocess.arrays import (
     audio_media,
     clip_of_pictures,
     each_source,
+    is_one_source,
+    is_pair,
+    modality_of,
     name_of,
     read_duration,
+    rewindable,
     video_media,
 )
 from vatt.preprocess.tokenizer import Tokenizer
@@ -38,7 +43,6 @@ from vatt.preprocess.windows import WindowPlan, plan_windows
 from vatt.system.progress import progress_bar
 
 NUM_WINDOWS = 4  # evenly spread, as the official retrieval takes them
-MOST_AXES = {"video": 4, "audio": 2, "text": 0}  # of one array; more are a batch
 OnError = Literal["raise", "skip"]
 
 
@@ -59,6 +63,7 @@ class FeatureExtractor:
             on CUDA, else float32.
 
     Raises:
+        TypeError: the model is a path, which `from_pretrained` loads.
         UserError: the device or dtype does not exist, or the tokenizer belongs to another model.
 
     Example:
@@ -75,7 +80,13 @@ class FeatureExtractor:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
     ) -> None:
+        if isinstance(model, str | os.PathLike):
+            raise TypeError(
+                "a FeatureExtractor is made of a model: FeatureExtractor.from_pretrained loads "
+                f"that of {os.fspath(model)}"
+            )
         self.embedder = Embedder(model, device, dtype)
+        self._dtype = dtype
         self.model = self.embedder.model
         vocab_size = self.model.config.text.vocab_size
         if tokenizer is not None and tokenizer.vocab_size > vocab_size:
@@ -124,9 +135,106 @@ class FeatureExtractor:
         path = model_path(source, revision)
         return cls(load_model(path), tokenizer_of(path), device=device, dtype=dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the model; results are on the CPU."""
+        return self.embedder.device
+
+    def to(self, device: str | torch.device) -> Self:
+        """Moves the model to a device; "auto" precision becomes that of the device.
+
+        Raises:
+            UserError: there is no such device.
+
+        Example:
+            >>> fx.to("cuda").device
+        """
+        self.embedder = Embedder(self.model, device, self._dtype)
+        return self
+
     def spaces(self, modality: str) -> tuple[Space, ...]:
         """Common spaces of `video`, `audio` or `text`; empty for a model without a head."""
         return spaces_of(self.model.config, modality)
+
+    def encode(
+        self,
+        inputs: Source | Iterable[Source],
+        *,
+        modality: Literal["video", "audio", "text"] | None = None,
+        space: Space | Literal["auto"] | None = "auto",
+        frame_rate: float | None = None,
+        sample_rate: int | None = None,
+        normalize: bool = True,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Encodes texts, videos, sounds and images, in any mixture, into one space.
+
+        All vectors of a model can be compared with each other, whatever they were made of. The
+        methods for one modality have further options.
+
+        Args:
+            inputs: One input or several, which may be of several modalities: texts, and sources of
+                `encode_video` and `encode_audio`. A str is a text unless it is a URL, or names a
+                file or something with the extension of a media file. Of a video the picture counts.
+                An array needs its `modality`, `frame_rate` or `sample_rate`.
+            modality: Modality of all inputs: "audio" takes the sound of videos, "text" takes every
+                str as a text. None: each input's own.
+            space: Common space, or None: features of the backbone, of one modality only. "auto":
+                the space of all modalities of the model, or None if there is none.
+            frame_rate: Frames per second of arrays of pictures.
+            sample_rate: Sample rate of arrays of sound in Hz.
+            normalize: Whether to scale vectors to unit length.
+            batch_size: Windows or texts per batch.
+            on_error: "raise", or "skip": an unreadable source gives a row of NaN and a warning.
+            show_progress: Whether to show progress bars, one for each modality.
+
+        Returns:
+            float32 on the CPU: `[D]` for one input, `[N, D]` for a list.
+
+        Raises:
+            MediaError: a source cannot be read.
+            UserError: there is no input, an array is invalid, or the inputs share no space.
+
+        Example:
+            >>> query = fx.encode("a dog barks")  # [D]
+            >>> cosines = fx.encode(["dog.mp4", "bark.wav", "photo.png"]) @ query  # [3]
+        """
+        config = self.model.config
+        if modality is not None:
+            config.check_modality(modality)
+        inputs = clip_of_pictures(inputs, frame_rate)
+        is_array = isinstance(inputs, Tensor | np.ndarray)
+        media = config.media_modalities
+        kind = modality or (modality_of(inputs, media, frame_rate, sample_rate) if is_array else "")
+        is_one = is_one_source(inputs, kind or "text")
+        sources = list(each_source(inputs, kind or "video"))
+        if modality is None:
+            sources = [rewindable(one) if hasattr(one, "read") else one for one in sources]
+        kinds = [modality or modality_of(one, media, frame_rate, sample_rate) for one in sources]
+        if not kinds:
+            raise UserError("nothing to encode: no input was given")
+        chosen = dict.fromkeys(kinds)
+        if space == "auto":
+            space = next(iter(self.embedder.shared_spaces(*config.modalities)), None)
+        if space is None and len(chosen) > 1:
+            raise UserError(
+                f"{' and '.join(chosen)} cannot be compared by features of the backbone: encode "
+                "them one by one, or use a model with a common space"
+            )
+        rates = {"text": None, "audio": sample_rate, "video": frame_rate}
+        rows: dict[int, Tensor] = {}
+        for name in chosen:
+            places = [place for place, one in enumerate(kinds) if one == name]
+            vectors = self._encode(
+                self.embedder.form(name, space, return_tokens=False, normalize=normalize),
+                [sources[place] for place in places],
+                *(rates[name], NUM_WINDOWS, batch_size, on_error, show_progress),
+            )
+            rows.update(zip(places, vectors, strict=True))
+        table = torch.stack([rows[place] for place in range(len(sources))])
+        return table[0] if is_one else table
 
     def encode_video(
         self,
@@ -278,15 +386,17 @@ class FeatureExtractor:
         """Encodes sources of one modality; see the public methods. `rate` is the rate of arrays."""
         if on_error not in ("raise", "skip"):
             raise UserError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
+        modality = form.modality
+        rate_name = "sample_rate" if modality == "audio" else "frame_rate"
+        _expect_numbers(**{rate_name: rate}, num_windows=num_windows, batch_size=batch_size)
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        modality = form.modality
         read: Callable[[Any], Iterable[Tensor]] = self._read_text
         if modality != "text":
             plan = plan_windows(self.model.config, [modality])
             count = 1 if form.tokens else num_windows
             read = partial(_read_windows, modality=modality, rate=rate, plan=plan, count=count)
-        each = each_source(sources, MOST_AXES[modality])
+        each = each_source(sources, modality)
         failed: list[bool] = []  # by source
         each = progress_bar(each, "encode", unit=modality, show=show_progress)
         rows = _rows(each, read, on_error, failed)
@@ -331,7 +441,7 @@ class FeatureExtractor:
 
     def similarity(
         self,
-        *,
+        *unnamed: Never,
         text: str | Iterable[str] | None = None,
         audio: Source | Iterable[Source] | None = None,
         video: Source | Iterable[Source] | None = None,
@@ -344,6 +454,7 @@ class FeatureExtractor:
         """Compares two modalities by cosine in the space that they share.
 
         Args:
+            unnamed: Nothing: sources are given by name.
             text: One text or several.
             audio: One sound or several: paths, URLs, bytes, files or float arrays `[S]`.
             video: One video or several: paths, URLs, bytes, files or uint8 arrays `[T, H, W, 3]`.
@@ -358,12 +469,18 @@ class FeatureExtractor:
             columns are videos, or sounds if no video is given.
 
         Raises:
+            TypeError: the sources are not given by name.
             UserError: not exactly two modalities are given, or they share no space.
             MediaError: a source cannot be read.
 
         Example:
             >>> fx.similarity(text=["a dog barks"], video=["dog.mp4", "cat.mp4"])  # [1, 2]
         """
+        if unnamed:
+            raise TypeError(
+                "similarity takes its two arguments by name: text=, audio= or video=, such as "
+                'similarity(text=["a dog barks"], video=["dog.mp4"])'
+            )
         sources = {"text": text, "audio": audio, "video": video}
         names = [name for name, source in sources.items() if source is not None]
         if len(names) != 2:
@@ -390,7 +507,7 @@ class FeatureExtractor:
         *,
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
-        modalities: Sequence[str] | None = None,
+        modalities: str | Sequence[str] | None = None,
         space: Space | Literal["all"] | None = "all",
         return_tokens: bool = False,
         normalize: bool = True,
@@ -403,8 +520,8 @@ class FeatureExtractor:
 
         Args:
             source: Path, http(s) URL, bytes, binary file, pictures as uint8 `[T, H, W, 3]`,
-                `[H, W, 3]` or a list of these with `frame_rate`, or, with `sample_rate`, sound as
-                float `[S]` or `[channels, S]`.
+                `[H, W, 3]` or a list of these with `frame_rate`, or, with `sample_rate` or in a
+                pair with it, sound as float `[S]` or `[channels, S]`.
             window_seconds: Length of a window, rounded to whole patches; positions are then
                 interpolated. None: as in training.
             hop_seconds: Time from the start of one window to the next. None: the length of a
@@ -433,15 +550,24 @@ class FeatureExtractor:
             >>> features = fx.extract("talk.mp4", hop_seconds=1.0)
             >>> features["video_vt"], features.start_seconds  # [N, D], [N]
         """
-        is_sound = sample_rate is not None
+        _expect_numbers(
+            window_seconds=window_seconds,
+            hop_seconds=hop_seconds,
+            batch_size=batch_size,
+            frame_rate=frame_rate,
+            sample_rate=sample_rate,
+        )
+        is_sound = sample_rate is not None or is_pair(source)
         source = clip_of_pictures(source, frame_rate)
         if isinstance(source, list):
             raise TypeError("extract encodes one source: call it for each of a list")
         media = audio_media(source, sample_rate) if is_sound else video_media(source, frame_rate)
-        if modalities is None and isinstance(source, Tensor | np.ndarray):
+        if modalities is None and (isinstance(source, Tensor | np.ndarray) or is_pair(source)):
             modalities = ["audio" if is_sound else "video"]
         elif modalities is None:
             modalities = self.model.config.media_modalities
+        elif isinstance(modalities, str):
+            modalities = [modalities]
         forms = self.embedder.forms(modalities, space, return_tokens, normalize)
         plan = plan_windows(self.model.config, modalities, window_seconds, hop_seconds)
         table = WindowTable(plan, read_duration(media))
@@ -452,6 +578,13 @@ class FeatureExtractor:
                 table.add(clips, self.embedder.embed_clips(clips, forms))
                 bar.update(len(clips))
         return table.features({"source": name_of(source)})
+
+
+def _expect_numbers(**values: Any) -> None:
+    """Raises TypeError if a value is no number; None is left to the caller."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Real):
+            raise TypeError(f"{name} is a number, got {type(value).__name__}")
 
 
 def _read_windows(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from vatt.errors import ShardError
+from vatt.media.source import is_web
 
 # Of a sample with several media, the one whose extension comes first here counts.
 MEDIA_EXTENSIONS = (
@@ -44,6 +45,18 @@ def find_media(folder: Path, others: list[str] | None = None) -> list[str]:
 def walk_media(folder: Path) -> Iterator[str]:
     """Media files under a folder, relative to it, in no order."""
     return filter(_is_media, _walk_files(folder))
+
+
+def names_media(text: str) -> bool:
+    """Whether words mean media: a URL, an existing file, or what looks like a mistyped file."""
+    if is_web(text):
+        return True
+    try:
+        if Path(text).is_file():
+            return True
+    except (OSError, ValueError):  # longer than a name can be
+        return False
+    return " " not in text and _is_media(text)
 
 
 def _is_media(name: str) -> bool:

@@ -1,9 +1,13 @@
 """Checks of a model's raw inputs; each error says what was expected and what was found."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
 from vatt.batch import described
+
+RANGE_TOLERANCE = 0.01  # rounding of bfloat16
 
 
 def expect_video(video: Tensor, patch_size: tuple[int, ...]) -> None:
@@ -16,6 +20,46 @@ def expect_video(video: Tensor, patch_size: tuple[int, ...]) -> None:
         raise ValueError(
             f"{wanted} with T, H, W multiples of the patch {patch_size}, got {described(video)}"
         )
+
+
+def expect_range(video: Tensor, training: bool) -> None:
+    """Refuses float pictures outside [-1, 1], and warns of those that seem to be in [0, 1].
+
+    Values are always read on the CPU, on other devices, which this makes wait, in evaluation only,
+    and never in a trace or a captured graph.
+
+    Args:
+        video: Pictures of any shape.
+        training: Whether the model is in training mode.
+
+    Raises:
+        ValueError: floats are outside [-1, 1].
+    """
+    if not isinstance(video, Tensor) or not video.is_floating_point() or not _is_readable(video):
+        return
+    if training and video.device.type != "cpu":
+        return
+    low, high = (float(value) for value in video.detach().aminmax())
+    if low < -1 - RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise ValueError(
+            f"float video must be in [-1, 1], got {low:g} to {high:g}: give uint8 pictures, or "
+            "scale, video / 127.5 - 1 from 0…255 (after resizing also .clamp(-1, 1))"
+        )
+    if low >= 0 and high > 0:
+        warnings.warn(
+            "float video is expected in [-1, 1], got values in [0, 1] only: scale them, "
+            "video * 2 - 1, or give uint8 pictures",
+            stacklevel=3,  # the caller of encode_video
+        )
+
+
+def _is_readable(value: Tensor) -> bool:
+    """Whether a tensor has values now: it is not of a trace, a graph or the meta device."""
+    if type(value) not in (Tensor, torch.nn.Parameter) or value.is_meta or not value.numel():
+        return False
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return False
+    return not (value.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def expect_image(image: Tensor) -> None:

@@ -14,7 +14,7 @@ from vatt.batch import Batch, Facts
 from vatt.config.model import VATTConfig
 from vatt.errors import UserError
 from vatt.network.heads import Classifier, FACHead, JointHead, at_least_float32
-from vatt.network.input_checks import expect_ids, expect_image, expect_text
+from vatt.network.input_checks import expect_ids, expect_image, expect_range, expect_text
 from vatt.network.layers import AttentionLayer, Encoder, init_weights, roll_out
 from vatt.network.tokens import LinearText, PatchTokens, WordTokens
 
@@ -117,11 +117,15 @@ class VATT(nn.Module):
         return tokens
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Clips uint8 or float in [-1, 1], `[B, T, H, W, C]` → features float `[B, D]`."""
+        """Clips uint8 in 0…255 or float in [-1, 1], `[B, T, H, W, C]` → features float `[B, D]`.
+
+        Other floats are refused, and floats in [0, 1] are warned of: scale them, `video * 2 - 1`.
+        """
+        expect_range(video, self.training)
         return self.encode("video", video)
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Images uint8 or float in [-1, 1], `[B, H, W, C]` → features float `[B, D]`.
+        """Images uint8 in 0…255 or float in [-1, 1], `[B, H, W, C]` → features float `[B, D]`.
 
         An image is treated as a still video of one patch [P].
         """

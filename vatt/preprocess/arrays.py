@@ -3,7 +3,7 @@
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from vatt.batch import described
 from vatt.config.geometry import VideoConfig
 from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip, probe
+from vatt.media.folder import names_media
 from vatt.media.pictures import scaled_size
 from vatt.media.source import FileRange, MediaSource, source_name
 from vatt.media.streams import TIME_TOLERANCE_SECONDS
@@ -26,6 +27,7 @@ from vatt.preprocess.view import cut_view
 MAX_CHANNELS = 8  # 7.1; more rows than that are clips, or samples before channels
 WAV_HEADER_BYTES = 44
 MAX_WAV_BYTES = 2**32 - 1  # its sizes are 32-bit numbers
+MOST_AXES = {"video": 4, "audio": 2, "text": 0}  # of one array; more are a batch
 Source = MediaSource | Tensor | NDArray[Any]
 
 
@@ -76,31 +78,84 @@ def read_duration(media: Media) -> float:
     return media.duration_seconds if isinstance(media, Frames) else probe(media).duration_seconds
 
 
-def each_source(sources: Any, most_axes: int) -> Iterable[Any]:
+def each_source(sources: Any, modality: str) -> Iterable[Any]:
     """Iterator over the sources in an argument.
 
     Args:
         sources: One source, a list or generator of sources, or a batch of arrays.
-        most_axes: Axes of one array; an array with more axes is a batch.
+        modality: `video`, `audio` or `text`.
 
     Raises:
         TypeError: the argument is neither a source nor several sources.
     """
-    if isinstance(sources, Tensor | np.ndarray):
-        return sources if sources.ndim > most_axes else [sources]
-    if _is_pair(sources):
-        return [sources]
-    if isinstance(sources, str | bytes | os.PathLike | FileRange) or hasattr(sources, "read"):
+    if is_one_source(sources, modality):
         return [sources]
     if isinstance(sources, Iterable) and not isinstance(sources, dict):
         return sources
-    raise TypeError(
-        "sources are paths, URLs, bytes, files, arrays or a list of these, got "
-        f"{type(sources).__name__}"
-    )
+    kinds = "str" if modality == "text" else "paths, URLs, bytes, files, arrays"
+    what = "texts" if modality == "text" else "sources"
+    raise TypeError(f"{what} are {kinds} or a list of these, got {type(sources).__name__}")
 
 
-def _is_pair(source: Any) -> bool:
+def is_one_source(sources: Any, modality: str) -> bool:
+    """Whether an argument is one source of a modality, not a list, a generator or a batch."""
+    if isinstance(sources, Tensor | np.ndarray):
+        return sources.ndim <= MOST_AXES[modality]
+    return _is_media(sources) or is_pair(sources)
+
+
+def modality_of(
+    source: Any, modalities: Sequence[str], frame_rate: float | None, sample_rate: float | None
+) -> str:
+    """Modality by which a model encodes a source whose modality is not named.
+
+    Args:
+        source: Text, media, array, or sound with its sample rate. A str is a text unless it is a
+            URL, or names a file or something with the extension of a media file.
+        modalities: `video` and `audio`, as far as the model has them, the preferred one first.
+        frame_rate: Frames per second of arrays of pictures; None: there are none.
+        sample_rate: Sample rate of arrays of sound in Hz; None: there are none.
+
+    Returns:
+        `text`, or that part of the file which the model takes: its picture before its sound.
+
+    Raises:
+        UserError: an array may be of either modality.
+        TypeError: the argument is no source.
+    """
+    if isinstance(source, Tensor | np.ndarray):
+        if (frame_rate is None) == (sample_rate is None):
+            raise UserError(
+                'an array may be pictures or sound: add modality="video" or modality="audio"'
+            )
+        return "audio" if frame_rate is None else "video"
+    if is_pair(source):
+        return "audio"
+    _expect_media(source)
+    if isinstance(source, str) and not names_media(source):
+        return "text"
+    try:
+        info = probe(source, quick=True)
+    except MediaError:  # which encoding will report
+        return next(iter(modalities), "video")
+    has = {"video": info.has_video, "audio": info.has_audio}
+    known = [modality for modality in modalities if has[modality]]
+    return next(iter(known), "video" if info.has_video else "audio")
+
+
+def _is_media(source: Any) -> bool:
+    media = isinstance(source, str | bytes | os.PathLike | FileRange)
+    return media or hasattr(source, "read")
+
+
+def _expect_media(source: Any) -> None:
+    if not _is_media(source):
+        raise TypeError(
+            f"a source is a path, URL, bytes, file or array, got {type(source).__name__}"
+        )
+
+
+def is_pair(source: Any) -> bool:
     """Whether a source is sound as torchaudio loads it, or as Gradio gives it."""
     if not isinstance(source, tuple) or len(source) != 2:
         return False
@@ -139,7 +194,7 @@ def video_media(source: Source, frame_rate: float | None) -> Media:
         UserError: the array is not a video, or its frame rate is missing.
     """
     if not isinstance(source, Tensor | np.ndarray):
-        return _rewindable(source)
+        return rewindable(source)
     array = torch.as_tensor(source).detach().cpu()
     if array.dtype != torch.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
         raise UserError(
@@ -174,10 +229,10 @@ def audio_media(source: Source, sample_rate: float | None) -> Media:
         MediaError: the array has values that are not finite.
     """
     pair: Any = source
-    if _is_pair(pair):
+    if is_pair(pair):
         source, sample_rate = pair if isinstance(pair[1], int) else pair[::-1]
     if not isinstance(source, Tensor | np.ndarray):
-        return _rewindable(source)
+        return rewindable(source)
     array = torch.as_tensor(source).detach().cpu()
     axes_fit = array.ndim == 1 or (array.ndim == 2 and 0 < len(array) <= MAX_CHANNELS)
     if not array.is_floating_point() or not axes_fit or not array.numel():
@@ -210,8 +265,13 @@ def _wav(waveform: Tensor, sample_rate: int) -> bytes:
     return header + waveform.numpy().astype("<f4").tobytes()
 
 
-def _rewindable(source: Any) -> MediaSource:
-    """The source, or the content of a stream that can be read only once."""
+def rewindable(source: Any) -> MediaSource:
+    """The source, or the content of a stream that can be read only once.
+
+    Raises:
+        TypeError: the argument is no source.
+    """
+    _expect_media(source)
     if hasattr(source, "read") and not getattr(source, "seekable", lambda: True)():
         return source.read()
     return source
@@ -238,6 +298,9 @@ def _scaled(frames: Tensor, image_size: int) -> Tensor:
 
 def name_of(source: Source) -> str:
     """Name of a source in messages."""
+    pair: Any = source
+    if is_pair(pair):
+        source = pair[0] if isinstance(pair[1], int) else pair[1]
     if isinstance(source, Tensor | np.ndarray):
         return f"<{described(torch.as_tensor(source))}>"
     return source_name(source)

@@ -23,7 +23,7 @@ import json
 import os
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -172,21 +172,40 @@ class Tokenizer:
         ids = self._tokenizer.get_vocab()
         return sorted(ids, key=ids.__getitem__)
 
-    def encode(self, texts: Sequence[str], max_words: int) -> Tensor:
+    def encode(self, texts: str | Iterable[str], max_words: int | None = None) -> Tensor:
         """Ids of captions, cut or zero-padded to `max_words`.
 
         Args:
-            texts: Captions as written.
+            texts: Captions as written; a str is one caption.
             max_words: Maximum number of words of a caption (of pieces of words for byte pairs).
+                None: as many as the longest caption has.
 
         Returns:
             int64 `[N, J]`, J = max_words; captions without words are all 0.
+
+        Raises:
+            TypeError: the captions are not str.
+
+        Example:
+            >>> tokenizer.encode(["a dog barks", "a cat"])  # [2, 3]
         """
-        ids = torch.full((len(texts), max_words), PADDING_ID, dtype=torch.int64)
-        for row, text in enumerate(texts):
-            words = self._tokenizer.encode(_valid(text), add_special_tokens=False).ids[:max_words]
-            ids[row, : len(words)] = torch.tensor(words, dtype=torch.int64)
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, Iterable):
+            raise TypeError(f"texts are str or a list of these, got {type(texts).__name__}")
+        rows = [
+            self._tokenizer.encode(_valid(text), add_special_tokens=False).ids for text in texts
+        ]
+        if max_words is None:
+            max_words = max((1, *map(len, rows)))
+        ids = torch.full((len(rows), max_words), PADDING_ID, dtype=torch.int64)
+        for row, words in enumerate(rows):
+            kept = words[:max_words]
+            ids[row, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
         return ids
+
+    def __call__(self, texts: str | Iterable[str], max_words: int | None = None) -> Tensor:
+        """Ids of captions, as `encode` gives them."""
+        return self.encode(texts, max_words)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Captions of ids, normalised as in encoding.
@@ -205,6 +224,8 @@ class Tokenizer:
 
 def _valid(text: str) -> str:
     """Caption without half characters, which JSON can contain but the library refuses."""
+    if not isinstance(text, str):
+        raise TypeError(f"texts are str, got {type(text).__name__}")
     return text.encode(errors="replace").decode()
 
 

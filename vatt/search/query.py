@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vatt.errors import MediaError, UserError
-from vatt.media.folder import MEDIA_EXTENSIONS
-from vatt.media.source import is_web
+from vatt.media.folder import names_media
 
 if TYPE_CHECKING:  # torch and PyAV, which the search in an index does not need
     from torch import Tensor
@@ -96,7 +94,7 @@ def read_query(
         UserError: the file is missing, is not a media file, or lacks the modality.
     """
     if kind is None:
-        kind = "file" if _names_file(text) else "text"
+        kind = "file" if names_media(text) else "text"
     if kind == "text":
         if modality is not None:
             raise UserError("--query-modality is for files: words have none", 2)
@@ -113,18 +111,6 @@ def read_query(
     if modality is not None and not has[modality]:
         raise UserError(f"{text} has no {modality}: leave --query-modality out", 2)
     return Query(modality or ("video" if info.has_video else "audio"), text)
-
-
-def _names_file(text: str) -> bool:
-    """Whether a query means a file: it exists, or looks like a mistyped name."""
-    if is_web(text):
-        return True
-    try:
-        if Path(text).is_file():
-            return True
-    except (OSError, ValueError):  # longer than a name can be
-        return False
-    return " " not in text and Path(text).suffix[1:].lower() in MEDIA_EXTENSIONS
 
 
 def choose_array(
