@@ -32,7 +32,8 @@ def test_a_stage_leaves_its_figures_in_a_file_and_a_table(
     assert printed.startswith("machine")
     assert "passed" in printed.splitlines()[0]
     content = json.loads((tmp_path / "out" / "gpu.json").read_text())
-    assert torch.__version__.startswith(content["machine"]["torch"])  # its metadata may name no build
+    # installed metadata may lack the build, such as +cu130
+    assert torch.__version__.startswith(content["machine"]["torch"])
     assert content["quick"]
     rows = content["stages"]["machine"]["rows"]
     assert len(rows) == 4
