@@ -1,6 +1,7 @@
 """Linear evaluation and zero-shot classification: splits as distributed, classifiers, prompts."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -441,6 +442,7 @@ def test_the_commands_measure_every_fold_and_write_it_down(model_folder, clips, 
             file.write("Golf/v_Golf_g05_c01.avi\n")
     assert main(["evaluate", "linear", str(model_folder), *shared, *options]) == 0
     printed = capsys.readouterr().out
+    assert re.match(r"features of video differ by [\d.e-]+ % of their size", printed)
     content = json.loads((out / "results.json").read_text())
     assert (content["num_items"], content["num_listed"]) == (7, 9)
     assert "has no file in" in content["missing"][0]["reason"]

@@ -75,6 +75,7 @@ def test_every_file_of_a_folder_gets_its_features(
     assert "5 made" in said
     assert "1 failed" in said
     assert "broken.mp4: is damaged" in said
+    assert "vectors of video_va differ by" in said
     failures = [json.loads(line) for line in (out / "failures.jsonl").read_text().splitlines()]
     assert [row["source"] for row in failures] == ["broken.mp4"]
     extractor = FeatureExtractor.from_pretrained(model, device="cpu")

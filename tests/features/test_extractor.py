@@ -483,6 +483,19 @@ def test_a_long_text_is_cut_with_a_warning_once(tokenizer: Tokenizer) -> None:
     extractor.encode_text(" ".join([*words, "the"]))  # a second warning would be an error here
 
 
+def test_backbone_features_that_hardly_differ_are_told_once() -> None:
+    model = make_model()
+    with torch.no_grad():  # a constant that is large beside all differences
+        model.post_projections["audio"].bias += 100
+    extractor = FeatureExtractor(model, device="cpu")
+    sounds = [share * stereo().mean(axis=0) for share in np.linspace(0.1, 1, 8, dtype=np.float32)]
+    with pytest.warns(UserWarning, match="hardly.*standardise.*in a common space") as told:
+        extractor.encode_audio(sounds, sample_rate=SOUND_RATE, space=None)
+    assert [one.filename for one in told] == [__file__]
+    extractor.encode_audio(sounds, sample_rate=SOUND_RATE, space=None)  # a second one would raise
+    extractor.encode_audio(sounds, sample_rate=SOUND_RATE)
+
+
 PICTURES = torch.zeros(3, 40, 40, 3, dtype=torch.uint8)
 
 

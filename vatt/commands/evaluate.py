@@ -123,6 +123,7 @@ def linear(
     """
     from vatt.evaluation.frozen_features import extract_features
     from vatt.evaluation.linear import CLASSIFIERS, LowRankConfig, evaluate_folds
+    from vatt.features.spread import Spread
     from vatt.models.checkpoint import weights_digest
     from vatt.sets.classification import read_classification_set
 
@@ -145,6 +146,7 @@ def linear(
         batch_size=common.batch_size,
         num_workers=common.workers,
     )
+    print(f"features of {modality} {Spread().add(features.values.flatten(0, 1))}")
     low_rank = LowRankConfig(num_steps=steps)
     metrics = evaluate_folds(
         features,

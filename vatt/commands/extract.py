@@ -54,6 +54,8 @@ def extract(
     )
     if os.environ.get("RANK", "0") == "0":
         print(f"{out}: {report}")
+        for name, spread in report.spreads.items():
+            print(f"  vectors of {name} {spread}")
         if report.failures:
             print(f"{out / FAILURES} lists all failures with their reasons")
     return int(strict and bool(report.failures))

@@ -10,6 +10,7 @@ from vatt.errors import Fault, UserError
 from vatt.features.extraction import Extraction, ExtractReport
 from vatt.features.extractor import FeatureExtractor
 from vatt.features.inputs import find_items
+from vatt.features.spread import Spread
 from vatt.system.files import locked, write_atomically
 from vatt.system.ranks import gather_objects, process_group, rank, world_size
 
@@ -80,6 +81,9 @@ def only_run_in(out: Path) -> contextlib.AbstractContextManager[None]:
 def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:
     """Joins the reports of several processes; failures are sorted by name."""
     failures = [fault for report in reports for fault in report.failures]
+    spreads: dict[str, Spread] = {}
+    for name, spread in (item for report in reports for item in report.spreads.items()):
+        spreads[name] = spreads.get(name, Spread()) + spread
     return ExtractReport(
         num_extracted=sum(report.num_extracted for report in reports),
         num_replaced=sum(report.num_replaced for report in reports),
@@ -87,6 +91,7 @@ def join_reports(reports: Sequence[ExtractReport]) -> ExtractReport:
         num_windows=sum(report.num_windows for report in reports),
         seconds=max(report.seconds for report in reports),
         failures=sorted(failures, key=lambda fault: fault.where),
+        spreads=spreads,
     )
 
 

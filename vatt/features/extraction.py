@@ -18,6 +18,7 @@ from vatt.features.extractor import FeatureExtractor
 from vatt.features.files import WindowTable
 from vatt.features.inputs import Item
 from vatt.features.media_places import describe_media
+from vatt.features.spread import Spread
 from vatt.features.stores import FileStore, ParquetStore
 from vatt.media.clip import Clip
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
@@ -45,6 +46,7 @@ class ExtractReport:
         num_windows: Number of encoded windows.
         seconds: Duration of the extraction.
         failures: Failed inputs by name, with the reason.
+        spreads: Spread of the vectors that this run made, by array; none of tokens.
     """
 
     num_extracted: int = 0
@@ -53,6 +55,7 @@ class ExtractReport:
     num_windows: int = 0
     seconds: float = 0.0
     failures: list[Fault] = field(default_factory=list)
+    spreads: dict[str, Spread] = field(default_factory=dict)
 
     @property
     def num_inputs(self) -> int:
@@ -269,7 +272,11 @@ class Extraction:
     ) -> None:
         """Encodes the windows of a part, and stores the features of a file that is complete."""
         table = tables[part.item.name]
-        table.add(clips, self._embedder.embed_clips(clips, self._forms))
+        arrays = self._embedder.embed_clips(clips, self._forms)
+        table.add(clips, arrays)
+        for name, rows in arrays.items():
+            if rows.ndim == 2:  # tokens have three axes
+                report.spreads[name] = report.spreads.get(name, Spread()).add(rows)
         report.num_windows += len(clips)
         if table.is_complete:
             origin = describe_media(part.media) | {"model": self._model}

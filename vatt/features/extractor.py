@@ -22,6 +22,7 @@ from vatt.config.spaces import Space, spaces_of
 from vatt.errors import MediaError, UserError
 from vatt.features.embedder import Embedder, Form
 from vatt.features.files import Features, WindowTable
+from vatt.features.spread import Spread
 from vatt.models.checkpoint import TOKENIZER, load_model, tokenizer_of
 from vatt.models.hub import model_path
 from vatt.network.model import VATT
@@ -95,7 +96,7 @@ class FeatureExtractor:
                 "vectors: give the tokenizer that it was trained with"
             )
         self.tokenizer = tokenizer
-        self._told_of_cut = False
+        self._told_of_cut = self._told_of_spread = False
 
     def __repr__(self) -> str:
         """Size, modalities, spaces and device."""
@@ -416,6 +417,11 @@ class FeatureExtractor:
             mean = sums[number] / counts[number]
             unit = form.normalize and not form.tokens
             table[number] = F.normalize(mean, dim=-1) if unit else mean
+        if form.space is None and not form.tokens and not self._told_of_spread:
+            spread = Spread().add(table)
+            self._told_of_spread = spread.is_small
+            if spread.is_small:
+                warnings.warn(f"features of {modality} {spread}", stacklevel=3)
         return table
 
     def _read_text(self, text: str) -> list[Tensor]:
