@@ -124,6 +124,11 @@ class ClassificationData(StreamedData):
                 raise UserError(
                     f"data needs at least 1 window and 1 or 3 crops, got {windows} and {crops}"
                 )
+        if self.classifier.standardize and self.batch_size < 2:
+            raise UserError(
+                "features of a single clip cannot be standardised: set data.batch_size to 2 or "
+                "more, or model.init_args.model.classifier.standardize to false"
+            )
         if self.validation_batch_size < 1:
             raise UserError("data.validation_batch_size must be at least 1")
         self._log_mel = self.masked_log_mel(self.classifier_input.audio)

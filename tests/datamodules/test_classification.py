@@ -434,6 +434,11 @@ def test_settings_that_cannot_be_used_are_refused(media: Path) -> None:
         module(path, layout="esc50", fold=6)
     with pytest.raises(UserError, match="1 or 3 crops, got 4 and 2"):
         module(path, num_crops=2)
+    standardized = ClassifierConfig(num_classes=3, standardize=True)
+    with pytest.raises(UserError, match="single clip cannot be standardised: set data.batch_size"):
+        ClassificationData(
+            str(path), video=VIDEO, audio=AUDIO, classifier=standardized, batch_size=1
+        )
     with pytest.raises(UserError, match="validation_batch_size must be at least 1"):
         module(path, validation_batch_size=0)
     with pytest.raises(UserError, match="the model sees no spectrogram"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vatt.cli import main
 from vatt.config.geometry import AudioConfig, SpectrogramConfig
-from vatt.config.model import HeadConfig, VATTConfig
+from vatt.config.model import ClassifierConfig, HeadConfig, VATTConfig
 from vatt.config.presets import as_classifier, preset
 from vatt.features.extractor import FeatureExtractor
 from vatt.models.checkpoint import load_model, save_model
@@ -46,6 +46,12 @@ CONFIGS: dict[str, VATTConfig] = {
         head=HeadConfig(d_va=24, d_vt=12, batch_norm="all", audio_layers=2),
     ),
     "classifier of video": as_classifier(TINY, "video", 7),
+    "classifier of standardised sound": as_classifier(
+        TINY,
+        "audio",
+        5,
+        classifier=ClassifierConfig(modality="audio", num_classes=5, standardize=True),
+    ),
     "other grid of positions": as_classifier(
         TINY, "audio", 5, audio=replace(TINY.audio, position_grid=(30,))
     ),

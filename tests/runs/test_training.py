@@ -194,7 +194,7 @@ def test_predict_writes_the_embeddings_of_the_set(trained_run: Path, tmp_path: P
     run = shutil.copytree(trained_run, tmp_path / "run")
     more = [f"--run.dir={run}", "--trainer.limit_predict_batches=2"]
     assert main(["predict", f"--config={run / 'config.yaml'}", "--ckpt_path=last", *more]) == 0
-    out = run / "checkpoints" / "embeddings.safetensors"
+    out = run / "embeddings.safetensors"
     with safe_open(out, "pt") as file:
         assert file.get_tensor("video_va").shape == (16, 24)
         assert len(file.metadata()["keys"].split(",")) == 16

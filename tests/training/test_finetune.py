@@ -27,7 +27,7 @@ from vatt.config.shipped import given_values, with_config_paths
 from vatt.errors import UserError
 from vatt.models.checkpoint import load_model, save_model
 from vatt.network.model import VATT
-from vatt.runs.classifier_defaults import with_classifier
+from vatt.runs.classifier_defaults import training_set, with_classifier
 from vatt.training.finetune import FinetuneModule, ScoreTable
 from vatt.training.finite import NonFiniteLossError
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
@@ -105,6 +105,24 @@ def test_two_ranks_count_padding_once(tmp_path: Path) -> None:
     shares = [["0", "2", "4", "6"], ["1", "3", "5", "0"]]  # 0 again, for as many steps
     for found in run_ranks(metrics_of_this_rank, 2, tmp_path, shares):
         assert found == pytest.approx(whole, abs=1e-9)
+
+
+def test_one_class_for_all_files_is_told_with_the_remedy(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    tuned = module(as_classifier(TINY, "video", 3))
+    logged(tuned, [table_of(["0", "1", "2"])])
+    assert not caplog.text
+    table = table_of(["0", "1", "2"])
+    constant = replace(table, logits=torch.eye(3)[[1, 1, 1]])
+    logged(tuned, [constant])
+    logged(tuned, [constant])
+    assert caplog.text.count("all 3 files get the same class") == 1
+    assert "classifier.standardize to true" in caplog.text
+    tuned._trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
+    tuned._trainer.state = SimpleNamespace(fn="predict")
+    message = tuned.save_predictions([vars(constant)], tmp_path)
+    assert message == f"predictions for 3 files, top-1 33.3: {tmp_path / 'predictions.csv'}"
 
 
 def test_files_that_cannot_be_read_are_left_out_and_counted() -> None:
@@ -212,7 +230,7 @@ def fit_arguments(corpus: Path, run: Path, *more: str, kind: str = "videos") -> 
         "fit",
         "--config=finetune_own",
         f"--model.init_args.init_from={corpus / 'model'}",
-        "--model.init_args.optimizer.learning_rate=0.02",
+        "--model.init_args.optimizer.learning_rate=0.003",
         "--model.init_args.schedule.warmup_steps=2",
         f"--data.init_args.train={corpus / f'{kind}.csv'}",
         f"--data.init_args.validation={corpus / f'{kind}-held.csv'}",
@@ -268,16 +286,42 @@ def test_run_is_evaluated_and_asked_for_predictions(
     for name in ("red-0.mp4", "blue-1.mp4"):
         (tmp_path / "new" / name).write_bytes((corpus / name).read_bytes())
     (tmp_path / "new" / "zzz.mp4").write_bytes(b"no video")
+    assert main(["predict", *config]) == 0
+    assert "predictions for 3 files, top-1 " in capsys.readouterr().out
     assert main(["predict", *config, f"--data.init_args.predict={tmp_path / 'new'}"]) == 0
-    assert "predictions for 2 files" in capsys.readouterr().out
-    with (finished_run / "checkpoints" / "predictions.csv").open(newline="") as file:
+    assert "predictions for 2 files, 1 could not be read: " in capsys.readouterr().out
+    with (finished_run / "predictions.csv").open(newline="") as file:
         header, *lines = csv.reader(file)
-    assert header[:3] == ["file", "class1", "share1"]
+    assert header[:3] == ["file", "class1", "probability1"]
     assert [line[0] for line in lines] == ["blue-1.mp4", "red-0.mp4", "zzz.mp4"]
     assert sum(float(share) for share in lines[0][2::2]) == pytest.approx(1.0, abs=1e-5)
     names = [row.split(",")[2] for row in (finished_run / "classes.csv").read_text().split()[1:]]
     assert {cell for line in lines[:2] for cell in line[1::2]} == {*names}
     assert lines[2] == ["zzz.mp4"]
+
+
+def test_plain_recipe_learns_sounds_from_a_model_whose_features_are_nearly_parallel(
+    corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = load_model(corpus / "model")
+    with torch.no_grad():  # a constant that is large beside all differences
+        model.post_projections["audio"].bias += 100
+    save_model(model, tmp_path / "parallel")
+    run = tmp_path / "run"
+    arguments = ["fit", "--config", "finetune_own", "--init-from", f"{tmp_path / 'parallel'}"]
+    arguments += ["--train", f"{corpus / 'sounds.csv'}", "--val", f"{corpus / 'sounds-held.csv'}"]
+    arguments += ["--out", f"{run}", "--workers=0", "--run.wandb=disabled"]
+    arguments += ["--trainer.accelerator=cpu", "--trainer.val_check_interval=60"]
+    assert main(arguments) == 0
+    shown = capfd.readouterr().err
+    assert shown.startswith("12 files: 120 steps of 12, ")
+    assert "hardly learned" not in shown
+    rows = [row for row in read_rows(run) if row["val/top1"]]
+    assert [int(row["step"]) + 1 for row in rows] == [60, 120]
+    assert float(rows[-1]["val/top1"]) == 100
+    tuned = load_model(run / "checkpoints" / "last.ckpt")
+    assert tuned.config.classifier.standardize
+    assert tuned.config.modalities == ("audio",)
 
 
 def test_interrupted_run_goes_on_to_the_same_losses(
@@ -347,7 +391,8 @@ def test_subclass_of_a_user_keeps_the_defaults(
 def defaults_of(arguments: list[str]) -> Any:
     """The configuration that precedes those of the user; None: there is none."""
     arguments = with_config_paths(arguments)
-    result = with_classifier(arguments, given_values(arguments))
+    given = given_values(arguments)
+    result = with_classifier(arguments, given, training_set("fit", given))
     return None if result == arguments else json.loads(result[1].removeprefix("--config="))
 
 
@@ -389,7 +434,7 @@ def test_two_processes_train_and_measure_as_one(corpus: Path, tmp_path: Path) ->
         predict = ["predict", f"--config={run / 'config.yaml'}"]
         codes = run_vatt(predict, world_size, tmp_path / f"predict-{world_size}.out")
         assert codes == [0] * world_size
-        predicted.append((run / "checkpoints" / "predictions.csv").read_text())
+        predicted.append((run / "predictions.csv").read_text())
     assert [line.split(",")[:2] for line in predicted[1].splitlines()] == [
         line.split(",")[:2] for line in predicted[0].splitlines()
     ]

@@ -99,9 +99,31 @@ def test_t5s_relative_bias_does_not_decay() -> None:
     assert any(p is bias for p in plain["params"])
 
 
+@pytest.mark.parametrize("arrangement", ["agnostic", "specific"])
+def test_rates_fall_from_the_head_down_to_the_tokens(arrangement: str) -> None:
+    model = VATT(dataclasses.replace(preset("tiny"), arrangement=arrangement))
+    groups = build_optimizer(model, OptimizerConfig(name="adamw", layer_decay=0.5)).param_groups
+    factors = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    named = dict(model.named_parameters())
+    assert len(factors) == len(named)
+    encoder = "shared" if arrangement == "agnostic" else "video"
+    for part, factor in (
+        ("head.", 1.0),
+        (f"encoders.{encoder}.final_norm", 1.0),
+        (f"encoders.{encoder}.blocks.1.", 0.5),
+        (f"encoders.{encoder}.blocks.0.", 0.25),
+        ("video_tokens.", 0.125),
+    ):
+        found = [factors[id(p)] for name, p in named.items() if name.startswith(part)]
+        assert found
+        assert set(found) == {factor}, part
+    assert groups[0]["lr_factor"] == 1
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"layer_decay": 0.0},
         {"name": "adamW"},
         {"learning_rate": -1.0},
         {"clip_backbone": 0.0},

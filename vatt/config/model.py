@@ -83,7 +83,7 @@ class HeadConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Settings of a classifier: dropout and a Dense on the pooled features of one modality.
+    """Settings of a classifier on the pooled features of one modality: dropout and a Dense.
 
     Args:
         modality: Modality of the features; an image is a video with the frames of one patch.
@@ -91,12 +91,15 @@ class ClassifierConfig:
         dropout: Dropout rate of the features: 0.5 for video, 0 for audio [C].
         multi_label: Whether a clip may have several labels (AudioSet): uses sigmoid instead of
             softmax, and a bias that starts at −log(num_classes − 1).
+        standardize: Whether features are standardised first: a BatchNorm without weights, as in
+            linear probes. Features of files may be nearly parallel; a Dense on them learns little.
     """
 
     modality: Literal["video", "audio"] = "video"
     num_classes: int
     dropout: float = 0.5
     multi_label: bool = False
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         """Refuses fewer than two classes, and rates out of range."""

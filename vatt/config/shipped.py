@@ -80,13 +80,29 @@ def given_values(args: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path in config_paths(args):
         values |= _nested_values(read_settings(path))
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in zip(args, [*args[1:], ""], strict=False):
         key, separator, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key != "config":
             values[key] = value = value if separator else following
             with contextlib.suppress(yaml.YAMLError):
                 values |= _nested_values({key: yaml.safe_load(value)})
     return values
+
+
+def recipe_and_own(args: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values that shipped configurations set, and those that the user sets, by dotted key.
+
+    Args:
+        args: Arguments with paths of configurations (`with_config_paths`).
+    """
+    shipped = {path.resolve() for path in shipped_configs().values()}
+    parts: tuple[list[str], list[str]] = ([], [])
+    for first, argument in zip(["", *args], args, strict=False):
+        named = argument if first in CONFIG_OPTIONS else argument.partition("--config=")[2]
+        if argument not in CONFIG_OPTIONS:
+            part = parts[Path(named).resolve() not in shipped]
+            part += ["--config", named] if named else [argument]
+    return given_values(parts[0]), given_values(parts[1])
 
 
 def _nested_values(content: Any, prefix: str = "") -> dict[str, Any]:

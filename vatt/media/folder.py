@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 from vatt.errors import ShardError
 from vatt.media.source import is_web
 
+SOUND_EXTENSIONS = ("m4a", "mp3", "wav", "flac", "ogg", "opus", "aac", "wma")
 # Of a sample with several media, the one whose extension comes first here counts.
 MEDIA_EXTENSIONS = (
     *("mp4", "webm", "mkv", "mov", "avi", "m4v", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp"),
-    *("gif", "m4a", "mp3", "wav", "flac", "ogg", "opus", "aac", "wma"),
+    *("gif", *SOUND_EXTENSIONS),
     *("jpg", "jpeg", "png", "webp", "bmp"),
 )
 
@@ -59,8 +60,17 @@ def names_media(text: str) -> bool:
     return " " not in text and _is_media(text)
 
 
+def is_sound(name: str) -> bool:
+    """Whether a name has an extension of files of sound."""
+    return _extension(name) in SOUND_EXTENSIONS
+
+
 def _is_media(name: str) -> bool:
-    return PurePosixPath(name).suffix[1:].lower() in MEDIA_EXTENSIONS
+    return _extension(name) in MEDIA_EXTENSIONS
+
+
+def _extension(name: str) -> str:
+    return PurePosixPath(name).suffix[1:].lower()
 
 
 def _walk_files(folder: Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ from vatt.network.layers import TRUNCATED_STD, truncated_normal
 from vatt.system.ranks import sum_over_ranks
 
 BATCH_NORM_EPS = 1e-5
+STANDARDIZE_EPS = 1e-12  # variance of features of size 1 that are equal but for rounding: 1e-14
 BATCH_NORM_MOMENTUM = 0.1  # torch's convention; 0.9 in TensorFlow's
 
 
@@ -66,6 +67,53 @@ class BatchNorm(nn.Module):
         for running, new in ((self.running_mean, mean), (self.running_variance, variance)):
             new = torch.where(seen, new.to(running.dtype), running)
             running.lerp_(new, BATCH_NORM_MOMENTUM)
+
+
+class Standardize(nn.Module):
+    """BatchNorm without weights for features whose spread is small beside their size.
+
+    The variance is taken around the mean, with a tiny epsilon, because `E[x²] − E[x]²` of nearly
+    parallel features is rounding. Until ten batches are seen the running statistics are plain
+    means, so that a run of a few steps does not keep the initial ones.
+
+    Source: the linear probes of He et al., "Masked Autoencoders", 2022, appendix A.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+    num_batches: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_variance", torch.ones(width))
+        self.register_buffer("num_batches", torch.zeros(()))  # a float: averages of weights take it
+
+    def reset_parameters(self) -> None:
+        """Resets to the identity."""
+        for zeros in (self.running_mean, self.num_batches):
+            nn.init.zeros_(zeros)
+        nn.init.ones_(self.running_variance)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float `[rows, D]` → float32 `[rows, D]`; training uses the rows of all ranks."""
+        x = at_least_float32(x)
+        mean, variance = self.running_mean, self.running_variance
+        if self.training:
+            num_rows = sum_over_ranks(x.new_full((1,), float(x.shape[0]))).clamp(min=1)
+            mean = sum_over_ranks(x.sum(dim=0)) / num_rows
+            variance = sum_over_ranks((x - mean).square().sum(dim=0)) / num_rows
+            self._update(mean.detach(), variance.detach(), num_rows.detach() > 1)
+        return (x - mean) * (variance + STANDARDIZE_EPS).rsqrt()
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:
+        """Updates the running statistics, unless there was no second row."""
+        self.num_batches.add_(seen.to(self.num_batches.dtype)[0])
+        share = self.num_batches.clamp(min=1).reciprocal().clamp(min=BATCH_NORM_MOMENTUM)
+        for running, new in ((self.running_mean, mean), (self.running_variance, variance)):
+            new = torch.where(seen, new.to(running.dtype), running)
+            running.lerp_(new, share.to(running.dtype))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -188,7 +236,7 @@ def all_spaces(head: FACHead | JointHead, modality: str, features: Tensor) -> di
 
 
 class Classifier(nn.Module):
-    """Dropout and Dense on pooled features.
+    """Dropout and Dense on pooled features, which may be standardised first.
 
     Source: google-research/vatt `modeling/backbones/video/factory.py` and `audio/factory.py`.
     """
@@ -196,12 +244,15 @@ class Classifier(nn.Module):
     def __init__(self, config: ClassifierConfig, d_features: int) -> None:
         super().__init__()
         self.config = config
+        self.standardize = Standardize(d_features) if config.standardize else None
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(d_features, config.num_classes)
         self.reset_parameters()
 
     def forward(self, features: Tensor) -> Tensor:
         """Float `[B, D]` → logits float32 `[B, num_classes]`."""
+        if self.standardize is not None:  # gives float32 to a half model
+            features = self.standardize(features).to(self.linear.weight.dtype)
         return at_least_float32(self.linear(self.dropout(features)))
 
     def reset_parameters(self) -> None:

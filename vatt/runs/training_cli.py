@@ -32,7 +32,7 @@ from vatt.runs.checkpoint import (
     KeepCheckpoints,
     RunCheckpoint,
 )
-from vatt.runs.classifier_defaults import with_classifier
+from vatt.runs.classifier_defaults import training_set, with_classifier
 from vatt.runs.data_package import refuse_other_package
 from vatt.runs.data_report import DataReport
 from vatt.runs.explain import explain
@@ -42,6 +42,7 @@ from vatt.runs.media_log import MediaLog
 from vatt.runs.metrics_csv import MetricsCsv
 from vatt.runs.moved import keep_old_class_paths
 from vatt.runs.progress import TrainingProgress, fit_summary, metric_lines
+from vatt.runs.run_length import run_length
 from vatt.runs.steps import EndOfRun, StepClock, StepSeed, TimeBudget
 from vatt.runs.stopping import StopOnSignal
 from vatt.runs.weight_average import WeightAverage
@@ -77,6 +78,8 @@ class RunConfig:
         dir: Run folder. None: a new one under `runs/`, named by configuration and time.
         time_budget_seconds: Maximum training time. The learning-rate schedule is completed within
             it. None: no limit, only `trainer.max_steps`.
+        max_passes: Maximum number of passes over labelled files, where neither steps nor time are
+            set beside a shipped configuration. None: no limit.
         checkpoint_every_n_steps: Steps from one write of `checkpoints/last.ckpt` to the next.
         keep_checkpoints: Checkpoints that the run keeps besides it.
         ema_decay: Decay of a moving average of the weights; 0.999 averages over about 1000 steps.
@@ -91,6 +94,7 @@ class RunConfig:
 
     dir: str | None = None
     time_budget_seconds: float | None = None
+    max_passes: int | None = None
     checkpoint_every_n_steps: int = 500
     keep_checkpoints: KeepCheckpoints = KeepCheckpoints()  # noqa: RUF009  # frozen
     ema_decay: float | None = None
@@ -143,8 +147,11 @@ class TrainingCLI(LightningCLI):
         """Parses the arguments; reports an error as one sentence."""
         given = given_values(self._args)
         _refuse_linked_keys(given)
+        files = training_set(args[0], given)
+        length, self._length_line = run_length(self._args, given, files)
+        settings = [f"--{name}={value}" for name, value in length.items()]
         try:
-            self.config = parser.parse_args(with_classifier(args, given))
+            self.config = parser.parse_args([*with_classifier(args, given, files), *settings])
         except ArgumentError as error:
             refuse_other_package(str(error))
             raise UserError(explain(str(error), self._known_keys()), 2) from error
@@ -207,6 +214,8 @@ class TrainingCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains; ignores reader processes killed by the signal that ends the run."""
+        if self._length_line and self.trainer.is_global_zero:
+            print(self._length_line, file=sys.stderr)
         with self.stop.listening():
             try:
                 self.trainer.fit(**kwargs)
@@ -255,10 +264,12 @@ class TrainingCLI(LightningCLI):
         self._evaluate("test", "test", kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        """Writes the predictions for a set beside the checkpoint."""
+        """Writes the predictions for a set into the checkpoint's run folder, else beside it."""
         kwargs["return_predictions"] = True
         parts = self.trainer.predict(**kwargs)
-        message = self.model.save_predictions(parts, Path(self._of("ckpt_path")).parent)
+        folder = Path(self._of("ckpt_path")).parent
+        folder = folder.parent if folder.name == CHECKPOINTS else folder
+        message = self.model.save_predictions(parts, folder)
         if self.trainer.is_global_zero:
             print(message)
 

@@ -3,11 +3,13 @@
 Source: paper section 4.2 and appendix; google-research/vatt `experiments/finetune.py`.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from vatt.batch import LabelledBatch
@@ -24,7 +26,11 @@ from vatt.training.module import TrainingModule, join_ranks
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
 from vatt.training.rank_forward import forward_on_rank
 
+logger = logging.getLogger(__name__)
+
 SHOWN_CLASSES = 5  # of each file, in predictions
+LEAST_FILES = 10  # without labels, of which all may not get the same class without a warning
+LEAST_STEPS, LEAST_FALL = 30, 0.99  # of a run, whose last ten losses are compared with the first
 
 
 class FinetuneModule(TrainingModule):
@@ -62,6 +68,8 @@ class FinetuneModule(TrainingModule):
         self.classifier = model.classifier
         self.label_smoothing = label_smoothing
         self.frozen = frozen
+        self._told = False  # that all files get the same class
+        self._first_and_last: tuple[Tensor, Tensor] | None = None  # mean losses of ten steps
         for part in self._frozen_parts():
             part.requires_grad_(False)
 
@@ -111,7 +119,7 @@ class FinetuneModule(TrainingModule):
         """Writes the results of `predict_step` for a set as `predictions.csv`.
 
         The file lists the best classes of each file with their probabilities; unreadable files have
-        none.
+        none. Where labels are known, the metrics are told, too.
 
         Returns:
             A line that tells the user what was written.
@@ -119,18 +127,69 @@ class FinetuneModule(TrainingModule):
         table = join_ranks(gather_objects(concatenate([ScoreTable(**part) for part in parts])))
         classes = getattr(cast(Any, self.trainer).datamodule, "run_classes", None)
         names = classes.names if classes else [str(n) for n in range(table.logits.shape[1])]
-        shares = probabilities(table.logits, multi_label=self.classifier.multi_label)
-        best = shares.topk(min(SHOWN_CLASSES, shares.shape[1]), dim=1)
+        scores = probabilities(table.logits, multi_label=self.classifier.multi_label)
+        best = scores.topk(min(SHOWN_CLASSES, scores.shape[1]), dim=1)
         ranks = range(1, best.values.shape[1] + 1)
-        rows = [["file", *(f"{what}{n}" for n in ranks for what in ("class", "share"))]]
+        rows = [["file", *(f"{what}{n}" for n in ranks for what in ("class", "probability"))]]
         for row, key in enumerate(table.keys):
             pairs = zip(best.indices[row].tolist(), best.values[row].tolist(), strict=True)
-            found = [cell for number, share in pairs for cell in (names[number], f"{share:.6f}")]
+            found = [cell for number, value in pairs for cell in (names[number], f"{value:.6f}")]
             rows.append([key, *(found if table.present[row] else [])])
         out = folder / "predictions.csv"
         if rank() == 0:
             write_rows(out, rows)
-        return f"predictions for {int(table.present.sum())} files: {out}"
+        return f"predictions for {self._summary(table)}: {out}"
+
+    def _summary(self, table: "ScoreTable") -> str:
+        """Number of files, with metrics if labels are known; warns as validation does."""
+        num_read = int(table.present.sum())
+        parts = [f"{num_read} files"]
+        if num_read < len(table):
+            parts.append(f"{len(table) - num_read} could not be read")
+        if bool(table.labels.any()):
+            metrics = self.measure(table)
+            shown = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "AUC": "AUC"}
+            parts += [f"{shown[key]} {metrics[key]:.1f}" for key in shown if key in metrics]
+            self.judge(metrics)
+        elif num_read >= LEAST_FILES and not self.classifier.multi_label:
+            chosen = table.logits[table.present].argmax(dim=1)
+            self._tell_of_one_answer(num_read, len(chosen.unique()))
+        return ", ".join(parts)
+
+    def judge(self, metrics: Mapping[str, float]) -> None:
+        """Warns if all files get the same class; while training, once and in its second half."""
+        fits = self._trainer is not None and self._trainer.state.fn == "fit"
+        if metrics.get("top1", 100.0) < 100 and not (fits and self.progress < 0.5):
+            self._tell_of_one_answer(int(metrics["num_clips"]), int(metrics["num_answers"]))
+
+    def _tell_of_one_answer(self, num_files: int, num_answers: int) -> None:
+        if num_files > 1 and num_answers == 1 and not self._told:
+            self._told = True
+            self._warn(f"all {num_files} files get the same class")
+
+    def check_losses(self) -> None:
+        """Checks the losses since the last check; notes their mean for the end of training."""
+        losses = [one.total for one in self._losses]
+        super().check_losses()
+        if losses:
+            mean = torch.stack(losses).mean()
+            self._first_and_last = (self._first_and_last or (mean, mean))[0], mean
+
+    def on_train_end(self) -> None:
+        """Checks the last losses, and warns if the loss of the run has not fallen."""
+        super().on_train_end()
+        if self._first_and_last is None or self.global_step < LEAST_STEPS:
+            return
+        first, last = map(float, self._first_and_last)
+        if self.trainer.ckpt_path is None and last > LEAST_FALL * first:
+            self._warn(f"the loss did not fall: {first:.3f} at first, {last:.3f} at the end")
+
+    def _warn(self, finding: str) -> None:
+        remedy = "train longer (--steps), try another --learning-rate, and check the labels"
+        if not self.classifier.standardize:
+            remedy = f"set model.init_args.model.classifier.standardize to true, {remedy}"
+        if rank() == 0:
+            logger.warning("%s: the classifier has hardly learned. Remedy: %s", finding, remedy)
 
     def _logits(self, batch: LabelledBatch) -> Tensor:
         logits = forward_on_rank(self.network, batch).logits
@@ -156,6 +215,7 @@ class FinetuneModule(TrainingModule):
             return counts
         if self.classifier.multi_label:
             return {**counts, **multi_label_metrics(seen.logits, seen.labels)}
+        counts["num_answers"] = float(len(seen.logits.argmax(dim=1).unique()))
         loss = classification_loss(seen.logits, seen.labels, multi_label=False)
         metrics = single_label_metrics(seen.logits, seen.labels)
         return {**counts, "loss": float(loss), **metrics}

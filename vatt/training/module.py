@@ -214,7 +214,8 @@ class TrainingModule(LightningModule):
             self.check_losses()
         factor = learning_rate_factor(self.schedule, self.progress)
         for group in self._optimizer().param_groups:
-            group["lr"] = self.optimizer_config.learning_rate * factor
+            rate = self.optimizer_config.learning_rate * factor
+            group["lr"] = rate * group.get("lr_factor", 1.0)
 
     def log(self, name: str, value: Any, *args: Any, **options: Any) -> None:
         """Logs a value; a number stays on the host.
@@ -299,9 +300,13 @@ class TrainingModule(LightningModule):
         """Logs the metrics of the whole set."""
         self._log_metrics("test")
 
+    def judge(self, metrics: Mapping[str, float]) -> None:
+        """Warns of metrics of a whole set that tell of a model which learns nothing."""
+
     def _log_metrics(self, prefix: str) -> None:
         tables, self._tables = self._tables, []
         metrics = measure_set(tables, self.measure)
+        self.judge(metrics)
         values = {f"{prefix}/{name}": value for name, value in metrics.items()}
         self.log_dict(values, sync_dist=world_size() > 1)  # the same on every rank
 
@@ -388,7 +393,7 @@ class TrainingModule(LightningModule):
         names = checkpoint.get("state_dict", {})  # FSDP2 keeps it apart
         try:
             for state in checkpoint.get("optimizer_states", []):
-                reorder_state(state, self, names)
+                reorder_state(state, self, names, self.optimizer_config.layer_decay)
                 for group in state["param_groups"]:
                     if "fused" in group:  # some older runs of mixed precision were without
                         group["fused"] = True

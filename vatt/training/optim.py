@@ -4,7 +4,7 @@ Source: paper section 4.1 and appendix; google-research/vatt `configs/experiment
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,6 +36,10 @@ class OptimizerConfig:
             by the number of replicas R, before the sum, so the mean gradient may have R times the
             norm. With R here, steps are those of [C] unless the gradient of a single replica is
             beyond the limit. 1 is ours: it clips far more often.
+        layer_decay: Factor, in (0, 1], of the learning rate from each transformer block to the one
+            below; the last one, the first of this factor, comes below the head. Deep pre-trained
+            blocks are then hardly changed. 1: the same rate everywhere. Source: Bao et al.,
+            "BEiT", 2022, and He et al., "Masked Autoencoders", 2022.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -47,6 +51,7 @@ class OptimizerConfig:
     clip_backbone: float | None = None
     clip_head: float | None = None
     clip_replicas: int = 1
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuses unknown optimisers and values out of range."""
@@ -58,6 +63,8 @@ class OptimizerConfig:
             )
         if self.clip_replicas < 1:
             raise UserError(f"optimizer.clip_replicas must be at least 1, got {self.clip_replicas}")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"optimizer.layer_decay must be in (0, 1], got {self.layer_decay}")
         for name in ("clip_backbone", "clip_head"):
             norm = getattr(self, name)
             if norm is not None and norm <= 0:
@@ -105,7 +112,8 @@ class ScheduleConfig:
         if not 0 <= self.warmup_steps < self.total_steps:
             raise UserError(
                 f"schedule needs 0 <= warmup_steps ({self.warmup_steps}) < max_steps "
-                f"({self.total_steps}, from trainer.max_steps)"
+                f"({self.total_steps}, from trainer.max_steps): "
+                "set --model.init_args.schedule.warmup_steps"
             )
         if not 0 <= self.constant_until < 1:
             raise UserError(f"schedule.constant_until must be in [0, 1), got {self.constant_until}")
@@ -139,22 +147,51 @@ def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
     return config.final_factor + (1 - config.final_factor) * falling
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: with decay and without.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: with weight decay and without, for each `lr_factor`.
 
     Weights of linear layers and word vectors decay; biases, norms, positions, AGG, T5's relative
-    bias and temperatures do not.
+    bias and temperatures do not. Without `layer_decay` there are two groups, which may be empty.
     """
     decayed = {
         id(module.weight)
         for module in model.modules()
         if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, RelativeBias)
     }
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if layer_decay == 1:
+        return _by_decay([p for _, p in trainable], decayed, weight_decay)
+    stacks = {n: len(m) for n, m in model.named_modules() if n.endswith(".blocks")}
+    depths = {name: _depth(name, stacks) for name, _ in trainable}
+    groups: list[dict[str, Any]] = []
+    for depth in sorted(set(depths.values())):
+        here = _by_decay([p for n, p in trainable if depths[n] == depth], decayed, weight_decay)
+        groups += [{**group, "lr_factor": layer_decay**depth} for group in here]
+    return groups
+
+
+def _by_decay(
+    parameters: list[nn.Parameter], decayed: set[int], weight_decay: float
+) -> list[dict[str, Any]]:
     return [
-        {"params": [p for p in trainable if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _depth(name: str, stacks: Mapping[str, int]) -> int:
+    """Depth of a parameter: 0 for heads, 1 for the last of the blocks, then down to the tokens.
+
+    Args:
+        name: Name of the parameter.
+        stacks: Number of blocks by the name of their list.
+    """
+    stack, is_block, rest = name.partition(".blocks.")
+    if is_block:
+        return stacks[f"{stack}.blocks"] - int(rest.partition(".")[0])
+    return 1 + max(stacks.values()) if "_tokens." in name else 0
 
 
 class KerasAdam(torch.optim.Adam):
@@ -229,7 +266,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
     Adam updates all parameters in one kernel, in every precision.
     """
-    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return KerasSGD(groups, lr=config.learning_rate, momentum=config.momentum)
     kind = torch.optim.AdamW if config.name == "adamw" else KerasAdam
@@ -242,7 +280,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     return optimizer
 
 
-def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable[str]) -> None:
+def reorder_state(
+    state: dict[str, Any],
+    model: nn.Module,
+    saved_names: Iterable[str],
+    layer_decay: float = 1.0,
+) -> None:
     """Sorts the state of an optimiser into the present order of the parameters of `model`.
 
     torch finds the state of a parameter by its index only and compares no shapes. It would silently
@@ -254,6 +297,7 @@ def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable
             keys (FSDP2) is not changed.
         model: Model whose parameters the optimiser updates.
         saved_names: Keys of the saved model's state dict, in order.
+        layer_decay: That of the optimiser.
 
     Raises:
         CheckpointError: a parameter and its state differ in shape.
@@ -263,7 +307,8 @@ def reorder_state(state: dict[str, Any], model: nn.Module, saved_names: Iterable
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     places = {name: place for place, name in enumerate(saved_names)}
     moved: dict[int, Any] = {}
-    groups = [group["params"] for group in parameter_groups(model, 0.0) if group["params"]]
+    all_groups = parameter_groups(model, 0.0, layer_decay)
+    groups = [group["params"] for group in all_groups if group["params"]]
     for saved, now in zip(state["param_groups"], groups, strict=False):  # torch refuses other sizes
         then = sorted(now, key=lambda parameter: places.get(names[id(parameter)], len(places)))
         indices = {id(parameter): i for parameter, i in zip(then, saved["params"], strict=False)}
