@@ -1,7 +1,27 @@
 """Video-audio-text transformers (VATT): train them, evaluate them, use their features.
 
-`__init__.pyi` lists the public names. They load on first use, so that `import vatt` and
-`vatt --help` need no torch.
+Example:
+    >>> import vatt
+    >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo")  # a run, a model folder, org/name
+    >>> query = fx.encode("a dog barks")  # float32 [D]
+    >>> cosines = fx.encode(["dog.mp4", "bark.wav", "photo.png"]) @ query  # [3]
+    >>> hits = vatt.Index("index").search("a dog barks")  # moments of many files
+
+Features and search:
+    FeatureExtractor, Features, Tokenizer, Index, IndexOptions, Hit, MtebModel
+Models and their loss:
+    VATT, VATTOutput, Batch, preset, as_classifier, load_model, save_model, export_model,
+    ContrastiveLoss, LossConfig
+Settings of models:
+    VATTConfig, VideoConfig, AudioConfig, SpectrogramConfig, TextConfig, EncoderConfig, HeadConfig,
+    ClassifierConfig
+Media and shards:
+    probe, read_clip, read_frames, read_waveform, read_view, Clip, View, ShardSet, ShardWriter
+Errors:
+    VattError, UserError, MediaError, ShardError, CheckpointError, ConversionError
+
+`vatt --help` lists the commands. The names load on first use (`__init__.pyi`), so that `import
+vatt` and `vatt --help` need no torch.
 """
 
 import lazy_loader

@@ -36,7 +36,7 @@ from .network.model import VATTOutput as VATTOutput
 from .preprocess.tokenizer import Tokenizer as Tokenizer
 from .preprocess.view import View as View
 from .preprocess.view import read_view as read_view
-from .search.index import Hit as Hit
+from .search.hits import Hit as Hit
 from .search.index import Index as Index
 from .shards.shard_set import ShardSet as ShardSet
 from .shards.writer import ShardWriter as ShardWriter

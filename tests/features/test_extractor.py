@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pickle
+import re
 import weakref
 import zipfile
 from collections.abc import Iterator
@@ -588,6 +589,15 @@ def test_features_say_what_they_are_and_are_tables(
     assert len(table) == len(features)
     assert list(table["start_seconds"]) == features.start_seconds.tolist()
     assert np.array_equal(np.stack(table["video_vt"]), features["video_vt"].numpy())
+
+
+def test_features_are_a_table_in_a_notebook(extractor: FeatureExtractor, media: Path) -> None:
+    shown = extractor.extract(media / "short_sound.mp4", hop_seconds=0.2)._repr_html_()
+    assert "&#x27;, 12 windows until 3 s, video_va [24]" in shown
+    assert shown.count("<tr>") == 1 + 10
+    assert re.search(r"<td[^>]*> *0\.20</td>", shown)
+    assert "audio_coverage" in shown
+    assert "and 2 more windows" in shown
 
 
 def test_what_a_model_lacks_is_named(tokenizer: Tokenizer) -> None:

@@ -1,5 +1,6 @@
 """Imports that must wait until they are needed, and names that must stay."""
 
+import pydoc
 import subprocess
 import sys
 from importlib import import_module
@@ -49,6 +50,18 @@ def test_public_names_resolve() -> None:
         _ = vatt.VAT
     with pytest.raises(ImportError):
         from vatt import VAT  # noqa: F401
+
+
+def test_help_of_the_package_begins_with_an_example_and_its_public_names() -> None:
+    words = vatt.__doc__.replace("\n", " ").replace(",", " ").split()
+    assert [name for name in vatt.__all__ if name not in words] == []
+    named = vatt.__doc__.split("Features and search:")[1].split("`vatt --help`")[0]
+    listed = [word.strip(",") for word in named.split() if not word.endswith(":")]
+    titles = ["Models", "and", "their", "loss", "Settings", "of", "models", "Media", "shards"]
+    assert [one for one in listed if one not in vatt.__all__ and one not in titles] == []
+    shown = pydoc.plaintext.document(vatt, "vatt")
+    assert shown.index("vatt.FeatureExtractor.from_pretrained") < shown.index("PACKAGE CONTENTS")
+    assert not {"Any", "TYPE_CHECKING", "import_module", "lazy_loader"} & set(dir(vatt))
 
 
 @pytest.mark.parametrize("room", ["config", "media", "preprocess", "shards", "features", "search"])

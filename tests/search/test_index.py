@@ -4,6 +4,7 @@ import base64
 import fcntl
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -31,7 +32,8 @@ from vatt.features.folders import FeatureFolder
 from vatt.media.clip import probe
 from vatt.search.answer import clock
 from vatt.search.files import RowWriter, read_index_json
-from vatt.search.page import encode_tile
+from vatt.search.hits import Hits
+from vatt.search.page import NOTEBOOK_HITS, encode_tile
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -200,6 +202,36 @@ def test_python_gives_what_the_command_gives(
     with pytest.raises(ValueError, match="k must be at least 1, got 0"):
         index.search(text="a dog", k=0)
     assert vatt.Hit is type(found[0])
+
+
+def test_hits_play_in_a_notebook_and_are_a_table(built: Path, media: Path, tmp_path: Path) -> None:
+    hits = Index(built).search("a red ring", k=3)
+    shown = hits._repr_html_()
+    assert shown.count("<video controls") == 3
+    content = base64.b64decode(re.search(r'"data:video/mp4;base64,([^"]+)"', shown)[1])
+    assert probe(content).duration_seconds == pytest.approx(
+        hits[0].end_seconds - hits[0].start_seconds, abs=0.15
+    )
+    for hit in hits:
+        assert hit.source in shown
+        assert f"{hit.score:.3f}" in shown
+    assert str(media) not in shown  # as it may be shared
+    for some in (hits[:2], pickle.loads(pickle.dumps(hits))[:2]):
+        assert some == list(hits)[:2]
+        assert some._repr_html_().count("<video controls") == 2
+    table = hits.to_pandas()
+    assert table.to_dict("records") == [asdict(hit) for hit in hits]
+    assert list(hits[:0].to_pandas()) == list(asdict(hits[0]))
+    assert "no hits" in hits[:0]._repr_html_()
+
+
+def test_hits_that_do_not_play_in_a_notebook_say_why(built: Path, tmp_path: Path) -> None:
+    hits = Index(built, media=tmp_path).search("a red ring", k=12)
+    shown = hits._repr_html_()
+    assert shown.count("does not play: ") == NOTEBOOK_HITS
+    assert "<video" not in shown
+    assert "and 2 more" in shown
+    assert "&lt;b&gt;" in Hits([replace(hits[0], source="<b>")])._repr_html_()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "parquet"])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FORMATS = ("npz", "safetensors")
 _TIMES = ("start_seconds", "end_seconds")
 COVERAGE = "_coverage"
+MOST_SHOWN = 10  # windows, in a notebook
 _METADATA = "metadata"  # as JSON: an entry of an npz; safetensors would shuffle several
 
 
@@ -86,6 +87,20 @@ class Features:
         tensors = {name: self._tensors()[name] for name in (*_TIMES, *self._tensors())}
         columns = {name: list(value.numpy()) for name, value in tensors.items()}
         return pandas.DataFrame(columns)
+
+    def _repr_html_(self) -> str:
+        """Table of a notebook: times and coverage of the first windows."""
+        from html import escape
+
+        from tabulate import tabulate
+
+        columns = {name: getattr(self, name) for name in _TIMES}
+        columns |= {f"{name}{COVERAGE}": value for name, value in self.coverage.items()}
+        shown = {name: value[:MOST_SHOWN].tolist() for name, value in columns.items()}
+        table = tabulate(shown, headers="keys", tablefmt="html", floatfmt=".2f", showindex=True)
+        more = len(self) - MOST_SHOWN
+        rest = f"<p>and {more} more windows</p>" if more > 0 else ""
+        return f"<p>{escape(repr(self))}</p>{table}{rest}"
 
     def __getitem__(self, name: str) -> Tensor:
         """An array by its name.

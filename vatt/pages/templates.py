@@ -40,8 +40,18 @@ def write_html(path: Path, template: str, **values: Any) -> None:
         template: Name of the template.
         values: Variables of the template; a missing one raises an error.
     """
-    page = _environment().get_template(template).render(values)
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(path, render(template, **values).encode("utf-8"))
+
+
+def render(template: str, **values: Any) -> str:
+    """Text of a page, or of a part of one.
+
+    Args:
+        template: Name of the template.
+        values: Variables of the template; a missing one raises an error.
+    """
+    text: str = _environment().get_template(template).render(values)
+    return text
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from vatt.search.index import Hit
+from vatt.search.hits import Hit
 
 
 @dataclass(frozen=True, kw_only=True)

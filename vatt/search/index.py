@@ -2,7 +2,6 @@
 
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,11 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from vatt.config.options import IndexOptions
 from vatt.errors import UserError
-from vatt.features.media_places import MEDIA, OFFSET, SIZE, find_described
+from vatt.features.media_places import MEDIA, OFFSET, SIZE
 from vatt.media.source import FileRange
 from vatt.search.approximate import approximate_rows, open_approximate
 from vatt.search.exact import nearest_rows, unit_rows
 from vatt.search.files import SearchFiles
+from vatt.search.hits import Hit, Hits, media_of
 from vatt.search.query import Modality, Query, choose_array
 
 if TYPE_CHECKING:  # torch and PyAV, which the search for a vector does not need
@@ -26,32 +26,6 @@ if TYPE_CHECKING:  # torch and PyAV, which the search for a vector does not need
 Distinct = Literal["place", "file", "window"]
 FETCH_MORE = 4  # rows fetched per hit, since neighbours are dropped
 ROUNDING_SECONDS = 1e-6  # windows that share less do not overlap
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A window that was found.
-
-    Args:
-        source: Name of the file, as `vatt extract` called it.
-        file: Path or address of the file at that time, or of the tar that holds it; "" if the
-            features do not say.
-        offset: First byte of the file in its tar; None: no tar.
-        size: Size in bytes of the file in its tar; None: no tar.
-        start_seconds: Start of the window, from the start of the file.
-        end_seconds: End of the window, not after the end of the file.
-        score: Cosine with the query, in [-1, 1].
-        row: Row of the array that was searched.
-    """
-
-    source: str
-    file: str
-    offset: int | None
-    size: int | None
-    start_seconds: float
-    end_seconds: float
-    score: float
-    row: int
 
 
 class Index:
@@ -70,6 +44,7 @@ class Index:
         >>> index = Index("index")  # doctest: +SKIP
         >>> for hit in index.search("a dog barks", k=3):  # doctest: +SKIP
         ...     print(hit.source, hit.start_seconds, hit.score)
+        >>> index.search("a dog barks").to_pandas()  # doctest: +SKIP
     """
 
     def __init__(
@@ -161,7 +136,7 @@ class Index:
         space: str | None = None,
         distinct: Distinct = "place",
         exact: bool = False,
-    ) -> list[Hit]:
+    ) -> Hits:
         """Finds the windows nearest to one query.
 
         Args:
@@ -180,7 +155,7 @@ class Index:
             exact: Whether to compare all rows even if the index is approximate.
 
         Returns:
-            Hits, highest score first; ties by row.
+            Hits, highest score first; ties by row. A list, which a notebook shows with players.
 
         Raises:
             UserError: there is not exactly one query, it cannot be read or compared with the index,
@@ -234,7 +209,7 @@ class Index:
         distinct: Distinct = "place",
         *,
         exact: bool = False,
-    ) -> list[Hit]:
+    ) -> Hits:
         """Windows nearest to a vector `[D]` in one array; see `search`."""
         if k < 1:
             raise UserError(f"k must be at least 1, got {k}")
@@ -269,10 +244,7 @@ class Index:
         Raises:
             MediaError: the media are missing.
         """
-        place = {MEDIA: hit.file}
-        if hit.offset is not None:
-            place |= {OFFSET: str(hit.offset), SIZE: str(hit.size)}
-        return find_described(place, hit.source, self._media_folder)
+        return media_of(hit, self._media_folder)
 
     def _hits(
         self,
@@ -281,10 +253,10 @@ class Index:
         scores: NDArray[np.float64],
         distinct: Distinct,
         k: int,
-    ) -> list[Hit]:
+    ) -> Hits:
         """The first `k` hits of rows, best first, without repetitions."""
         better: dict[int, list[tuple[float, float]]] = {}  # times of the hits by file
-        hits: list[Hit] = []
+        hits = Hits(media_folder=self._media_folder)
         windows = self._files.windows(name, rows)
         for row, score, (number, start, end) in zip(
             rows.tolist(), scores.tolist(), windows, strict=True

@@ -1,6 +1,6 @@
-"""Page of a search: one file that plays the hits."""
+"""Hits that play: the page of a search, and a table in a notebook."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from vatt.errors import MediaError, ShardError
 from vatt.media.source import MediaSource
 from vatt.pages.pictures import encode_png, paint_sound
 from vatt.pages.players import MOST_SECONDS, SAMPLE_RATE, read_window
-from vatt.pages.templates import Tile, data_uri, write_html
+from vatt.pages.templates import Tile, data_uri, render, write_html
 from vatt.search.answer import Answer, clock
-from vatt.search.index import Hit
+from vatt.search.hits import Hit
 
 MEDIA_BUDGET_BYTES = 30_000_000  # of all players; base64 makes 4 bytes of 3
+NOTEBOOK_HITS = 10  # with players: each takes some 0.3 s, and its clip is saved with the notebook
 
 
 def write_page(path: Path, answer: Answer, media: Callable[[Hit], MediaSource]) -> list[str]:
@@ -26,18 +27,12 @@ def write_page(path: Path, answer: Answer, media: Callable[[Hit], MediaSource]) 
     Returns:
         Reasons why some hits do not play.
     """
-    budget, faults, tiles = MEDIA_BUDGET_BYTES, [], []
-    for place, hit in enumerate(answer.hits, 1):
-        lines = [(f"{clock(hit.start_seconds)} – {clock(hit.end_seconds)}", ""), (hit.file, "")]
-        tile = Tile()
-        try:
-            if budget <= 0:
-                raise MediaError(hit.source, "comes after as many clips as a page can hold")
-            tile = encode_tile(media(hit), hit.start_seconds, hit.end_seconds)
-            budget -= len(tile.video + tile.sound) * 3 // 4
-        except (MediaError, ShardError) as error:
-            faults.append(str(error))
-            lines.append((f"does not play: {error}", ""))
+    faults, tiles = [], []
+    for place, (hit, tile, fault) in enumerate(_players(answer.hits, media), 1):
+        lines = [(_times(hit), ""), (hit.file, "")]
+        if fault:
+            faults.append(fault)
+            lines.append((f"does not play: {fault}", ""))
         name, score = f"{place}. {hit.source}", f"{hit.score:.3f}"
         tiles.append(replace(tile, name=name, value=score, lines=lines))
     query = None
@@ -55,6 +50,43 @@ def write_page(path: Path, answer: Answer, media: Callable[[Hit], MediaSource]) 
         figures=(),
     )
     return faults
+
+
+def hits_html(hits: Sequence[Hit], media: Callable[[Hit], MediaSource]) -> str:
+    """Table for a notebook, as a part of a page: the first hits with players.
+
+    The clips are in the table itself: notebooks do not serve files from everywhere.
+
+    Args:
+        hits: The hits to show, best first.
+        media: Function that returns the media of a hit.
+    """
+    rows = [
+        (f"{hit.score:.3f}", _times(hit), hit.source, tile, fault)
+        for hit, tile, fault in _players(hits[:NOTEBOOK_HITS], media)
+    ]
+    return render("hits.html", rows=rows, num_more=len(hits) - len(rows))
+
+
+def _players(
+    hits: Iterable[Hit], media: Callable[[Hit], MediaSource]
+) -> Iterator[tuple[Hit, Tile, str]]:
+    """Hits with their players, or with the reason why they do not play."""
+    budget = MEDIA_BUDGET_BYTES
+    for hit in hits:
+        tile, fault = Tile(), ""
+        try:
+            if budget <= 0:
+                raise MediaError(hit.source, "comes after as many clips as a page can hold")
+            tile = encode_tile(media(hit), hit.start_seconds, hit.end_seconds)
+            budget -= len(tile.video + tile.sound) * 3 // 4
+        except (MediaError, ShardError) as error:
+            fault = str(error)
+        yield hit, tile, fault
+
+
+def _times(hit: Hit) -> str:
+    return f"{clock(hit.start_seconds)} – {clock(hit.end_seconds)}"
 
 
 def encode_tile(source: MediaSource, start_seconds: float, end_seconds: float) -> Tile:
