@@ -17,6 +17,7 @@ from vatt.data.cache import GIB, ClipCache, warm_up
 from vatt.data.clips import Geometry
 from vatt.data.loader import EvaluationLoader, PositionedLoader, StartMethod, share_of_batch
 from vatt.data.order import GlobalOrder
+from vatt.data.overlap import warning_of_overlap
 from vatt.data.prefetch import ShardPrefetch
 from vatt.data.run_tokenizer import trained_tokenizer, vocabulary_hash
 from vatt.data.samples import ClipSamples, RetrievalSamples, count_captions
@@ -157,12 +158,15 @@ class PretrainData(StreamedData):
     def open(self, stage: str | None) -> None:
         """Opens the data of a stage, once."""
         self._take_tokenizer()
-        if stage in (None, "fit") and self.train_samples is None:
+        opens_train = stage in (None, "fit") and self.train_samples is None
+        if opens_train:
             self.train_samples = self._open_train(self.run_tokenizer)
         if self.validation_folder is not None and self.validation_samples is None:
             self.validation_samples = self._open_validation(
                 self.validation_folder, self.run_tokenizer
             )
+        if opens_train and self.rank == 0:
+            self._warn_of_overlap()
 
     def warm_up_cache(self, num_workers: int = 2, show_progress: bool = True) -> None:
         """Fills the cache, so that training does not wait for decoding.
@@ -270,6 +274,14 @@ class PretrainData(StreamedData):
         num_clips = min(self.max_validation_clips or len(shards), len(shards))
         cache = self._open_cache("validation", num_clips, geometry)
         return RetrievalSamples(shards, tokenizer, geometry, cache, num_clips=num_clips)
+
+    def _warn_of_overlap(self) -> None:
+        validation = self.validation_samples
+        if validation is None:
+            return
+        warning = warning_of_overlap(self._open_sets(), validation.shards, len(validation))
+        if warning is not None:
+            logger.warning("%s", warning)
 
     def _open_cache(self, title: str, num_entries: int, geometry: Geometry) -> ClipCache | None:
         """Cache within the part of the limit that other caches have left."""

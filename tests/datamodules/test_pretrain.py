@@ -90,6 +90,19 @@ def make(train, validation):
     return make
 
 
+def test_validation_on_training_clips_is_told_once_at_the_start_of_a_fit(make, train, caplog):
+    for data in (make(), make(validation=None)):
+        data.setup("fit")
+    assert not caplog.messages
+    data = make(validation=str(train))
+    data.setup("validate")
+    assert not caplog.messages  # to measure on training clips is a choice
+    data.setup("fit")
+    data.train_dataloader()
+    (warning,) = caplog.messages
+    assert "24 of 24 validation clips are training clips as well" in warning
+
+
 class Recorder(LightningModule):
     """Keeps what it is trained on: names of the clips and a sum of all values."""
 

@@ -7,6 +7,7 @@ import torch
 
 import vatt.config.model
 from vatt.batch import Batch
+from vatt.config.spaces import DIRECTIONS
 from vatt.demo.retrieval import (
     attribute_oracle,
     demo_confusions,
@@ -15,6 +16,7 @@ from vatt.demo.retrieval import (
 )
 from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, embed, embed_batch
 from vatt.evaluation.retrieval import recall_interval, retrieval
+from vatt.network.heads import all_spaces
 from vatt.network.model import VATT
 
 COMBINATIONS = [
@@ -42,6 +44,7 @@ def make_table(num_clips=12, num_captions=3, width=8, noise=0.5, seed=0, **chang
         "audio_va": near(va),
         "video_vt": near(vt),
         "text_vt": near(vt[:, None].repeat(1, num_captions, 1)),
+        "audio_vt": near(vt),
         "video_mask": torch.ones(num_clips, dtype=torch.bool),
         "audio_mask": torch.ones(num_clips, dtype=torch.bool),
         "text_mask": torch.ones(num_clips, num_captions, dtype=torch.bool),
@@ -59,11 +62,12 @@ def place(scores, wanted):
     return int((scores > scores[wanted]).sum())
 
 
-def summary(ranks):
+def summary(ranks, queries=None, candidates=12):
     ranks = np.array(ranks)
     recalls = {f"R@{k}": 100 * float((ranks < k).mean()) for k in (1, 5, 10)}
     places = {"MedR": float(np.median(ranks)) + 1, "MeanR": float(np.mean(ranks)) + 1}
-    return pytest.approx({**recalls, **places}, abs=1e-9)
+    size = {"num_queries": queries or len(ranks), "num_candidates": candidates}
+    return pytest.approx({**recalls, **places, **size}, abs=1e-6)
 
 
 def batches_of_every_kind(config):
@@ -94,7 +98,8 @@ def test_embed_gives_unit_vectors_on_the_cpu_and_zeros_where_a_clip_lacks_someth
     assert table.text_vt.shape == (5, 3, config.head.d_vt)
     assert table.audio_mask.tolist() == [True, False, True, False, False]
     assert table.text_mask.tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0], [1, 1, 0]]
-    for name, mask in (("video_va", table.video_mask), ("audio_va", table.audio_mask)):
+    sound = table.audio_mask
+    for name, mask in (("video_va", table.video_mask), ("audio_va", sound), ("audio_vt", sound)):
         lengths = getattr(table, name).norm(dim=-1)
         assert torch.allclose(lengths, mask.float(), atol=1e-5), name
     assert torch.allclose(table.text_vt.norm(dim=-1), table.text_mask.float(), atol=1e-5)
@@ -108,7 +113,7 @@ def test_a_clip_gets_the_same_embedding_alone_or_in_a_batch():
     batch = batches_of_every_kind(config)[0]
     alone = Batch(video=batch.video[:1], audio=batch.audio[:1], text=batch.text[:1])
     table, single = embed_batch(model, batch), embed_batch(model, alone)
-    for name in ("video_va", "audio_va", "video_vt", "text_vt"):
+    for name in ("video_va", "audio_va", "video_vt", "audio_vt", "text_vt"):
         assert torch.allclose(getattr(table, name)[:1], getattr(single, name), atol=1e-5), name
 
 
@@ -120,11 +125,48 @@ def test_retrieval_equals_a_loop_over_every_query():
     assert result["text_to_video"] == summary(ranks)
     assert 0 < result["text_to_video"]["R@1"] < 100
     assert result["video_to_text"] == summary(
-        [place(text[:, k] @ video[i], i) for i in range(12) for k in range(3)]
+        [place(text[:, k] @ video[i], i) for i in range(12) for k in range(3)], queries=12
     )
+    sound = table.audio_vt
+    assert result["text_to_audio"] == summary(
+        [place(sound @ text[i, k], i) for i in range(12) for k in range(3)]
+    )
+    assert result["audio_to_text"] == summary(
+        [place(text[:, k] @ sound[i], i) for i in range(12) for k in range(3)], queries=12
+    )
+    assert result["text_to_audio"]["R@1"] not in (0, 100, result["text_to_video"]["R@1"])
     audio, seen = table.audio_va, table.video_va
     assert result["audio_to_video"] == summary([place(seen @ audio[i], i) for i in range(12)])
     assert result["video_to_audio"] == summary([place(audio @ seen[i], i) for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "modalities", "missing"),
+    [
+        ("fac", ("video", "audio", "text"), set()),
+        ("joint", ("video", "audio", "text"), set()),
+        ("joint", ("video", "audio"), {"text_to_video", "text_to_audio"}),
+        ("fac", ("video", "audio"), {"text_to_video", "text_to_audio"}),
+        ("fac", ("video", "text"), {"audio_to_video", "text_to_audio"}),
+    ],
+)
+def test_all_directions_are_measured_whose_modalities_share_a_space(kind, modalities, missing):
+    tiny = vatt.preset("tiny")
+    config = replace(tiny, modalities=modalities, head=replace(tiny.head, kind=kind))
+    model = VATT(config).eval()
+    table = embed(model, batches_of_every_kind(config))
+    reverse = {"_to_".join(reversed(direction.split("_to_"))) for direction in missing}
+    assert retrieval(table).keys() == set(DIRECTIONS) - missing - reverse
+    if modalities == ("video", "audio", "text"):
+        batch = batches_of_every_kind(config)[0]
+        with torch.no_grad():
+            sound = all_spaces(model.head, "audio", model.encode_audio(batch.audio[:1]))
+            text = model.embed_text(batch.text[0, :1])
+        space = "joint" if kind == "joint" else "vt"
+        expected = torch.nn.functional.normalize(sound[space], dim=-1)
+        assert torch.allclose(table.audio_vt[:1], expected, atol=1e-5)
+        cosine = torch.nn.functional.cosine_similarity(sound[space], text[space])
+        assert torch.allclose(table.audio_vt[0] @ table.text_vt[0, 0], cosine, atol=1e-5)
 
 
 def test_clips_without_sound_or_captions_are_neither_queries_nor_candidates():
@@ -137,18 +179,29 @@ def test_clips_without_sound_or_captions_are_neither_queries_nor_candidates():
     audio, video = table.audio_va, table.video_va
     assert result["audio_to_video"] == summary([place(video @ audio[i], i) for i in heard])
     within = [place(audio[heard] @ video[i], j) for j, i in enumerate(heard)]
-    assert result["video_to_audio"] == summary(within)
+    assert result["video_to_audio"] == summary(within, candidates=10)
     ranks = []
     for slot in range(3):
         written = [i for i in range(12) if table.text_mask[i, slot]]
         scores = table.video_vt @ table.text_vt[written, slot].T
         ranks += [place(scores[i], j) for j, i in enumerate(written)]
     assert len(ranks) == 11 + 10 + 10
-    assert result["video_to_text"] == summary(ranks)
+    # each of 11 + 10 + 10 queries guesses one of as many captions: right in 3 of 31 cases
+    assert result["video_to_text"] == summary(ranks, queries=11, candidates=31 / 3)
+    said = [i for i in heard if i != 4]
+    places = [
+        place(table.audio_vt[heard] @ table.text_vt[i, k], heard.index(i))
+        for i in said
+        for k in range(3)
+        if table.text_mask[i, k]
+    ]
+    assert len(places) == 9 * 3 - 2
+    assert result["text_to_audio"] == summary(places, candidates=10)
+    assert result["audio_to_text"]["num_queries"] == 9
 
 
 def test_directions_that_nobody_can_ask_are_left_out():
-    silent = make_table(audio_va=None, audio_mask=torch.zeros(12, dtype=torch.bool))
+    silent = make_table(audio_va=None, audio_vt=None, audio_mask=torch.zeros(12, dtype=torch.bool))
     assert list(retrieval(silent)) == ["text_to_video", "video_to_text"]
     wordless = make_table(text_mask=torch.zeros(12, 3, dtype=torch.bool))
     assert list(retrieval(wordless)) == ["audio_to_video", "video_to_audio"]
@@ -156,9 +209,10 @@ def test_directions_that_nobody_can_ask_are_left_out():
 
 def test_a_collapsed_model_and_a_nan_model_find_nothing():
     ones = torch.ones(12, 8) / 8**0.5
-    same = {"video_va": ones, "audio_va": ones, "video_vt": ones}
+    same = {"video_va": ones, "audio_va": ones, "video_vt": ones, "audio_vt": ones}
     collapsed = make_table(**same, text_vt=ones[:, None].repeat(1, 3, 1))
-    broken = make_table(video_vt=ones * torch.nan, video_va=ones * torch.nan)
+    nan = ones * torch.nan
+    broken = make_table(video_vt=nan, video_va=nan, audio_vt=nan)
     for direction in retrieval(collapsed).values():
         assert direction["R@1"] == direction["R@5"] == 0
         assert direction["MedR"] == 6.5
@@ -170,19 +224,26 @@ def test_demo_retrieval_equals_a_loop_over_captions_renderings_and_galleries():
     table, combinations, renderings = make_demo_table(noise=1.0)
     result = demo_retrieval(table, combinations, renderings)
     n = len(COMBINATIONS)
-    t2v, v2t, a2v, v2a = [], [], [], []
+    t2v, v2t, a2v, v2a, t2a, a2t = [], [], [], [], [], []
     for row, gallery in product(range(2 * n), range(2)):
         rows = slice(gallery * n, (gallery + 1) * n)
         for k in range(3):
             t2v.append(place(table.video_vt[rows] @ table.text_vt[row, k], row % n))
             v2t.append(place(table.text_vt[rows, k] @ table.video_vt[row], row % n))
+            t2a.append(place(table.audio_vt[rows] @ table.text_vt[row, k], row % n))
+            a2t.append(place(table.text_vt[rows, k] @ table.audio_vt[row], row % n))
         a2v.append(place(table.video_va[rows] @ table.audio_va[row], row % n))
         v2a.append(place(table.audio_va[rows] @ table.video_va[row], row % n))
-    ceilings = [result[d].pop("ceiling") for d in ("audio_to_video", "video_to_audio")]
+    ceilings = [row.pop("ceiling") for d, row in result.items() if "audio" in d]
     expected = {"text_to_video": t2v, "video_to_text": v2t}
     expected |= {"audio_to_video": a2v, "video_to_audio": v2a}
-    assert result == {direction: summary(ranks) for direction, ranks in expected.items()}
-    assert ceilings == [100 * 6 / 10] * 2  # 6 pairs of shape and motion for 10 combinations
+    expected |= {"text_to_audio": t2a, "audio_to_text": a2t}
+    asked = {"text": 2 * n * 3, "video": 2 * n, "audio": 2 * n}  # whatever number of galleries
+    assert result == {
+        direction: summary(ranks, queries=asked[direction.partition("_")[0]], candidates=n)
+        for direction, ranks in expected.items()
+    }
+    assert ceilings == [100 * 6 / 10] * 4  # 6 pairs of shape and motion for 10 combinations
 
 
 def test_oracles_are_the_mean_chance_of_guessing_among_what_looks_alike():

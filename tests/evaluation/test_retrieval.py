@@ -41,11 +41,12 @@ def place(scores, wanted):
     return better + (sum(score == scores[wanted] for score in scores) - 1) / 2
 
 
-def summary(ranks):
+def summary(ranks, queries, candidates):
     ranks = np.array(ranks, dtype=np.float64)
     recalls = {f"R@{k}": 100 * float(np.mean(ranks <= k - 1)) for k in (1, 5, 10)}
     expected = {**recalls, "MedR": float(np.median(ranks)) + 1, "MeanR": float(ranks.mean()) + 1}
-    return pytest.approx(expected, abs=1e-9)
+    expected |= {"num_queries": queries, "num_candidates": candidates}
+    return pytest.approx(expected, abs=1e-6)
 
 
 def windows_table(video, audio, text, masks, number):
@@ -58,6 +59,7 @@ def windows_table(video, audio, text, masks, number):
         video_va=seen * video_mask[:, None],
         audio_va=heard * audio_mask[:, None],
         video_vt=seen * video_mask[:, None],
+        audio_vt=heard * audio_mask[:, None],
         text_vt=unit * text_mask[..., None],
         video_mask=video_mask,
         audio_mask=audio_mask,
@@ -93,7 +95,7 @@ def test_both_averages_equal_a_loop_over_windows_with_ties_and_masks():
         result = retrieval(windows_table(video, audio, text, masks, number))
         seen = [i for i in range(clips) if video_mask[i]]
         heard = [i for i in range(clips) if audio_mask[i]]
-        t2v, v2t = [], []
+        t2v, v2t, t2a, a2t = [], [], [], []
         for slot in range(captions):
             written = [i for i in range(clips) if text_mask[i, slot]]
             for i in set(seen) & set(written):
@@ -101,15 +103,23 @@ def test_both_averages_equal_a_loop_over_windows_with_ties_and_masks():
                 t2v.append(place([score(video[j], caption) for j in seen], seen.index(i)))
                 scores = [score(video[i], text[j, slot][None]) for j in written]
                 v2t.append(place(scores, written.index(i)))
+            for i in set(heard) & set(written):
+                caption = text[i, slot][None]
+                t2a.append(place([score(audio[j], caption) for j in heard], heard.index(i)))
+                scores = [score(audio[i], text[j, slot][None]) for j in written]
+                a2t.append(place(scores, written.index(i)))
         both = sorted(set(seen) & set(heard))
         a2v = [place([score(video[j], audio[i]) for j in seen], seen.index(i)) for i in both]
         v2a = [place([score(video[i], audio[j]) for j in heard], heard.index(i)) for i in both]
         assert any(rank % 1 for rank in t2v)
         assert any(rank % 1 for rank in a2v)
-        assert result["text_to_video"] == summary(t2v)
-        assert result["video_to_text"] == summary(v2t)
-        assert result["audio_to_video"] == summary(a2v)
-        assert result["video_to_audio"] == summary(v2a)
+        # 13 clips have a picture, 13 a sound, 13 the first caption, 12 the second
+        assert result["text_to_video"] == summary(t2v, 23, 13)
+        assert result["video_to_text"] == summary(v2t, 12, 23 / (12 / 13 + 11 / 12))
+        assert result["audio_to_video"] == summary(a2v, 12, 13)
+        assert result["video_to_audio"] == summary(v2a, 12, 13)
+        assert result["text_to_audio"] == summary(t2a, 23, 13)
+        assert result["audio_to_text"] == summary(a2t, 12, 23 / (12 / 13 + 11 / 12))
 
 
 def test_embeddings_are_averaged_before_they_are_normalised():
@@ -308,7 +318,10 @@ def test_the_command_prints_a_table_and_writes_everything_down(
     options = ["--windows", "2", "--workers", "0", "--device", "cpu", "--seed", "7"]
     assert main(["evaluate", "retrieval", *arguments, *options]) == 0
     printed = capsys.readouterr().out
-    assert "retrieval on 24 of 24 clips" in printed
+    assert "retrieval on 24 of 24 clips listed: 24 with video, " in printed
+    texts = sum(bool(item.captions) for item in read_shard_set(tiny_shards / "train").items)
+    assert f" with audio, {texts} with text\n" in printed
+    assert "similarities: every window is compared" in printed
     content = json.loads((out / "results.json").read_text())
     assert content["num_items"] == content["num_listed"] == 24
     assert content["protocol"]["num_windows"] == 2
@@ -318,8 +331,13 @@ def test_the_command_prints_a_table_and_writes_everything_down(
     assert content["environment"].keys() >= {"git_commit", "torch", "command"}
     assert "evaluate retrieval" in content["environment"]["command"]
     rows = content["metrics"]
-    assert len(rows) == 8
-    assert all(row.keys() == {"R@1", "R@5", "R@10", "MedR", "MeanR"} for row in rows.values())
+    assert len(rows) == 12
+    columns = {"R@1", "R@5", "R@10", "MedR", "MeanR", "num_queries", "num_candidates"}
+    assert all(row.keys() == columns for row in rows.values())
+    line = next(line for line in printed.splitlines() if line.startswith("video_to_text, emb"))
+    row = rows["video_to_text, embeddings"]
+    assert (row["num_queries"], texts) == (texts, int(line.split()[-3]))
+    assert float(line.split()[-1]) == pytest.approx(100 / row["num_candidates"], rel=0.01)
     expected = evaluate_all(model_folder, tiny_shards / "train")
     assert rows["text_to_video, similarities"] == expected["similarities"]["text_to_video"]
     for name in rows:

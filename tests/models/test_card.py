@@ -50,11 +50,12 @@ ENVIRONMENT = {
     "git_commit": "abc123",
     "devices": ["NVIDIA H100"],
 }
-METRICS = """step,train/loss,val/text_to_video/R@1,val/loss
-399,2.5,50.0,
-799,2.0,60.123456,nan
-809,1.9,,
-1199,1.0,99.0,
+SIZE = "val/text_to_video/num_queries,val/text_to_video/num_candidates"
+METRICS = f"""step,train/loss,val/text_to_video/R@1,{SIZE},val/loss
+399,2.5,50.0,4.0,13.0,
+799,2.0,60.123456,4.0,13.0,nan
+809,1.9,,,,
+1199,1.0,99.0,4.0,13.0,
 """
 
 
@@ -81,7 +82,14 @@ def write_result(folder: Path, model: VATT, value: float = 41.25) -> Path:
         data={},
         num_items=3,
         num_listed=3,
-        metrics={"text_to_video, embeddings": {"R@1": value, "MedR": float("nan")}},
+        metrics={
+            "text_to_video, embeddings": {
+                "R@1": value,
+                "MedR": float("nan"),
+                "num_queries": 3,
+                "num_candidates": 2,
+            }
+        },
     )
     return write_results(results, model, "somewhere", folder)
 
@@ -113,7 +121,11 @@ def test_a_run_says_what_it_did_up_to_its_checkpoint(tmp_path: Path, model: VATT
         "versions": {"vatt": "0.1.0", "torch": "2.13.0"},
         "git_commit": "abc123",
         "steps": 810,
-        "validation": {"text_to_video/R@1": 60.1235},
+        "validation": {
+            "text_to_video/R@1": 60.1235,
+            "text_to_video/num_queries": 4.0,
+            "text_to_video/num_candidates": 13.0,
+        },
         "validation_step": 800,
     }
 
@@ -182,6 +194,11 @@ def test_the_card_of_a_run_is_filled_from_it(tmp_path: Path, model: VATT, source
     assert "| steps | 810 |" in text
     assert "after 800 steps, on `shards/validation`" in text
     assert f"| parameters | {sum(p.numel() for p in model.parameters()):,} |" in text
+    row = "| text_to_video/R@1 | 60.12 | 4 queries among 13 clips, chance 7.69 % |"
+    assert f"\n\n| | | |\n|---|---|---|\n{row}\n" in text
+    row = "| text_to_video, embeddings, R@1 | 41.25 | 3 queries among 2 clips, chance 50 % |"
+    assert f"\n\n| | | |\n|---|---|---|\n{row}\n" in text
+    assert "num_queries |" not in text
     assert "Not recorded" not in text
     assert "/home/someone" not in text
     assert (out / "tokenizer.json").is_file()

@@ -49,6 +49,7 @@ def table_of(**parts: Any) -> EmbeddingTable:
         "video_va": unit((1, 0), (0, 1), (1, 1)),
         "audio_va": unit((1, 1), (1, 0), (0, 1)),
         "video_vt": unit((1, 3), (1, 0), (1, 1)),
+        "audio_vt": unit((3, 1), (1, 0), (0, 1)),
         "text_vt": text,
         "video_mask": torch.tensor([True, True, False]),
         "audio_mask": torch.tensor([True, False, True]),
@@ -74,7 +75,7 @@ def test_run_keeps_clips_and_heat_maps_every_so_many_validations_and_sends_them(
         rows = read_table(folder)
         assert len(rows) == 8
         named = {row[column] for row in rows for column in ("frames", "video", "sound")} - {""}
-        maps = {"video-x-text.png", "video-x-audio.png"}
+        maps = {"video-x-text.png", "video-x-audio.png", "audio-x-text.png"}
         files = {path.name for path in folder.iterdir()}
         assert files == {"clips.csv", "index.html", *named, *maps}
         assert set(re.findall(r'src="([^"]+)"', (folder / "index.html").read_text())) == (
@@ -127,7 +128,7 @@ def test_media_of_a_model_without_a_modality_are_those_of_the_others(
     command = fit_arguments(tiny_shards, run, *steps, *options)
     assert main([*command, "--run.media_every_n_validations=1"]) == 0
     folder = run / "media" / "step-000002"
-    assert {path.name for path in folder.glob("video-x-*")} == maps
+    assert {path.name for path in folder.glob("*-x-*")} == maps
     first = read_table(folder)[0]
     optional = ("caption", "found 1")
     assert {name for name in optional if first[name]} == columns & set(optional)
@@ -174,9 +175,12 @@ def test_heat_maps_hold_the_clips_that_have_both_modalities() -> None:
     maps = similarity_maps(table_of())
     assert maps["video x text"] == pytest.approx(torch.tensor([[10**-0.5]]))
     assert maps["video x audio"].shape == (1, 1)
+    sound_and_words = torch.tensor([[3 * 10**-0.5, 10**-0.5], [0.0, 1.0]])
+    assert maps["audio x text"] == pytest.approx(sound_and_words)
     assert similarity_maps(table_of(text_vt=None)).keys() == {"video x audio"}
     nothing = torch.zeros(3, dtype=torch.bool)
-    assert similarity_maps(table_of(video_mask=nothing)) == {}
+    assert similarity_maps(table_of(video_mask=nothing)).keys() == {"audio x text"}
+    assert similarity_maps(table_of(video_mask=nothing, audio_vt=None)) == {}
 
 
 def test_rows_lack_the_files_of_what_a_clip_lacks(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_run_logs_what_the_command_would_say_of_its_checkpoint(tiny_shards, tm
     items = read_shard_set(tiny_shards / "train").items
     tables = embed_items(model, tokenizer, items, evaluation_plan(model, num_windows=2))
     for averaging, directions in tables.metrics().items():
-        assert len(directions) == 4
+        assert len(directions) == 6
         for direction, columns in directions.items():
             for column, value in columns.items():
                 found = float(row[f"again/{direction}/{averaging}/{column}"])

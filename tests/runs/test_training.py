@@ -20,6 +20,7 @@ from vatt.batch import Batch
 from vatt.cli import main
 from vatt.config.model import VATTConfig
 from vatt.config.presets import preset
+from vatt.config.spaces import DIRECTIONS
 from vatt.errors import CheckpointError, UserError
 from vatt.evaluation.embedding_table import EmbeddingTable
 from vatt.models.checkpoint import load_model, read_steps
@@ -53,9 +54,11 @@ def test_metrics_have_their_names_and_a_row_for_each_step(trained_run: Path) -> 
         *("perf/clips_per_second", "perf/data_wait_share", "perf/step_seconds"),
         *("data/decode_failures", "data/text_coverage", "data/audio_coverage"),
         *(f"val/text_to_video/{name}" for name in ("R@1", "R@5", "R@10", "MedR")),
-        *(f"val/{name}/R@1" for name in ("video_to_text", "audio_to_video", "video_to_audio")),
+        *(f"val/{direction}/R@1" for direction in DIRECTIONS),
     } <= rows[0].keys()
     assert [int(row["step"]) for row in rows if row["val/text_to_video/R@1"]] == [3, 7, 9]
+    names = ("num_queries", "num_candidates")
+    assert [rows[-1][f"val/video_to_audio/{name}"] for name in names] == ["16.0", "16.0"]
     assert all(0 <= float(row["perf/data_wait_share"]) <= 1 for row in rows)
 
 
@@ -182,10 +185,14 @@ def test_validate_repeats_the_metrics_of_the_last_validation(
     assert main(["validate", f"--config={config}", "--ckpt_path=last"]) == 0
     printed = capsys.readouterr().out.splitlines()
     last = read_rows(trained_run)[-1]
-    for direction in ("text_to_video", "video_to_audio"):
+    for direction in DIRECTIONS:
         title = direction.replace("_to_", " → ")
         line = next(line for line in printed if line.strip().startswith(title))
         assert f"MedR {float(last[f'val/{direction}/MedR']):5.1f}" in line
+        queries = int(float(last[f"val/{direction}/num_queries"]))
+        candidates = float(last[f"val/{direction}/num_candidates"])
+        assert f"({queries} queries among {candidates:.0f} " in line
+        assert line.endswith(f"chance {100 / candidates:.3g} %)")
 
 
 def test_predict_writes_the_embeddings_of_the_set(trained_run: Path, tmp_path: Path) -> None:

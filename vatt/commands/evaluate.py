@@ -1,6 +1,6 @@
 """The commands `vatt evaluate retrieval | linear | zero-shot | mteb`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +55,10 @@ def retrieval(
     common: EvaluateOptions,
     argv: Sequence[str],
 ) -> int:
-    """Measures retrieval between text, video and audio.
+    """Measures retrieval between text, video and audio, in all directions.
+
+    Each direction has two results: embeddings compares the mean vector of a clip's windows,
+    similarities compares every window and takes the mean.
 
     Args:
         model: Model folder, run folder, or .ckpt of a run.
@@ -89,7 +92,9 @@ def retrieval(
             for direction, row in directions.items()
         }
         protocol = {**plan.describe(), "ties": "count half each"}
-        return run.report(protocol, metrics, len(tables.embeddings), tables.faults)
+        table, counts = tables.embeddings, tables.embeddings.num_with()
+        num_with = {name: counts[name] for name in run.network.config.modalities}
+        return run.report(protocol, metrics, len(table), tables.faults, num_with=num_with)
 
 
 def linear(
@@ -313,6 +318,8 @@ class _Run:
         metrics: Any,
         num_items: int,
         faults: Sequence[Fault],
+        *,
+        num_with: Mapping[str, int] | None = None,
         **more: Any,
     ) -> int:
         """Prints and writes the results, in the first process of several."""
@@ -326,6 +333,7 @@ class _Run:
             data={**self.data.description, **more},
             num_items=num_items,
             num_listed=self.data.num_listed,
+            num_with=num_with or {},
             missing=self.data.missing,
             unreadable=faults,
             metrics=metrics,

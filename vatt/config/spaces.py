@@ -4,9 +4,30 @@ from typing import Literal, get_args
 
 from vatt.config.model import VATTConfig
 
-Direction = Literal["text_to_video", "video_to_text", "audio_to_video", "video_to_audio"]
+Direction = Literal[
+    "text_to_video",
+    "video_to_text",
+    "audio_to_video",
+    "video_to_audio",
+    "text_to_audio",
+    "audio_to_text",
+]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 Space = Literal["va", "vt", "joint"]
+CANDIDATES = {"video": "clips", "audio": "sounds", "text": "captions"}
+
+
+def search_size(direction: str, num_queries: float, num_candidates: float) -> str:
+    """Size of a search and the R@1 of guessing, such as `4 queries among 13 clips, chance 7.69 %`.
+
+    Args:
+        direction: Such as `text_to_video`.
+        num_queries: Number of queries.
+        num_candidates: Number of candidates; a mean if galleries differ in size.
+    """
+    query = "query" if num_queries == 1 else "queries"
+    among = f"{num_candidates:,.0f} {CANDIDATES[direction.rpartition('_')[2]]}"
+    return f"{num_queries:,.0f} {query} among {among}, chance {100 / num_candidates:.3g} %"
 
 
 def spaces_of(config: VATTConfig, modality: str) -> tuple[Space, ...]:

@@ -127,14 +127,14 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
     num_candidates = metrics["num_candidates"]
     columns = ("R@1", "R@5", "R@10", "MedR", "ceiling")
     rows = [
-        [name.replace("_", " "), *map(metrics[name].get, columns)]
+        [name.replace("_", " "), *map(row.get, columns), int(row["num_queries"])]
         for name in DIRECTIONS
-        if name in metrics
+        if (row := metrics.get(name))
     ]
     lines = [
         f"\nRetrieval among {num_candidates} combinations never seen in training "
         f"(chance R@1 {100 / num_candidates:.0f} %):",
-        tabulate(rows, ["", *columns[:-1], "ceiling of R@1"], "plain", ".1f"),
+        tabulate(rows, ["", *columns[:-1], "ceiling of R@1", "queries"], "plain", ".1f"),
     ]
     oracles = ", ".join(f"{name} {value:.0f}" for name, value in metrics["oracles"].items())
     lines.append(f"An oracle that knows only two attributes reaches R@1: {oracles}.")

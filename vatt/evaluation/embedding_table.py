@@ -1,4 +1,4 @@
-"""Zero-shot retrieval: embeddings of a whole set, and the metrics of the four directions.
+"""Embeddings of a whole set of clips, for retrieval between all its modalities.
 
 Shapes: `N` clips of the set, `K` captions of a clip, `D` width (the project's legend is in
 `vatt.batch`).
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vatt.batch import Batch
 from vatt.errors import UserError
+from vatt.network.heads import FACHead, at_least_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class EmbeddingTable(ClipTable):
             joint head, both spaces are the joint space.
         audio_va: float32 `[N, D_va]`.
         video_vt: float32 `[N, D_vt]`.
+        audio_vt: float32 `[N, D_vt]`; with the FAC head, sound enters this space through the last
+            step of the video head. None also if the model has no text.
         text_vt: float32 `[N, K, D_vt]`; captions that a clip lacks are zeros.
         video_mask: bool `[N]`, True if the clip has a picture.
         audio_mask: bool `[N]`, True if the clip has sound.
@@ -68,10 +71,17 @@ class EmbeddingTable(ClipTable):
     video_va: Tensor | None
     audio_va: Tensor | None
     video_vt: Tensor | None
+    audio_vt: Tensor | None = None
     text_vt: Tensor | None
     video_mask: Tensor
     audio_mask: Tensor
     text_mask: Tensor
+
+    def num_with(self) -> dict[str, int]:
+        """Number of clips with each modality."""
+        has_text = self.text_mask.any(dim=1)
+        masks = {"video": self.video_mask, "audio": self.audio_mask, "text": has_text}
+        return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
 def embed(model: nn.Module, loader: Iterable[Batch]) -> EmbeddingTable:
@@ -95,8 +105,12 @@ def embed(model: nn.Module, loader: Iterable[Batch]) -> EmbeddingTable:
 @torch.no_grad()  # not inference_mode, in which FSDP2 would gather weights for inference only
 def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
     """Table of one batch, for a validation step; the caller sets the model's mode."""
-    device = next(model.parameters()).device
-    embeddings: dict[str, Tensor] = model(batch.to(device)).embeddings
+    batch = batch.to(next(model.parameters()).device)
+    embeddings: dict[str, Tensor] = dict(model(batch).embeddings)
+    head = model.head
+    if isinstance(head, FACHead) and head.va_vt is not None and "audio_va" in embeddings:
+        beside_text = at_least_float32(head.va_to_vt(embeddings["audio_va"]))
+        embeddings["audio_vt"] = beside_text.masked_fill(~batch.masks["audio"][:, None], 0.0)
     unit = {
         name: functional.normalize(value.float(), dim=-1).cpu()
         for name, value in embeddings.items()
@@ -121,6 +135,7 @@ def table_of(
         video_va=unit.get("video_va", unit.get("video_joint")),
         audio_va=unit.get("audio_va", unit.get("audio_joint")),
         video_vt=unit.get("video_vt", unit.get("video_joint")),
+        audio_vt=unit.get("audio_vt", unit.get("audio_joint")),
         text_vt=unit.get("text_vt", unit.get("text_joint")),
         video_mask=masks.get("video", absent),
         audio_mask=masks.get("audio", absent),

@@ -15,6 +15,12 @@ from vatt.system.files import write_atomically
 from vatt.system.tables import text_table
 
 FILE_NAME = "results.json"
+FORMS = {"num_queries": ",.0f", "num_candidates": ",.0f", "chance": ".3g"}  # others have .1f
+CHANCE_EXPLAINED = "chance: R@1 of guessing, in percent"
+AVERAGINGS_EXPLAINED = (
+    "embeddings: the mean vector of a clip's windows is compared; similarities: every window is "
+    "compared, and the mean taken"
+)
 Rows = Mapping[str, Mapping[str, float]]
 
 # Published numbers: (set, arrangement of the model) → {(row, column): number}.
@@ -50,6 +56,7 @@ class Results:
         data: Paths and choices of the data.
         num_items: Number of evaluated clips (or tasks of mteb).
         num_listed: Number of clips or tasks in the annotations or on the command line.
+        num_with: Number of evaluated clips with each modality, for retrieval.
         missing: Clips without media.
         unreadable: Clips whose media cannot be read.
         metrics: Metrics by row of the table, then by column.
@@ -63,6 +70,7 @@ class Results:
     data: Mapping[str, Any]
     num_items: int
     num_listed: int
+    num_with: Mapping[str, int] = field(default_factory=dict)
     missing: Sequence[Fault] = ()
     unreadable: Sequence[Fault] = ()
     metrics: Rows = field(default_factory=dict)
@@ -137,21 +145,32 @@ def results_table(results: Results, arrangement: str) -> str:
         arrangement: Arrangement of the model, `agnostic` or `specific`.
     """
     published = published_numbers(results, arrangement)
-    columns = list(dict.fromkeys(c for row in results.metrics.values() for c in row))
+    rows = {name: _with_chance(row) for name, row in results.metrics.items()}
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
     cells = [
-        [name, *(_cell(row.get(c), published.get((name, c))) for c in columns)]
-        for name, row in results.metrics.items()
+        [name, *(_cell(c, row.get(c), published.get((name, c))) for c in columns)]
+        for name, row in rows.items()
     ]
-    table = text_table([["", *columns], *cells])
+    table = text_table([["", *(c.removeprefix("num_") for c in columns)], *cells])
     left_out = [
         *fault_lines(results.missing, "missing"),
         *fault_lines(results.unreadable, "unreadable"),
     ]
     on = f"{results.task} on {results.num_items:,} of {results.num_listed:,} {results.unit} listed"
-    note = [f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)"] if published else []
+    if results.num_with:
+        on += ": " + ", ".join(f"{count:,} with {name}" for name, count in results.num_with.items())
+    note = [AVERAGINGS_EXPLAINED] if any("similarities" in name for name in rows) else []
+    note += [CHANCE_EXPLAINED] if "chance" in columns else []
+    note += [f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)"] if published else []
     return "\n".join([on, *left_out, table, *note])
 
 
-def _cell(value: float | None, paper: float | None) -> str:
-    ours = "–" if value is None else f"{value:.1f}"
+def _with_chance(row: Mapping[str, float]) -> dict[str, float]:
+    """A row, with the R@1 of guessing if it is one of retrieval."""
+    candidates = row.get("num_candidates")
+    return {**row} if candidates is None else {**row, "chance": 100 / candidates}
+
+
+def _cell(column: str, value: float | None, paper: float | None) -> str:
+    ours = "–" if value is None else f"{value:{FORMS.get(column, '.1f')}}"
     return ours if paper is None else f"{ours} ({paper:g})"

@@ -1,4 +1,4 @@
-"""Retrieval metrics: ranks, R@k, MedR, MeanR.
+"""Retrieval metrics: ranks, R@k, MedR, MeanR, and their size and confidence.
 
 A rank is the position of the wanted candidate in descending order of scores, from 0. Shapes: `Q`
 queries, `C` candidates, `D` width (the project's legend is in `vatt.batch`).
@@ -150,6 +150,8 @@ class Search:
         queries: float `[Q, D]`.
         candidates: float `[C, D]`.
         target: int64 `[Q]`, index of each query's wanted candidate.
+        query_numbers: int64 `[Q]`, number of each query among all of the direction, which may be
+            asked in several galleries.
         query_rows: int64 `[Q]`, row of each query in the table.
         candidate_rows: int64 `[C]`, row of each candidate in the table.
     """
@@ -158,36 +160,50 @@ class Search:
     queries: Tensor
     candidates: Tensor
     target: Tensor
+    query_numbers: Tensor
     query_rows: Tensor
     candidate_rows: Tensor
 
 
 def retrieval(table: EmbeddingTable) -> dict[str, dict[str, float]]:
-    """R@1, R@5, R@10 and MedR of every direction; the only match of a clip is the clip itself.
+    """Metrics of every direction; the only match of a clip is the clip itself.
 
-    In text→video, every caption is a query. In video→text, the candidates are one caption per clip;
-    this is repeated for each caption slot, and the metrics are averaged over the slots. A clip is a
-    query if it has both modalities of the direction, and a candidate if it has the candidate's
-    modality.
+    From text, every caption is a query. To text, the candidates are one caption per clip; this is
+    repeated for each caption slot, and the metrics are averaged over the slots. A clip is a query
+    if it has both modalities of the direction, and a candidate if it has the candidate's modality.
 
     Returns:
-        `{direction: {"R@1": percent, …}}`, without directions that have no query.
+        `{direction: {"R@1": percent, …}}`, see `metrics_by_direction`, without directions that have
+        no query or whose modalities share no space.
     """
     rows = torch.arange(len(table))
     return metrics_by_direction(searches(table, labels=rows, galleries=[rows]))
 
 
 def metrics_by_direction(all_searches: Iterable[Search]) -> dict[str, dict[str, float]]:
-    """R@k and MedR of each direction, over all its searches."""
-    ranks: dict[str, list[Tensor]] = {}
+    """Metrics of each direction over all its searches, and their size.
+
+    Returns:
+        `retrieval_metrics` by direction, and `num_queries`, which counts each query once, and
+        `num_candidates`. If galleries differ in size, the latter is their harmonic mean over the
+        queries, so that guessing has an R@1 of 100 / `num_candidates` percent.
+    """
+    parts: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for search in all_searches:
-        places = embedding_ranks(search.queries, search.candidates, search.target)
-        ranks.setdefault(search.direction, []).append(places)
-    return {
-        direction: retrieval_metrics(torch.cat(ranks[direction]))
-        for direction in DIRECTIONS
-        if direction in ranks
-    }
+        ranks = embedding_ranks(search.queries, search.candidates, search.target)
+        guessed = len(ranks) / len(search.candidates)  # expected number of hits
+        parts.setdefault(search.direction, []).append((ranks, search.query_numbers, guessed))
+    metrics: dict[str, dict[str, float]] = {}
+    for direction in DIRECTIONS:
+        if direction in parts:
+            all_ranks, numbers, hits = zip(*parts[direction], strict=True)
+            ranks = torch.cat(all_ranks)
+            metrics[direction] = {
+                **retrieval_metrics(ranks),
+                "num_queries": float(len(torch.cat(numbers).unique())),
+                "num_candidates": round(len(ranks) / sum(hits), 6),
+            }
+    return metrics
 
 
 def searches(
@@ -200,23 +216,17 @@ def searches(
         labels: int64 `[N]`; the match of a query is the candidate with the same label.
         galleries: Rows of the table that are searched together.
     """
-    video_rows = table.video_mask.nonzero()[:, 0]
-    if table.video_vt is not None and table.text_vt is not None:
-        text_rows, slots = table.text_mask.nonzero(as_tuple=True)
-        captions = [
-            (table.text_vt[:, slot], table.text_mask[:, slot])
-            for slot in range(table.text_mask.shape[1])
-        ]
-        text, videos = table.text_vt[text_rows, slots], [(table.video_vt, table.video_mask)]
-        yield from _search("text_to_video", text, text_rows, videos, labels, galleries)
-        video = table.video_vt[video_rows]
-        yield from _search("video_to_text", video, video_rows, captions, labels, galleries)
-    if table.video_va is not None and table.audio_va is not None:
-        audio_rows = table.audio_mask.nonzero()[:, 0]
-        audio, videos = table.audio_va[audio_rows], [(table.video_va, table.video_mask)]
-        yield from _search("audio_to_video", audio, audio_rows, videos, labels, galleries)
-        video, sounds = table.video_va[video_rows], [(table.audio_va, table.audio_mask)]
-        yield from _search("video_to_audio", video, video_rows, sounds, labels, galleries)
+    for direction in DIRECTIONS:
+        asked, sought = direction.split("_to_")
+        space = "vt" if "text" in (asked, sought) else "va"
+        queries, candidates = (getattr(table, f"{name}_{space}") for name in (asked, sought))
+        if queries is None or candidates is None:
+            continue
+        present = getattr(table, f"{asked}_mask").nonzero(as_tuple=True)  # rows, for text slots too
+        columns = [(candidates, getattr(table, f"{sought}_mask"))]
+        if sought == "text":  # one caption per clip at a time
+            columns = [*zip(candidates.unbind(1), table.text_mask.unbind(1), strict=True)]
+        yield from _search(direction, queries[present], present[0], columns, labels, galleries)
 
 
 def _search(
@@ -239,7 +249,12 @@ def _search(
             target = place[labels[query_rows]]
             keep = target >= 0
             if keep.any():
-                answers = target[keep]
                 yield Search(
-                    direction, queries[keep], column[shown], answers, query_rows[keep], shown
+                    direction=direction,
+                    queries=queries[keep],
+                    candidates=column[shown],
+                    target=target[keep],
+                    query_numbers=keep.nonzero()[:, 0],
+                    query_rows=query_rows[keep],
+                    candidate_rows=shown,
                 )

@@ -17,6 +17,7 @@ from vatt.errors import Fault, UserError
 from vatt.evaluation.clip_views import ItemViews, ViewPlan, read_items
 from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, table_of
 from vatt.evaluation.retrieval import on_grid, retrieval
+from vatt.network.heads import all_spaces
 from vatt.network.model import VATT, place_rows
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.sets.items import Item
@@ -115,6 +116,7 @@ def _embed_batch(
     model: VATT, tokenizer: Tokenizer | None, batch: Sequence[tuple[Item, ItemViews]]
 ) -> tuple[EmbeddingTable, ...]:
     """One row per clip of a batch, by both averages; zeros if a clip lacks the modality."""
+    assert model.head is not None
     device = next(model.parameters()).device
     pairs: dict[str, tuple[Tensor, ...]] = {}
     masks: dict[str, Tensor] = {}
@@ -122,8 +124,10 @@ def _embed_batch(
         views = [getattr(read, modality) for _, read in batch]
         present = [torch.from_numpy(view) for view in views if view is not None]
         masks[modality] = mask = torch.tensor([view is not None for view in views])
-        embed = model.embed_video if modality == "video" else model.embed_audio
-        for space, rows in embed(torch.cat(present).to(device)).items() if present else ():
+        if not present:
+            continue
+        features = model.encode(modality, torch.cat(present).to(device))
+        for space, rows in all_spaces(model.head, modality, features).items():
             averages = average_windows(rows.cpu().unflatten(0, (len(present), -1)))
             pairs[f"{modality}_{space}"] = tuple(place_rows(rows, mask) for rows in averages)
     if tokenizer is not None and "text" in model.config.modalities:

@@ -4,14 +4,14 @@ The card contains facts from the model's configuration, its run and its evaluati
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import yaml
 
-from vatt.config.spaces import output_widths, spaces_of
+from vatt.config.spaces import output_widths, search_size, spaces_of
 from vatt.errors import UserError
 from vatt.models.checkpoint import weights_digest
 from vatt.models.training_facts import DECIMALS, TrainingFacts, read_run
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md")
 FACTS_KEY = "vatt"  # of the head: what a later export of the folder takes over
+SIZES = ("num_queries", "num_candidates")  # beside the metrics of retrieval, to which they belong
 WHILE_TRAINING = "validation, while training"  # the split of metrics that the run itself measured
 
 
@@ -95,13 +96,14 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
     formats = ["onnx"] if any(name.endswith(".onnx") for name in files) else []
     classifier = config.classifier
     task = f"{classifier.modality}-classification" if classifier else "feature-extraction"
+    while_training = list(_while_training(card.facts, task))
     head = ModelCardData(
         model_name=name,
         license=card.licence,
         library_name="vatt",
         pipeline_tag=task,
         tags=["vatt", *config.modalities, *formats],
-        eval_results=[*_while_training(card.facts, task), *card.measured] or None,
+        eval_results=[*while_training, *card.measured] or None,
     )
     if card.facts:
         head[FACTS_KEY] = dict(card.facts)
@@ -116,10 +118,12 @@ def write_model_card(folder: Path, model: VATT, card: Card, *, name: str) -> Non
         facts=card.facts,
         licence=card.licence,
         files=files,
+        while_training=while_training,
         evaluations=evaluations,
         num_parameters=sum(p.numel() for p in model.parameters()),
         output_widths=output_widths,
         audio_spaces=spaces_of(config, "audio"),
+        search_size=search_size,
     )
     checked = ModelCard(text)  # which reads the head back
     write_atomically(folder / CARD, str(checked).encode())
@@ -145,16 +149,26 @@ def _while_training(facts: TrainingFacts, task: str) -> Iterable["EvalResult"]:
     from huggingface_hub import EvalResult
 
     name = facts.get("validation_set", "validation set of the run")
-    for metric, value in facts.get("validation", {}).items():
+    measured = facts.get("validation", {})
+    for metric, value in measured.items():
+        direction, _, column = metric.rpartition("/")
+        if column in SIZES:
+            continue
         yield EvalResult(
             task_type=task,
             dataset_type=name,
             dataset_name=name,
             dataset_split=WHILE_TRAINING,
-            metric_type=metric.rpartition("/")[2],
+            metric_type=column,
             metric_name=metric,
             metric_value=value,
+            metric_args=_sizes({n: measured.get(f"{direction}/{n}") for n in SIZES}),
         )
+
+
+def _sizes(columns: Mapping[str, float | None]) -> dict[str, float] | None:
+    """Numbers of queries and candidates in a row of retrieval metrics; None if it lacks them."""
+    return {n: value for n in SIZES if (value := columns.get(n)) is not None} or None
 
 
 def _read_results(path: Path, model: VATT) -> list["EvalResult"]:
@@ -180,8 +194,9 @@ def _read_results(path: Path, model: VATT) -> list["EvalResult"]:
             metric_type=column,
             metric_name=f"{row}, {column}",
             metric_value=round(value, DECIMALS),
+            metric_args=_sizes(columns),
         )
         for row, columns in rows.items()
         for column, value in columns.items()
-        if value is not None
+        if value is not None and column not in SIZES
     ]

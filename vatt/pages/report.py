@@ -32,6 +32,8 @@ CARDS = {  # heading, arrow, hue
     "video_to_text": ("A clip finds its sentence", "video → text", "text"),
     "audio_to_video": ("A sound finds its clip", "audio → video", "audio"),
     "video_to_audio": ("A clip finds its sound", "video → audio", "audio"),
+    "text_to_audio": ("A sentence finds its sound", "text → audio", "video"),
+    "audio_to_text": ("A sound finds its sentence", "audio → text", "video"),
 }
 MAX_WALL = 200  # clips shown together
 MAX_FRAMES = 16  # frames shown of a clip with its attention
@@ -74,7 +76,6 @@ def write_report(path: Path, data: ReportData) -> None:
         ("linear", "Linear classifiers", linear.get("rows")),
         ("run", "This run", True),
     )
-    num_candidates = data.metrics.get("num_candidates")
     write_html(
         Path(path),
         "report.html",
@@ -82,7 +83,7 @@ def write_report(path: Path, data: ReportData) -> None:
         data=data,
         metrics=data.metrics,
         cards=CARDS,
-        chance=100 / num_candidates if num_candidates else None,
+        chances=_chances(data.metrics),
         sections={name: heading for name, heading, content in sections if content},
         examples=examples,
         num_results=NUM_RESULTS,
@@ -100,6 +101,16 @@ def write_report(path: Path, data: ReportData) -> None:
             "spaces": [_space(modalities) for modalities in data.spaces.values()],
         },
     )
+
+
+def _chances(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """R@1 of guessing by direction, in percent, where the number of candidates is known."""
+    candidates = {
+        name: metrics[name].get("num_candidates", metrics.get("num_candidates"))
+        for name in CARDS
+        if name in metrics
+    }
+    return {name: 100 / count for name, count in candidates.items() if count}
 
 
 def _without_silent_queries(
@@ -154,9 +165,11 @@ def _charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     pairs = {
         "video_text": ("video–text", "text", False),
         "video_audio": ("video–audio", "audio", False),
+        "audio_text": ("audio–text", "video", False),
     }
     lines = {
-        name: (arrow, hue, name.startswith("video")) for name, (_, arrow, hue) in CARDS.items()
+        name: (arrow, hue, name.startswith("video") or name == "audio_to_text")
+        for name, (_, arrow, hue) in CARDS.items()
     }
     # fmt: off
     charts = (

@@ -78,8 +78,9 @@ class ReportData:
     Args:
         title: Heading.
         metrics: Content of `metrics.json`: for each direction `R@1`, `R@5`, `R@10` (percent),
-            `MedR` and perhaps `ceiling`; `oracles`, percent by name; `seconds` by stage;
-            `num_candidates`; `seed`; `linear_evaluation`, as `vatt.demo.linear` gives it.
+            `MedR` and perhaps `ceiling`, `num_queries` and `num_candidates`; `oracles`, percent by
+            name; `seconds` by stage; `num_candidates`, if it is that of all directions; `seed`;
+            `linear_evaluation`, as `vatt.demo.linear` gives it.
         about: One or two sentences about the clips: their content, the combinations held out of
             training, and how the metrics are averaged.
         history: Rows of the csv log in order, such as those of `csv.DictReader`: `step` and logged

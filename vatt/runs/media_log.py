@@ -108,20 +108,22 @@ class MediaLog(Callback):
 
 
 def similarity_maps(table: EmbeddingTable) -> dict[str, Tensor]:
-    """Similarities of each clip's picture with the first caption and the sound of every clip.
+    """Similarities of pictures with first captions, pictures with sounds, sounds with captions.
 
     Returns:
         float `[n, n]` by title, for the n clips that have both modalities; no entry if there are
-        none.
+        none, or if the model has no space for both.
     """
     maps = {}
-    for title, videos, others, mask in (
-        ("video x text", table.video_vt, *_first_texts(table)),
-        ("video x audio", table.video_va, table.audio_va, table.audio_mask),
+    texts, has_text = _first_texts(table)
+    for title, rows, row_mask, columns, column_mask in (
+        ("video x text", table.video_vt, table.video_mask, texts, has_text),
+        ("video x audio", table.video_va, table.video_mask, table.audio_va, table.audio_mask),
+        ("audio x text", table.audio_vt, table.audio_mask, texts, has_text),
     ):
-        both = table.video_mask & mask
-        if videos is not None and others is not None and both.any():
-            maps[title] = videos[both] @ others[both].T
+        both = row_mask & column_mask
+        if rows is not None and columns is not None and both.any():
+            maps[title] = rows[both] @ columns[both].T
     return maps
 
 

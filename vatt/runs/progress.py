@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
-from vatt.config.spaces import DIRECTIONS
+from vatt.config.spaces import DIRECTIONS, search_size
 from vatt.system.progress import LINE_SECONDS, on_terminal
 
 REFRESH_SECONDS = 0.5
@@ -94,7 +94,7 @@ class TrainingProgress(ProgressBar):
         share = _progress(trainer, pl_module)
         title = f"step {trainer.global_step}/{trainer.max_steps}"
         values = ", ".join(
-            f"{name} {form.format(float(trainer.callback_metrics[key]))}"
+            f"{name} {form.format(float(trainer.callback_metrics[key]))}{_chance(trainer, key)}"
             for key, (name, form) in SHOWN.items()
             if key in trainer.callback_metrics
         )
@@ -109,6 +109,15 @@ class TrainingProgress(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _chance(trainer: Trainer, key: str) -> str:
+    """R@1 of guessing, to show behind an R@1; empty for other metrics."""
+    name, _, column = key.rpartition("/")
+    num_candidates = trainer.callback_metrics.get(f"{name}/num_candidates")
+    if column != "R@1" or num_candidates is None:
+        return ""
+    return f" (chance {100 / float(num_candidates):.2g})"
 
 
 def _progress(trainer: Trainer, pl_module: LightningModule) -> float:
@@ -163,14 +172,22 @@ def fit_summary(
 
 
 def metric_lines(metrics: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """Table of the retrieval and classification metrics that were logged."""
+    """Table of the retrieval and classification metrics that were logged.
+
+    Retrieval has the number of queries and candidates, and the R@1 of guessing.
+    """
     metrics = {name.removeprefix(f"{prefix}/"): value for name, value in metrics.items()}
     lines = []
     for direction in DIRECTIONS:
         row = [(k, metrics.get(f"{direction}/{k}")) for k in ("R@1", "R@5", "R@10", "MedR")]
         if all(value is not None for _, value in row):
             values = "  ".join(f"{name} {value:5.1f}" for name, value in row)
-            lines.append(f"  {direction.replace('_to_', ' → '):16} {values}")
+            size = search_size(
+                direction,
+                float(metrics[f"{direction}/num_queries"]),
+                float(metrics[f"{direction}/num_candidates"]),
+            )
+            lines.append(f"  {direction.replace('_to_', ' → '):16} {values}  ({size})")
     named = {"top1": "top-1", "top5": "top-5", "mAP": "mAP", "AUC": "AUC", "d_prime": "d'"}
     found = [f"{shown} {metrics[name]:.3g}" for name, shown in named.items() if name in metrics]
     if found:

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vatt.errors import MediaError
-from vatt.shards.index import SharedIndex
+from vatt.shards.index import MEDIA, SharedIndex
 from vatt.shards.index_file import read_index
 from vatt.shards.places import Shard, find_tars, is_remote, local_or_remote
 from vatt.shards.record import Record, read_record
@@ -66,6 +67,11 @@ class ShardSet(Sequence[Record]):
     def key(self, sample: int) -> str:
         """Name of a sample, without reading its shard."""
         return self._index.key(self._position(sample))
+
+    @property
+    def media_sizes(self) -> NDArray[np.int64]:
+        """Bytes of each sample's media, int64 `[N]`; -1 for a sample without media."""
+        return self._index.members[:, MEDIA, 1]
 
     def shard(self, sample: int) -> Shard:
         """Tar that contains a sample."""
