@@ -191,7 +191,7 @@ def _collect(
             # dts rise and dts ≤ pts: after a late one all that follows is shown after the clip. The
             # pts of a packet without dts (Matroska, after a seek) says nothing about the next one.
             seconds = -math.inf if packet.dts is None else packet.dts * video_tick
-            if seconds > video_limit:
+            if seconds > video_limit and packets.video:
                 video_done, packets.video_ended = True, False
                 audio_done = audio_done or seconds > audio_limit + INTERLEAVE_SECONDS
             else:

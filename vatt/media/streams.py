@@ -260,10 +260,12 @@ def _jump(packet: MediaPacket, after_seconds: float) -> Damage:
 def guesses_times(container: InputContainer, stream: MediaStream) -> bool:
     """Whether times after a seek are wrong, and files are read from their start, undecoded.
 
-    They come from a rounded bit rate (ADPCM in WAV, for example), or from the end of a page (FLAC
-    in Ogg).
+    They come from a rounded bit rate (ADPCM in WAV, for example), from the end of a page (FLAC in
+    Ogg), or from a delay of pictures that is guessed anew (H.264 in ASF).
     """
     name = codec_name(stream) or ""
+    if container.format.name == "asf":
+        return any(codec_name(one) in {"h264", "hevc"} for one in container.streams.video)
     if container.format.name == "ogg":
         return name == "flac"
     return container.format.name in BYTE_FORMATS and not name.startswith("pcm_")
