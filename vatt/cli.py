@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": "compute the validation metrics of a checkpoint",
     "test": "the same for the test set",
     "predict": "write embeddings or predictions for a set",
+    "report": "write a page about a run: curves, searches, and a verdict",
     "evaluate": "run published protocols: retrieval, linear, zero-shot",
     "shards": "pack media into tar shards, or check shards",
     "tokenizer": "train or import a tokenizer",

@@ -375,7 +375,7 @@ def test_arguments_that_a_command_does_not_know_are_refused_or_go_to_its_rest(
 COMMAND_LINES = [
     *("shards build", "shards check", "tokenizer", "extract", "index", "search", "export"),
     *("evaluate retrieval", "evaluate linear", "evaluate zero-shot", "evaluate mteb", "convert"),
-    *("doctor", "extract"),
+    *("doctor", "report"),
 ]
 
 

@@ -57,6 +57,8 @@ def test_the_demo_writes_a_report_that_needs_nothing_else(out: Path) -> None:
     page = (out / "report.html").read_text()
     assert page.count("data:") > 10
     assert 'src="http' not in page
+    assert "learned" in page.split("<nav")[0]  # the verdict
+    assert "Search by picture" in page
     assert "seed" in page.lower()
 
 

@@ -117,8 +117,10 @@ def test_next_commands_work_as_printed(
     assert main(["fit", f"--config={run / 'config.yaml'}", *more]) == 0
     lines = capsys.readouterr().out.split("Next:")[1].splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("  vatt ")]
-    assert [command[1] for command in commands] == ["validate", "fit"]
-    for command in commands:
+    assert [command[1] for command in commands] == ["report", "validate", "fit"]
+    assert main([*commands[0][1:], "--clips=4", "--workers=0"]) == 0
+    assert (run / "report.html").is_file()
+    for command in commands[1:]:
         assert main([*command[1:], "--trainer.limit_val_batches=1"]) == 0
 
 

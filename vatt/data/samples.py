@@ -42,6 +42,7 @@ from vatt.data.draws import (
 from vatt.data.failures import ReadCounts, read_or_replace
 from vatt.errors import MediaError
 from vatt.preprocess.tokenizer import Tokenizer
+from vatt.shards.record import Record
 from vatt.shards.shard_set import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -218,7 +219,12 @@ class RetrievalSamples(Dataset[ClipSample]):
         batch, index = self.cache.batch(indices, lambda row: self[indices[row]])
         return dataclasses.replace(batch, keys=tuple(map(self.shards.key, index)))
 
-    def _read(self, sample_index: int) -> ClipSample:
+    def place(self, sample_index: int) -> tuple[Record, float, list[str]]:
+        """Record, start of its window in seconds, and the captions that are used, in order.
+
+        Raises:
+            MediaError: the record cannot be read.
+        """
         record = self.shards[sample_index]
         window_seconds = self.geometry.window_seconds
         start_seconds = place_window(None, read_duration(record), window_seconds, share=0.5)
@@ -229,11 +235,15 @@ class RetrievalSamples(Dataset[ClipSample]):
             ties=np.arange(len(record.segments), dtype=np.uint64),
         )
         chosen = sorted(nearest[: self.geometry.num_candidates])
+        return record, start_seconds, [record.segments[index].text for index in chosen]
+
+    def _read(self, sample_index: int) -> ClipSample:
+        record, start_seconds, captions = self.place(sample_index)
         return read_sample(
             record,
             self.geometry,
             self.tokenizer,
             sample_index=sample_index,
             start_seconds=start_seconds,
-            captions=[record.segments[index].text for index in chosen],
+            captions=captions,
         )

@@ -1,34 +1,30 @@
 """Results of the demo: content of its report, and a table for the terminal."""
 
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from tabulate import tabulate
 
 from vatt.batch import Batch
 from vatt.config.spaces import DIRECTIONS
+from vatt.data.samples import RetrievalSamples
 from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.demo.retrieval import AUDIBLE_ATTRIBUTES, demo_confusions
 from vatt.evaluation.embedding_table import EmbeddingTable
-from vatt.models.training_facts import METRICS, read_metrics
+from vatt.evaluation.gallery import gallery_parts
 from vatt.network.model import VATT
-from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
-from vatt.shards.shard_set import ShardSet
+from vatt.pages.report_data import ReportData
+from vatt.runs.report import verdict_parts
+from vatt.runs.report_facts import run_parts
 
-NUM_ATTENTION = 6  # clips whose attention the report shows
 ABOUT = (
     "Short narrated scenes, made as real H.264/AAC files: a textured shape moves, turns, grows or "
     "bounces, with a sound that belongs to it. None of the combinations of shape, colour and "
     "motion searched here occurs in training. The numbers are means over the captions and the "
     "renderings of each combination."
 )
-VERSIONS = ("vatt", "torch", "lightning", "av", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +32,13 @@ class ValidationSet:
     """Retrieval set of the demo.
 
     Args:
-        shards: Shards with the clips.
+        samples: The clips.
         batches: Batches of all clips, in the order of the shards.
         combinations: Shape, colour and motion of each clip.
         renderings: Index of each clip among those of its combination.
     """
 
-    shards: ShardSet
+    samples: RetrievalSamples
     batches: Sequence[Batch]
     combinations: list[tuple[str, ...]]
     renderings: list[int]
@@ -57,69 +53,28 @@ def collect_report(
     model: VATT,
     table: EmbeddingTable,
     validation: ValidationSet,
-    corpus: Path,
     metrics: Mapping[str, Any],
     out: Path,
 ) -> ReportData:
     """Content of the report, with one rendering of each combination as candidates."""
-    gallery = validation.gallery()
-    shown = table.select(gallery)
-    assert shown.video_va is not None
-    assert shown.video_vt is not None
-    assert shown.audio_va is not None
-    assert shown.text_vt is not None
-    first_texts = shown.text_vt[:, 0]
+    rows = validation.gallery()
+    gallery = gallery_parts(model, validation.samples, rows, table.select(rows))
+    gallery["clips"] = [
+        replace(clip, title="{1} {0}, {2}".format(*combination), attributes=combination)
+        for clip, row in zip(gallery["clips"], rows, strict=True)
+        for combination in [validation.combinations[row]]
+    ]
     return ReportData(
+        **gallery,
+        **run_parts(out / "run"),
+        **verdict_parts(metrics, gallery["similarity"]),
         attributes=ATTRIBUTES,
         audible=AUDIBLE_ATTRIBUTES,
         title="VATT demo",
         about=ABOUT,
         metrics=metrics,
-        history=read_metrics(out / "run" / METRICS)[1],
-        clips=[report_clip(validation, row, corpus) for row in gallery],
-        similarity={
-            "text_to_video": (first_texts @ shown.video_vt.T).numpy(),
-            "audio_to_video": (shown.audio_va @ shown.video_va.T).numpy(),
-        },
-        spaces={
-            "va": {"video": shown.video_va.numpy(), "audio": shown.audio_va.numpy()},
-            "vt": {"video": shown.video_vt.numpy(), "text": first_texts.numpy()},
-        },
-        attention=attention_examples(model, validation, gallery),
         confusions=demo_confusions(table, validation.combinations, validation.renderings),
-        config=model.config.to_dict(),
-        versions={name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
     )
-
-
-def report_clip(validation: ValidationSet, row: int, corpus: Path) -> ReportClip:
-    """A clip of the gallery, with its first caption."""
-    record = validation.shards[row]
-    shape, colour, motion = validation.combinations[row]
-    return ReportClip(
-        title=f"{colour} {shape}, {motion}",
-        caption=record.segments[0].text,
-        media=corpus / "validation" / record.metadata["file"],
-        attributes=validation.combinations[row],
-    )
-
-
-def attention_examples(
-    model: VATT, validation: ValidationSet, gallery: Sequence[int]
-) -> list[AttentionExample]:
-    """Attention of the AGG token in some clips of the gallery, evenly spaced."""
-    stride = max(1, len(gallery) // NUM_ATTENTION)
-    rows = list(gallery[stride // 2 :: stride])[:NUM_ATTENTION]
-    videos = torch.cat([b.video for b in validation.batches if b.video is not None])[rows]
-    attention = model.agg_attention(videos)
-    return [
-        AttentionExample(
-            title=" ".join(validation.combinations[row]),
-            frames=video.numpy(),
-            attention=weights.numpy(),
-        )
-        for row, video, weights in zip(rows, videos, attention, strict=True)
-    ]
 
 
 def summary(metrics: Mapping[str, Any], out: Path) -> str:
@@ -162,20 +117,3 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in metrics["seconds"].items())
     lines += [f"Time: {spent}.", f"Look at {out / 'report.html'}"]
     return "\n".join(lines)
-
-
-def training_figures(out: Path) -> dict[str, float]:
-    """Steps, clips per second and share of time waiting for data, over the whole training."""
-    rows = [row for row in read_metrics(out / "run" / METRICS)[1] if row.get("perf/step_seconds")]
-    if not rows:
-        return {"steps": 0.0, "clips_per_second": 0.0, "data_wait_share": 0.0}
-    seconds = [float(row["perf/step_seconds"]) for row in rows]
-
-    def mean(name: str) -> float:
-        return float(np.average([float(row[f"perf/{name}"]) for row in rows], weights=seconds))
-
-    return {
-        "steps": float(rows[-1]["step"]) + 1,  # rows count from 0
-        "clips_per_second": mean("clips_per_second"),
-        "data_wait_share": mean("data_wait_share"),
-    }

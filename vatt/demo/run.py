@@ -25,16 +25,18 @@ from vatt.data.samples import RetrievalSamples, count_captions
 from vatt.demo.corpus import write_corpus
 from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.demo.linear import evaluate_linearly
-from vatt.demo.report import ValidationSet, collect_report, summary, training_figures
+from vatt.demo.report import ValidationSet, collect_report, summary
 from vatt.demo.retrieval import demo_retrieval, two_attribute_oracles
 from vatt.errors import UserError
 from vatt.evaluation.embedding_table import embed
 from vatt.models.card import read_card, write_model_card
 from vatt.models.checkpoint import load_model, save_model
+from vatt.models.training_facts import METRICS, read_metrics
 from vatt.network.model import VATT
 from vatt.packing.build import build_shards
 from vatt.pages.report import write_report
 from vatt.preprocess.tokenizer import Tokenizer
+from vatt.runs.report_facts import training_figures
 from vatt.shards.shard_set import ShardSet
 from vatt.system.files import read_json, write_atomically
 from vatt.training.optim import ScheduleConfig
@@ -135,7 +137,7 @@ def demo(*, options: DemoOptions, rest: Sequence[str] = ()) -> int:
         "configs": list(options.configs),
         "captions_shuffled": options.shuffle_captions,
         "training": {
-            **training_figures(options.out),
+            **training_figures(read_metrics(options.out / "run" / METRICS)[1]),
             "seconds": round(training_seconds, 1),
         },
         "seconds": seconds,
@@ -145,7 +147,7 @@ def demo(*, options: DemoOptions, rest: Sequence[str] = ()) -> int:
             model, tokenizer, train_shards, validation, options
         )
     with stage(seconds, "report", str(options.out / "report.html")):
-        data = collect_report(model, table, validation, options.corpus, metrics, options.out)
+        data = collect_report(model, table, validation, metrics, options.out)
         write_report(options.out / "report.html", data)
     seconds["total"] = round(time.monotonic() - started, 1)
     text = json.dumps(metrics, indent=2) + "\n"
@@ -204,32 +206,29 @@ def read_validation_set(folder: Path, model: VATT, tokenizer: Tokenizer) -> Vali
     """Decodes the small retrieval set into batches."""
     shards = ShardSet(folder)
     combinations = read_combinations(shards, len(shards))
+    samples = samples_of(shards, model, tokenizer, num_candidates=count_captions(shards))
     return ValidationSet(
-        shards=shards,
-        batches=list(clips_of(shards, model, tokenizer, num_candidates=count_captions(shards))),
+        samples=samples,
+        batches=list(EvaluationLoader(samples, batch_size=EVALUATION_BATCH)),
         combinations=combinations,
         renderings=[combinations[:row].count(one) for row, one in enumerate(combinations)],
     )
 
 
-def clips_of(
+def samples_of(
     shards: ShardSet,
     model: VATT,
     tokenizer: Tokenizer,
     *,
     num_candidates: int,
     num_clips: int | None = None,
-) -> EvaluationLoader:
-    """Batches of the first clips of a set; None: of all.
-
-    They are read in this process: others would only take cores from the computation.
-    """
+) -> RetrievalSamples:
+    """The first clips of a set; None: all."""
     config = model.config
     geometry = Geometry(
         video=config.video, audio=config.audio, text=config.text, num_candidates=num_candidates
     )
-    samples = RetrievalSamples(shards, tokenizer, geometry, num_clips=num_clips)
-    return EvaluationLoader(samples, batch_size=EVALUATION_BATCH)
+    return RetrievalSamples(shards, tokenizer, geometry, num_clips=num_clips)
 
 
 def read_combinations(shards: ShardSet, num_clips: int) -> list[tuple[str, ...]]:
@@ -295,7 +294,9 @@ def measure_linearly(
     """Trains linear classifiers on some training videos and tests them on the validation set."""
     shards = ShardSet(train_shards)
     num_clips = min(NUM_LINEAR, len(shards))
-    batches = clips_of(shards, model, tokenizer, num_candidates=1, num_clips=num_clips)
+    samples = samples_of(shards, model, tokenizer, num_candidates=1, num_clips=num_clips)
+    # read in this process: others would only take cores from the computation
+    batches = EvaluationLoader(samples, batch_size=EVALUATION_BATCH)
     return evaluate_linearly(
         model.eval(),
         (batches, read_combinations(shards, num_clips)),

@@ -83,6 +83,35 @@ class EmbeddingTable(ClipTable):
         masks = {"video": self.video_mask, "audio": self.audio_mask, "text": has_text}
         return {name: int(mask.sum()) for name, mask in masks.items()}
 
+    def first_texts(self) -> tuple[Tensor | None, Tensor]:
+        """Embedding of each clip's first caption `[N, D_vt]`, and which clips have one `[N]`."""
+        has_text = self.text_mask.any(dim=1)
+        if self.text_vt is None:
+            return None, has_text
+        slot = self.text_mask.int().argmax(dim=1)
+        return self.text_vt[torch.arange(len(self)), slot], has_text
+
+
+def similarities(table: EmbeddingTable) -> dict[str, Tensor]:
+    """Similarities of every clip with every other, by direction; of captions the first counts.
+
+    Returns:
+        float `[N, N]`: rows are queries, columns candidates, NaN where a clip lacks the modality.
+        The directions are `text_to_video`, `audio_to_video` and `text_to_audio`, without those for
+        which no clip has both modalities, or the model no space.
+    """
+    texts, has_text = table.first_texts()
+    found = {}
+    for direction, queries, asks, candidates, answers in (
+        ("text_to_video", texts, has_text, table.video_vt, table.video_mask),
+        ("audio_to_video", table.audio_va, table.audio_mask, table.video_va, table.video_mask),
+        ("text_to_audio", texts, has_text, table.audio_vt, table.audio_mask),
+    ):
+        if queries is not None and candidates is not None and (asks & answers).any():
+            known = asks[:, None] & answers[None, :]
+            found[direction] = (queries @ candidates.T).masked_fill(~known, torch.nan)
+    return found
+
 
 def embed(model: nn.Module, loader: Iterable[Batch]) -> EmbeddingTable:
     """Embeds all clips of a loader, in evaluation mode.

@@ -76,9 +76,7 @@ def read_run(
         UserError: there is no run, or its configuration is damaged.
     """
     folder = Path(run)
-    path = max(folder.glob("config*.yaml"), key=_number_of_resume, default=folder / RUN_CONFIG)
-    if not path.is_file():
-        raise UserError(f"{folder} is no run folder: {RUN_CONFIG} is missing")
+    path = last_config(folder)
     config = read_settings(path)
     trained = Path(checkpoint or last_checkpoint(folder))
     steps = read_steps(trained) if trained.is_file() else None
@@ -92,36 +90,48 @@ def read_run(
     return cast(TrainingFacts, {k: v for k, v in facts.items() if v not in (None, [], {})})
 
 
+def last_config(run: Path) -> Path:
+    """Configuration of a run, or of its last resume.
+
+    Raises:
+        UserError: there is no run.
+    """
+    path = max(run.glob("config*.yaml"), key=_number_of_resume, default=run / RUN_CONFIG)
+    if not path.is_file():
+        raise UserError(f"{run} is no run folder: {RUN_CONFIG} is missing")
+    return path
+
+
 def _number_of_resume(config: Path) -> int:
     """0 of `config.yaml`, 2 of `config.resume-2.yaml`."""
     return int("0" + "".join(c for c in config.stem if c.isdigit()))
 
 
 def _facts_of_config(config: dict[str, Any]) -> dict[str, Any]:
-    data, module = (_inner(config, name, "init_args") for name in ("data", "model"))
+    data, module = (inner_settings(config, name, "init_args") for name in ("data", "model"))
     train = data.get("train") or []  # a name, a list, or a mapping to weights
     return {
         "data": [
             _training_set(str(name)) for name in ([train] if isinstance(train, str) else train)
         ],
         "batch_size": data.get("batch_size"),
-        "started_from": _short(module.get("init_from")),
-        "optimizer": _inner(module, "optimizer").get("name"),
-        "learning_rate": _inner(module, "optimizer").get("learning_rate"),
-        "precision": _inner(config, "trainer").get("precision"),
+        "started_from": short_path(module.get("init_from")),
+        "optimizer": inner_settings(module, "optimizer").get("name"),
+        "learning_rate": inner_settings(module, "optimizer").get("learning_rate"),
+        "precision": inner_settings(config, "trainer").get("precision"),
         "seed": config.get("seed_everything"),
-        "validation_set": _short(data.get("validation")),
+        "validation_set": short_path(data.get("validation")),
     }
 
 
-def _inner(values: Any, *keys: str) -> dict[str, Any]:
-    """Nested dict; empty if absent."""
+def inner_settings(values: Any, *keys: str) -> dict[str, Any]:
+    """Nested settings; empty if absent."""
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
     return values if isinstance(values, dict) else {}
 
 
-def _short(path: Any) -> str | None:
+def short_path(path: Any) -> str | None:
     """An address, or only the end of a path, so that a card reveals nothing about the machine."""
     if not isinstance(path, str):
         return None
@@ -132,10 +142,10 @@ def _training_set(name: str) -> dict[str, Any]:
     shards = sorted(Path(name).glob("*.tar"))
     # only with all indexes at hand: to make them takes a pass over all tars
     if not shards or not all(shard.with_name(shard.name + ".index").is_file() for shard in shards):
-        return {"name": _short(name)}
+        return {"name": short_path(name)}
     from vatt.shards.shard_set import ShardSet
 
-    return {"name": _short(name), "clips": len(ShardSet(name))}
+    return {"name": short_path(name), "clips": len(ShardSet(name))}
 
 
 def _facts_of_environment(path: Path) -> dict[str, Any]:

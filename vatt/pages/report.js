@@ -19,7 +19,7 @@ const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0)
 function mediaUrl(number) {
   const clip = clips[number];
   if (!clip.url && clip.media) {
-    clip.url = URL.createObjectURL(new Blob([bytesOf(clip.media)], { type: "video/mp4" }));
+    clip.url = URL.createObjectURL(new Blob([bytesOf(clip.media)], { type: clip.type }));
   }
   return clip.url;
 }
@@ -52,7 +52,7 @@ function stopTile(button) {
 function setUpTile(button) {
   if (!clips[button.dataset.clip].media) {
     button.disabled = true;
-    button.title = "Left out to keep this file small";
+    button.title += " (does not play here)";
     return;
   }
   if (!clips[button.dataset.clip].spectrogram) button.title += " (silent)";
@@ -96,11 +96,29 @@ function setUpListening(button) {
   });
 }
 
-for (const image of document.querySelectorAll("img[data-poster]")) image.src = clips[image.dataset.poster].poster;
+for (const image of document.querySelectorAll("img[data-poster]")) {
+  const { poster, spectrogram } = clips[image.dataset.poster];
+  if (poster) image.src = poster;
+  else image.replaceWith(html("span", "spectrogram")); // a sound without picture
+  if (!poster && spectrogram) document.querySelectorAll(`.play[data-clip="${image.dataset.poster}"] .spectrogram`).forEach((bar) => bar.style.setProperty("--sound", `url(${spectrogram})`));
+}
 document.querySelectorAll("button.play").forEach(setUpTile);
 document.querySelectorAll("button.listen").forEach(setUpListening);
 
 addEventListener("keydown", (event) => { if (event.key === "Escape") stopSounding(); });
+
+/** Fades the edges behind which there is more to scroll to. */
+function setUpScroller(node) {
+  const fade = () => {
+    const rest = node.scrollWidth - node.clientWidth - node.scrollLeft;
+    node.style.setProperty("--fade-left", node.scrollLeft > 2 ? "36px" : "0px");
+    node.style.setProperty("--fade-right", rest > 2 ? "36px" : "0px");
+  };
+  node.addEventListener("scroll", fade, { passive: true });
+  new ResizeObserver(fade).observe(node);
+  fade();
+}
+document.querySelectorAll(".scroller").forEach(setUpScroller);
 
 function showClips(node, numbers) {
   const shots = html("div", "shots", undefined, node);
@@ -171,9 +189,12 @@ for (const chart of data.charts) {
   const ends = chart.series.map((s) => `${s.name} from ${format(s.points[0][1])} to ${format(s.points.at(-1)[1])}`);
   frame.role = "img";
   frame.ariaLabel = `${chart.title}: ${ends.join(", ")}`;
+  const keys = 20 * Math.ceil((160 * chart.series.length) / frame.clientWidth); // pixels of the legend
+  frame.style.height = `${224 + keys}px`;
+  const lower = chart.series.every((s) => s.points.every(([, y]) => y < chart.least_top));
   const last = Object.fromEntries(chart.series.map((s) => [s.name, format(smooth(s.points).at(-1)[1])]));
   watch(frame, "svg", () => ({
-    grid: { left: 46, right: 10, top: 12, bottom: 62 },
+    grid: { left: 46, right: 10, top: 12, bottom: 28 + keys },
     legend: {
       bottom: 0, left: 0, itemWidth: 24, textStyle: { color: css("muted"), rich: { b: { color: css("ink"), fontWeight: 600 } } },
       formatter: (name) => `${name} {b|${last[name]}}`,
@@ -193,7 +214,8 @@ for (const chart of data.charts) {
     },
     yAxis: {
       type: "value", axisLine: { show: false }, axisTick: { show: false }, splitLine: { lineStyle: { color: css("grid") } },
-      axisLabel: { color: css("muted"), formatter: format },
+      axisLabel: { color: css("muted"), formatter: format, showMaxLabel: lower ? false : null },
+      max: lower ? chart.least_top : null, // no trend out of noise
     },
     series: chart.series.flatMap(({ name, points, hue, dashed }) => {
       const calm = smooth(points), color = css(hue);
@@ -212,12 +234,14 @@ function sorted(attribute) {
 
 for (const box of document.querySelectorAll(".heat")) {
   const map = data.maps[box.dataset.map];
+  const rowOf = new Map(map.clips.map((number, row) => [number, row]));
   const ends = box.nextElementSibling.querySelectorAll("span");
   ends[0].textContent = `≤ ${decimal(map.pale)}`;
   ends[1].textContent = decimal(map.high);
   watch(box, "canvas", () => {
-    const attribute = choice("sort"), order = sorted(attribute);
-    const cells = order.flatMap((row, y) => order.map((column, x) => [x, y, map.values[row][column]]));
+    const attribute = choice("sort"), order = sorted(attribute).filter((i) => rowOf.has(i));
+    const valueOf = (row, column) => map.values[rowOf.get(row)][rowOf.get(column)];
+    const cells = order.flatMap((row, y) => order.map((column, x) => [x, y, valueOf(row, column)]));
     const names = order.map((i) => clips[i].attributes[attribute]);
     const isMiddle = (i) => i === (names.indexOf(names[i]) + names.lastIndexOf(names[i])) >> 1;
     const axis = {
@@ -231,11 +255,12 @@ for (const box of document.querySelectorAll(".heat")) {
       yAxis: { ...axis, inverse: true },
       visualMap: { show: false, seriesIndex: 0, min: map.pale, max: map.high, inRange: { color: [0, 1, 2, 3].map((i) => css(`heat-${i}`)) } },
       tooltip: tip((node, cell) => {
-        const column = order[cell.value[0]], row = order[cell.value[1]], score = map.values[row][column];
-        html("div", "", box.dataset.map === "text_to_video" ? `“${clips[row].caption}”` : `sound of ${clips[row].title}`, node);
-        html("div", "", `× ${clips[column].title}`, node);
-        html("b", "", score === null ? "no sound" : `similarity ${decimal(score)}`, node);
-        if (row === column) html("span", "", " · the right clip", node);
+        const column = order[cell.value[0]], row = order[cell.value[1]], score = valueOf(row, column);
+        const [asked, sought] = box.dataset.map.split("_to_");
+        html("div", "", asked === "text" ? `“${clips[row].caption}”` : `sound of ${clips[row].title}`, node);
+        html("div", "", `× ${sought === "audio" ? "sound of " : ""}${clips[column].title}`, node);
+        html("b", "", score === null ? "one of them is missing" : `similarity ${decimal(score)}`, node);
+        if (row === column) html("span", "", " · the right one", node);
         showClips(node, row === column ? [column] : [row, column]);
       }, { axisPointer: { type: "cross" } }),
       series: [true, false].map((known) => ({ // those without a value have a colour, but none of the map
@@ -263,8 +288,8 @@ for (const frame of document.querySelectorAll(".scatter")) {
     return {
       grid: { left: 14, right: 14, top: 50, bottom: 14 },
       legend: { ...keys, top: 0, left: 0, data: modalities, itemStyle: { color: css("surface") } },
-      visualMap: {
-        ...keys, top: 22, left: -5, orient: "horizontal", show: attribute >= 0, type: "piecewise",
+      visualMap: attribute < 0 ? [] : {
+        ...keys, top: 22, left: -5, orient: "horizontal", type: "piecewise",
         categories: values, dimension: 2, seriesIndex: modalities.map((_, i) => i), inRange: { color: colours },
       },
       tooltip: tip((node, { seriesName, name }) => {
@@ -275,7 +300,7 @@ for (const frame of document.querySelectorAll(".scatter")) {
       yAxis: axis,
       series: [
         ...modalities.map((modality) => ({
-          name: modality, type: "scatter", symbol: SYMBOLS[modality], symbolSize: 10, itemStyle: { borderColor: css("ink"), borderWidth: 0.7 },
+          name: modality, type: "scatter", symbol: SYMBOLS[modality], symbolSize: 10, itemStyle: { ...(attribute < 0 && { color: css(modality) }), borderColor: css("ink"), borderWidth: 0.7 },
           emphasis: { scale: 1.6, itemStyle: { borderColor: css("mark"), borderWidth: 2 } },
           data: points[modality].flatMap((p, i) => (p ? { name: `${i}`, value: [...p, value(i)] } : [])),
         })),

@@ -9,7 +9,6 @@ import base64
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,16 @@ from vatt.pages.pictures import (
     read_poster,
     read_spectrogram,
 )
-from vatt.pages.report_data import AttentionExample, ReportClip, ReportData
-from vatt.pages.report_examples import NUM_RESULTS, Example, choose_examples, spread
+from vatt.pages.report_data import SIMILARITIES, AttentionExample, ReportClip, ReportData
+from vatt.pages.report_examples import (
+    NUM_EXAMPLES,
+    NUM_OTHERS,
+    NUM_RESULTS,
+    Example,
+    choose_examples,
+    directed,
+    spread,
+)
 from vatt.pages.templates import data_uri, write_html
 
 CARDS = {  # heading, arrow, hue
@@ -35,9 +42,11 @@ CARDS = {  # heading, arrow, hue
     "text_to_audio": ("A sentence finds its sound", "text → audio", "video"),
     "audio_to_text": ("A sound finds its sentence", "audio → text", "video"),
 }
-MAX_WALL = 200  # clips shown together
+SEARCHES = {"text": "Search by sentence", "audio": "Search by sound", "video": "Search by picture"}
+MAX_WALL = 200  # clips shown together, in the strip of candidates and in a heat map
 MAX_FRAMES = 16  # frames shown of a clip with its attention
 MEDIA_BUDGET_BYTES = 8_000_000  # of clips; base64 makes 4 bytes of 3: the page stays below 15 MB
+LEAST_TOP = 5  # times chance: an axis that ends lower makes a trend of noise
 MAX_POINTS = 400  # of a curve: about half the width of a chart in pixels
 
 
@@ -52,22 +61,21 @@ def write_report(path: Path, data: ReportData) -> None:
         MediaError: a clip cannot be read.
         OSError: the file cannot be written.
     """
-    infos = [probe(clip.media) for clip in data.clips]
-    data = replace(data, similarity=_without_silent_queries(data.similarity, infos))
-    examples = {name: choose_examples(values) for name, values in data.similarity.items()}
+    infos = [None if clip.media is None else probe(clip.media) for clip in data.clips]
+    examples = {name: of for name in CARDS if (of := _examples(data.similarity, name))}
     charts = _charts(data.history)
     seconds = data.metrics.get("seconds", {})
     seconds = {name: value for name, value in seconds.items() if name != "total" and value > 0}
     linear = data.metrics.get("linear_evaluation", {})
     metrics = json.dumps(data.metrics, indent=2, default=str)
-    listings = {"Metrics": metrics}
-    if data.config:
-        listings["Configuration"] = json.dumps(data.config, indent=2, default=str)
+    measured = [name for name in CARDS if name in data.metrics]
     sections = (
-        ("result", "Result", True),
+        ("result", "Result", measured),
         ("clips", "The candidates", data.clips),
-        ("by-sentence", "Search by sentence", examples.get("text_to_video")),
-        ("by-sound", "Search by sound", examples.get("audio_to_video")),
+        *(
+            (f"by-{asked}", heading, any(name.startswith(asked) for name in examples))
+            for asked, heading in SEARCHES.items()
+        ),
         ("training", "Training", charts or seconds),
         ("similarity", "Similarities", data.similarity),
         ("spaces", "Common spaces", data.spaces),
@@ -76,51 +84,44 @@ def write_report(path: Path, data: ReportData) -> None:
         ("linear", "Linear classifiers", linear.get("rows")),
         ("run", "This run", True),
     )
+    of_all = data.metrics.get("num_candidates")
+    sizes = {name: data.metrics[name].get("num_candidates", of_all) for name in measured}
+    wall = spread(np.arange(len(data.clips)), MAX_WALL)
     write_html(
         Path(path),
         "report.html",
         title=data.title,
         data=data,
         metrics=data.metrics,
-        cards=CARDS,
-        chances=_chances(data.metrics),
+        cards={name: CARDS[name] for name in measured},
+        arrows={name: arrow for name, (_, arrow, _) in CARDS.items()},
+        sizes=sizes,
+        chances={name: 100 / size for name, size in sizes.items() if size},
+        searches=SEARCHES,
         sections={name: heading for name, heading, content in sections if content},
         examples=examples,
         num_results=NUM_RESULTS,
-        wall=spread(np.arange(len(data.clips)), MAX_WALL),
+        wall=wall,
         seconds=seconds,
         linear=linear,
         attention_frames=_attention_frames,
-        listings=listings,
+        listings={"Metrics": metrics, **data.listings},
         metrics_uri=data_uri(metrics.encode(), "application/json"),
         payload={
             "attributes": data.attributes,
             "clips": _clips(data.clips, infos, examples),
             "charts": charts,
-            "maps": {name: _heat_map(values) for name, values in data.similarity.items()},
+            "maps": {name: _heat_map(values, wall) for name, values in data.similarity.items()},
             "spaces": [_space(modalities) for modalities in data.spaces.values()],
         },
     )
 
 
-def _chances(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """R@1 of guessing by direction, in percent, where the number of candidates is known."""
-    candidates = {
-        name: metrics[name].get("num_candidates", metrics.get("num_candidates"))
-        for name in CARDS
-        if name in metrics
-    }
-    return {name: 100 / count for name, count in candidates.items() if count}
-
-
-def _without_silent_queries(
-    similarity: Mapping[str, np.ndarray], infos: Sequence[MediaInfo]
-) -> dict[str, np.ndarray]:
-    if "audio_to_video" not in similarity:
-        return dict(similarity)
-    has_audio = np.array([info.has_audio for info in infos])
-    values = np.where(has_audio[:, None], similarity["audio_to_video"].astype(np.float64), np.nan)
-    return {**similarity, "audio_to_video": values}
+def _examples(similarity: Mapping[str, np.ndarray], direction: str) -> list[Example]:
+    """Example queries of a direction; empty: there are no queries."""
+    values = directed(similarity, direction)
+    number = NUM_EXAMPLES if direction.endswith("video") else NUM_OTHERS
+    return [] if values is None else choose_examples(values, number)
 
 
 def _attention_frames(example: AttentionExample) -> Iterator[tuple[int, str, str]]:
@@ -134,13 +135,14 @@ def _attention_frames(example: AttentionExample) -> Iterator[tuple[int, str, str
 
 def _clips(
     clips: Sequence[ReportClip],
-    infos: Sequence[MediaInfo],
+    infos: Sequence[MediaInfo | None],
     examples: Mapping[str, Sequence[Example]],
 ) -> list[dict[str, Any]]:
     """Each clip once; the examples' media first, then as many others as the budget lets in."""
-    needed = [clip for group in examples.values() for e in group for clip, _ in e.results]
+    of_examples = [e for group in examples.values() for e in group]
+    needed = [n for e in of_examples for n in (e.query, *(clip for clip, _ in e.results))]
     numbers = list(dict.fromkeys([*needed, *range(len(clips))]))
-    sizes = np.cumsum([clips[number].media.stat().st_size for number in numbers])
+    sizes = np.cumsum([len(clips[number].media or b"") for number in numbers])
     playable = set(numbers[: np.searchsorted(sizes, MEDIA_BUDGET_BYTES, side="right")])
     return [
         _clip(clip, info, number in playable)
@@ -148,15 +150,20 @@ def _clips(
     ]
 
 
-def _clip(clip: ReportClip, info: MediaInfo, is_playable: bool) -> dict[str, Any]:
-    media = base64.b64encode(clip.media.read_bytes()).decode("ascii") if is_playable else None
+def _clip(clip: ReportClip, info: MediaInfo | None, is_playable: bool) -> dict[str, Any]:
+    poster = spectrogram = media = None
+    if info is not None and clip.media is not None:
+        poster = read_poster(clip.media, info) if info.has_video else None
+        spectrogram = read_spectrogram(clip.media, info) if info.has_audio else None
+        media = base64.b64encode(clip.media).decode("ascii") if is_playable else None
     return {
         "title": clip.title,
         "caption": clip.caption,
         "attributes": clip.attributes,
-        "poster": read_poster(clip.media, info) if info.has_video else None,
-        "spectrogram": read_spectrogram(clip.media, info) if info.has_audio else None,
+        "poster": poster,
+        "spectrogram": spectrogram,
         "media": media,
+        "type": "video/mp4" if poster else "audio/wav",
     }
 
 
@@ -168,31 +175,53 @@ def _charts(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         "audio_text": ("audio–text", "video", False),
     }
     lines = {
-        name: (arrow, hue, name.startswith("video") or name == "audio_to_text")
-        for name, (_, arrow, hue) in CARDS.items()
+        name: (arrow, hue, name not in SIMILARITIES) for name, (_, arrow, hue) in CARDS.items()
     }
     # fmt: off
     charts = (
-        ("Loss of each pair", "NCE and MIL-NCE on the training batches",
-         "train/loss_{}", pairs, "number"),
-        ("R@1 on the validation set", "percent found at the first place",
-         "val/{}/R@1", lines, "percent"),
-        ("Accuracy inside the batch", "share of clips that beat their negatives",
-         "train/accuracy_{}", pairs, "share"),
-        ("Median rank on the validation set", "1 is perfect",
+        ("Loss of each pair", "contrastive loss on the training batches: how badly what belongs "
+         "together is told from the rest; lower is better", "train/loss_{}", pairs, "number"),
+        ("Found first on the validation set", "R@1: percent of queries whose match is the best of "
+         "all candidates", "val/{}/R@1", lines, "percent"),
+        ("Accuracy inside the batch", "share of training clips whose match is the most similar of "
+         "their batch", "train/accuracy_{}", pairs, "share"),
+        ("Median rank on the validation set", "the middle place of the matches; 1 is perfect",
          "val/{}/MedR", lines, "number"),
+        ("Learning rate", "size of the optimiser's steps", "train/learning_rate",
+         {"": ("learning rate", "ink", False)}, "number"),
     )
     # fmt: on
+    size = _validation_size(history)
+    chances = {"val/{}/R@1": 100 / size, "val/{}/MedR": (size + 1) / 2} if size else {}
     shown = []
     for title, note, key, curves, unit in charts:
-        series = [
+        series: list[dict[str, Any]] = [
             {"name": name, "hue": hue, "dashed": dashed, "points": points}
             for curve, (name, hue, dashed) in curves.items()
             if (points := _curve(history, key.format(curve)))
         ]
-        if series:
-            shown.append({"title": title, "note": note, "unit": unit, "series": series})
+        if not series:
+            continue
+        least_top = 0.0
+        if (chance := chances.get(key)) is not None:
+            least_top = LEAST_TOP * chance if unit == "percent" else chance
+            steps = [step for one in series for step, _ in one["points"]]
+            line = [(min(steps), chance), (max(steps), chance)]
+            series.append({"name": "chance", "hue": "muted", "dashed": True, "points": line})
+        chart = {"title": title, "note": note, "unit": unit}
+        shown.append({**chart, "series": series, "least_top": least_top})
     return shown
+
+
+def _validation_size(history: Sequence[Mapping[str, Any]]) -> float | None:
+    """Largest number of candidates of a logged search; None: not logged."""
+    sizes = [
+        float(value)
+        for row in history
+        for name, value in row.items()
+        if name.startswith("val/") and name.endswith("/num_candidates") and value not in (None, "")
+    ]
+    return max((size for size in sizes if size >= 1), default=None)
 
 
 def _curve(history: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -207,13 +236,15 @@ def _curve(history: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, 
     return [(round(float(step), 1), float(f"{value:.5g}")) for step, value in means]
 
 
-def _heat_map(values: np.ndarray) -> dict[str, Any]:
-    """Values, null where they are missing, and the values where colours begin and end."""
+def _heat_map(values: np.ndarray, clips: Sequence[int]) -> dict[str, Any]:
+    """Values of some clips, null where missing, and the values where colours begin and end."""
+    values = values[np.ix_(clips, clips)]
     is_known = np.isfinite(values)
     known = values[is_known] if is_known.any() else np.zeros(1)
     rounded = values.astype(np.float64).round(4).astype(object)
     rounded[~is_known] = None
     return {
+        "clips": list(clips),
         "values": rounded.tolist(),
         "pale": float(np.quantile(known, 0.02)),  # outliers waste no colours
         "high": float(known.max()),

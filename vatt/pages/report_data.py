@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+SIMILARITIES = ("text_to_video", "audio_to_video", "text_to_audio")  # rows are queries
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,16 @@ class ReportClip:
 
     Args:
         title: Short name, such as "red ring, growing".
-        caption: Caption that is this clip's query in `ReportData.similarity["text_to_video"]`.
-        media: mp4 file (H.264, AAC); should be small, because the page contains it.
+        caption: Caption that is this clip's query in `ReportData.similarity["text_to_video"]`, or
+            empty.
+        media: Small mp4 file (H.264, AAC), or a wav file of a clip without picture, because the
+            page contains it. None: it cannot be played.
         attributes: Values of `ReportData.attributes`, or empty.
     """
 
     title: str
     caption: str
-    media: Path
+    media: bytes | None
     attributes: tuple[str, ...] = ()
 
 
@@ -78,17 +81,19 @@ class ReportData:
     Args:
         title: Heading.
         metrics: Content of `metrics.json`: for each direction `R@1`, `R@5`, `R@10` (percent),
-            `MedR` and perhaps `ceiling`, `num_queries` and `num_candidates`; `oracles`, percent by
-            name; `seconds` by stage; `num_candidates`, if it is that of all directions; `seed`;
+            `MedR`, `num_queries`, `num_candidates` and perhaps `ceiling`; `oracles`, percent by
+            name; `seconds` by stage; `num_candidates`, where directions have none; and
             `linear_evaluation`, as `vatt.demo.linear` gives it.
+        verdict: Sentence that says whether the model has learned more than chance.
+        verdicts: Words on single directions, and R@1's 95 % interval in percent.
+        notes: Sentences about parts that are left out.
         about: One or two sentences about the clips: their content, the combinations held out of
             training, and how the metrics are averaged.
         history: Rows of the csv log in order, such as those of `csv.DictReader`: `step` and logged
             metrics. Empty and absent cells are skipped.
         clips: Clips of one gallery, one per candidate.
-        similarity: float `[n, n]` by direction, `text_to_video` or `audio_to_video`: row i is the
-            text or sound of clip i, column j is clip j. Rows may be NaN; those of silent clips are
-            ignored.
+        similarity: float `[n, n]` by one of `SIMILARITIES`: row i is the text or sound of clip i,
+            column j is the picture or sound of clip j. NaN where a clip lacks the modality.
         spaces: Embeddings of the clips, float `[n, D]`, by common space (`va`, `vt` or any name)
             and modality ("video", "audio", "text"); rows of NaN or zeros if a clip lacks the
             modality.
@@ -97,12 +102,16 @@ class ReportData:
         control: Metrics by direction of a model trained with shuffled captions.
         attributes: Names of the attributes.
         audible: Names of the attributes that can be heard.
-        config: Nested configuration of the run.
-        versions: Versions by package or program.
+        summary: The few facts at the top of the page.
+        facts: Facts of the run by name, in groups with headings.
+        listings: Long texts by heading, such as the configuration.
     """
 
     title: str
     metrics: Mapping[str, Any]
+    verdict: str = ""
+    verdicts: Mapping[str, tuple[str, tuple[float, float]]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
     about: str = ""
     history: Sequence[Mapping[str, Any]] = ()
     clips: Sequence[ReportClip] = ()
@@ -113,17 +122,16 @@ class ReportData:
     control: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     attributes: tuple[str, ...] = ()
     audible: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    summary: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    listings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuses matrices, embeddings and attributes that do not belong to the clips."""
         num_clips = len(self.clips)
         for direction, values in self.similarity.items():
-            if direction not in ("text_to_video", "audio_to_video"):
-                raise ValueError(
-                    f"similarity is of 'text_to_video' or 'audio_to_video', got {direction!r}"
-                )
+            if direction not in SIMILARITIES:
+                raise ValueError(f"similarity is of {SIMILARITIES}, got {direction!r}")
             if values.shape != (num_clips, num_clips) or not num_clips:
                 raise ValueError(
                     f"similarity {direction!r} of {num_clips} clips must be "

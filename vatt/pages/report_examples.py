@@ -1,11 +1,13 @@
 """Queries that a report shows with their results."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 NUM_RESULTS = 5  # clips shown for a query
-NUM_EXAMPLES = 4  # right queries, and as many wrong ones, for a direction
+NUM_EXAMPLES = 4  # right queries, and as many wrong ones, for a direction that finds clips
+NUM_OTHERS = 2  # the same for the other directions
 
 
 @dataclass(frozen=True)
@@ -13,7 +15,7 @@ class Example:
     """A query and its results.
 
     Args:
-        query: Index of the clip whose text or sound is the query; this clip is the match.
+        query: Index of the clip whose text, sound or picture is the query, and which is the match.
         results: Index and similarity of the clips to show, best first.
         place: Rank of the match, from 1.
     """
@@ -23,6 +25,13 @@ class Example:
     place: int
 
 
+def directed(similarity: Mapping[str, np.ndarray], direction: str) -> np.ndarray | None:
+    """Similarities with the queries of a direction as rows, of it or its reverse; None: neither."""
+    asked, sought = direction.split("_to_")
+    reverse = similarity.get(f"{sought}_to_{asked}")
+    return similarity.get(direction, None if reverse is None else reverse.T)
+
+
 def choose_examples(similarity: np.ndarray, num_each: int = NUM_EXAMPLES) -> list[Example]:
     """Chooses queries whose match ranks first, then queries whose match does not.
 
@@ -30,19 +39,21 @@ def choose_examples(similarity: np.ndarray, num_each: int = NUM_EXAMPLES) -> lis
     best candidates, and the match if it is not among them.
 
     Args:
-        similarity: float `[n, n]`; the match of row i is column i; rows of NaN are not queries.
+        similarity: float `[n, n]`; the match of row i is column i. Columns of NaN are no
+            candidates, and a row asks only if its match is a number.
         num_each: Maximum number of right queries and of wrong queries.
     """
     scores = np.nan_to_num(similarity.astype(np.float64), nan=-np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")
     places = (order == np.arange(len(order))[:, None]).argmax(axis=1)
-    asked = np.isfinite(similarity).any(axis=1)
+    asked = np.isfinite(similarity.diagonal())
     right = np.flatnonzero(asked & (places == 0))
     wrong = np.flatnonzero(asked & (places > 0))
     wrong = wrong[np.argsort(places[wrong], kind="stable")]
     examples = []
     for query in (*spread(right, num_each), *spread(wrong, num_each)):
-        shown = order[query, :NUM_RESULTS].tolist()
+        best = order[query, :NUM_RESULTS]
+        shown = best[np.isfinite(scores[query, best])].tolist()
         if query not in shown:
             shown.append(query)
         results = tuple((clip, float(scores[query, clip])) for clip in shown)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vatt.batch import Batch
 from vatt.errors import UserError
-from vatt.evaluation.embedding_table import EmbeddingTable, concatenate
+from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, similarities
 from vatt.pages.clip_table import COLUMNS, NUM_RETRIEVED, MediaRow, write_media
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.runs.loggers import RunWandb
@@ -115,32 +115,18 @@ def similarity_maps(table: EmbeddingTable) -> dict[str, Tensor]:
         none, or if the model has no space for both.
     """
     maps = {}
-    texts, has_text = _first_texts(table)
-    for title, rows, row_mask, columns, column_mask in (
-        ("video x text", table.video_vt, table.video_mask, texts, has_text),
-        ("video x audio", table.video_va, table.video_mask, table.audio_va, table.audio_mask),
-        ("audio x text", table.audio_vt, table.audio_mask, texts, has_text),
-    ):
-        both = row_mask & column_mask
-        if rows is not None and columns is not None and both.any():
-            maps[title] = rows[both] @ columns[both].T
+    for direction, values in similarities(table).items():
+        asked, sought = direction.split("_to_")
+        both = values.diagonal().isfinite()
+        maps[f"{sought} x {asked}"] = values[both][:, both].T
     return maps
-
-
-def _first_texts(table: EmbeddingTable) -> tuple[Tensor | None, Tensor]:
-    """The embedding of each clip's first caption, and which clips have one."""
-    has_text = table.text_mask.any(dim=1)
-    if table.text_vt is None:
-        return None, has_text
-    slot = table.text_mask.int().argmax(dim=1)
-    return table.text_vt[torch.arange(len(table)), slot], has_text
 
 
 def with_found(
     rows: list[MediaRow], table: EmbeddingTable, captions: list[str | None]
 ) -> list[MediaRow]:
     """Rows with the captions found for their pictures, among the first captions of all clips."""
-    texts, has_text = _first_texts(table)
+    texts, has_text = table.first_texts()
     if table.video_vt is None or texts is None or not has_text.any():
         return rows
     candidates = has_text.nonzero()[:, 0]

@@ -163,8 +163,12 @@ def fit_summary(
         lines.append(f"  W&B         {sync if offline else wandb_files}")
     config_word = shlex.quote(str(config))
     again = f"vatt fit --config {config_word} --ckpt_path last"
+    network = getattr(trainer.lightning_module, "network", None)
+    has_spaces = network is not None and network.config.head is not None
+    report = [f"  vatt report {shlex.quote(str(config.parent))}"] if has_spaces else []
     lines += [
         "Next:",
+        *report,
         f"  vatt validate --config {config_word} --ckpt_path last",
         f"  {again} --trainer.max_steps {2 * trainer.max_steps}",
     ]
