@@ -35,6 +35,17 @@ def test_running_statistics_are_means_of_ten_batches_and_then_follow() -> None:
     assert standardize.running_mean.item() == pytest.approx(10, abs=1)
 
 
+def test_statistics_catch_up_with_weights_only_if_they_lag() -> None:
+    standardize = Standardize(16)
+    standardize(parallel_features(64))
+    before = standardize.running_mean.clone()
+    standardize.catch_up(parallel_features(65))  # differs by chance
+    assert torch.equal(standardize.running_mean, before)
+    moved = parallel_features(64) + 0.01  # ten standard deviations, one per mille
+    standardize.catch_up(moved)
+    assert standardize.eval()(moved).mean(dim=0).abs().max() < 0.01
+
+
 def test_a_single_row_does_not_change_the_statistics() -> None:
     standardize = Standardize(16)
     standardize(parallel_features(8))

@@ -31,7 +31,7 @@ def test_few_files_take_few_steps_in_batches_of_all_files() -> None:
         BATCH: 12,
         "trainer.max_steps": 120,
         WARMUP: 12,
-        VALIDATION: 12,
+        VALIDATION: 6,
         CHECKPOINT: 12,
     }
     assert line.startswith("12 files: 120 steps of 12, 120 passes over the files; --steps")
@@ -46,7 +46,7 @@ def test_many_files_take_the_steps_of_the_recipe() -> None:
 
 def test_steps_of_the_user_count_and_intervals_follow_them() -> None:
     length, line = length_of(12, "--config=finetune_own", "--trainer.max_steps=500")
-    assert (length["trainer.max_steps"], length[WARMUP], length[VALIDATION]) == (500, 50, 50)
+    assert (length["trainer.max_steps"], length[WARMUP], length[VALIDATION]) == (500, 50, 25)
     assert line == "12 files: 500 steps of 12"
 
 
@@ -73,11 +73,11 @@ def test_several_gpus_share_the_batch_of_the_recipe(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_warm_up_as_long_as_the_run_is_shortened() -> None:
-    assert length_of(None, "--config=demo", "--trainer.max_steps=60") == ({WARMUP: 3}, "")
+    length, line = length_of(None, "--config=demo", "--trainer.max_steps=60")
+    assert length == {WARMUP: 3}
+    assert line == "60 steps: a warm-up of 3 in place of 100"
     assert length_of(None, "--config=demo", "--trainer.max_steps=500") == ({}, "")
     set_by_user = ["--trainer.max_steps=60", f"--{WARMUP}=80"]
     assert length_of(None, "--config=demo", *set_by_user) == ({}, "")
-    assert length_of(None, "--config=finetune_kinetics", "--trainer.max_steps=60") == (
-        {WARMUP: 1},
-        "",
-    )
+    length, _ = length_of(None, "--config=finetune_kinetics", "--trainer.max_steps=60")
+    assert length == {WARMUP: 1}

@@ -318,6 +318,7 @@ def test_plain_recipe_learns_sounds_from_a_model_whose_features_are_nearly_paral
     assert "hardly learned" not in shown
     rows = [row for row in read_rows(run) if row["val/top1"]]
     assert [int(row["step"]) + 1 for row in rows] == [60, 120]
+    assert float(rows[0]["val/top1"]) > 34  # statistics keep up with the weights
     assert float(rows[-1]["val/top1"]) == 100
     tuned = load_model(run / "checkpoints" / "last.ckpt")
     assert tuned.config.classifier.standardize
@@ -449,6 +450,8 @@ def test_two_processes_that_share_the_weights_train_and_measure_as_one(
 ) -> None:
     exact = ["--trainer.precision=32-true", "--model.init_args.model.classifier.dropout=0"]
     options = [*exact, "--model.init_args.frozen=1", "--trainer.val_check_interval=2"]
+    # Adam makes much of how float32 rounds the gradient of keys' biases, which have none
+    options += [f"--model.init_args.optimizer.{o}" for o in ("name=sgd", "learning_rate=0.02")]
     measured, tuned = [], []
     for world_size, overlay in ((1, []), (2, ["--config=overlay_fsdp"])):
         run = tmp_path / f"run-{world_size}"

@@ -16,6 +16,7 @@ from vatt.system.ranks import sum_over_ranks
 
 BATCH_NORM_EPS = 1e-5
 STANDARDIZE_EPS = 1e-12  # variance of features of size 1 that are equal but for rounding: 1e-14
+MAX_LAG = 0.5  # of a running mean, in standard deviations
 BATCH_NORM_MOMENTUM = 0.1  # torch's convention; 0.9 in TensorFlow's
 
 
@@ -100,11 +101,31 @@ class Standardize(nn.Module):
         x = at_least_float32(x)
         mean, variance = self.running_mean, self.running_variance
         if self.training:
-            num_rows = sum_over_ranks(x.new_full((1,), float(x.shape[0]))).clamp(min=1)
-            mean = sum_over_ranks(x.sum(dim=0)) / num_rows
-            variance = sum_over_ranks((x - mean).square().sum(dim=0)) / num_rows
+            mean, variance, num_rows = self._statistics(x)
             self._update(mean.detach(), variance.detach(), num_rows.detach() > 1)
         return (x - mean) * (variance + STANDARDIZE_EPS).rsqrt()
+
+    @torch.no_grad()
+    def catch_up(self, x: Tensor) -> None:
+        """Replaces running statistics that lag behind the weights; a collective.
+
+        At high learning rates a step can move the mean of nearly parallel features by more than
+        they differ, and the running mean is then that of no model.
+
+        Args:
+            x: float `[rows, D]`, features of a batch by the present weights.
+        """
+        mean, variance, num_rows = self._statistics(at_least_float32(x))
+        lag = ((mean - self.running_mean).square() / (variance + STANDARDIZE_EPS)).mean()
+        replaces = (lag > MAX_LAG**2) & (num_rows > 1)
+        for running, new in ((self.running_mean, mean), (self.running_variance, variance)):
+            running.copy_(torch.where(replaces, new.to(running.dtype), running))
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, biased variance and number of rows, over all ranks."""
+        num_rows = sum_over_ranks(x.new_full((1,), float(x.shape[0]))).clamp(min=1)
+        mean = sum_over_ranks(x.sum(dim=0)) / num_rows
+        return mean, sum_over_ranks((x - mean).square().sum(dim=0)) / num_rows, num_rows
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, seen: Tensor) -> None:

@@ -36,6 +36,8 @@ class LabelledSet:
 def training_set(command: str, given: Mapping[str, Any]) -> LabelledSet | None:
     """Facts of the training files of a fine-tuning run that depends on them; None for others.
 
+    None, too, if there is no such annotation file, which the data module then refuses.
+
     Args:
         command: The subcommand.
         given: Values that the arguments set, by dotted key.
@@ -46,7 +48,7 @@ def training_set(command: str, given: Mapping[str, Any]) -> LabelledSet | None:
     train, layout, fold = (given.get(f"data.init_args.{n}") for n in ("train", "layout", "fold"))
     depends = f"{CLASSIFIER}.modality" not in given or (command == "fit" and given.get(MAX_PASSES))
     is_own = given.get("data.class_path", DATA) == DATA  # users may read other annotations
-    if not (depends and is_own and isinstance(train, str)):
+    if not (depends and is_own and isinstance(train, str) and Path(train).exists()):
         return None
     if not _is_fine_tuning(given.get("model.class_path")):
         return None

@@ -54,4 +54,5 @@ def run_length(
             continue
         if steps < full and (passes or (name == WARMUP and part >= steps)):
             length[name] = max(part * steps // full, int(name != WARMUP))
+            line = line or f"{steps:,} steps: a warm-up of {length[name]} in place of {part}"
     return length, line

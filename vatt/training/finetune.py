@@ -68,6 +68,7 @@ class FinetuneModule(TrainingModule):
         self.classifier = model.classifier
         self.label_smoothing = label_smoothing
         self.frozen = frozen
+        self._batch: LabelledBatch | None = None  # of the step, until its end
         self._told = False  # that all files get the same class
         self._first_and_last: tuple[Tensor, Tensor] | None = None  # mean losses of ten steps
         for part in self._frozen_parts():
@@ -97,8 +98,45 @@ class FinetuneModule(TrainingModule):
         for part in self._frozen_parts():
             part.eval()
 
+    def on_train_batch_end(self, outputs: Any, batch: LabelledBatch, batch_idx: int) -> None:
+        """Corrects the statistics of features before a validation, and forgets the batch."""
+        trainer, interval = self.trainer, self.trainer.val_check_batch
+        # intervals of time say None: then any step may be the last before a validation
+        is_due = interval is None or (trainer.fit_loop.total_batch_idx + 1) % interval == 0
+        ends_epoch = trainer.is_last_batch and trainer.check_val_every_n_epoch is not None
+        if is_due or ends_epoch or trainer.should_stop:
+            self._catch_up()
+        self._batch = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Corrects the statistics of features, then stores what `TrainingModule` does."""
+        self._catch_up()
+        super().on_save_checkpoint(checkpoint)
+
+    @torch.no_grad()
+    def _catch_up(self) -> None:
+        """Corrects the statistics of standardised features by the last batch; a collective.
+
+        Those in a checkpoint share their memory with these, except with FSDP2.
+        """
+        assert self.network.classifier is not None
+        standardize, batch = self.network.classifier.standardize, self._batch
+        if standardize is None or batch is None:
+            return
+        modes = {part: part.training for part in self.network.modules()}
+        self.network.eval()
+        self.network.training = True  # for `forward_on_rank`; its parts have no dropout
+        with self.trainer.precision_plugin.forward_context():
+            output = forward_on_rank(self.network, batch)
+        for part, mode in modes.items():
+            part.training = mode
+        features = output.features.get(self.classifier.modality)
+        if features is not None:
+            standardize.catch_up(features[batch.masks[self.classifier.modality]])
+
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
+        self._batch = batch
         logits, labels = self._logits(batch), batch.labels
         if self.label_smoothing:
             spread = self.label_smoothing / labels.shape[1]
