@@ -88,6 +88,7 @@ def batches_of_every_kind(config):
 def test_embed_gives_unit_vectors_on_the_cpu_and_zeros_where_a_clip_lacks_something():
     config = replace(vatt.preset("tiny"), drop_token=0.5)
     model = VATT(config).train()
+    torch.nn.init.ones_(model.head.va_vt.batch_norm.bias)  # zeros do not stay zeros
     before = {name: value.clone() for name, value in model.state_dict().items()}
     table = embed(model, batches_of_every_kind(config))
     assert model.training

@@ -163,7 +163,8 @@ def test_the_page_says_the_numbers_in_words_and_names_everything_beside_them(pag
         "Oracle of shape and colour 44.0 %",
         "Trained on shuffled captions 1.2 %",
         "The model reaches 50 % of it",
-        "text → audio A sentence finds its sound 58.2 % R@1 chance 25 % 1,200 queries among 4 ",
+        "text → audio A sentence finds its sound 58.2 % R@1 chance 25 % ",
+        "1,200 queries among 4 candidates ",
         "Where the 7 min 2 s went",
         "87.5 %",  # 21 of 24 shapes are right
         "attribute pre-trained random weights raw input chance "
