@@ -281,11 +281,15 @@ def codec_name(stream: MediaStream | None) -> str | None:
 
 def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool:
     """Seeks to a key frame before a time; False if the source can only be at its beginning."""
-    try:
-        container.seek(int(seconds // tick_seconds(stream)), stream=stream, backward=True)
-    except av.error.FFmpegError:
-        return False
-    return True
+    # FFmpeg refuses some seeks by the video of a short Matroska file, and does them by its sound
+    others = container.streams.audio if container.format.name == MATROSKA else ()
+    for one in (stream, *others):
+        try:
+            container.seek(int(seconds // tick_seconds(one)), stream=one, backward=True)
+        except av.error.FFmpegError:
+            continue
+        return True
+    return False
 
 
 def sound_roll_seconds(audio: AudioStream) -> float:
