@@ -264,6 +264,11 @@ def test_names_with_composed_and_with_decomposed_letters_are_the_same(media, tmp
     ("name", "content", "reason"),
     [
         ("captions.csv", b"name,words\n", "lacks the column file and text"),
+        (
+            "captions.csv",
+            b"file,start_seconds,words\n",
+            r"must name text \(or caption, sentence, .*\), and names file,start_seconds,words$",
+        ),
         ("captions.csv", b"", "and names nothing"),
         ("captions.csv", b"file,text\nb.mp4,\xff\n", "not UTF-8 text .*save it as UTF-8"),
     ],

@@ -32,8 +32,8 @@ from typing import Any
 from vatt.errors import Fault, ShardError, UserError
 from vatt.packing.beside import read_beside
 from vatt.packing.entries import (
-    COLUMNS,
     ENTRY_KEYS,
+    SYNONYMS,
     canonical,
     canonical_names,
     segments_of_entry,
@@ -46,6 +46,7 @@ from vatt.system.csv_rows import read_table
 from vatt.system.extras import load_extra
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
+NEEDED = ("file", "text")  # columns of a table
 PARQUET_ROWS = 10_000  # read at a time
 PARQUET_MARK = b"PAR1"  # first four bytes of every parquet file
 
@@ -250,7 +251,7 @@ def _csv_entries(path: Path, faults: list[Fault]) -> Iterator[tuple[int, Any]]:
     """Line number and content of each row, in the form of a line of jsonl."""
     unfit: list[Fault] = []
     try:
-        yield from read_table(path, ("file", "text"), unfit, rename=canonical_names)
+        yield from read_table(path, NEEDED, unfit, rename=_columns)
     except UserError as error:
         raise ShardError(str(error)) from error
     faults += [
@@ -267,8 +268,7 @@ def _parquet_entries(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with parquet.ParquetFile(path) as table:
             check_parquet(path, table.metadata, error=ShardError)
-            names = canonical_names(table.schema_arrow.names)
-            _check_columns(path, names)
+            names = _columns(table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     number += 1
@@ -293,10 +293,18 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    missing = {"file", "text"} - set(names)
+def _columns(header: Sequence[str]) -> list[str]:
+    """Columns of a table under canonical names.
+
+    Raises:
+        UserError: two columns mean the same, or a needed one is missing.
+    """
+    names = canonical_names(header)
+    missing = [name for name in NEEDED if name not in names]
     if missing:
-        raise ShardError(
-            f"{path} lacks the column {' and '.join(sorted(missing))}: its header must name "
-            f"{','.join(COLUMNS)}, and names {','.join(names) or 'nothing'}"
+        needs = "; ".join(f"{name} (or {', '.join(SYNONYMS[name])})" for name in missing)
+        raise UserError(
+            f"lacks the column {' and '.join(missing)}: its header must name {needs}, and names "
+            f"{','.join(header)[:200] or 'nothing'}"
         )
+    return names
