@@ -45,7 +45,7 @@ class ClassificationData(StreamedData):
         audio: Geometry of audio clips, linked from the model.
         classifier: Classes and modality, linked from the model.
         batch_size: Clips per step over all ranks.
-        num_workers: Reader processes per rank.
+        num_workers: Reader processes per rank, at most one per core.
         start_method: How reader processes start: `forkserver` or `fork`.
         batches_per_epoch: Batches per nominal epoch. None: as many as the files give.
         seed: Seed of the order and of all random draws.

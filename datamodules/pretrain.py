@@ -50,7 +50,8 @@ class PretrainData(StreamedData):
         batch_size: Clips per step over all ranks; each rank reads batch_size / world size of them.
         micro_batch_size: Clips per micro-batch of a rank, linked from the model. None: no
             micro-batches.
-        num_workers: Reader processes per rank; not started if the cache holds all clips.
+        num_workers: Reader processes per rank, at most one per core; not started if the cache holds
+            all clips.
         start_method: How reader processes start: `forkserver` is safe with threads and CUDA, `fork`
             is faster.
         tokenizer: Path of a `tokenizer.json`. None: a word-level tokenizer with at most

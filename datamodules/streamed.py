@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig
 from vatt.data.labelled import LabelledClips
-from vatt.data.loader import EvaluationLoader, PositionedLoader, StartMethod
+from vatt.data.loader import EvaluationLoader, PositionedLoader, StartMethod, usable_workers
 from vatt.data.order import GlobalOrder
 from vatt.data.samples import ClipSamples
 from vatt.errors import UserError
@@ -45,23 +45,37 @@ class StreamedData(LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens the data of a stage; a fit restarts the stream unless a state is loaded."""
+        """Opens the data of a stage; a fit restarts the stream unless a state is loaded.
+
+        Raises:
+            UserError: the stage needs a validation set, and there is none.
+        """
         if stage == "fit":
             self._close()
             self._loader = self._state = None
         self.open(stage)
+        if stage is None or self.trainer is None:
+            return
+        if self.predict_dataloader() if stage == "predict" else self.val_dataloader():
+            return
+        if stage != "fit":
+            raise UserError("data.validation is missing: give --val SHARDS")
+        self.trainer.limit_val_batches = 0  # Lightning warns of empty lists of batches
 
     def teardown(self, stage: str | None = None) -> None:
         """Stops the reader processes; keeps the position for a later checkpoint."""
         if stage == "fit":
             self._close()
 
-    def stream(self, samples: Dataset[Any], order: GlobalOrder, **options: Any) -> PositionedLoader:
+    def stream(
+        self, samples: Dataset[Any], order: GlobalOrder, *, num_workers: int, **options: Any
+    ) -> PositionedLoader:
         """Loader of this rank's share of a stream, at the loaded or last position.
 
         Args:
             samples: Data set that makes the batch of a list of references.
             order: Order of the samples.
+            num_workers: Processes that read, at most one per core.
             options: Further options of `PositionedLoader`.
         """
         self._close()
@@ -74,6 +88,7 @@ class StreamedData(LightningDataModule):
             start_method=self.start_method,
             rank=self.rank,
             world_size=self.world_size,
+            num_workers=usable_workers(num_workers),
             pin_memory=torch.cuda.is_available(),
             **options,
         )
@@ -90,7 +105,7 @@ class StreamedData(LightningDataModule):
             batch_size=batch_size,
             rank=self.rank,
             world_size=self.world_size,
-            num_workers=num_workers,
+            num_workers=usable_workers(num_workers),
             start_method=self.start_method,
         )
 

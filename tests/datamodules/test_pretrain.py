@@ -14,7 +14,7 @@ from datamodules.augment import augment_batch
 from datamodules.pretrain import PretrainData
 from vatt.config.augment import AugmentConfig
 from vatt.config.geometry import AudioConfig, SpectrogramConfig, TextConfig, VideoConfig
-from vatt.data.loader import EvaluationLoader, PositionedLoader
+from vatt.data.loader import EvaluationLoader, PositionedLoader, usable_workers
 from vatt.data.order import GlobalOrder
 from vatt.data.run_tokenizer import trained_tokenizer
 from vatt.errors import ShardError, UserError
@@ -24,12 +24,12 @@ from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.record import Segment
 from vatt.shards.shard_set import ShardSet
 from vatt.shards.writer import ShardWriter
+from vatt.system.machine import num_cores
 
 VIDEO = VideoConfig(num_frames=4, frame_rate=5.0, image_size=32, patch_size=(2, 8, 8))
 AUDIO = AudioConfig(sample_rate=8_000, num_samples=6_400, patch_size=128)
 TEXT = TextConfig(vocab_size=512)
 PLAIN = AugmentConfig(scale_range=(1.0, 1.0), flip_rate=0.0, color_jitter_rate=0.0, audio_noise=0.0)
-
 
 pytestmark = pytest.mark.filterwarnings(
     # Lightning asks torch for something that is going: github.com/Lightning-AI/pytorch-lightning
@@ -323,9 +323,19 @@ def test_validation_can_be_cut_to_its_first_clips(make, validation):
     assert [batch.keys for batch in data.val_dataloader()] == [(shards.key(0), shards.key(1))]
 
 
-@pytest.mark.filterwarnings("ignore:Total length of .list. across ranks is zero")
-def test_without_a_validation_set_training_runs(make):
+def test_without_a_validation_set_training_runs_and_validation_is_refused(make):
     assert len(fit(make(validation=None), max_epochs=1, limit_val_batches=1.0)) == 4
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(UserError, match="data.validation is missing: give --val SHARDS"):
+        trainer.validate(Recorder(), make(validation=None), verbose=False)
+
+
+def test_no_more_processes_read_than_there_are_cores(make):
+    assert usable_workers(num_cores() + 3) == num_cores()
+    assert (usable_workers(0), usable_workers(-1)) == (0, -1)
+    data = make(num_workers=num_cores() + 3)  # of which torch would warn
+    assert data.train_dataloader()._loader.num_workers == num_cores()
+    assert data.val_dataloader()._loader.num_workers == num_cores()
 
 
 def test_the_retrieval_set_has_all_captions_and_is_the_same_every_time(make):

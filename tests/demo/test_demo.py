@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,15 @@ def test_values_that_cannot_work_are_refused_before_any_work(
 ) -> None:
     assert main(demo(tmp_path / "run", *option)) != 0
     assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert main(demo(tmp_path / "run", "--run.tensorboard", "true")) == 1
+    assert "run.tensorboard needs the package tensorboard" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

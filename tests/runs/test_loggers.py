@@ -18,9 +18,11 @@ from wandb_files import end_wandb, pieces, read_config, read_history, read_recor
 
 from vatt.cli import main
 from vatt.config.shipped import shipped_configs
-from vatt.runs.loggers import RunWandb, wandb_mode
+from vatt.errors import UserError
+from vatt.runs.loggers import RunWandb, check_packages, wandb_mode
 from vatt.runs.metrics_csv import MetricsCsv
 from vatt.runs.progress import DIRECTIONS
+from vatt.runs.training_cli import RunConfig
 from vatt.system.environment import describe_environment, git_commit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,6 +218,27 @@ def test_tensorboard_names_the_extra_where_the_package_is_missing(
     message = capsys.readouterr().err
     assert 'run.tensorboard needs the package tensorboard: pip install "vatt[tracking]"' in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "settings", "message"),
+    [
+        ("tensorboard", {"tensorboard": True}, "run.tensorboard needs the package tensorboard"),
+        ("PIL", {"media_every_n_validations": 1, "wandb": "offline"}, "needs the package pillow"),
+        ("wandb", {"wandb": "online"}, "run.wandb online needs the package wandb"),
+        ("wandb", {"wandb_checkpoints": True}, "wandb_checkpoints is true, but W&B is disabled"),
+    ],
+)
+def test_settings_are_refused_while_their_package_is_missing(
+    monkeypatch: pytest.MonkeyPatch, package: str, settings: dict[str, Any], message: str
+) -> None:
+    run = {**vars(RunConfig()), "wandb": "auto", **settings}
+    check_packages(run)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=message):
+        check_packages(run)
+    unset = {"wandb": "disabled", "media_every_n_validations": 1}
+    check_packages({**vars(RunConfig()), **unset})  # media without W&B need neither
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from vatt.batch import Batch, MicroBatches
 from vatt.data.draws import SampleRef
 from vatt.data.order import GlobalOrder
 from vatt.errors import UserError, VattError
+from vatt.system.machine import num_cores
 
 PRELOADED = "vatt.data.samples"  # by the server that forks worker processes
 
@@ -246,6 +247,11 @@ def open_loader(
         generator=torch.Generator(),  # its own: reading must not move the global one
         **options,
     )
+
+
+def usable_workers(num_workers: int) -> int:
+    """Number of processes, at most one per core of this process: more slow each other down."""
+    return min(num_workers, num_cores())
 
 
 def raise_if_error(batch: Any) -> Any:

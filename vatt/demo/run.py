@@ -52,8 +52,8 @@ class DemoOptions:
     Args:
         out: Run folder, for checkpoints, metrics, model and report.
         data: Folder of corpus and shards; several runs may share it. None: OUT/data.
-        configs: Name or path of a config, such as demo, demo_long or overlay_specific; may be
-            repeated.
+        configs: Name or path of a config, such as demo, tiny or demo_long; may be repeated, for
+            overlays such as overlay_specific.
         seed: Seed of training.
         num_train: Number of training videos; 6,000 videos with two decoded clips each take 1.7 GiB
             of memory.
@@ -63,7 +63,7 @@ class DemoOptions:
         overrides: Further options of `vatt fit`.
     """
 
-    out: Annotated[Path, "FOLDER"] = Path("runs/demo")
+    out: Annotated[Path, "FOLDER", "-o", "--out"] = Path("runs/demo")
     data: Annotated[Path | None, "FOLDER"] = None
     configs: Annotated[tuple[str, ...], "--config", "NAME", "+"] = ("demo",)
     seed: int = 0
@@ -252,7 +252,8 @@ def fit_arguments(options: DemoOptions, train_shards: Path, validation_shards: P
 
 
 def check_fit_options(options: DemoOptions) -> None:
-    """Refuses invalid options before the corpus is made."""
+    """Refuses invalid options, and those whose packages are missing, before the corpus is made."""
+    from vatt.runs.loggers import check_packages
     from vatt.runs.training_cli import main as training_main
 
     printed = io.StringIO()
@@ -260,6 +261,7 @@ def check_fit_options(options: DemoOptions) -> None:
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         training_main([*arguments, "--print_config"])
     config = yaml.safe_load(printed.getvalue())
+    check_packages(config["run"])
     settings = config["model"]["init_args"]
     VATTConfig.from_dict(settings["model"])
     max_steps = config["trainer"]["max_steps"]  # the command line copies it into the schedule

@@ -25,26 +25,34 @@ RUN_ID = "wandb_run_id"  # files in the run directory
 
 
 def tensorboard_logger(folder: Path) -> TensorBoardLogger:
-    """TensorBoard logger that writes to `tensorboard/` in the run folder.
+    """TensorBoard logger that writes to `tensorboard/` in the run folder."""
+    return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
+
+
+def check_packages(run: Mapping[str, Any]) -> None:
+    """Refuses settings that need a package that is not installed, before any work.
+
+    Args:
+        run: Settings of the run, by their names in `RunConfig`.
 
     Raises:
-        UserError: the package tensorboard is missing.
+        UserError: a package is missing.
     """
-    if find_spec("tensorboard") is None:
+    if run["tensorboard"] and find_spec("tensorboard") is None:
         raise UserError(
             'run.tensorboard needs the package tensorboard: pip install "vatt[tracking]", or set '
             "it to false"
         )
-    return TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False)
-
-
-def check_pictures() -> None:
-    """Refuses to log media to W&B if wandb cannot read pictures.
-
-    Raises:
-        UserError: Pillow is missing.
-    """
-    if find_spec("PIL") is None:
+    if run["wandb"] in ("online", "offline") and find_spec("wandb") is None:
+        raise UserError(
+            f"run.wandb {run['wandb']} needs the package wandb: pip install wandb, or set it to "
+            "disabled"
+        )
+    has_wandb = wandb_mode(run["wandb"]) != "disabled"
+    if run["wandb_checkpoints"] and not has_wandb:
+        raise UserError("run.wandb_checkpoints is true, but W&B is disabled: set one of them")
+    sends_pictures = has_wandb and run["media_every_n_validations"] is not None
+    if sends_pictures and find_spec("PIL") is None:  # wandb reads pictures with it
         raise UserError(
             "run.media_every_n_validations needs the package pillow, for pictures in W&B: pip "
             'install "vatt[tracking]", or set it to null'

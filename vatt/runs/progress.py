@@ -36,7 +36,8 @@ class TrainingProgress(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._bar: Any = None
-        self._shown = 0.0  # when, by the monotonic clock
+        self._shown = self._began = 0.0  # when, by the monotonic clock
+        self._first_share = 0.0  # of the training that was done before
         self._enabled = True
 
     def disable(self) -> None:
@@ -45,7 +46,8 @@ class TrainingProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shows the bar at the present step."""
-        self._shown = time.monotonic()
+        self._shown = self._began = time.monotonic()
+        self._first_share = _progress(trainer, pl_module)
         if self._enabled:
             weights = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
             where = f"{trainer.world_size} × {trainer.strategy.root_device.type}"
@@ -57,7 +59,7 @@ class TrainingProgress(ProgressBar):
         if self._enabled and on_terminal():
             self._bar = tqdm(
                 total=1.0,
-                initial=_progress(trainer, pl_module),
+                initial=self._first_share,
                 bar_format="{desc} {percentage:3.0f}%|{bar:24}| {elapsed}<{remaining}{postfix}",
                 dynamic_ncols=True,
             )
@@ -92,18 +94,30 @@ class TrainingProgress(ProgressBar):
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = time.monotonic()
         share = _progress(trainer, pl_module)
-        title = f"step {trainer.global_step}/{trainer.max_steps}"
+        title = f"step {trainer.global_step}"
+        by_time = getattr(pl_module, "time_share", 0.0) > _share_of_steps(trainer)
+        title += "" if by_time else f"/{trainer.max_steps}"
         values = ", ".join(
             f"{name} {form.format(float(trainer.callback_metrics[key]))}{_chance(trainer, key)}"
             for key, (name, form) in SHOWN.items()
             if key in trainer.callback_metrics
         )
         if self._bar is None:
-            print(f"{title} ({share:.0%}) {values}", file=sys.stderr, flush=True)
+            done = f"{share:.0%} of the time" if by_time else f"{share:.0%}"
+            print(f"{title} ({done}), {self._times(share)}, {values}", file=sys.stderr, flush=True)
             return
         self._bar.n = share
         self._bar.set_description_str(title, refresh=False)
         self._bar.set_postfix_str(values)
+
+    def _times(self, share: float) -> str:
+        """Time so far, and the time that is left at the same speed, once there is a speed."""
+        seconds = time.monotonic() - self._began
+        elapsed = f"{tqdm.format_interval(round(seconds))} elapsed"
+        if not self._first_share < share < 1:
+            return elapsed
+        left = seconds * (1 - share) / (share - self._first_share)
+        return f"{elapsed}, {tqdm.format_interval(round(left))} left"
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -122,7 +136,11 @@ def _chance(trainer: Trainer, key: str) -> str:
 
 def _progress(trainer: Trainer, pl_module: LightningModule) -> float:
     share = getattr(pl_module, "progress", None)
-    return float(share) if share is not None else trainer.global_step / max(trainer.max_steps, 1)
+    return float(share) if share is not None else _share_of_steps(trainer)
+
+
+def _share_of_steps(trainer: Trainer) -> float:
+    return trainer.global_step / max(trainer.max_steps, 1)
 
 
 def fit_summary(
@@ -132,6 +150,7 @@ def fit_summary(
     checkpoint: Path,
     best: ModelCheckpoint | None,
     config: Path,
+    time_budget: float | None,
     wandb_files: Path | None,
 ) -> str:
     """Summary after training: metrics, files and next steps.
@@ -142,6 +161,7 @@ def fit_summary(
         checkpoint: Last checkpoint.
         best: Callback of the best checkpoint, if there is one.
         config: Configuration of the run.
+        time_budget: Time budget of the run in seconds, if it has one.
         wandb_files: Folder of the W&B run, if there is one.
     """
     metrics = trainer.callback_metrics
@@ -170,9 +190,24 @@ def fit_summary(
         "Next:",
         *report,
         f"  vatt validate --config {config_word} --ckpt_path last",
-        f"  {again} --trainer.max_steps {2 * trainer.max_steps}",
+        f"  {again} {more_training(trainer, time_budget)}",
     ]
     return "\n".join(lines)
+
+
+def more_training(trainer: Trainer, time_budget: float | None) -> str:
+    """Options with which a run that has ended trains as much again.
+
+    Args:
+        trainer: Trainer at the end of the run.
+        time_budget: Time budget of the run in seconds, if it has one.
+    """
+    options = []
+    if time_budget is None or trainer.global_step >= trainer.max_steps:
+        options.append(f"--trainer.max_steps {2 * trainer.max_steps}")
+    if time_budget is not None:
+        options.append(f"--run.time_budget_seconds {2 * time_budget:g}")
+    return " ".join(options)
 
 
 def metric_lines(metrics: Mapping[str, Tensor], prefix: str) -> list[str]:

@@ -37,11 +37,17 @@ from vatt.runs.data_package import refuse_other_package
 from vatt.runs.data_report import DataReport
 from vatt.runs.explain import explain
 from vatt.runs.folder import RunRecord, choose_run_dir, config_path, find_checkpoint
-from vatt.runs.loggers import RunWandb, WandbMode, check_pictures, tensorboard_logger, wandb_mode
+from vatt.runs.loggers import (
+    RunWandb,
+    WandbMode,
+    check_packages,
+    tensorboard_logger,
+    wandb_mode,
+)
 from vatt.runs.media_log import MediaLog
 from vatt.runs.metrics_csv import MetricsCsv
 from vatt.runs.moved import keep_old_class_paths
-from vatt.runs.progress import TrainingProgress, fit_summary, metric_lines
+from vatt.runs.progress import TrainingProgress, fit_summary, metric_lines, more_training
 from vatt.runs.run_length import run_length
 from vatt.runs.steps import EndOfRun, StepClock, StepSeed, TimeBudget
 from vatt.runs.stopping import StopOnSignal
@@ -166,6 +172,8 @@ class TrainingCLI(LightningCLI):
         """Determines run folder, checkpoint and name of the configuration before any work."""
         run, config = self._of("run"), self.config[self.subcommand]
         fits, start = self.subcommand == "fit", config["ckpt_path"]
+        if fits:
+            check_packages(run)
         self.run_dir = choose_run_dir(run["dir"], start, self._args, new=fits)
         run["dir"] = None if self.run_dir is None else str(self.run_dir)
         checkpoint = find_checkpoint(start, self.run_dir, self.subcommand or "")
@@ -235,14 +243,8 @@ class TrainingCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         if not self.clock.ran:
-            step, more = self.trainer.global_step, "--trainer.max_steps"
-            amount = 2 * step
-            if step < self.trainer.max_steps:
-                more, amount = (
-                    "--run.time_budget_seconds",
-                    2 * self._of("run")["time_budget_seconds"],
-                )
-            print(f"{self.run_dir} is trained: step {step}. More: {more} {amount:g}")
+            more = more_training(self.trainer, self._of("run")["time_budget_seconds"])
+            print(f"{self.run_dir} is trained: step {self.trainer.global_step}. More: {more}")
             return
         print(
             fit_summary(
@@ -251,6 +253,7 @@ class TrainingCLI(LightningCLI):
                 checkpoint=self.checkpoint.path,
                 best=self.best,
                 config=self.config_path,
+                time_budget=self._of("run")["time_budget_seconds"],
                 wandb_files=None if self._wandb is None else self._wandb.files,
             )
         )
@@ -289,8 +292,6 @@ class TrainingCLI(LightningCLI):
     def _fit_callbacks(self) -> list[Any]:
         run = self._of("run")
         wandb = self._wandb if run["wandb_checkpoints"] else None
-        if run["wandb_checkpoints"] and wandb is None:
-            raise UserError("run.wandb_checkpoints is true, but W&B is disabled: set one of them")
         every, keep = run["checkpoint_every_n_steps"], KeepCheckpoints(**run["keep_checkpoints"])
         assert self.run_dir is not None
         folder = self.run_dir / CHECKPOINTS
@@ -303,8 +304,6 @@ class TrainingCLI(LightningCLI):
         if run["ema_decay"] is not None:
             callbacks.append(WeightAverage(run["ema_decay"]))
         if run["media_every_n_validations"] is not None:
-            if self._wandb is not None:
-                check_pictures()
             callbacks.append(MediaLog(run["media_every_n_validations"]))
         if run["time_budget_seconds"] is not None:
             callbacks.append(TimeBudget(self.clock, run["time_budget_seconds"]))
@@ -371,7 +370,6 @@ def main(
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # steps are logged across Lightning's epochs, which are only nominal here
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     keep_old_class_paths()
