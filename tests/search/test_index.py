@@ -1,7 +1,9 @@
 """`vatt index` and `vatt search`: from features to segments, and to a page that plays them."""
 
 import base64
+import csv
 import fcntl
+import io
 import json
 import os
 import pickle
@@ -34,6 +36,7 @@ from vatt.search.answer import clock
 from vatt.search.files import RowWriter, read_index_json
 from vatt.search.hits import Hits
 from vatt.search.page import NOTEBOOK_HITS, encode_tile
+from vatt.search.scale import score_scale
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -118,7 +121,7 @@ def test_words_find_the_windows_that_a_plain_loop_finds(
         assert hit["score"] == pytest.approx(float(vector @ query.numpy()), abs=1e-5)
         assert Path(hit["file"]).is_file()
         assert hit["end_seconds"] > start
-    keys = "rank source file offset size start_seconds end_seconds score row"
+    keys = "rank source file offset size start_seconds end_seconds score row num_more z"
     assert list(said["hits"][0]) == keys.split()
 
 
@@ -179,9 +182,10 @@ def test_python_gives_what_the_command_gives(
     built: Path, media: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = Index(built, device="cpu")
-    said = answer(capsys, built, "a red ring")
+    said = answer(capsys, built, "a red ring", "--no-per-file")
     assert [asdict(hit) for hit in index.search(text="a red ring")] == [
-        {name: value for name, value in hit.items() if name != "rank"} for hit in said["hits"]
+        {name: value for name, value in hit.items() if name not in ("rank", "z")}
+        for hit in said["hits"]
     ]
     vector = index.extractor.encode_audio(media / "plain.mp4", space="va")[0]
     found = index.search(audio=media / "plain.mp4", modality="audio")
@@ -232,6 +236,98 @@ def test_hits_that_do_not_play_in_a_notebook_say_why(built: Path, tmp_path: Path
     assert "<video" not in shown
     assert "and 2 more" in shown
     assert "&lt;b&gt;" in Hits([replace(hits[0], source="<b>")])._repr_html_()
+
+
+def test_the_command_shows_the_best_moment_of_each_file_and_counts_the_others(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = Index(built)
+    moments = index.search(text="a dog", k=1000)
+    said = answer(capsys, built, "a", "dog", "-k", "3")
+    assert said["query"] == "a dog"
+    assert said == answer(capsys, built, "a dog", "-k", "3", "--per-file")
+    least = said["hits"][-1]["score"]
+    for hit in said["hits"]:
+        own = [one for one in moments if one.source == hit["source"]]
+        assert own[0].row == hit["row"]
+        assert hit["num_more"] == sum(one.score >= least for one in own) - 1
+    assert any(hit["num_more"] for hit in said["hits"])
+    assert run("search", built, "a dog", "-k", "3") == 0
+    table = capsys.readouterr().out
+    for hit in said["hits"]:
+        (line,) = (one for one in table.splitlines() if hit["source"] in one)
+        more = re.search(r"\+(\d+) more moments? in this file$", line)
+        assert (int(more[1]) if more else 0) == hit["num_more"]
+    every = answer(capsys, built, "a dog", "-k", "3", "--no-per-file")["hits"]
+    assert [hit["row"] for hit in every] == [hit.row for hit in moments[:3]]
+
+
+def test_an_index_of_one_file_shows_its_moments(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one").mkdir()
+    shutil.copy(features / "plain.mp4.npz", tmp_path / "one")
+    assert run("index", tmp_path / "one", "-o", tmp_path / "index") == 0
+    assert len(answer(capsys, tmp_path / "index", "a dog")["hits"]) > 1
+    assert len(answer(capsys, tmp_path / "index", "a dog", "--per-file")["hits"]) == 1
+
+
+def test_scores_have_a_scale(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = answer(capsys, built, "a red ring")
+    scores = [hit.score for hit in Index(built).search("a red ring", k=1000, distinct="window")]
+    assert said["scale"]["mean"] == pytest.approx(np.mean(scores))
+    assert said["scale"]["standard_deviation"] == pytest.approx(np.std(scores))
+    for hit in said["hits"]:
+        z = (hit["score"] - np.mean(scores)) / np.std(scores)
+        assert hit["z"] == pytest.approx(z)
+    # of random directions the best is about where it is said to be
+    random = np.random.default_rng(0).normal(size=(1001, 64)).astype(np.float32)
+    random /= np.linalg.norm(random, axis=1, keepdims=True)
+    scale = score_scale(random[1:], random[0])
+    assert scale is not None
+    assert scale.z(float((random[1:] @ random[0]).max())) == pytest.approx(
+        scale.best_by_chance, abs=0.5
+    )
+    assert score_scale(random[:5], random[0]) is None
+    assert score_scale(np.repeat(random[:1], 50, axis=0), random[0]) is None
+
+
+def test_hits_as_csv_have_no_internal_fields(
+    built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits = answer(capsys, built, "a red ring")["hits"]
+    assert run("search", built, "a red ring", "--csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    names = ["rank", "source", "file", "start_seconds", "end_seconds", "score", "z", "num_more"]
+    assert [list(row) for row in rows] == [names] * len(hits)
+    for row, hit in zip(rows, hits, strict=True):
+        assert (row["source"], int(row["num_more"])) == (hit["source"], hit["num_more"])
+        for name in ("score", "z", "start_seconds", "end_seconds"):
+            assert float(row[name]) == pytest.approx(hit[name], abs=1e-6)
+    assert run("search", built, "a dog", "--csv", "--json") == 2
+    assert "--json and --csv exclude each other" in capsys.readouterr().err
+
+
+def test_a_model_of_few_clips_is_said_to_be_one(
+    built: Path, features: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = model / "README.md"
+
+    def warning(facts: str) -> str:
+        card.write_text(f"---\nvatt: {facts}\n---\n")
+        assert run("search", built, "a red ring") == 0
+        return capsys.readouterr().err
+
+    try:
+        few = "{data: [{name: a, clips: 300}, {name: b, clips: 7000}]}"
+        assert warning(few).startswith("the model was trained on 7,300 clips, fewer than 100,000:")
+        assert warning(few).count("\n") == 1
+        assert warning("{data: [{name: a, clips: 100000}]}") == ""
+        assert warning("{data: [{name: a, clips: 300}, {name: b}]}") == ""
+        assert warning("{data: [{name: a, clips: 300}], started_from: runs/other}") == ""
+        assert warning("{}") == ""
+    finally:
+        card.unlink()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "parquet"])
@@ -448,9 +544,12 @@ def test_a_table_has_readable_times_and_unknown_words_are_named(
     assert said.err == "not known to the model: purple\n"
     lines = said.out.splitlines()
     assert lines[0] == "text → video_vt, searched exactly"
-    assert lines[1].split() == ["score", "start", "end", "file"]
-    assert re.fullmatch(r"1  [- ]0\.\d{3}  0:0\d\.\d  0:0\d\.\d  \S+\.mp4", lines[2])
-    assert len(lines) == 4
+    assert lines[1].split() == ["score", "z", "start", "end", "file"]
+    assert re.fullmatch(
+        r"1  [- ]0\.\d{3}  +-?\d+\.\d  0:0\d\.\d  0:0\d\.\d  \S+\.mp4( .*)?", lines[2]
+    )
+    assert len(lines) == 5
+    assert lines[4].startswith("z: standard deviations above the mean score; by chance the best")
     assert clock(59.96) == "1:00.0"
     assert clock(3725.04) == "1:02:05.0"
 

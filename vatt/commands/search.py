@@ -1,5 +1,6 @@
 """The command `vatt search`: the segments nearest to words, a sound, a video or an image."""
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -17,14 +18,15 @@ Media = Literal["video", "audio"]
 
 def search(
     index: Path,
-    query: str,
+    query: tuple[str, ...],
     *,
     k: Annotated[int, "-k", at_least(1)] = 5,
     html: Annotated[Path | None, "PAGE"] = None,
     as_json: Annotated[bool, "--json"] = False,
+    as_csv: Annotated[bool, "--csv"] = False,
     modality: Media | None = None,
     space: Space | Literal["none"] | None = None,
-    per_file: bool = False,
+    per_file: bool | None = None,
     all_windows: bool = False,
     text: bool = False,
     file: bool = False,
@@ -36,23 +38,27 @@ def search(
 ) -> int:
     """Finds the windows most similar to a text, a sound, a video or an image.
 
-    Of overlapping windows of a file only the best one is shown, so that each hit is a different
-    place.
+    The best moment of each file is shown, and how many further moments of the file are as good as
+    the last hit. z is the number of standard deviations by which a score is above the mean score of
+    all windows.
 
     Args:
         index: Folder that `vatt index` wrote.
-        query: Text, a media file or a URL.
+        query: Text, of one or more words; a media file or a URL.
         k: Number of hits to show.
-        html: Page to write, which plays the hits.
+        html: Page to write, which plays the hits. None: no page.
         as_json: Print JSON instead of a table.
+        as_csv: Print CSV instead of a table.
         modality: Search in pictures (video) or sound (audio). None: video.
         space: Common space; none: features of the backbone. None: the one that query and index
             share.
-        per_file: Show only the best window of each file.
-        all_windows: Also show overlapping windows.
+        per_file: Show only the best moment of each file, or all moments. None: per file if the
+            index has several.
+        all_windows: Show all windows, also those that overlap.
         text: Treat the query as text, even if a file has this name.
         file: Treat the query as a file.
         query_modality: Use the picture (video) or the sound (audio) of a query that is a video.
+            None: the picture if it has one.
         exact: Compare with every row, even if the index allows an approximate search.
         model: Present location of the model. None: as stored in the index.
         media: Present folder of the media. None: as stored in the index.
@@ -62,26 +68,39 @@ def search(
     from vatt.search.index import Index
     from vatt.search.query import read_query, unknown_words
 
-    if (per_file and all_windows) or (text and file):
-        pair = "--per-file and --all-windows" if per_file and all_windows else "--text and --file"
-        raise UserError(f"{pair} exclude each other: give one of them", 2)
+    _refuse_pairs(
+        {"--per-file": bool(per_file), "--all-windows": all_windows},
+        {"--text": text, "--file": file},
+        {"--json": as_json, "--csv": as_csv},
+    )
+    words = " ".join(query)
     found = Index(index, model=model, media=media, device=device)
-    asked = read_query(query, "text" if text else "file" if file else None, query_modality)
+    asked = read_query(words, "text" if text else "file" if file else None, query_modality)
     array, vector = found.encode(asked, modality, space)
-    distinct: Distinct = "file" if per_file else "window" if all_windows else "place"
+    if per_file is None:
+        per_file = found.num_files > 1
+    distinct: Distinct = "window" if all_windows else "file" if per_file else "place"
     hits = found.near(vector, array, k, distinct, exact=exact)
     if asked.modality == "text":
-        unknown = unknown_words(found.extractor.tokenizer, query)
+        unknown = unknown_words(found.extractor.tokenizer, words)
         if unknown:
             print(f"not known to the model: {', '.join(unknown)}", file=sys.stderr)
+    if (few := found.few_clips()) is not None:
+        print(few, file=sys.stderr)
     answer = Answer(
-        query=query,
+        query=words,
         query_modality=asked.modality,
         array=array,
         search="approximately" if found.is_approximate(array) and not exact else "exactly",
         hits=hits,
+        scale=found.scale(vector, array),
     )
-    print(json.dumps(answer.to_json(), indent=1, ensure_ascii=False) if as_json else answer)
+    if as_json:
+        print(json.dumps(answer.to_json(), indent=1, ensure_ascii=False))
+    elif as_csv:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(answer.to_rows())
+    else:
+        print(answer)
     if html is not None:
         from vatt.search.page import write_page
 
@@ -91,3 +110,10 @@ def search(
         for fault in faults:
             print(f"does not play: {fault} (--media FOLDER)", file=sys.stderr)
     return 0
+
+
+def _refuse_pairs(*pairs: dict[str, bool]) -> None:
+    """Refuses options that exclude each other."""
+    for pair in pairs:
+        if all(pair.values()):
+            raise UserError(f"{' and '.join(pair)} exclude each other: give one of them", 2)

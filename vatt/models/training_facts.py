@@ -19,6 +19,7 @@ from vatt.system.files import read_json
 
 METRICS = "metrics.csv"
 DECIMALS = 4  # of metrics: float32 has no more to say
+FEWEST_CLIPS = 100_000  # judged, not measured: a twentieth of AudioSet, the smaller published set
 VERSIONS = ("vatt", "torch", "python")
 
 
@@ -100,6 +101,25 @@ def last_config(run: Path) -> Path:
     if not path.is_file():
         raise UserError(f"{run} is no run folder: {RUN_CONFIG} is missing")
     return path
+
+
+def few_clips_warning(facts: TrainingFacts) -> str | None:
+    """Warning about a model that was trained on few clips.
+
+    Returns:
+        One line. None if the clips are enough, if their number is unknown, or if training started
+        from another model, which has seen clips of its own.
+    """
+    sets = facts.get("data", [])
+    if "started_from" in facts or not sets or not all("clips" in one for one in sets):
+        return None
+    total = sum(one["clips"] for one in sets)
+    if total >= FEWEST_CLIPS:
+        return None
+    return (
+        f"the model was trained on {total:,} clips, fewer than {FEWEST_CLIPS:,}: it knows only "
+        "what these show, and its hits elsewhere are guesses"
+    )
 
 
 def _number_of_resume(config: Path) -> int:

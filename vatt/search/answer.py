@@ -7,6 +7,7 @@ from typing import Any, Literal
 from tabulate import tabulate
 
 from vatt.search.hits import Hit
+from vatt.search.scale import Scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Answer:
         array: Name of the array that was searched.
         search: `exactly` or `approximately`.
         hits: Hits, best first.
+        scale: Scores of this query over the whole array. None: the array is too small.
     """
 
     query: str
@@ -26,6 +28,7 @@ class Answer:
     array: str
     search: Literal["exactly", "approximately"]
     hits: Sequence[Hit]
+    scale: Scale | None = None
 
     @property
     def about(self) -> str:
@@ -34,18 +37,46 @@ class Answer:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON, with the rank of each hit."""
-        hits = [{"rank": rank, **asdict(hit)} for rank, hit in enumerate(self.hits, 1)]
-        return {**vars(self), "hits": hits}
+        hits = [
+            {"rank": rank, **asdict(hit), "z": self.z(hit)} for rank, hit in enumerate(self.hits, 1)
+        ]
+        return {**vars(self), "hits": hits, "scale": self.scale and asdict(self.scale)}
+
+    def to_rows(self) -> list[tuple[object, ...]]:
+        """Header and rows of a CSV file, one per hit."""
+        names = ("source", "file", "start_seconds", "end_seconds", "score", "z", "num_more")
+        rows: list[tuple[object, ...]] = [("rank", *names)]
+        for rank, hit in enumerate(self.hits, 1):
+            values = asdict(hit) | {"z": self.z(hit)}
+            cells = (values[name] for name in names)
+            rows.append((rank, *(round(c, 6) if isinstance(c, float) else c for c in cells)))
+        return rows
+
+    def z(self, hit: Hit) -> float | None:
+        """Standard deviations by which a hit is above the mean of all windows."""
+        return None if self.scale is None else self.scale.z(hit.score)
 
     def __str__(self) -> str:
         """A table in aligned columns."""
-        rows: list[tuple[object, ...]] = [("", "score", "start", "end", "file")]
+        rows: list[tuple[object, ...]] = [("", "score", "z", "start", "end", "file")]
         for rank, hit in enumerate(self.hits, 1):
+            z = self.z(hit)
             times = clock(hit.start_seconds), clock(hit.end_seconds)
-            rows.append((rank, f"{hit.score:.3f}", *times, hit.source))
-        sides = ("right", "right", "right", "right", "left")
+            score = f"{hit.score:.3f}", "" if z is None else f"{z:.1f}"
+            rows.append((rank, *score, *times, f"{hit.source}{more_moments(hit, '  ')}"))
+        sides = ("right", "right", "right", "right", "right", "left")
         table = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=sides)
-        return f"{self.about}\n{table}"
+        lines = [self.about, table]
+        if self.scale is not None:
+            lines.append(f"z: standard deviations above the mean score; {self.scale}")
+        return "\n".join(lines)
+
+
+def more_moments(hit: Hit, before: str = "") -> str:
+    """`+4 more moments in this file`, or "" if there are none."""
+    if not hit.num_more:
+        return ""
+    return f"{before}+{hit.num_more} more moment{'s' * (hit.num_more > 1)} in this file"
 
 
 def clock(seconds: float) -> str:

@@ -1,7 +1,7 @@
 """Hits of a search: a list that notebooks show as a table with players."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, SupportsIndex, overload
 
@@ -28,6 +28,8 @@ class Hit:
         end_seconds: End of the window, not after the end of the file.
         score: Cosine with the query, in [-1, 1].
         row: Row of the array that was searched.
+        num_more: Further moments of the file, windows that do not overlap, whose scores are at
+            least that of the last hit; 0 unless the best of each file was asked for.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Hit:
     end_seconds: float
     score: float
     row: int
+    num_more: int = field(default=0, compare=False)
 
 
 class Hits(list[Hit]):
@@ -75,7 +78,7 @@ class Hits(list[Hit]):
             UserError: pandas is not installed.
         """
         pandas = load_extra("pandas", UserError("to_pandas needs pandas: pip install pandas"))
-        return pandas.DataFrame(map(asdict, self), columns=[field.name for field in fields(Hit)])
+        return pandas.DataFrame(map(asdict, self), columns=[one.name for one in fields(Hit)])
 
     def _repr_html_(self) -> str:
         """Table with a player for each of the first hits, whose clips it contains."""

@@ -1,7 +1,9 @@
 """Search over extracted features: `Index`, from a query to segments of media."""
 
+import contextlib
 import functools
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -9,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vatt.config.options import IndexOptions
-from vatt.errors import UserError
+from vatt.errors import UserError, VattError
 from vatt.features.media_places import MEDIA, OFFSET, SIZE
 from vatt.media.source import FileRange
 from vatt.search.approximate import approximate_rows, open_approximate
@@ -17,6 +19,7 @@ from vatt.search.exact import nearest_rows, unit_rows
 from vatt.search.files import SearchFiles
 from vatt.search.hits import Hit, Hits, media_of
 from vatt.search.query import Modality, Query, choose_array
+from vatt.search.scale import Scale, score_scale
 
 if TYPE_CHECKING:  # torch and PyAV, which the search for a vector does not need
     from vatt.features.extractor import FeatureExtractor
@@ -88,13 +91,18 @@ class Index:
         """Folder, number of windows and files, and arrays."""
         files = self._files
         return (
-            f"Index({str(files.path)!r}, {len(self)} windows of {files.num_sources} files, "
+            f"Index({str(files.path)!r}, {len(self)} windows of {self.num_files} files, "
             f"{', '.join(self.arrays)})"
         )
 
     def __len__(self) -> int:
         """Number of windows."""
         return self._files.num_windows
+
+    @property
+    def num_files(self) -> int:
+        """Number of files."""
+        return self._files.num_sources
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -229,10 +237,25 @@ class Index:
                 scores, rows = approximate_rows(near, matrix, query, fetched, groups)
             hits = self._hits(name, rows, scores, distinct, k)
             few = len(rows) < fetched  # an approximate search finds no more
-            all_files = distinct == "file" and len(hits) == self._files.num_sources
+            all_files = distinct == "file" and len(hits) == self.num_files
             if len(hits) >= k or fetched == len(matrix) or few or all_files:
                 return hits
             fetched *= FETCH_MORE
+
+    def scale(self, vector: ArrayLike, name: str) -> Scale | None:
+        """Scale of the scores of a vector `[D]` in one array; None if the array is too small."""
+        matrix = self._files.matrix(name)
+        return score_scale(matrix, _unit(vector, matrix.shape[1]))
+
+    def few_clips(self) -> str | None:
+        """Warning that the model was trained on few clips; None if they are enough or unknown."""
+        from vatt.models.card import read_card
+        from vatt.models.training_facts import few_clips_warning, find_model
+
+        with contextlib.suppress(VattError):  # the search does not need these facts
+            path, run = find_model(self._model)
+            return few_clips_warning(read_card(self.extractor.model, path, run=run).facts)
+        return None
 
     def is_approximate(self, name: str) -> bool:
         """Whether an array is searched approximately, unless `exact` is set."""
@@ -255,35 +278,39 @@ class Index:
         k: int,
     ) -> Hits:
         """The first `k` hits of rows, best first, without repetitions."""
-        better: dict[int, list[tuple[float, float]]] = {}  # times of the hits by file
-        hits = Hits(media_folder=self._media_folder)
+        better: dict[int, list[tuple[float, float, float]]] = {}  # moments by file: times, score
+        hits: list[tuple[int, Hit]] = []
         windows = self._files.windows(name, rows)
         for row, score, (number, start, end) in zip(
             rows.tolist(), scores.tolist(), windows, strict=True
         ):
             others = better.setdefault(number, [])
-            if distinct == "file" and others:
+            shared = (min(end, last) - max(start, first) for first, last, _ in others)
+            if distinct != "window" and any(seconds > ROUNDING_SECONDS for seconds in shared):
                 continue
-            shared = (min(end, last) - max(start, first) for first, last in others)
-            if distinct == "place" and any(seconds > ROUNDING_SECONDS for seconds in shared):
+            others.append((start, end, score))
+            if distinct == "file" and len(others) > 1:
                 continue
-            others.append((start, end))
             source = self._files.source(number)
-            hits.append(
-                Hit(
-                    source=source["source"],
-                    file=source.get(MEDIA, ""),
-                    offset=int(source[OFFSET]) if OFFSET in source else None,
-                    size=int(source[SIZE]) if SIZE in source else None,
-                    start_seconds=start,
-                    end_seconds=end,
-                    score=score,
-                    row=row,
-                )
+            hit = Hit(
+                source=source["source"],
+                file=source.get(MEDIA, ""),
+                offset=int(source[OFFSET]) if OFFSET in source else None,
+                size=int(source[SIZE]) if SIZE in source else None,
+                start_seconds=start,
+                end_seconds=end,
+                score=score,
+                row=row,
             )
+            hits.append((number, hit))
             if len(hits) == k:
                 break
-        return hits
+        found = Hits((hit for _, hit in hits), self._media_folder)
+        if distinct == "file":
+            for place, (number, hit) in enumerate(hits):
+                num_good = sum(score >= found[-1].score for *_, score in better[number])
+                found[place] = replace(hit, num_more=num_good - 1)
+        return found
 
 
 def _unit(vector: ArrayLike, width: int) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from vatt.media.source import MediaSource
 from vatt.pages.pictures import encode_png, paint_sound
 from vatt.pages.players import MOST_SECONDS, SAMPLE_RATE, read_window
 from vatt.pages.templates import Tile, data_uri, render, write_html
-from vatt.search.answer import Answer, clock
+from vatt.search.answer import Answer, clock, more_moments
 from vatt.search.hits import Hit
 
 MEDIA_BUDGET_BYTES = 30_000_000  # of all players; base64 makes 4 bytes of 3
@@ -30,6 +30,8 @@ def write_page(path: Path, answer: Answer, media: Callable[[Hit], MediaSource]) 
     faults, tiles = [], []
     for place, (hit, tile, fault) in enumerate(_players(answer.hits, media), 1):
         lines = [(_times(hit), ""), (hit.file, "")]
+        if more := more_moments(hit):
+            lines.append((more, ""))
         if fault:
             faults.append(fault)
             lines.append((f"does not play: {fault}", ""))
