@@ -10,7 +10,7 @@ from importlib import import_module
 
 import vatt
 from vatt.commands.arguments import Command, add_command, run
-from vatt.commands.training_options import ALL_HELP, HELP, check_paths, expand, help_text
+from vatt.commands.training_options import ALL_HELP, HELP, SHORT, check_given, expand, help_text
 from vatt.config.shipped import given_values, shipped_configs
 from vatt.errors import VattError, nearest
 from vatt.system.files import NO_SPACE, no_space
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, argv: Sequence[str]) -> int:
-    """Exit code of a command; argparse leaves by SystemExit after --help and wrong arguments."""
+    """Exit code of a command; argparse leaves by SystemExit after --help."""
     try:
         if name not in TRAINING:
             return run(f"vatt {name}", _command(name), argv)
@@ -81,7 +81,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
             print(help_text(name))
             return 0
         argv = ["--help" if one == ALL_HELP else one for one in expand(argv)]
-        check_paths(name, argv)
+        check_given(name, argv)
         # they share a parser that wants the name of the command
         result = import_module("vatt.runs.training_cli").main([name, *argv])
     except SystemExit as end:
@@ -107,11 +107,19 @@ def _explain(error: BaseException) -> tuple[str | None, int]:
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return no_space(error, "run the same command again"), 1
     if isinstance(error, OSError) and error.filename is not None:
+        if _makes_folder(error.__cause__ or error):
+            return f"the folder {error.filename} cannot be made ({error.strerror}): name another", 1
         return f"{error.filename}: {error.strerror}: check this path", 1
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")  # loaded where it raised
     if lightning is not None and isinstance(error, lightning.MisconfigurationException):
         return str(error), 1
     return None, 1
+
+
+def _makes_folder(error: BaseException) -> bool:
+    """Whether an error comes from making a folder; its text names only what is not there."""
+    last = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+    return any(frame.f_code.co_name in ("mkdir", "makedirs") for frame in last)
 
 
 def _say(message: str, code: int) -> int:
@@ -132,6 +140,8 @@ def _complete(line: str) -> None:
         command = commands.add_parser(name, help=text)
         if name == typed in TRAINING:  # whose parser takes seconds to make
             command.add_argument("--config", choices=[*configs])
+            for short in SHORT:
+                command.add_argument(short)
             for key in sorted({"ckpt_path"}.union(*map(given_values, configs.values()))):
                 command.add_argument(f"--{key}")
         elif name == typed:

@@ -21,6 +21,7 @@ from vatt.config.shipped import shipped_configs
         (["--train=my shards"], ["--data.init_args.train=my shards"]),
         (["--train", "a", "b", "--steps", "9"], ['--data.init_args.train=["a", "b"]', "steps=9"]),
         (["--train", "{a: 1, b: 2}"], ["--data.init_args.train={a: 1, b: 2}"]),
+        (["-o", "runs/a"], ["--run.dir=runs/a"]),
         (["--minutes", "30"], ["--run.time_budget_seconds=1800.0"]),
         (
             ["--out=runs/a", "--trainer.devices", "2"],
@@ -64,6 +65,8 @@ def test_a_run_gets_what_the_short_options_say(
         (["--config", "tiny", "--train", "nowhere"], "data.train: there is no folder nowhere"),
         (["--config", "tiny", "--val", "no/where"], "data.validation: there is no folder no/where"),
         (["--train", "--steps", "3"], "--train needs a value: --train SHARDS…"),
+        (["--config", "tiny"], "data.train is missing: give --train SHARDS…"),
+        (["--config", "finetune_own"], "data.train is missing: give --train SHARDS…"),
         (["--minutes", "ten"], "--minutes is a number, got 'ten'"),
     ],
 )
@@ -78,6 +81,20 @@ def test_mistakes_are_told_before_torch_is_loaded(options: Sequence[str], messag
     (line,) = done.stderr.splitlines()
     assert line.startswith("vatt: ")
     assert re.search(message, line)
+
+
+def test_fit_without_a_configuration_says_which_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for options in ([], ["--train", "shards", "--steps", "3"]):
+        assert main(["fit", *options]) == 2
+        first, *lines = capsys.readouterr().err.splitlines()
+        assert "start with --config demo" in first
+        assert [line.split()[0] for line in lines] == list(shipped_configs())
+        assert all(len(line.split()) > 3 for line in lines)
+        assert max(map(len, lines)) <= 110
+    assert main(["validate"]) == 2
+    assert "give that of the run" in capsys.readouterr().err
 
 
 def test_help_of_fit_is_one_screen_and_names_what_people_set(

@@ -424,7 +424,7 @@ def test_command_writes_results_and_refuses_in_a_sentence(
     for arguments, message in (
         (["--tasks", "ESC5"], "--tasks: 'ESC5' not found. Did you mean: 'ESC50'?"),
         (["--tasks", "ESC50"], "no task could be run: ESC50: Couldn't reach 'mteb/esc50'"),
-        (["--tasks", "Own", "--windows", "0"], "--windows: must be at least 1, got 0"),
+        (["--tasks", "Own", "--windows", "0"], "--num-windows: must be at least 1, got 0"),
     ):
         assert main([*command, *arguments]) == (2 if ": must" in message else 1)
         assert message in capsys.readouterr().err

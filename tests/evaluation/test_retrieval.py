@@ -378,7 +378,7 @@ def evaluate_all(model_folder, shards):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--windows", "0"], "--windows: must be at least 1"),
+        (["--windows", "0"], "--num-windows: must be at least 1"),
         (["--workers", "-1"], "--workers: must be at least 0"),
         (["--frame-rate", "0"], "--frame-rate: must be positive"),
         (["--videos", "."], "is no .csv or .json"),

@@ -8,7 +8,7 @@ from vatt.system.files import read_json
 
 def convert(
     checkpoint: Path,
-    out: Path,
+    out: Annotated[Path, "-o", "--out"],
     *,
     vocabulary: Annotated[Path | None, "TXT"] = None,
     settings: Annotated[Path | None, "JSON"] = None,
@@ -19,8 +19,9 @@ def convert(
     Args:
         checkpoint: Checkpoint prefix (…/ckpt-7), one of its files, or the folder of the files.
         out: Model folder to create.
-        vocabulary: Official word list, which becomes tokenizer.json.
-        settings: Official configuration, needed for sizes that were not published.
+        vocabulary: Official word list, which becomes tokenizer.json. None: no tokenizer.
+        settings: Official configuration, needed for sizes that were not published. None: found by
+            the sizes.
         optimizer: Also convert the moments of the optimiser.
     """
     from vatt.models.checkpoint import read_config

@@ -23,7 +23,7 @@ def doctor(*, model: str | None = None, gpu: bool = False, check: GpuCheckOption
 
     Args:
         model: Preset, model folder, run folder or checkpoint whose parameters and FLOPs to show, or
-            "all" for all presets.
+            "all" for all presets. None: the installation.
         gpu: Check training on this machine's GPU, and measure its speed and memory.
         check: With --gpu.
     """

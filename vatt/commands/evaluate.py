@@ -35,8 +35,8 @@ class EvaluateOptions:
         seed: Seed of random draws.
     """
 
-    out: Annotated[Path | None, "FOLDER"] = None
-    windows: Annotated[int, at_least(1)] = 4
+    out: Annotated[Path | None, "FOLDER", "-o", "--out"] = None
+    windows: Annotated[int, "--num-windows", at_least(1)] = 4
     frame_rate: Annotated[float | None, positive] = None
     batch_size: Annotated[int, at_least(1)] = 8
     workers: Annotated[int, at_least(0)] = num_cores()
@@ -45,7 +45,7 @@ class EvaluateOptions:
 
 
 def retrieval(
-    model: Path,
+    model: Annotated[Path, "--model"],
     *,
     data: str,
     videos: Annotated[Path | None, "FOLDER"] = None,
@@ -63,7 +63,7 @@ def retrieval(
     Args:
         model: Model folder, run folder, or .ckpt of a run.
         data: Shards; or the annotations of MSR-VTT (csv or json) or YouCook2 (json), with --videos.
-        videos: Folder of the files that the annotations name.
+        videos: Folder of the files that the annotations name. None: the data are shards.
         split: Split of the annotations. None: the split of published results.
         clips: Clips of shards: records with all their captions, or timed captions (segments).
         tokenizer: Tokenizer of the model. None: the model's tokenizer.json.
@@ -98,7 +98,7 @@ def retrieval(
 
 
 def linear(
-    model: Path,
+    model: Annotated[Path, "--model"],
     *,
     data: Path,
     media: Annotated[Path, "FOLDER"],
@@ -171,7 +171,7 @@ def linear(
 
 
 def zero_shot(
-    model: Path,
+    model: Annotated[Path, "--model"],
     *,
     data: Path,
     media: Annotated[Path, "FOLDER"],
@@ -230,11 +230,11 @@ def zero_shot(
 
 
 def mteb(
-    model: str,
+    model: Annotated[str, "--model"],
     *,
     tasks: Annotated[tuple[str, ...], "NAME"],
-    out: Annotated[Path, "FOLDER"] = Path("runs/evaluate-mteb"),
-    windows: Annotated[int, at_least(1)] = 4,
+    out: Annotated[Path, "FOLDER", "-o", "--out"] = Path("runs/evaluate-mteb"),
+    windows: Annotated[int, "--num-windows", at_least(1)] = 4,
     space: Literal["auto", "features"] | Space = "auto",
     batch_size: Annotated[int, at_least(1)] = 8,
     device: str = "auto",

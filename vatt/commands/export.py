@@ -8,11 +8,11 @@ Modality = Literal["video", "audio", "text"]
 
 
 def export(
-    model: str,
-    out: Path,
+    model: Annotated[str, "--model"],
+    out: Annotated[Path, "-o", "--out"],
     *,
-    formats: tuple[Format, ...] = ("model", "onnx", "torch"),
-    modalities: tuple[Modality, ...] | None = None,
+    formats: Annotated[tuple[Format, ...], "--format"] = ("model", "onnx", "torch"),
+    modalities: Annotated[tuple[Modality, ...] | None, "--modality"] = None,
     licence: Annotated[str | None, "--licence", "--license", "ID"] = None,
     results: Annotated[tuple[Path, ...], "FILE"] = (),
     run: Path | None = None,
@@ -31,8 +31,9 @@ def export(
         formats: Files to write: towers (onnx, torch), and config.json with model.safetensors for
             vatt (model).
         modalities: Towers to export. None: all.
-        licence: Licence of the weights for the model card, such as apache-2.0.
-        results: Files written by `vatt evaluate`, for the model card.
+        licence: Licence of the weights for the model card, such as apache-2.0. None: none is
+            named.
+        results: Files written by `vatt evaluate`, for the model card. None: no results.
         run: Run folder to describe in the model card. None: the run of the checkpoint.
         opset: Version of the ONNX operator set.
     """

@@ -15,7 +15,7 @@ SHARD_BYTES = 1_000_000_000
 
 def build(
     source: Path,
-    out: Path | None = None,
+    out: Annotated[Path | None, "-o", "--out"] = None,
     *,
     captions: Annotated[Path | None, "FILE"] = None,
     samples_per_shard: Annotated[int, at_least(1)] = SAMPLES_PER_SHARD,
@@ -34,14 +34,15 @@ def build(
     Args:
         source: Folder of media, with captions.jsonl, .csv or .parquet, or with .srt, .vtt, .ass,
             Whisper's .json or .txt beside them; or folder of tars.
-        out: Folder to create; for tars, folder of the indexes if not beside the tars.
-        captions: Caption file in another place, or HowTo100M's captions (JSON or folder).
+        out: Folder to create. For tars, folder of the indexes. None: beside the tars.
+        captions: Caption file in another place, or HowTo100M's captions (JSON or folder). None:
+            those of the folder.
         samples_per_shard: Largest number of samples in a tar.
         shard_bytes: Size of the media at which a tar ends.
         order: Order of the files: by a hash of their paths, as training mixes the samples of a few
             neighbouring tars only, or by path.
         check_media: Open every file, and leave out those that cannot be opened.
-        workers: Number of processes.
+        workers: Number of processes that open or encode files.
         reencoding: Re-encoding, with --short-side.
     """
     from vatt.packing.build import build_shards
@@ -97,9 +98,9 @@ def check(
 
     Args:
         folder: Folder of shards, or an address (s3://, gs://, hf://, https://).
-        workers: Number of processes.
+        workers: Number of processes that decode.
         time_limit: Time without a decoded packet after which a sample counts as hanging.
-        csv: File to write with one row per sample.
+        csv: File to write with one row per sample. None: no file.
     """
     from vatt.packing.check import check_shards
 

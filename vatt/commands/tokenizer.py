@@ -9,7 +9,7 @@ from vatt.errors import UserError
 
 def tokenizer(
     shards: Annotated[tuple[str, ...], "*"],
-    out: Path,
+    out: Annotated[Path, "-o", "--out"],
     *,
     kind: Literal["word", "bpe"] | None = None,
     vocab_size: Annotated[int | None, at_least(1)] = None,
@@ -23,6 +23,7 @@ def tokenizer(
         kind: Ids for words (word), or for pieces of words (bpe). None: word.
         vocab_size: Maximum number of ids. None: 65,536.
         vocabulary: The official vocabulary (howto100m_en.txt), instead of shards; its ids are kept.
+            None: train on the shards.
     """
     from vatt.preprocess.tokenizer import Tokenizer
     from vatt.shards.shard_set import ShardSet

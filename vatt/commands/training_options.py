@@ -4,12 +4,20 @@ The options stand for settings of the configuration, which have long names.
 """
 
 import json
+import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from vatt.config.shipped import given_values, shipped_configs, with_config_paths
+from vatt.config.shipped import (
+    config_paths,
+    given_values,
+    shipped_configs,
+    with_config_paths,
+)
 from vatt.errors import UserError
 
 HELP, ALL_HELP = ("-h", "--help"), "--help-all"
@@ -38,7 +46,7 @@ def _seconds(values: Sequence[str]) -> str:
 SHORT = {
     "--train": Short("data.init_args.train", "SHARDS…", "training data", _paths),
     "--val": Short("data.init_args.validation", "SHARDS", "validation data", _paths),
-    "--out": Short("run.dir", "FOLDER", "run folder, to create"),
+    "--out": Short("run.dir", "FOLDER", "run folder, to create; also -o"),
     "--steps": Short("trainer.max_steps", "N", "optimiser steps"),
     "--minutes": Short("run.time_budget_seconds", "N", "end after this time instead", _seconds),
     "--batch-size": Short("data.init_args.batch_size", "N", "clips per step, over all GPUs"),
@@ -69,6 +77,7 @@ def _expanded(args: Sequence[str]) -> Iterator[str]:
     place = 0
     while place < len(args):
         name, separator, value = args[place].partition("=")
+        name = "--out" if name == "-o" else name
         place += 1
         if name not in SHORT:
             yield args[place - 1]
@@ -83,8 +92,8 @@ def _expanded(args: Sequence[str]) -> Iterator[str]:
         yield f"--{SHORT[name].setting}={SHORT[name].convert(values)}"
 
 
-def check_paths(command: str, args: Sequence[str]) -> None:
-    """Refuses configurations and shard folders that do not exist.
+def check_given(command: str, args: Sequence[str]) -> None:
+    """Refuses what is missing: a configuration, training data, and shard folders.
 
     This takes a tenth of a second; Lightning would say it ten seconds later.
 
@@ -93,14 +102,24 @@ def check_paths(command: str, args: Sequence[str]) -> None:
         args: Its arguments, without short options.
 
     Raises:
-        UserError: a path does not exist.
+        UserError: something is missing; the message says what to give.
     """
     if any(one.startswith("--print_config") for one in args):
         return
     given = given_values(with_config_paths(args))
-    if given.get("data.class_path") != "datamodules.pretrain.PretrainData":
-        return
-    for name in ("train", "validation") if command == "fit" else ("validation",):
+    if not config_paths(args) and not given.keys() & {"model", "model.class_path"}:
+        raise UserError(_no_config(command), 2)
+    kind = str(given.get("data.class_path"))
+    if kind == "datamodules.pretrain.PretrainData":
+        _check_folders(given, ("train", "validation") if command == "fit" else ("validation",))
+    has_train = given.keys() & {"data.init_args.train", "data.train"}
+    if kind.startswith("datamodules.") and not has_train:
+        raise UserError(f"data.train is missing: give --train {SHORT['--train'].value}", 2)
+
+
+def _check_folders(given: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuses shard folders that do not exist."""
+    for name in names:
         value = given.get(f"data.init_args.{name}")
         if isinstance(value, str):
             value = [value]
@@ -108,6 +127,24 @@ def check_paths(command: str, args: Sequence[str]) -> None:
             is_local = isinstance(path, str) and not any(mark in path for mark in REMOTE)
             if is_local and not Path(path).exists():
                 raise UserError(f"data.{name}: there is no folder {path}: correct the path", 2)
+
+
+def _no_config(command: str) -> str:
+    """Message that lists the shipped configurations, each with the first sentence of its file."""
+    if command != "fit":
+        return f"{command} needs a configuration: give that of the run, --config RUN/config.yaml"
+    configs = shipped_configs()
+    width = max(map(len, configs))
+    lines = [f"  {name:{width}}  {_first_sentence(path)}" for name, path in configs.items()]
+    return "\n".join(["fit needs a configuration: start with --config demo. Shipped are", *lines])
+
+
+def _first_sentence(config: Path) -> str:
+    """First sentence of the comment at the head of a configuration."""
+    lines = takewhile(lambda line: line.startswith("#"), config.read_text("utf-8").splitlines())
+    text = " ".join(line.removeprefix("#").strip() for line in lines)
+    first = re.split(r"\. |\.$|(?<=.{20})[:;] ", text)[0]  # not "The demo:"
+    return textwrap.shorten(first, 84, placeholder=" …")
 
 
 def help_text(command: str) -> str:
@@ -131,8 +168,6 @@ def help_text(command: str) -> str:
 
 
 def _wrapped(left: str, right: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(
         right, width=96, initial_indent=left, subsequent_indent=" " * len(left)
     ) or [left]

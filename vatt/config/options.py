@@ -33,7 +33,7 @@ class ExtractOptions:
 
     window_seconds: float | None = None
     hop_seconds: float | None = None
-    modalities: tuple[Literal["video", "audio"], ...] | None = None
+    modalities: Annotated[tuple[Literal["video", "audio"], ...] | None, "--modality"] = None
     space: Space | Literal["all"] | None = "all"
     return_tokens: Annotated[bool, "--tokens"] = False
     normalize: bool = field(default=True, metadata={"option": False})

@@ -80,7 +80,7 @@ def given_values(args: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path in config_paths(args):
         values |= _nested_values(read_settings(path))
-    for argument, following in zip(args, [*args[1:], ""], strict=False):
+    for argument, following in zip(args, [*args, ""][1:], strict=True):
         key, separator, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and key != "config":
             values[key] = value = value if separator else following

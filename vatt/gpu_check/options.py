@@ -35,6 +35,6 @@ class GpuCheckOptions:
 
     only: tuple[StageName, ...] | None = None
     minutes: Annotated[float, positive] = 15.0
-    out: Annotated[Path, "FOLDER"] = Path("gpu-check")
+    out: Annotated[Path, "FOLDER", "-o", "--out"] = Path("gpu-check")
     quick: bool = False
     device: Literal["cuda", "cpu"] = "cuda"

@@ -181,7 +181,7 @@ def _load_onnx_packages() -> ModuleType:
     """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         need = f'ONNX needs the package {name}: pip install "vatt[export]"'
-        loaded = load_extra(name, UserError(f"{need}, or leave onnx out of --formats"))
+        loaded = load_extra(name, UserError(f"{need}, or leave onnx out of --format"))
     return loaded
 
 
