@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from vatt.search.hits import Hit
+from vatt.search.hits import MOST_MORE, Hit
 from vatt.search.scale import Scale
 
 
@@ -76,7 +76,8 @@ def more_moments(hit: Hit, before: str = "") -> str:
     """`+4 more moments in this file`, or "" if there are none."""
     if not hit.num_more:
         return ""
-    return f"{before}+{hit.num_more} more moment{'s' * (hit.num_more > 1)} in this file"
+    more = "or more" if hit.num_more == MOST_MORE else "more"
+    return f"{before}+{hit.num_more} {more} moment{'s' * (hit.num_more > 1)} in this file"
 
 
 def clock(seconds: float) -> str:

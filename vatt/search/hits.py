@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas
 
 
+MOST_MORE = 99  # further moments of a file that are counted, each compared with those before it
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hit:
     """A window that was found.
@@ -29,7 +32,7 @@ class Hit:
         score: Cosine with the query, in [-1, 1].
         row: Row of the array that was searched.
         num_more: Further moments of the file, windows that do not overlap, whose scores are at
-            least that of the last hit; 0 unless the best of each file was asked for.
+            least that of the last hit, at most 99; 0 unless the best of each file was asked for.
     """
 
     source: str

@@ -17,7 +17,7 @@ from vatt.media.source import FileRange
 from vatt.search.approximate import approximate_rows, open_approximate
 from vatt.search.exact import nearest_rows, unit_rows
 from vatt.search.files import SearchFiles
-from vatt.search.hits import Hit, Hits, media_of
+from vatt.search.hits import MOST_MORE, Hit, Hits, media_of
 from vatt.search.query import Modality, Query, choose_array
 from vatt.search.scale import Scale, score_scale
 
@@ -285,6 +285,8 @@ class Index:
             rows.tolist(), scores.tolist(), windows, strict=True
         ):
             others = better.setdefault(number, [])
+            if distinct == "file" and len(others) > MOST_MORE:
+                continue
             shared = (min(end, last) - max(start, first) for first, last, _ in others)
             if distinct != "window" and any(seconds > ROUNDING_SECONDS for seconds in shared):
                 continue
