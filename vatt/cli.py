@@ -14,6 +14,7 @@ from vatt.commands.training_options import ALL_HELP, HELP, SHORT, check_given, e
 from vatt.config.shipped import given_values, shipped_configs
 from vatt.errors import VattError, nearest
 from vatt.system.files import NO_SPACE, no_space
+from vatt.system.machine import limit_spinning
 
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = {
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0 if all went well, 2 for wrong arguments, 128 + n after signal n, else 1.
     """
+    limit_spinning()  # before a command loads torch
     argv = list(sys.argv[1:] if argv is None else argv)
     if "_ARGCOMPLETE" in os.environ:
         _complete(os.environ["COMP_LINE"])
