@@ -14,7 +14,13 @@ from vatt.demo.retrieval import (
     demo_retrieval,
     two_attribute_oracles,
 )
-from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, embed, embed_batch
+from vatt.evaluation.embedding_table import (
+    EmbeddingTable,
+    concatenate,
+    embed,
+    embed_batch,
+    similarities,
+)
 from vatt.evaluation.retrieval import recall_interval, retrieval
 from vatt.network.heads import all_spaces
 from vatt.network.model import VATT
@@ -322,3 +328,20 @@ def test_captions_of_one_clip_are_not_independent_queries():
     assert recall_interval(10, 40) != recall_interval(1, 4)
     with pytest.raises(ValueError, match="5 hits of 4 queries"):
         recall_interval(5, 4)
+
+
+def test_similarities_are_unknown_where_a_clip_lacks_a_modality():
+    text_mask = torch.ones(12, 3, dtype=torch.bool)
+    text_mask[2], text_mask[3, 0] = False, False
+    table = make_table(text_mask=text_mask, audio_mask=torch.arange(12) != 5)
+    found = similarities(table)
+    assert found.keys() == {"text_to_video", "audio_to_video", "text_to_audio"}
+    by_text, by_both = found["text_to_video"], found["text_to_audio"]
+    assert by_text[2].isnan().all()
+    assert by_text.isnan().sum() == 12
+    assert found["audio_to_video"].isnan().nonzero()[:, 0].unique().tolist() == [5]
+    assert by_both.isnan().sum() == 12 + 12 - 1
+    second = table.text_vt[3, 1] @ table.video_vt.T  # the first caption that there is
+    assert torch.allclose(by_text[3], second)
+    nobody = torch.zeros(12, dtype=torch.bool)
+    assert similarities(replace(table, audio_mask=nobody)).keys() == {"text_to_video"}
