@@ -5,4 +5,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 set_up
 
-exec "$VENV/bin/python" -m vatt.cli demo --out "$ROOT/runs/demo" "$@" # of two --out the last counts
+"$VENV/bin/python" -m vatt.cli demo --out "$ROOT/runs/demo" "$@" # of two --out the last counts
+say_how_to_activate

@@ -167,6 +167,13 @@ pip_install() {
     "$VENV/bin/python" -m pip install --no-input --disable-pip-version-check "$@"
 }
 
+# The last line of a script, unless the environment is active already.
+say_how_to_activate() {
+    if [[ "${VIRTUAL_ENV:-}" != "$VENV" ]]; then
+        explain "vatt is in an environment of its own; before you use it in a terminal: source $(printf %q "$VENV/bin/activate")"
+    fi
+}
+
 explain() {
     echo "set-up: $*" >&2
 }

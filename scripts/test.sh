@@ -13,4 +13,5 @@ cd "$ROOT"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # one thread in each worker
 # Three of them on two cores: many tests wait for processes that they have started. Each takes tests
 # that follow each other, so that what several tests share is made once.
-exec "$VENV/bin/python" -m pytest -n 3 --dist worksteal --durations=25 "$@"
+"$VENV/bin/python" -m pytest -n 3 --dist worksteal --durations=25 "$@"
+say_how_to_activate

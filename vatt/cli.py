@@ -18,6 +18,7 @@ from vatt.system.machine import limit_spinning
 
 TRAINING = ("fit", "validate", "test", "predict")
 COMMANDS = {
+    "quickstart": "make your own videos searchable: pack, train, extract, index",
     "demo": "make a small corpus, train on it and write a report",
     "fit": "train a model; --config takes a file or a shipped name",
     "validate": "compute the validation metrics of a checkpoint",
@@ -34,6 +35,7 @@ COMMANDS = {
     "convert": "convert an official TensorFlow checkpoint",
     "doctor": "check the installation, or show a model's cost",
 }
+ELSEWHERE = {"demo": "vatt.demo.run", "quickstart": "vatt.demo.quickstart"}
 SHOW_TRACEBACK = "VATT_TRACEBACK"  # set to anything to see where an error came from
 
 
@@ -95,8 +97,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 def _command(name: str) -> Command:
     """Function of a command, or functions of its subcommands."""
-    module = "vatt.demo.run" if name == "demo" else f"vatt.commands.{name}"
-    command: Command = getattr(import_module(module), name)
+    command: Command = getattr(import_module(ELSEWHERE.get(name, f"vatt.commands.{name}")), name)
     return command
 
 
@@ -160,7 +161,7 @@ def _help() -> str:
             "Train, evaluate and use video-audio-text transformers.\n",
             *lines,
             f"\nshipped configurations: {', '.join(shipped_configs())}",
-            "`vatt COMMAND --help` describes a command; start with `vatt demo`.",
+            "`vatt COMMAND --help` describes a command; start with `vatt quickstart`.",
             'tab completion: eval "$(register-python-argcomplete vatt)"',
         ]
     )

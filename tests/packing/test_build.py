@@ -376,6 +376,35 @@ def test_a_shard_ends_where_its_media_reach_their_size_or_number(tmp_path):
         build(media, tmp_path / "none", shard_bytes=0)
 
 
+def test_some_files_can_be_packed_and_captions_of_the_others_are_no_fault(media, tmp_path):
+    (media / "captions.jsonl").write_text(
+        captions_of({"file": "b.mp4", "text": "one"}, {"file": "a.webm", "text": "another"})
+    )
+    (media / "inner" / "e.txt").write_text("a third")
+    report = build(media, tmp_path / "out", files={"b.mp4", "a.MP4"})
+    assert {name: len(found) for name, found in stored_files(tmp_path / "out").items()} == {
+        "b.mp4": 1,
+        "a.MP4": 0,
+    }
+    assert report.faults == []
+    (media / "inner" / "e.mp4").write_bytes(b"changed")  # is not among them
+    assert build(media, tmp_path / "out", files={"b.mp4", "a.MP4"}).reused
+
+
+def test_shards_of_other_files_can_be_replaced_but_nothing_else(media, tmp_path):
+    build(media, tmp_path / "out")
+    assert build(media, tmp_path / "out", replace=True).reused
+    (media / "new.mp4").write_bytes(b"new")
+    assert build(media, tmp_path / "out", replace=True).num_samples == 6
+    (tmp_path / "out" / "00000.tar").unlink()
+    assert build(media, tmp_path / "out", replace=True).num_samples == 6
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious.txt").write_text("mine")
+    with pytest.raises(ShardError, match="holds something else"):
+        build(media, other, replace=True)
+
+
 def test_folder_with_something_else_is_refused_and_left_alone(media, tmp_path):
     build(media, tmp_path / "out")
     before = (tmp_path / "out/00000.tar").read_bytes()

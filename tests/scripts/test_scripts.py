@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -168,10 +169,10 @@ def test_first_run_sets_up_and_the_second_does_not(machine: Machine) -> None:
     assert torch.endswith("+cpu")
     assert package.endswith(f"-c {machine.checkout}/constraints.txt -e {machine.checkout}")
     assert demo == f"-m vatt.cli demo --out {machine.checkout}/runs/demo --seed 3"
-    assert errors.count("\n") == 3  # one line for each step
+    assert errors.count("\n") == 4  # one line for each step, and how to activate
 
     code, errors = machine.run("demo.sh", "--out=elsewhere")
-    assert (code, errors) == (0, "")
+    assert (code, errors.count("set-up: "), errors.count("activate")) == (0, 1, 1)
     (demo,) = machine.calls()
     assert demo == f"-m vatt.cli demo --out {machine.checkout}/runs/demo --out=elsewhere"
 
@@ -219,6 +220,19 @@ def test_failure_shows_the_end_of_pips_output_and_the_next_run_starts_over(
     assert not any(call.startswith("-m vatt") for call in machine.calls())
     assert machine.run("demo.sh")[0] == 0
     assert machine.calls()[0].startswith("-m venv")
+
+
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
+def test_scripts_end_with_the_line_that_activates_the_environment(
+    machine: Machine, script: str
+) -> None:
+    code, errors = machine.run(script)
+    assert code == 0
+    line = errors.splitlines()[-1]
+    activate = machine.checkout / ".venv" / "bin" / "activate"
+    assert shlex.split(line)[-2:] == ["source", str(activate)]
+    code, errors = machine.run(script, VIRTUAL_ENV=str(activate.parents[1]))
+    assert (code, "activate" in errors) == (0, False)
 
 
 def test_killed_set_up_is_started_over(machine: Machine) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import vatt.system.progress
-from vatt.system.progress import on_terminal, progress_bar
+from vatt.system.progress import few_lines, line_seconds, on_terminal, progress_bar
 
 
 @contextlib.contextmanager
@@ -41,6 +41,15 @@ def test_log_gets_lines_and_no_carriage_returns(
 def test_short_work_leaves_nothing_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress_bar(range(1000), "check", unit="file")) == list(range(1000))
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_of_many_stages_may_have_fewer_lines_but_not_more() -> None:
+    usual = line_seconds()
+    with few_lines(10 * usual):
+        assert line_seconds() == 10 * usual
+    with few_lines(usual / 10):
+        assert line_seconds() == usual
+    assert line_seconds() == usual
 
 
 def test_work_of_unknown_extent_is_counted(

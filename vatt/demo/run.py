@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from vatt.demo.corpus_scenes import ATTRIBUTES
 from vatt.demo.linear import evaluate_linearly
 from vatt.demo.report import ValidationSet, collect_report, summary
 from vatt.demo.retrieval import demo_retrieval, two_attribute_oracles
+from vatt.demo.stages import stage
 from vatt.errors import UserError
 from vatt.evaluation.embedding_table import embed
 from vatt.models.card import read_card, write_model_card
@@ -83,16 +84,6 @@ class DemoOptions:
         return (self.data_folder / "corpus").absolute()
 
 
-@contextlib.contextmanager
-def stage(seconds: dict[str, float], name: str, what: str) -> Iterator[None]:
-    """Context that measures the time of a block, prints it and adds it to `seconds`."""
-    print(f"── {name}: {what}", flush=True)
-    started = time.monotonic()
-    yield
-    seconds[name] = round(time.monotonic() - started, 1)
-    print(f"   {name} took {seconds[name]:.0f} s", flush=True)
-
-
 def demo(*, options: DemoOptions, rest: Sequence[str] = ()) -> int:
     """Makes a small corpus of narrated videos, trains a model on it and writes a report.
 
@@ -108,19 +99,19 @@ def demo(*, options: DemoOptions, rest: Sequence[str] = ()) -> int:
     seconds: dict[str, float] = {}
     check_fit_options(options)
     refuse_other_run(options)
-    with stage(seconds, "corpus", f"{options.num_train} narrated videos as H.264/AAC files"):
+    with stage("corpus", f"{options.num_train} narrated videos as H.264/AAC files", seconds):
         is_new = write_corpus(
             options.corpus,
             num_train=options.num_train,
             num_validation_renderings=options.num_renderings,
         )
-    with stage(seconds, "shards", "videos and captions → tar shards"):
+    with stage("shards", "videos and captions → tar shards", seconds):
         if is_new:  # shards of an earlier corpus
             shutil.rmtree(options.data_folder / "shards", ignore_errors=True)
         train_shards, validation_shards = build_demo_shards(options)
-    with stage(seconds, "fit", "contrastive training from random weights"):
+    with stage("fit", "contrastive training from random weights", seconds):
         checkpoint, tokenizer, training_seconds = train(options, train_shards, validation_shards)
-    with stage(seconds, "evaluate", "retrieval among combinations never seen in training"):
+    with stage("evaluate", "retrieval among combinations never seen in training", seconds):
         model = load_model(checkpoint)
         save_model(model, options.out / "model", tokenizer)
         card = read_card(model, run=options.out / "run")
@@ -142,11 +133,11 @@ def demo(*, options: DemoOptions, rest: Sequence[str] = ()) -> int:
         },
         "seconds": seconds,
     }
-    with stage(seconds, "linear", "linear classifiers on frozen features, and on raw inputs"):
+    with stage("linear", "linear classifiers on frozen features, and on raw inputs", seconds):
         metrics["linear_evaluation"] = measure_linearly(
             model, tokenizer, train_shards, validation, options
         )
-    with stage(seconds, "report", str(options.out / "report.html")):
+    with stage("report", str(options.out / "report.html"), seconds):
         data = collect_report(model, table, validation, metrics, options.out)
         write_report(options.out / "report.html", data)
     seconds["total"] = round(time.monotonic() - started, 1)

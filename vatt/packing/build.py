@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, count
@@ -18,7 +18,7 @@ from vatt.media.folder import find_media
 from vatt.packing.beside import find_beside
 from vatt.packing.captions import Captions, MediaText, find_captions, read_captions, same_name
 from vatt.packing.prepare import MediaFile, prepare_file, read_media, work_folder, work_folder_of
-from vatt.shards.index_file import find_shards, shard_folder
+from vatt.shards.index_file import find_shards, list_shards, shard_folder
 from vatt.shards.writer import ShardWriter
 from vatt.system.files import write_atomically
 
@@ -105,8 +105,10 @@ def build_shards(
     shard_bytes: int = SHARD_BYTES,
     order: Order = "shuffled",
     captions: str | os.PathLike[str] | None = None,
+    files: Collection[str] | None = None,
     check_media: bool = True,
     reencoding: "Reencoding | None" = None,
+    replace: bool = False,
     num_workers: int = 0,
     show_progress: bool = True,
 ) -> BuildReport:
@@ -130,10 +132,12 @@ def build_shards(
             added do not change the order of the others. `sorted` by path.
         captions: Caption file with another path, or captions of HowTo100M (the JSON, or a folder
             with one csv per video).
+        files: Media files to pack, by path in the folder. None: all.
         check_media: Whether to open every file and leave out those that cannot be opened; takes
             some ms per file.
         reencoding: Settings of re-encoding videos; sound and still images are copied. Damaged files
             are left out. An interrupted build continues after the last encoded file.
+        replace: Whether existing shards of other files, captions or options are replaced.
         num_workers: Processes that open or encode files ahead of packing; 0: this process.
         show_progress: Whether to show a progress bar.
 
@@ -149,10 +153,12 @@ def build_shards(
     if shard_bytes < 1:
         raise UserError(f"shard_bytes must be at least 1, got {shard_bytes}")
     others: list[str] = []
-    files = find_media(source, others)
+    media = find_media(source, others)
     caption_file = find_captions(source, captions)
-    beside = find_beside(files, others)
-    stamped, how = files + sorted(beside.values()), [] if reencoding is None else [reencoding]
+    beside = find_beside(media, others)
+    chosen = media if files is None else [name for name in media if name in files]
+    texts_beside = sorted(beside[name] for name in chosen if name in beside)
+    stamped, how = chosen + texts_beside, [] if reencoding is None else [reencoding]
     named = partial(_fingerprint, source, stamped, caption_file, samples_per_shard)
     fingerprint = named(check_media, *how, shard_bytes, order)
 
@@ -161,38 +167,38 @@ def build_shards(
             return []
         return [named(checked, *how) for checked in (False, True)]
 
-    built = _built_before(out, fingerprint, earlier)
+    built = _built_before(out, fingerprint, earlier, replace=replace)
     if built is not None:
         return built
     texts = Captions()
     if caption_file is not None:
-        texts = read_captions(caption_file, files, show_progress=show_progress)
+        texts = read_captions(caption_file, chosen, show_progress=show_progress)
     texts.beside = {
         name: source / other
         for file, other in beside.items()
         if (name := same_name(file)) not in texts.texts
     }
     faults = texts.faults
-    faults += _unmatched(texts.texts, files, source)
+    faults += _unmatched(texts.texts, media, source)
     if reencoding is None:  # else nobody knows what will be needed
-        _check_space(source, files, out)
+        _check_space(source, chosen, out)
     with (
         contextlib.nullcontext(Path()) if reencoding is None else work_folder(out) as work,
-        shard_folder(out) as folder,
+        shard_folder(out, replace=replace) as folder,
     ):
         prepare = partial(prepare_file, check=check_media, reencoding=reencoding, work=work)
         num_workers = num_workers if check_media or reencoding else 0
-        ordered = sorted(files, key=_hash_of_name) if order == "shuffled" else files
-        media = read_media(
+        ordered = sorted(chosen, key=_hash_of_name) if order == "shuffled" else chosen
+        contents = read_media(
             source, ordered, prepare, faults, num_workers=num_workers, show_progress=show_progress
         )
         report = BuildReport(out=str(out))
-        with contextlib.closing(media):
-            _write_shards(report, media, texts, folder, samples_per_shard, shard_bytes)
+        with contextlib.closing(contents):
+            _write_shards(report, contents, texts, folder, samples_per_shard, shard_bytes)
         if not report.num_samples:
             raise ShardError(
-                f"none of the {len(files)} media files of {source} can be used; the last one, "
-                f"{faults[-1]}"
+                f"none of the {len(chosen)} media files of {source} can be used"
+                + (f"; the last one, {faults[-1]}" if faults else "")
             )
         report.seconds, report.faults = time.monotonic() - started, faults
         report.num_blank_captions, report.num_unused_videos = texts.num_blank, texts.num_unused
@@ -283,7 +289,7 @@ def _add_stamps(digest: "hashlib._Hash", folder: Path, names: Sequence[str]) -> 
 
 
 def _built_before(
-    out: Path, fingerprint: str, earlier: Callable[[], Sequence[str]]
+    out: Path, fingerprint: str, earlier: Callable[[], Sequence[str]], *, replace: bool
 ) -> BuildReport | None:
     """Report of existing shards of the same files; None if there are none.
 
@@ -291,6 +297,7 @@ def _built_before(
         out: Shard folder.
         fingerprint: Fingerprint of the files and options.
         earlier: Gives the fingerprints of earlier versions, whose shards are accepted.
+        replace: Whether shards of others will be replaced, and count as none.
 
     Raises:
         ShardError: the folder has other contents.
@@ -310,6 +317,8 @@ def _built_before(
         same = built["fingerprint"] == fingerprint or built["fingerprint"] in earlier()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ShardError(refusal) from None
+    if replace and (not same or len(list_shards(out)) != report.num_shards):
+        return None
     if not same:
         raise ShardError(
             f"{out} holds shards of other files, captions or options than these: delete it to "

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vatt.config.spaces import DIRECTIONS, search_size
-from vatt.system.progress import LINE_SECONDS, on_terminal
+from vatt.system.progress import line_seconds, on_terminal
 
 REFRESH_SECONDS = 0.5
 # what the line shows, with its short name and format
@@ -66,7 +66,7 @@ class TrainingProgress(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Updates the bar, not too often for the eye."""
-        wait = LINE_SECONDS if self._bar is None else REFRESH_SECONDS
+        wait = line_seconds() if self._bar is None else REFRESH_SECONDS
         if self._enabled and time.monotonic() - self._shown >= wait:
             self._show(trainer, pl_module)
 

@@ -119,14 +119,18 @@ def shard_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def shard_folder(path: Path) -> Iterator[Path]:
+def shard_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """`atomic_folder` for shards.
+
+    Args:
+        path: Folder to create, or an empty folder.
+        replace: Whether `path` may have content, which is removed at the end.
 
     Raises:
         ShardError: the folder cannot be written.
     """
     try:
-        with atomic_folder(path) as folder:
+        with atomic_folder(path, replace=replace) as folder:
             yield folder
     except OSError as error:
         raise ShardError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,8 +1,10 @@
 """Progress of long work: a bar on a terminal, and a line from time to time in a log file."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm import tqdm
@@ -10,6 +12,7 @@ from tqdm import tqdm
 LINE_SECONDS = 30.0  # between two lines where the output is no terminal
 LINE_FORMAT = "{desc}: {n_fmt} of {total_fmt} {unit}s ({percentage:.0f} %), {remaining} left"
 COUNT_FORMAT = "{desc}: {n_fmt} {unit}s in {elapsed}"  # of work whose extent is not known
+_line_seconds: ContextVar[float | None] = ContextVar("line_seconds", default=None)
 
 
 class _Lines:
@@ -21,6 +24,21 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def line_seconds() -> float:
+    """Seconds between two lines where the output is no terminal."""
+    return max(LINE_SECONDS, _line_seconds.get() or 0.0)
+
+
+@contextlib.contextmanager
+def few_lines(seconds: float) -> Iterator[None]:
+    """Context in which lines are at least so many seconds apart."""
+    token = _line_seconds.set(seconds)
+    try:
+        yield
+    finally:
+        _line_seconds.reset(token)
 
 
 def on_terminal() -> bool:
@@ -40,7 +58,7 @@ def progress_bar(
     show: bool = True,
     **options: Any,
 ) -> Any:
-    """Bar of tqdm on a terminal; elsewhere a line after each `LINE_SECONDS`.
+    """Bar of tqdm on a terminal; elsewhere a line after each `line_seconds()`.
 
     Args:
         items: Items to count while they are iterated over. None: `update` counts.
@@ -63,9 +81,9 @@ def progress_bar(
         total,
         unit=unit,
         file=_Lines(),
-        mininterval=LINE_SECONDS,
-        maxinterval=LINE_SECONDS,
-        delay=LINE_SECONDS,
+        mininterval=line_seconds(),
+        maxinterval=line_seconds(),
+        delay=line_seconds(),
         bar_format=LINE_FORMAT if is_known else COUNT_FORMAT,
         **options,
     )
