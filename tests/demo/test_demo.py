@@ -109,7 +109,7 @@ def test_a_run_never_passes_for_one_with_other_options(
     ("option", "message"),
     [
         (("--num-train", "0"), "must be at least 1"),
-        (("--trainer.max_steps", "2"), "warmup_steps .2. < max_steps .2"),
+        (("--model.init_args.schedule.warmup_steps", "20"), "warmup_steps .20. < max_steps .20"),
         (("--model.init_args.model.arrangement", "agnositc"), "agnositc"),
     ],
 )
