@@ -10,6 +10,7 @@ import pytest
 
 from vatt.errors import ShardError
 from vatt.packing.build import BuildReport, build_shards
+from vatt.packing.captions import read_captions
 from vatt.shards.record import Segment
 from vatt.shards.shard_set import ShardSet
 
@@ -51,6 +52,17 @@ def test_times_are_read_under_the_names_that_other_programs_write(
     report, captions = build(media)
     assert captions["a.mp4"] == WORDS[:1]
     assert not report.faults
+
+
+def test_captions_under_a_key_that_is_not_known_are_told(media: Path) -> None:
+    row = {"file": "a.mp4", "words": [{"start": 0.7, "end": 1.4, "text": "dog"}], "speaker": "s1"}
+    (media / "captions.jsonl").write_text(json.dumps(row))
+    (fault,) = build(media)[0].faults
+    assert str(fault) == (
+        'captions.jsonl: no line has "segments" or "text", where captions stand, but speaker, words'
+    )
+    (media / "captions.jsonl").write_text(json.dumps({**row, "segments": []}))
+    assert not read_captions(media / "captions.jsonl").faults
 
 
 @pytest.mark.parametrize(

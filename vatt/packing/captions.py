@@ -47,6 +47,7 @@ from vatt.system.extras import load_extra
 
 CAPTION_FILES = ("captions.jsonl", "captions.csv", "captions.tsv", "captions.parquet")
 NEEDED = ("file", "text")  # columns of a table
+CAPTION_KEYS = ("segments", "text")  # of a line of jsonl
 PARQUET_ROWS = 10_000  # read at a time
 PARQUET_MARK = b"PAR1"  # first four bytes of every parquet file
 
@@ -71,6 +72,7 @@ class Captions:
         videos: Captions of HowTo100M, which are read when needed; `texts` is then empty.
         source: Name of the caption file.
         beside: Files beside media, which are read when needed, by path of the media.
+        has_caption_keys: Whether any line says where its captions are, even if it has none.
         num_media: Number of media with captions so far, by `source` or extension of their files.
         num_ignored: Number of files that hold no captions, by extension.
     """
@@ -81,6 +83,7 @@ class Captions:
     videos: VideoJson | VideoFolder | None = None
     source: str = ""
     beside: dict[str, Path] = field(default_factory=dict)
+    has_caption_keys: bool = False
     num_media: Counter[str] = field(default_factory=Counter)
     num_ignored: Counter[str] = field(default_factory=Counter)
 
@@ -198,6 +201,11 @@ def read_captions(
                 _add_entry(captions, entry, repeats=repeats)
             except UserError as error:
                 captions.faults.append(Fault(f"{path.name}:{place}", str(error)))
+        others = {key for text in captions.texts.values() for key in text.metadata}
+        if others and not captions.has_caption_keys:
+            found = ", ".join(sorted(others)[:3])
+            reason = f'no line has "segments" or "text", where captions stand, but {found}'
+            captions.faults.append(Fault(path.name, reason))
     except UnicodeDecodeError as error:
         raise ShardError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     except OSError as error:
@@ -231,6 +239,7 @@ def _add_entry(captions: Captions, entry: Any, *, repeats: bool) -> None:
         raise UserError(f"{name!r} was described by an earlier line already")
     text = captions.texts.setdefault(name, MediaText())
     captions.add_segments(text, segments_of_entry(entry))
+    captions.has_caption_keys |= not entry.keys().isdisjoint(CAPTION_KEYS)
     for key, value in entry.items():
         if key not in ENTRY_KEYS:
             text.metadata.setdefault(key, value)
