@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from labelled_media import write_sounds, write_videos
 
 from vatt.cli import main
@@ -60,7 +61,7 @@ def plan(packed: PackedMedia, *, minutes: float = 10.0, config: str = "demo") ->
         (["FOLDER", "--minutes", "0"], "argument --minutes: must be positive, got 0.0", 2),
         (["FOLDER", "--config", "dmeo"], "Did you mean demo?", 2),
         (["FOLDER", "--config", "finetune_own"], "give one of pre-training", 2),
-        (["FOLDER", "--minuts", "3"], "unrecognized arguments: --minuts 3", 2),
+        (["FOLDER", "--minuts", "3"], "has no option --minuts. Did you mean --minutes?", 2),
         (["no folder"], "no media folder no folder: correct the path", 1),
         (["EMPTY"], "holds no media: looked for the extensions mp4,", 1),
         (["FOLDER", "-o", "FOLDER"], "exists and holds something else: choose another", 1),
@@ -231,7 +232,8 @@ def test_the_settings_of_training_are_those_of_a_configuration(
     training = plan(packed, config="tiny")
     arguments = training.arguments(tmp_path / "runs ü", training.settings())
     assert main([*arguments, "--print_config"]) == 0
-    assert "runs ü" in capsys.readouterr().out
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["run"]["dir"] == str(tmp_path / "runs ü")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ class QuickstartOptions:
             trained.
         minutes: Time of training; the other stages take some more.
         configs: Name or path of a configuration of pre-training; may be repeated.
-        search: Words, or a media file, to search at the end.
+        search: Words, or a media file, to search at the end. None: no search.
         device: auto, cpu, cuda or mps.
     """
 

@@ -140,12 +140,19 @@ def embed_batch(model: nn.Module, batch: Batch) -> EmbeddingTable:
     if isinstance(head, FACHead) and head.va_vt is not None and "audio_va" in embeddings:
         beside_text = at_least_float32(head.va_to_vt(embeddings["audio_va"]))
         embeddings["audio_vt"] = beside_text.masked_fill(~batch.masks["audio"][:, None], 0.0)
-    unit = {
-        name: functional.normalize(value.float(), dim=-1).cpu()
-        for name, value in embeddings.items()
-    }
+    unit = {name: functional.normalize(value.float(), dim=-1) for name, value in embeddings.items()}
     keys = batch.keys or ("",) * len(batch)
-    return table_of(keys, unit, {name: mask.cpu() for name, mask in batch.masks.items()})
+    return table_of(keys, _to_host(unit), _to_host(batch.masks))
+
+
+def _to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies tensors of one dtype at once: each copy waits for the device."""
+    whole = torch.cat([tensor.flatten() for tensor in tensors.values()]).cpu()
+    parts = whole.split([tensor.numel() for tensor in tensors.values()])
+    return {
+        name: part.view(tensor.shape)
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
 
 
 def table_of(
