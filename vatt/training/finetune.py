@@ -123,6 +123,12 @@ class FinetuneModule(TrainingModule):
         standardize, batch = self.network.classifier.standardize, self._batch
         if standardize is None or batch is None:
             return
+        features = self.encode_again(batch)
+        if features is not None:
+            standardize.catch_up(features[batch.masks[self.classifier.modality]])
+
+    def encode_again(self, batch: LabelledBatch) -> Tensor | None:
+        """Features of the clips of a batch by the present weights, float `[B, D]`."""
         modes = {part: part.training for part in self.network.modules()}
         self.network.eval()
         self.network.training = True  # for `forward_on_rank`; its parts have no dropout
@@ -130,9 +136,7 @@ class FinetuneModule(TrainingModule):
             output = forward_on_rank(self.network, batch)
         for part, mode in modes.items():
             part.training = mode
-        features = output.features.get(self.classifier.modality)
-        if features is not None:
-            standardize.catch_up(features[batch.masks[self.classifier.modality]])
+        return output.features.get(self.classifier.modality)
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 MOST_GATHERED = 1_000_000_000  # weights: in float32 they take 4 GB, and their gradients 4 GB
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+STEPS = ("training_step", "validation_step", "test_step", "predict_step", "encode_again")
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -76,7 +76,8 @@ def shard(module: LightningModule, mesh: "DeviceMesh") -> None:
                     fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh, reshard_after_forward=False)
     for step in STEPS:
-        register_fsdp_forward_method(module, step)
+        if hasattr(module, step):
+            register_fsdp_forward_method(module, step)
 
 
 def is_sharded(module: LightningModule) -> bool:
