@@ -25,7 +25,7 @@ LEFT_OUT = "left_out"  # in the record: what the check found, by file
 
 @dataclass(frozen=True, kw_only=True)
 class MediaFacts:
-    """What the check found in the usable files.
+    """Counts of the usable files of a folder, as the check found them.
 
     Args:
         num_files: Number of files.

@@ -42,7 +42,7 @@ class QuickstartCLI(TrainingCLI):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What to train, and on what.
+    """Model, time and media of the training of `vatt quickstart`.
 
     Args:
         configs: Names or paths of configurations.

@@ -14,7 +14,7 @@ from vatt.system.files import read_json, write_atomically
 
 @dataclass
 class Stage:
-    """What a stage prints at its end.
+    """Result of a stage, as it is printed at its end.
 
     Args:
         result: What it did.

@@ -60,7 +60,7 @@ class Spread:
         return self.num_rows >= LEAST_ROWS and self.share < LEAST_SPREAD
 
     def __str__(self) -> str:
-        """How much the vectors differ, and what to do if they hardly do."""
+        """Spread of the vectors in words, with the remedy if they hardly differ."""
         text = f"differ by {100 * self.share:.2g} % of their size"
         if self.is_small:
             text += (

@@ -1,4 +1,4 @@
-"""Where and how large a stage measures."""
+"""Device and sizes of the measurements of a stage."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -293,7 +293,7 @@ def seek(container: InputContainer, stream: MediaStream, seconds: float) -> bool
 
 
 def sound_roll_seconds(audio: AudioStream) -> float:
-    """How much before a clip's sound decoding begins, so that the decoder has settled there."""
+    """Lead of decoding before a clip's sound, in seconds, in which the decoder settles."""
     name = codec_name(audio) or ""
     if name.startswith("pcm_") or name in SHORT_ROLL_CODECS:
         return SHORT_ROLL_SECONDS

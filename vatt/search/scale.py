@@ -36,7 +36,7 @@ class Scale:
         return (score - self.mean) / self.standard_deviation
 
     def __str__(self) -> str:
-        """What to compare z with."""
+        """The z that chance alone would give, to compare others with."""
         return f"by chance the best of all windows would have about {self.best_by_chance:.1f}"
 
 
