@@ -26,6 +26,7 @@ from vatt import VATT, FeatureExtractor, VATTConfig, preset
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.config.model import EncoderConfig
 from vatt.config.options import ExtractOptions
+from vatt.encoders.own import VATTEncoder
 from vatt.features.embedder import Embedder
 from vatt.features.extraction import Extraction, Part, PartRead, read_part
 from vatt.features.inputs import find_items
@@ -75,7 +76,7 @@ def read_all(folder: Path, model: VATT, batch_size: int) -> Iterator[PartRead]:
 
 def measure_parts(folder: Path, model: VATT, batch_size: int = 8) -> tuple[int, float, float]:
     """Number of windows in a folder, and seconds of reading and of encoding them."""
-    embedder = Embedder(model, "cpu", "float32")
+    embedder = Embedder(VATTEncoder(model, None, "cpu", "float32"))
     forms = embedder.forms(model.config.media_modalities)
     reading = encoding = 0.0
     count = 0

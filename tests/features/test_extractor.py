@@ -419,7 +419,7 @@ def test_tokens_begin_with_the_pooled_features(extractor: FeatureExtractor, medi
 def test_bfloat16_is_near_float32(media: Path) -> None:
     exact = FeatureExtractor(make_model(), device="cpu")
     rough = FeatureExtractor(make_model(), device="cpu", dtype="bfloat16")
-    assert exact.embedder.dtype == torch.float32
+    assert exact.encoder.dtype == torch.float32
     cosine = exact.encode_video(media / "plain.mp4") @ rough.encode_video(media / "plain.mp4").T
     assert 0.99 < float(cosine) < 1 - 1e-7
     features = rough.extract(media / "plain.mp4", space=None, normalize=False)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from vatt.config.checks import at_least
-from vatt.config.spaces import Space
+from vatt.config.spaces import MediaModality, Space
 from vatt.errors import UserError
 
 if TYPE_CHECKING:
     from vatt.search.index import Distinct
-
-Media = Literal["video", "audio"]
 
 
 def search(
@@ -24,13 +22,13 @@ def search(
     html: Annotated[Path | None, "PAGE"] = None,
     as_json: Annotated[bool, "--json"] = False,
     as_csv: Annotated[bool, "--csv"] = False,
-    modality: Media | None = None,
+    modality: MediaModality | None = None,
     space: Space | Literal["none"] | None = None,
     per_file: bool | None = None,
     all_windows: bool = False,
     text: bool = False,
     file: bool = False,
-    query_modality: Media | None = None,
+    query_modality: MediaModality | None = None,
     exact: bool = False,
     model: str | None = None,
     media: Annotated[Path | None, "FOLDER"] = None,
@@ -85,7 +83,7 @@ def search(
         unknown = unknown_words(found.extractor.tokenizer, words)
         if unknown:
             print(f"not known to the model: {', '.join(unknown)}", file=sys.stderr)
-    if (few := found.few_clips()) is not None:
+    if (few := found.caution()) is not None:
         print(few, file=sys.stderr)
     answer = Answer(
         query=words,

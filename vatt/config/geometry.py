@@ -1,7 +1,7 @@
 """Sizes of a clip: frames, pixels, samples, words and the patches they are cut into."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vatt.config.checks import check_at_most, check_choices, check_positive, check_sizes
@@ -64,6 +64,47 @@ class VideoConfig:
     def duration_seconds(self) -> float:
         """Length of a clip in seconds."""
         return self.num_frames / self.frame_rate
+
+    def of_length(self, seconds: float) -> "VideoConfig":
+        """The same geometry for another length, which is rounded to whole patches."""
+        patch = self.patch_size[0]
+        num_frames = max(1, round(seconds * self.frame_rate / patch)) * patch
+        return replace(self, num_frames=num_frames)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoWindow:
+    """Window of video for a model whose own processor scales the frames.
+
+    Frames are read in the file's size, `[num_frames, H, W, 3]`.
+
+    Args:
+        num_frames: Frames of a window, `T`.
+        frame_rate: Frames per second at which a window is sampled.
+        has_fixed_count: Whether windows of every length have the same number of frames, evenly
+            spread; otherwise the frame rate is the same.
+        image_size: None: the size of the file.
+    """
+
+    num_frames: int
+    frame_rate: float
+    has_fixed_count: bool = False
+    image_size: None = None
+
+    def __post_init__(self) -> None:
+        """Refuses windows without frames."""
+        check_positive(self, "video", "num_frames", "frame_rate")
+
+    @property
+    def duration_seconds(self) -> float:
+        """Length of a window in seconds."""
+        return self.num_frames / self.frame_rate
+
+    def of_length(self, seconds: float) -> "VideoWindow":
+        """The same geometry for another length."""
+        if self.has_fixed_count:
+            return replace(self, frame_rate=self.num_frames / seconds)
+        return replace(self, num_frames=max(1, round(seconds * self.frame_rate)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +208,44 @@ class AudioConfig:
     def duration_seconds(self) -> float:
         """Length of a clip in seconds."""
         return self.num_samples / self.sample_rate
+
+    def of_length(self, seconds: float) -> "AudioConfig":
+        """The same geometry for another length, which is rounded to whole patches."""
+        patch = self.patch_size
+        if self.spectrogram is not None:
+            patch = self.spectrogram.patch_size[0] * self.spectrogram.hop_samples
+        num_samples = max(1, round(seconds * self.sample_rate / patch)) * patch
+        return replace(self, num_samples=num_samples)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioWindow:
+    """Window of mono sound for a model with a processor of its own.
+
+    Args:
+        num_samples: Samples of a window, `S`.
+        sample_rate: Sample rate in Hz.
+    """
+
+    num_samples: int
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        """Refuses windows without samples."""
+        check_positive(self, "audio", "num_samples", "sample_rate")
+
+    @property
+    def duration_seconds(self) -> float:
+        """Length of a window in seconds."""
+        return self.num_samples / self.sample_rate
+
+    def of_length(self, seconds: float) -> "AudioWindow":
+        """The same geometry for another length."""
+        return replace(self, num_samples=max(1, round(seconds * self.sample_rate)))
+
+
+VideoGeometry = VideoConfig | VideoWindow
+AudioGeometry = AudioConfig | AudioWindow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vatt.config.checks import at_least, share
-from vatt.config.spaces import Space
+from vatt.config.spaces import MediaModality, Space
 from vatt.errors import UserError
 
 # The first hit for a caption of the demo is right as often with any bound: in 94.7 % without one,
@@ -21,7 +21,8 @@ class ExtractOptions:
     Args:
         window_seconds: Length of a window. None: as in training.
         hop_seconds: Time from the start of one window to the next. None: one window.
-        modalities: Modalities to encode. None: all that model and file have.
+        modalities: Modalities to encode; video_audio: both as one item. None: those that model and
+            file have, one by one.
         space: Common space; none: features of the backbone.
         return_tokens: Store a vector for every token of the backbone; needs space none.
         normalize: Scale embeddings to length 1.
@@ -33,7 +34,7 @@ class ExtractOptions:
 
     window_seconds: float | None = None
     hop_seconds: float | None = None
-    modalities: Annotated[tuple[Literal["video", "audio"], ...] | None, "--modality"] = None
+    modalities: Annotated[tuple[MediaModality, ...] | None, "--modality"] = None
     space: Space | Literal["all"] | None = "all"
     return_tokens: Annotated[bool, "--tokens"] = False
     normalize: bool = field(default=True, metadata={"option": False})
@@ -57,7 +58,7 @@ class IndexOptions:
             The first window of a file is always indexed.
     """
 
-    modalities: Annotated[tuple[Literal["video", "audio"], ...] | None, "--modality"] = None
+    modalities: Annotated[tuple[MediaModality, ...] | None, "--modality"] = None
     spaces: Annotated[tuple[Space | Literal["none"], ...] | None, "--space"] = None
     model: str | None = None
     media: Annotated[Path | None, "FOLDER"] = None

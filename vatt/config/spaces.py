@@ -13,7 +13,8 @@ Direction = Literal[
     "audio_to_text",
 ]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-Space = Literal["va", "vt", "joint"]
+Space = Literal["va", "vt", "joint", "at", "avt"]  # a VATT has the first three
+MediaModality = Literal["video", "audio", "video_audio"]  # the last: both as one item
 CANDIDATES = {"video": "clips", "audio": "sounds", "text": "captions"}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vatt.config.spaces import Space
 from vatt.errors import UserError
 from vatt.features.extractor import NUM_WINDOWS, FeatureExtractor, OnError
 from vatt.media.source import MediaSource
@@ -64,7 +63,7 @@ class MtebModel:
     extractor: FeatureExtractor
     name: str
     _: KW_ONLY
-    space: Space | Literal["auto"] | None = "auto"
+    space: str | None = "auto"
     num_windows: int = NUM_WINDOWS
     on_error: OnError = "raise"
 
@@ -220,7 +219,7 @@ class MtebModel:
         table[torch.tensor(present)] = vectors.nan_to_num(nan=0.0)  # rows that were skipped
         return table
 
-    def _space(self, columns: list[str]) -> Space | Literal["auto"] | None:
+    def _space(self, columns: list[str]) -> str | None:
         """The space of a task.
 
         Args:
@@ -245,7 +244,7 @@ class MtebModel:
         """Settings other than the defaults that change the vectors; part of mteb's result names."""
         usual = {"space": "auto", "num_windows": NUM_WINDOWS, "on_error": "raise"}
         chosen = {name: getattr(self, name) for name in usual}
-        dtype = self.extractor.embedder.dtype
+        dtype = self.extractor.encoder.dtype
         if dtype != torch.float32:
             chosen["dtype"] = str(dtype).removeprefix("torch.")
         return {name: str(one) for name, one in chosen.items() if one != usual.get(name)}

@@ -23,7 +23,6 @@ from vatt.features.stores import FileStore, ParquetStore
 from vatt.media.clip import Clip
 from vatt.media.reader_process import LIMIT_SECONDS, prepare_worker
 from vatt.media.source import FileRange
-from vatt.models.checkpoint import weights_digest
 from vatt.preprocess.arrays import read_duration
 from vatt.preprocess.windows import WindowPlan, plan_windows
 from vatt.system.machine import num_cores
@@ -165,12 +164,13 @@ class Extraction:
         self, extractor: FeatureExtractor, out: Path, options: ExtractOptions, model: str = ""
     ) -> None:
         self._embedder = extractor.embedder
-        config = extractor.model.config
-        modalities = options.modalities or config.media_modalities
+        encoder = extractor.encoder
+        modalities = options.modalities or encoder.media_modalities
         self._forms = self._embedder.forms(
             modalities, options.space, options.return_tokens, options.normalize
         )
-        self._plan = plan_windows(config, modalities, options.window_seconds, options.hop_seconds)
+        parts = dict.fromkeys(part for form in self._forms for part in form.parts)
+        self._plan = plan_windows(encoder, parts, options.window_seconds, options.hop_seconds)
         self._options, self._model = options, model
         self._store = self._open_store(out)
 
@@ -188,8 +188,8 @@ class Extraction:
         """All settings that the vectors depend on, as JSON."""
         values = {
             "format_version": FORMAT_VERSION,
-            "model": weights_digest(self._embedder.model),
-            "dtype": str(self._embedder.dtype).removeprefix("torch."),
+            "model": self._embedder.encoder.digest(),
+            "dtype": str(self._embedder.encoder.dtype).removeprefix("torch."),
             "arrays": {
                 form.name: {key: value for key, value in asdict(form).items() if key != "modality"}
                 for form in self._forms
@@ -247,7 +247,7 @@ class Extraction:
         On two cores, both would wait for each other, because a matrix product on two threads is as
         slow as the slower thread.
         """
-        return self._embedder.device.type != "cpu" or num_cores() > LEAST_CORES
+        return self._embedder.encoder.device.type != "cpu" or num_cores() > LEAST_CORES
 
     def _missing(self, items: Sequence[Item], report: ExtractReport) -> Iterator[Part]:
         """The first part of each input without stored features."""

@@ -7,9 +7,9 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from numbers import Real
 from typing import Any, Literal, Never, Self
 
@@ -18,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vatt.config.spaces import Space, spaces_of
+from vatt.encoders.encoder import BOTH, Encoder
+from vatt.encoders.loading import load_encoder
+from vatt.encoders.own import VATTEncoder
 from vatt.errors import MediaError, UserError
-from vatt.features.embedder import Embedder, Form
+from vatt.features.embedder import Embedder, Form, row_of
 from vatt.features.files import Features, WindowTable
 from vatt.features.spread import Spread
-from vatt.models.checkpoint import TOKENIZER, load_model, tokenizer_of
-from vatt.models.hub import model_path
-from vatt.network.model import VATT
 from vatt.preprocess.arrays import (
+    Dubbed,
+    Media,
     Source,
     audio_media,
     clip_of_pictures,
@@ -57,8 +58,9 @@ class FeatureExtractor:
     A source gives the same vector (to 1e-5 in float32) alone, in any batch and in any order.
 
     Args:
-        model: Model, which is moved to the device and set to evaluation mode.
-        tokenizer: Tokenizer that the model was trained with. None: texts cannot be encoded.
+        model: VATT, which is moved to the device and set to evaluation mode; or an encoder of any
+            model, which brings its tokenizer, device and dtype.
+        tokenizer: Tokenizer that a VATT was trained with. None: texts cannot be encoded.
         device: "auto": CUDA, else MPS, else the CPU.
         dtype: Precision of the encoders' products; weights and heads stay float32. "auto": bfloat16
             on CUDA, else float32.
@@ -75,7 +77,7 @@ class FeatureExtractor:
 
     def __init__(
         self,
-        model: VATT,
+        model: Any,
         tokenizer: Tokenizer | None = None,
         *,
         device: str | torch.device = "auto",
@@ -86,26 +88,20 @@ class FeatureExtractor:
                 "a FeatureExtractor is made of a model: FeatureExtractor.from_pretrained loads "
                 f"that of {os.fspath(model)}"
             )
-        self.embedder = Embedder(model, device, dtype)
-        self._dtype = dtype
-        self.model = self.embedder.model
-        vocab_size = self.model.config.text.vocab_size
-        if tokenizer is not None and tokenizer.vocab_size > vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokenizer.vocab_size} ids, the model {vocab_size} word "
-                "vectors: give the tokenizer that it was trained with"
-            )
-        self.tokenizer = tokenizer
+        if not isinstance(model, Encoder):
+            model = VATTEncoder(model, tokenizer, device, dtype)
+        self.encoder: Encoder = model
+        self.embedder = Embedder(model)
         self._told_of_cut = self._told_of_spread = False
 
     def __repr__(self) -> str:
         """Size, modalities, spaces and device."""
-        config = self.model.config
+        has = self.encoder.modalities
         millions = sum(value.numel() for value in self.model.parameters()) / 1e6
-        spaces = dict.fromkeys(space for name in config.modalities for space in self.spaces(name))
+        spaces = dict.fromkeys(space for name in has for space in self.spaces(name))
         return (
-            f"FeatureExtractor({millions:.3g} M weights, {' + '.join(config.modalities)}, "
-            f"spaces {', '.join(spaces) or 'none'}, {self.embedder.device})"
+            f"FeatureExtractor({millions:.3g} M weights, {' + '.join(has)}, "
+            f"spaces {', '.join(spaces) or 'none'}, {self.device})"
         )
 
     @classmethod
@@ -117,7 +113,7 @@ class FeatureExtractor:
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
     ) -> Self:
-        """Loads a model with its tokenizer; code that comes with a model is never run.
+        """Loads a model of any kind with its tokenizer; code that comes with it is never run.
 
         Args:
             source: Model folder, checkpoint of `vatt fit`, or `org/name` on the Hugging Face Hub,
@@ -133,13 +129,22 @@ class FeatureExtractor:
         Example:
             >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo/checkpoints/last.ckpt")
         """
-        path = model_path(source, revision)
-        return cls(load_model(path), tokenizer_of(path), device=device, dtype=dtype)
+        return cls(load_encoder(source, device=device, dtype=dtype, revision=revision))
+
+    @property
+    def model(self) -> Any:
+        """The network: a VATT, or the module of another library."""
+        return self.encoder.model
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Tokenizer of a VATT; None if it is missing, or for models of others."""
+        return getattr(self.encoder, "tokenizer", None)
 
     @property
     def device(self) -> torch.device:
         """Device of the model; results are on the CPU."""
-        return self.embedder.device
+        return self.encoder.device
 
     def to(self, device: str | torch.device) -> Self:
         """Moves the model to a device; "auto" precision becomes that of the device.
@@ -150,19 +155,23 @@ class FeatureExtractor:
         Example:
             >>> fx.to("cuda").device
         """
-        self.embedder = Embedder(self.model, device, self._dtype)
+        self.encoder.to(device)
         return self
 
-    def spaces(self, modality: str) -> tuple[Space, ...]:
-        """Common spaces of `video`, `audio` or `text`; empty for a model without a head."""
-        return spaces_of(self.model.config, modality)
+    def spaces(self, modality: str) -> tuple[str, ...]:
+        """Common spaces of a modality; empty for a model without a head or that modality.
+
+        Args:
+            modality: `video`, `audio`, `text`, or `video_audio`: both as one item.
+        """
+        return self.encoder.spaces(modality)
 
     def encode(
         self,
         inputs: Source | Iterable[Source],
         *,
-        modality: Literal["video", "audio", "text"] | None = None,
-        space: Space | Literal["auto"] | None = "auto",
+        modality: Literal["video", "audio", "video_audio", "text"] | None = None,
+        space: str | None = "auto",
         frame_rate: float | None = None,
         sample_rate: int | None = None,
         normalize: bool = True,
@@ -180,8 +189,8 @@ class FeatureExtractor:
                 `encode_video` and `encode_audio`. A str is a text unless it is a URL, or names a
                 file or something with the extension of a media file. Of a video the picture counts.
                 An array needs its `modality`, `frame_rate` or `sample_rate`.
-            modality: Modality of all inputs: "audio" takes the sound of videos, "text" takes every
-                str as a text. None: each input's own.
+            modality: Modality of all inputs: "audio" takes the sound of videos, "video_audio" both
+                as one item, "text" takes every str as a text. None: each input's own.
             space: Common space, or None: features of the backbone, of one modality only. "auto":
                 the space of all modalities of the model, or None if there is none.
             frame_rate: Frames per second of arrays of pictures.
@@ -202,12 +211,12 @@ class FeatureExtractor:
             >>> query = fx.encode("a dog barks")  # [D]
             >>> cosines = fx.encode(["dog.mp4", "bark.wav", "photo.png"]) @ query  # [3]
         """
-        config = self.model.config
+        has = self.encoder
         if modality is not None:
-            config.check_modality(modality)
+            has.check_modality(modality)
         inputs = clip_of_pictures(inputs, frame_rate)
         is_array = isinstance(inputs, Tensor | np.ndarray)
-        media = config.media_modalities
+        media = has.media_modalities
         kind = modality or (modality_of(inputs, media, frame_rate, sample_rate) if is_array else "")
         is_one = is_one_source(inputs, kind or "text")
         sources = list(each_source(inputs, kind or "video"))
@@ -218,13 +227,14 @@ class FeatureExtractor:
             raise UserError("nothing to encode: no input was given")
         chosen = dict.fromkeys(kinds)
         if space == "auto":
-            space = next(iter(self.embedder.shared_spaces(*config.modalities)), None)
+            shared = self.embedder.shared_spaces
+            space = next(iter(shared(*has.modalities) or shared(*chosen)), None)
         if space is None and len(chosen) > 1:
             raise UserError(
                 f"{' and '.join(chosen)} cannot be compared by features of the backbone: encode "
                 "them one by one, or use a model with a common space"
             )
-        rates = {"text": None, "audio": sample_rate, "video": frame_rate}
+        rates = {"text": None, "audio": sample_rate, "video": frame_rate, BOTH: frame_rate}
         rows: dict[int, Tensor] = {}
         for name in chosen:
             places = [place for place, one in enumerate(kinds) if one == name]
@@ -241,7 +251,7 @@ class FeatureExtractor:
         self,
         sources: Source | Iterable[Source],
         *,
-        space: Space | Literal["auto"] | None = "auto",
+        space: str | None = "auto",
         frame_rate: float | None = None,
         num_windows: int = NUM_WINDOWS,
         return_tokens: bool = False,
@@ -291,7 +301,7 @@ class FeatureExtractor:
         self,
         sources: Source | Iterable[Source],
         *,
-        space: Space | Literal["auto"] | None = "auto",
+        space: str | None = "auto",
         sample_rate: int | None = None,
         num_windows: int = NUM_WINDOWS,
         return_tokens: bool = False,
@@ -337,11 +347,63 @@ class FeatureExtractor:
             form, sources, sample_rate, num_windows, batch_size, on_error, show_progress
         )
 
+    def encode_video_audio(
+        self,
+        sources: Source | Iterable[Source],
+        *,
+        audio: Source | Iterable[Source] | None = None,
+        space: str = "auto",
+        frame_rate: float | None = None,
+        sample_rate: int | None = None,
+        num_windows: int = NUM_WINDOWS,
+        normalize: bool = True,
+        batch_size: int = 8,
+        on_error: OnError = "raise",
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Encodes videos by picture and sound together, one vector each.
+
+        A VATT adds the unit vectors of both in a space that they share; other models have a tower
+        of their own for both.
+
+        Args:
+            sources: One video or several; see `encode_video`.
+            audio: The sounds, one for each video, from elsewhere; see `encode_audio`. None: each
+                video's own.
+            space: A space of `spaces("video_audio")`. "auto": as in `encode_video`.
+            frame_rate: Frames per second of arrays of pictures.
+            sample_rate: Sample rate of arrays of sound in Hz.
+            num_windows: Maximum number of windows, evenly spread over the video, whose mean is the
+                vector. Windows without sound are left out.
+            normalize: Whether to scale vectors to unit length, after the mean.
+            batch_size: Windows per batch.
+            on_error: "raise", or "skip": an unreadable source gives a row of NaN and a warning.
+            show_progress: Whether to show a progress bar.
+
+        Returns:
+            float32 `[N, D]` on the CPU.
+
+        Raises:
+            MediaError: a source cannot be read, or lacks picture or sound.
+            UserError: there is no source, or the model lacks the space or a modality.
+
+        Example:
+            >>> fx.encode_video_audio(["dog.mp4", "cat.mp4"])  # [2, D]
+            >>> fx.encode_video_audio("dog.mp4", audio="bark.wav")  # [1, D]
+        """
+        form = self.embedder.form(BOTH, space, return_tokens=False, normalize=normalize)
+        videos: Any = clip_of_pictures(sources, frame_rate)
+        if audio is not None:
+            videos = _pairs(each_source(videos, "video"), each_source(audio, "audio"))
+        return self._encode(
+            form, videos, frame_rate, num_windows, batch_size, on_error, show_progress, sample_rate
+        )
+
     def encode_text(
         self,
         texts: str | Iterable[str],
         *,
-        space: Space | Literal["auto"] | None = "auto",
+        space: str | None = "auto",
         return_tokens: bool = False,
         normalize: bool = True,
         batch_size: int = 64,
@@ -383,8 +445,12 @@ class FeatureExtractor:
         batch_size: int,
         on_error: OnError,
         show_progress: bool,
+        sound_rate: float | None = None,
     ) -> Tensor:
-        """Encodes sources of one modality; see the public methods. `rate` is the rate of arrays."""
+        """Encodes sources of one modality; see the public methods.
+
+        `rate` is the rate of arrays, `sound_rate` that of sounds beside videos.
+        """
         if on_error not in ("raise", "skip"):
             raise UserError(f"on_error must be 'raise' or 'skip', got {on_error!r}")
         modality = form.modality
@@ -392,12 +458,14 @@ class FeatureExtractor:
         _expect_numbers(**{rate_name: rate}, num_windows=num_windows, batch_size=batch_size)
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
-        read: Callable[[Any], Iterable[Tensor]] = self._read_text
+        read: Callable[[Any], Iterable[Any]] = self._read_text
         if modality != "text":
-            plan = plan_windows(self.model.config, [modality])
+            plan = plan_windows(self.encoder, form.parts)
             count = 1 if form.tokens else num_windows
-            read = partial(_read_windows, modality=modality, rate=rate, plan=plan, count=count)
-        each = each_source(sources, modality)
+            read = partial(
+                _read_windows, parts=form.parts, rates=(rate, sound_rate), plan=plan, count=count
+            )
+        each = each_source(sources, form.parts[0])
         failed: list[bool] = []  # by source
         each = progress_bar(each, "encode", unit=modality, show=show_progress)
         rows = _rows(each, read, on_error, failed)
@@ -406,7 +474,7 @@ class FeatureExtractor:
         raw_form = replace(form, normalize=False)
         while batch := list(islice(rows, batch_size)):  # across sources
             numbers, inputs = zip(*batch, strict=True)
-            vectors = self.embedder.embed(torch.stack(inputs), [raw_form])[0]
+            vectors = self.embedder.embed(inputs, [raw_form])[0]
             for number, vector in zip(numbers, vectors, strict=True):
                 sums[number] = sums.get(number, 0) + vector
             counts.update(numbers)
@@ -424,26 +492,20 @@ class FeatureExtractor:
                 warnings.warn(f"features of {modality} {spread}", stacklevel=3)
         return table
 
-    def _read_text(self, text: str) -> list[Tensor]:
-        """The ids of a text, int64 `[J]`."""
-        if self.tokenizer is None:
-            raise UserError(
-                f"this model came without a {TOKENIZER}, which says what its word ids stand for: "
-                "put the one it was trained with into its folder (`vatt tokenizer` makes one)"
-            )
+    def _read_text(self, text: str) -> list[str]:
+        """The text, which has tokens; warns once of one that is cut."""
         if not isinstance(text, str):
             raise TypeError(f"texts are str, got {type(text).__name__}")
-        max_words = self.model.config.text.max_words
-        ids = self.tokenizer.encode([text], max_words + 1)[0]
-        if not bool(ids.any()):
+        most, count = self.encoder.max_tokens, self.encoder.count_tokens(text)
+        if not count:
             raise EmptyTextError(f"text {text[:60]!r} holds no word: leave it out")
-        if ids[max_words] != 0 and not self._told_of_cut:
+        if count > most and not self._told_of_cut:
             self._told_of_cut = True
             warnings.warn(
-                f"the model reads {max_words} words, longer texts are cut, first {text[:60]!r}",
+                f"the model reads {most} words, longer texts are cut, first {text[:60]!r}",
                 stacklevel=5,  # the caller of encode_text or similarity
             )
-        return [ids[:max_words]]
+        return [text]
 
     def similarity(
         self,
@@ -514,7 +576,7 @@ class FeatureExtractor:
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
         modalities: str | Sequence[str] | None = None,
-        space: Space | Literal["all"] | None = "all",
+        space: str | None = "all",
         return_tokens: bool = False,
         normalize: bool = True,
         batch_size: int = 8,
@@ -532,8 +594,9 @@ class FeatureExtractor:
                 interpolated. None: as in training.
             hop_seconds: Time from the start of one window to the next. None: the length of a
                 window.
-            modalities: `video`, `audio` or both. None: those of the model. Modalities that the file
-                lacks are left out.
+            modalities: Some of `video`, `audio` and `video_audio` (both as one item). None:
+                `video` and `audio`, as the model has them. Modalities that the file lacks are left
+                out.
             space: A common space; "all": arrays `video_va`, `video_vt`, `audio_va`, … for all
                 spaces; or None: features of the backbone.
             return_tokens: Whether to return `video_tokens` and `audio_tokens` of the backbone
@@ -571,11 +634,12 @@ class FeatureExtractor:
         if modalities is None and (isinstance(source, Tensor | np.ndarray) or is_pair(source)):
             modalities = ["audio" if is_sound else "video"]
         elif modalities is None:
-            modalities = self.model.config.media_modalities
+            modalities = self.encoder.media_modalities
         elif isinstance(modalities, str):
             modalities = [modalities]
         forms = self.embedder.forms(modalities, space, return_tokens, normalize)
-        plan = plan_windows(self.model.config, modalities, window_seconds, hop_seconds)
+        parts = dict.fromkeys(part for form in forms for part in form.parts)
+        plan = plan_windows(self.encoder, parts, window_seconds, hop_seconds)
         table = WindowTable(plan, read_duration(media))
         total = len(table.starts)
         with progress_bar(None, "extract", total, unit="window", show=show_progress) as bar:
@@ -593,19 +657,45 @@ def _expect_numbers(**values: Any) -> None:
             raise TypeError(f"{name} is a number, got {type(value).__name__}")
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A video, and the sound that belongs to it."""
+
+    video: Source
+    audio: Source
+
+
+def _pairs(videos: Iterable[Any], sounds: Iterable[Any]) -> Iterator[_Pair]:
+    for video, sound in zip_longest(videos, sounds):
+        if video is None or sound is None:
+            raise UserError("there must be as many sounds as videos: give one for each")
+        yield _Pair(video, sound)
+
+
 def _read_windows(
-    source: Source, *, modality: str, rate: float | None, plan: WindowPlan, count: int
-) -> Iterator[Tensor]:
-    media = video_media(source, rate) if modality == "video" else audio_media(source, rate)
-    return plan.read_spread(media, modality, count)
+    source: Source | _Pair,
+    *,
+    parts: Sequence[str],
+    rates: tuple[float | None, float | None],
+    plan: WindowPlan,
+    count: int,
+) -> Iterator[Any]:
+    rate, sound_rate = rates
+    media: Media
+    if isinstance(source, _Pair):
+        picture, sound = video_media(source.video, rate), audio_media(source.audio, sound_rate)
+        media = Dubbed(picture, sound)
+    else:
+        media = audio_media(source, rate) if parts == ("audio",) else video_media(source, rate)
+    return (row_of(clip, parts) for clip in plan.read_spread(media, parts, count))
 
 
 def _rows(
     sources: Iterable[Any],
-    read: Callable[[Any], Iterable[Tensor]],
+    read: Callable[[Any], Iterable[Any]],
     on_error: OnError,
     failed: list[bool],
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[int, Any]]:
     """Inputs of the model with the indices of their sources; reports failed sources."""
     for number, source in enumerate(sources):
         failed.append(False)

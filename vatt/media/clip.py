@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.config.geometry import AudioGeometry, VideoGeometry
 from vatt.errors import UserError
 from vatt.media.decoder import check_known_size, prepare_decoder, undecodable
 from vatt.media.opening import open_media
@@ -27,7 +27,14 @@ from vatt.media.packets import (
     first_packet,
     read_packets,
 )
-from vatt.media.pictures import PictureSize, SizeRule, decode_frames, display_matrix, swaps_sides
+from vatt.media.pictures import (
+    PictureSize,
+    SizeRule,
+    decode_frames,
+    display_matrix,
+    own_size,
+    swaps_sides,
+)
 from vatt.media.sound import decode_waveform
 from vatt.media.source import Damage, MediaSource
 from vatt.media.streams import (
@@ -222,8 +229,8 @@ def read_clip(
     source: MediaSource,
     *,
     start_seconds: float,
-    video: VideoConfig | None,
-    audio: AudioConfig | None,
+    video: VideoGeometry | None,
+    audio: AudioGeometry | None,
     short_side: int | None = None,
     size_rule: SizeRule | None = None,
 ) -> Clip:
@@ -235,7 +242,7 @@ def read_clip(
         video: Number of frames, frame rate and size. None: no picture is read.
         audio: Number of samples and their rate. None: no sound is read.
         short_side: Length of the frames' shorter side in pixels; the aspect is kept. None:
-            `video.image_size`.
+            `video.image_size`, or the file's own size if that is None.
         size_rule: Instead of `short_side`: maps the displayed width and height to those of the
             frames.
 
@@ -244,7 +251,7 @@ def read_clip(
     """
     frames = samples = None
     if video is not None:
-        size = size_rule or short_side or video.image_size
+        size = size_rule or short_side or video.image_size or own_size
         frames = FrameRequest(video.num_frames, video.frame_rate, size)
     if audio is not None:
         samples = SampleRequest(audio.num_samples, audio.sample_rate)

@@ -259,6 +259,11 @@ def scaled_size(
     return max(short_side, 2 * round(displayed * short_side / height / 2)), short_side
 
 
+def own_size(width: float, height: float) -> tuple[int, int]:
+    """Width and height of a picture in its own size, as displayed with square pixels."""
+    return round(width), round(height)
+
+
 def display_matrix(frame: VideoFrame, video: VideoStream) -> Matrix | None:
     """Linear part a, b, c, d of the matrix from stored to displayed pixels, if there is one.
 

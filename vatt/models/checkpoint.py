@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -282,8 +283,14 @@ def weights_digest(model: VATT) -> str:
     Returns:
         SHA-256 in hexadecimal digits.
     """
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, value in sorted(model.state_dict().items()):
+    settings = json.dumps(model.config.to_dict(), sort_keys=True).encode()
+    return sha256_of(settings, model.state_dict())
+
+
+def sha256_of(settings: bytes, weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of settings and named weights, whatever their order, in hexadecimal digits."""
+    digest = hashlib.sha256(settings)
+    for name, value in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vatt.batch import described
-from vatt.config.geometry import VideoConfig
+from vatt.config.geometry import VideoGeometry
 from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip, probe
 from vatt.media.folder import names_media
@@ -48,7 +48,7 @@ class Frames:
         """Length in seconds; 0 for a still image, as for files."""
         return 0.0 if len(self.pictures) == 1 else len(self.pictures) / self.frame_rate
 
-    def read(self, start_seconds: float, video: VideoConfig) -> Clip:
+    def read(self, start_seconds: float, video: VideoGeometry) -> Clip:
         """Reads a window; as in files, the last frame at or before each time is used."""
         order = torch.arange(video.num_frames, dtype=torch.float64)  # float32 is too coarse
         times = start_seconds + order / video.frame_rate
@@ -56,9 +56,11 @@ class Frames:
         still = len(self.pictures) == 1
         covered = 1.0 if still else float((places < len(self.pictures)).float().mean())
         chosen, where = places.clamp(max=len(self.pictures) - 1).unique(return_inverse=True)
-        frames = _scaled(self.pictures[chosen], video.image_size)[where]
+        frames = self.pictures[chosen]
+        if video.image_size is not None:
+            frames = cut_view(_scaled(frames, video.image_size), video.image_size)
         return Clip(
-            video=cut_view(frames, video.image_size),
+            video=frames[where],
             audio=None,
             video_coverage=covered,
             audio_coverage=0.0,
@@ -66,7 +68,20 @@ class Frames:
         )
 
 
-Media = MediaSource | Frames
+@dataclass(frozen=True)
+class Dubbed:
+    """A video whose sound is in another file.
+
+    Args:
+        video: Media of the picture.
+        audio: Media of the sound, which begins with the picture.
+    """
+
+    video: "Media"
+    audio: "Media"
+
+
+Media = MediaSource | Frames | Dubbed
 
 
 def read_duration(media: Media) -> float:
@@ -75,6 +90,8 @@ def read_duration(media: Media) -> float:
     Raises:
         MediaError: the file is unreadable, or has neither picture nor sound.
     """
+    if isinstance(media, Dubbed):
+        return max(read_duration(media.video), read_duration(media.audio))
     return media.duration_seconds if isinstance(media, Frames) else probe(media).duration_seconds
 
 
@@ -296,11 +313,12 @@ def _scaled(frames: Tensor, image_size: int) -> Tensor:
     return torch.from_numpy(np.stack(scaled))
 
 
-def name_of(source: Source) -> str:
+def name_of(source: Source | Media) -> str:
     """Name of a source in messages."""
-    pair: Any = source
-    if is_pair(pair):
-        source = pair[0] if isinstance(pair[1], int) else pair[1]
-    if isinstance(source, Tensor | np.ndarray):
-        return f"<{described(torch.as_tensor(source))}>"
-    return source_name(source)
+    if isinstance(source, Dubbed):
+        return name_of(source.video)
+    pair: Any = source.pictures if isinstance(source, Frames) else source
+    array = (pair[0] if isinstance(pair[1], int) else pair[1]) if is_pair(pair) else pair
+    if isinstance(array, Tensor | np.ndarray):
+        return f"<{described(torch.as_tensor(array))}>"
+    return source_name(array)

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor
 
-from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.config.geometry import AudioGeometry, VideoGeometry
 from vatt.media.clip import Clip, read_clip
 from vatt.media.pictures import SizeRule
 from vatt.media.source import MediaSource
@@ -73,11 +73,11 @@ def read_view(
     source: MediaSource,
     *,
     start_seconds: float,
-    video: VideoConfig | None,
-    audio: AudioConfig | None,
+    video: VideoGeometry | None,
+    audio: AudioGeometry | None,
     view: View = CENTER,
 ) -> Clip:
-    """Reads picture and sound from one start; frames are cropped to the model's square.
+    """Reads picture and sound from one start; frames are cropped to a square.
 
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
@@ -88,7 +88,8 @@ def read_view(
 
     Returns:
         A clip whose video is uint8 `[T, H, W, C]`, H = W = `video.image_size`, and whose audio is
-        float32 `[S]`; None if not requested or not in the file.
+        float32 `[S]`; None if not requested or not in the file. If `image_size` is None, the
+        pictures are whole, and of the file's size.
 
     Raises:
         MediaError: the file is unreadable, damaged at these times, or ends before the start.
@@ -102,12 +103,13 @@ def read_view(
     """
     fit = short_side = None
     size_rule: SizeRule | None = None
-    if video is not None and view.piece is not None:
-        size_rule = fit = PieceFit(view.piece, video.image_size)
-    elif video is not None and view.factors is not None:
-        size_rule = partial(stretched_size, factors=view.factors, size=video.image_size)
-    elif video is not None:
-        short_side = round(video.image_size * view.scale)
+    image_size = None if video is None else video.image_size
+    if image_size is not None and view.piece is not None:
+        size_rule = fit = PieceFit(view.piece, image_size)
+    elif image_size is not None and view.factors is not None:
+        size_rule = partial(stretched_size, factors=view.factors, size=image_size)
+    elif image_size is not None:
+        short_side = round(image_size * view.scale)
     clip = read_clip(
         source,
         start_seconds=start_seconds,
@@ -116,10 +118,10 @@ def read_view(
         short_side=short_side,
         size_rule=size_rule,
     )
-    if video is None or clip.video is None:
+    if image_size is None or clip.video is None:
         return clip
     shares = None if fit is None else fit.shares
-    return replace(clip, video=cut_view(clip.video, video.image_size, view, shares))
+    return replace(clip, video=cut_view(clip.video, image_size, view, shares))
 
 
 def evaluation_size(width: float, height: float, size: int) -> tuple[int, int]:

@@ -5,20 +5,19 @@ slide over the whole file. Past the end, the last frame repeats and sound is zer
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vatt.config.geometry import AudioConfig, VideoConfig
-from vatt.config.model import VATTConfig
+from vatt.config.geometry import AudioGeometry, VideoGeometry
 from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip
-from vatt.media.source import source_name
 from vatt.media.streams import TIME_TOLERANCE_SECONDS
-from vatt.preprocess.arrays import Frames, Media, read_duration
+from vatt.preprocess.arrays import Dubbed, Frames, Media, name_of, read_duration
 from vatt.preprocess.view import read_view
 
 
@@ -33,8 +32,8 @@ class WindowPlan:
         hop_seconds: Time from the start of one sliding window to the next.
     """
 
-    video: VideoConfig | None
-    audio: AudioConfig | None
+    video: VideoGeometry | None
+    audio: AudioGeometry | None
     window_seconds: float
     hop_seconds: float
 
@@ -58,7 +57,7 @@ class WindowPlan:
         return [start for start in starts if not start or start < duration_seconds]
 
     def read(self, media: Media, start_seconds: float) -> Clip:
-        """Reads the window of a file or of `Frames` that starts at `start_seconds`.
+        """Reads the window that starts at `start_seconds`.
 
         Raises:
             MediaError: the file is unreadable, damaged at these times, or has no picture or sound.
@@ -66,29 +65,50 @@ class WindowPlan:
         if isinstance(media, Frames):
             assert self.video is not None
             return media.read(start_seconds, self.video)
+        if isinstance(media, Dubbed):
+            sound = replace(self, video=None).read(media.audio, start_seconds)
+            picture = replace(self, audio=None).read(media.video, start_seconds)
+            return replace(picture, audio=sound.audio, audio_coverage=sound.audio_coverage)
         return read_view(media, start_seconds=start_seconds, video=self.video, audio=self.audio)
 
-    def read_spread(self, media: Media, modality: str, count: int) -> Iterator[Tensor]:
-        """Reads evenly spread windows of one modality; leaves out those in which it is missing.
+    def read_spread(self, media: Media, modalities: Sequence[str], count: int) -> Iterator[Clip]:
+        """Reads evenly spread windows; leaves out those in which one of the modalities is missing.
 
         Raises:
-            MediaError: the file cannot be read, or none of the windows has the modality.
+            MediaError: the file cannot be read, or none of the windows has the modalities.
         """
         is_empty = True
         for start_seconds in self.spread_starts(read_duration(media), count):
             clip = self.read(media, start_seconds)
-            if clip.coverage(modality) > 0:
+            if all(clip.coverage(modality) > 0 for modality in modalities):
                 is_empty = False
-                yield getattr(clip, modality)
+                yield clip
         if is_empty and not isinstance(media, Frames):  # Frames have a picture in every window
-            what = "picture" if modality == "video" else "sound"
+            names = {"video": "picture", "audio": "sound"}
+            what = " with ".join(names[modality] for modality in modalities)
             raise MediaError(
-                source_name(media), f"has no {what} in any of its windows: raise num_windows"
+                name_of(media), f"has no {what} in any of its windows: raise num_windows"
             )
 
 
+class Geometry(Protocol):
+    """Sizes of a model's windows: a `VATTConfig`, or an `Encoder` of any model."""
+
+    @property
+    def media_modalities(self) -> tuple[str, ...]:
+        """`video`, `audio` or both."""
+
+    @property
+    def video(self) -> VideoGeometry | None:
+        """Geometry of video; None if the model has none."""
+
+    @property
+    def audio(self) -> AudioGeometry | None:
+        """Geometry of audio; None if the model has none."""
+
+
 def plan_windows(
-    config: VATTConfig,
+    geometry: Geometry,
     modalities: Iterable[str],
     window_seconds: float | None = None,
     hop_seconds: float | None = None,
@@ -96,7 +116,7 @@ def plan_windows(
     """Plan of windows for a model.
 
     Args:
-        config: Configuration of the model.
+        geometry: Sizes of the model's own windows.
         modalities: `video`, `audio` or both.
         window_seconds: Length of a window, rounded to whole patches. None: as in training.
         hop_seconds: Time from the start of one window to the next. None: the length of a window.
@@ -105,34 +125,22 @@ def plan_windows(
         UserError: a time is not positive, the model lacks a modality, or a modality is text.
     """
     names = tuple(modalities)
-    if not names or {*names} - {*config.media_modalities}:
+    if not names or {*names} - {*geometry.media_modalities}:
         raise UserError(
-            f"windows are of {' and '.join(config.media_modalities)} in this "
+            f"windows are of {' and '.join(geometry.media_modalities)} in this "
             f"model, got {', '.join(map(repr, names)) or 'none'}"
         )
     for name, value in (("window_seconds", window_seconds), ("hop_seconds", hop_seconds)):
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name} must be above 0 and finite, got {value}")
-    video = config.video if "video" in names else None
-    audio = config.audio if "audio" in names else None
+    video = geometry.video if "video" in names else None
+    audio = geometry.audio if "audio" in names else None
     if window_seconds is not None:
-        video = video and _video_of_length(video, window_seconds)
-        audio = audio and _audio_of_length(audio, window_seconds)
+        video = video and video.of_length(window_seconds)
+        audio = audio and audio.of_length(window_seconds)
     seconds = max(one.duration_seconds for one in (video, audio) if one is not None)
     hop = seconds if hop_seconds is None else hop_seconds
     return WindowPlan(video=video, audio=audio, window_seconds=seconds, hop_seconds=hop)
-
-
-def _video_of_length(video: VideoConfig, seconds: float) -> VideoConfig:
-    patch = video.patch_size[0]
-    return replace(video, num_frames=max(1, round(seconds * video.frame_rate / patch)) * patch)
-
-
-def _audio_of_length(audio: AudioConfig, seconds: float) -> AudioConfig:
-    patch = audio.patch_size
-    if audio.spectrogram is not None:
-        patch = audio.spectrogram.patch_size[0] * audio.spectrogram.hop_samples
-    return replace(audio, num_samples=max(1, round(seconds * audio.sample_rate / patch)) * patch)
 
 
 def evaluation_windows(num_available: int, window: int, count: int) -> list[int]:

@@ -173,7 +173,8 @@ class _IndexWriter(contextlib.ExitStack):
         vectors = features[name].numpy()
         finite = np.isfinite(vectors).all(axis=1)
         present = finite & vectors.any(axis=1)  # zeros: the window lacks the modality
-        coverage = features.coverage[self._arrays[name]["modality"]].numpy()
+        parts = self._arrays[name]["modality"].split("_")
+        coverage = np.minimum.reduce([features.coverage[part].numpy() for part in parts])
         at_start = features.start_seconds.numpy() == 0.0
         covered = (coverage >= self._options.least_coverage) | at_start
         self._not_finite[name] += int((~finite).sum())
@@ -243,7 +244,10 @@ def _chosen(
             f"{file} holds tokens, an index is of one vector a window: extract without --tokens", 2
         )
     arrays = {
-        name: {"modality": name.split("_")[0], "space": form["space"] or "none"}
+        name: {
+            "modality": name.removesuffix(f"_{form['space']}"),
+            "space": form["space"] or "none",
+        }
         for name, form in forms.items()
     }
     modalities, spaces = options.modalities, options.spaces

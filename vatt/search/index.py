@@ -1,6 +1,5 @@
 """Search over extracted features: `Index`, from a query to segments of media."""
 
-import contextlib
 import functools
 import os
 from dataclasses import replace
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vatt.config.options import IndexOptions
-from vatt.errors import UserError, VattError
+from vatt.config.spaces import MediaModality
+from vatt.errors import UserError
 from vatt.features.media_places import MEDIA, OFFSET, SIZE
 from vatt.media.source import FileRange
 from vatt.search.approximate import approximate_rows, open_approximate
@@ -118,12 +118,11 @@ class Index:
             CheckpointError: the model does not exist or cannot be loaded.
         """
         from vatt.features.extractor import FeatureExtractor
-        from vatt.models.checkpoint import weights_digest
 
         if not self._model:
             raise UserError("the features do not say which model made them: give --model", 2)
         extractor = FeatureExtractor.from_pretrained(self._model, device=self._device)
-        if weights_digest(extractor.model) != self._files.content["fingerprint"]:
+        if extractor.encoder.digest() != self._files.content["fingerprint"]:
             raise UserError(
                 f"{self._model} is not the model that made the features of {self._files.path}: "
                 "give that one by --model, or extract and index anew",
@@ -140,7 +139,7 @@ class Index:
         audio: "Source | None" = None,
         video: "Source | None" = None,
         k: int = 5,
-        modality: Literal["video", "audio"] | None = None,
+        modality: MediaModality | None = None,
         space: str | None = None,
         distinct: Distinct = "place",
         exact: bool = False,
@@ -247,15 +246,9 @@ class Index:
         matrix = self._files.matrix(name)
         return score_scale(matrix, _unit(vector, matrix.shape[1]))
 
-    def few_clips(self) -> str | None:
-        """Warning that the model was trained on few clips; None if they are enough or unknown."""
-        from vatt.models.card import read_card
-        from vatt.models.training_facts import few_clips_warning, find_model
-
-        with contextlib.suppress(VattError):  # the search does not need these facts
-            path, run = find_model(self._model)
-            return few_clips_warning(read_card(self.extractor.model, path, run=run).facts)
-        return None
+    def caution(self) -> str | None:
+        """Warning about what a search with this model is worth; None if there is none."""
+        return self.extractor.encoder.caution(self._model)
 
     def is_approximate(self, name: str) -> bool:
         """Whether an array is searched approximately, unless `exact` is set."""

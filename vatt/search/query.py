@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from vatt.config.spaces import MediaModality
 from vatt.errors import MediaError, UserError
 from vatt.media.folder import names_media
 
@@ -14,9 +15,10 @@ if TYPE_CHECKING:  # torch and PyAV, which the search in an index does not need
     from vatt.preprocess.arrays import Source
     from vatt.preprocess.tokenizer import Tokenizer
 
-Modality = Literal["video", "audio", "text"]
+Modality = Literal["video", "audio", "video_audio", "text"]
 DRAWN_TEXT = ("ansi", "bintext", "xbin", "idf")  # FFmpeg draws text files as on a terminal
-SEARCHED: tuple[Modality, ...] = ("video", "audio")  # pictures first: fewer files have sound
+# pictures first: fewer files have sound
+SEARCHED: tuple[Modality, ...] = ("video", "audio", "video_audio")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Query:
         """
         encode = getattr(extractor, f"encode_{self.modality}")
         if self.modality == "text":
-            check_words(extractor.tokenizer, str(self.source), extractor.model.config.text)
+            check_words(extractor.tokenizer, str(self.source), extractor.encoder.max_tokens)
         try:
             vector: Tensor = encode(self.source, space=None if space == "none" else space)[0]
         except MediaError as error:
@@ -49,7 +51,7 @@ class Query:
         return vector
 
 
-def check_words(tokenizer: "Tokenizer | None", text: str, config: Any) -> None:
+def check_words(tokenizer: "Tokenizer | None", text: str, max_words: int) -> None:
     """Refuses texts without any word that the model knows.
 
     Raises:
@@ -57,7 +59,7 @@ def check_words(tokenizer: "Tokenizer | None", text: str, config: Any) -> None:
     """
     if tokenizer is None:  # encoding refuses it
         return
-    ids = tokenizer.encode([text], config.max_words)[0]
+    ids = tokenizer.encode([text], max_words)[0]
     if not bool(ids.any()):
         raise UserError(f"the query {text!r} holds no word: ask for something", 2)
     if not bool(((ids != 0) & (ids != tokenizer.unknown_id)).any()):
@@ -80,7 +82,7 @@ def unknown_words(tokenizer: "Tokenizer | None", text: str) -> list[str]:
 def read_query(
     text: str,
     kind: Literal["text", "file"] | None = None,
-    modality: Literal["video", "audio"] | None = None,
+    modality: MediaModality | None = None,
 ) -> Query:
     """Reads a query of the command line: a media file or a text.
 
@@ -108,6 +110,7 @@ def read_query(
     if info.video_codec in DRAWN_TEXT:
         raise UserError(f"{text} is a text file, no media (--text: search for these words)", 2)
     has = {"video": info.has_video, "audio": info.has_audio}
+    has["video_audio"] = all(has.values())
     if modality is not None and not has[modality]:
         raise UserError(f"{text} has no {modality}: leave --query-modality out", 2)
     return Query(modality or ("video" if info.has_video else "audio"), text)
