@@ -85,14 +85,19 @@ setup(
         "eval": ["scikit-learn>=1.5"],  # logistic regression on features
         "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
         "gcs": ["gcsfs>=2024.6"],  # gs:// addresses
+        # CLIP, SigLIP, CLAP and sentence-transformers' models; Pillow for the pictures of the first
+        # two. Without torchvision, of which each build fits one build of torch only.
+        "hf": ["transformers>=5.17,<6", "sentence-transformers>=6.0,<7", "pillow>=10.0.1"],
         "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
         "parquet": ["pyarrow>=16"],  # captions and features in parquet files
+        # PE-AV: its picture tower is one of timm, its frames are resized by torchvision
+        "pe-av": ["vatt[hf]", "timm>=1.0.23,<2", "torchvision>=0.26,<1"],
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9"],  # shards on web servers
         "s3": ["s3fs>=2024.6"],  # s3:// addresses
         "search": ["faiss-cpu>=1.9", "pyarrow>=16"],  # approximate; features in parquet files
         # TensorBoard's files, and Pillow, with which wandb sends pictures
         "tracking": ["tensorboard>=2.16", "pillow>=10"],
-        "all": ["vatt[convert,eval,export,gcs,mteb,parquet,remote,s3,search,tracking]"],
+        "all": ["vatt[convert,eval,export,gcs,hf,mteb,parquet,pe-av,remote,s3,search,tracking]"],
         "dev": [
             "vatt[convert,eval,export,parquet,remote,search,tracking]",  # what the tests use
             "filelock",

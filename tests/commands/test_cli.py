@@ -252,13 +252,16 @@ def test_doctor_says_which_extras_are_there_and_how_to_get_the_others(
         'Requires-Dist: pytest>=8.0; extra == "two"\n'
         'Requires-Dist: no-such-package; extra == "two"\n'
         'Requires-Dist: nor-this; extra == "dev"\n'
+        'Requires-Dist: vatt[one]; extra == "one-more"\n'
+        'Requires-Dist: pytest>=8.0; extra == "one-more"\n'
         'Requires-Dist: vatt[one,two]; extra == "all"\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert f"  one  pytest {pytest.__version__}\n" in text
-    assert '  two  pip install "vatt[two]" for no-such-package\n' in text
+    assert f"  one       pytest {pytest.__version__}\n" in text
+    assert f"  one-more  pytest {pytest.__version__}\n" in text
+    assert '  two       pip install "vatt[two]" for no-such-package\n' in text
     assert "nor-this" not in text
     assert "all" not in re.findall(r"^  (\w+) ", text, re.MULTILINE)
 

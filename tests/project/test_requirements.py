@@ -33,13 +33,13 @@ def names(requirements: list[str]) -> set[str]:
 
 def test_all_has_every_extra_that_users_install() -> None:
     (all_of_them,) = EXTRAS["all"]
-    assert set(re.findall(r"\w+", all_of_them)) == {"vatt", *EXTRAS} - {"all", "dev"}
+    assert set(re.findall(r"[\w-]+", all_of_them)) == {"vatt", *EXTRAS} - {"all", "dev"}
 
 
 def test_sentences_name_extras_that_exist() -> None:
     files = [*ROOT.glob("vatt/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    named = {one for found in re.findall(r"vatt\[([\w,]+)\]", text) for one in found.split(",")}
+    named = {one for found in re.findall(r"vatt\[([\w,-]+)\]", text) for one in found.split(",")}
     assert named
     assert named <= set(EXTRAS)
     assert set(stores.EXTRAS.values()) <= set(EXTRAS)

@@ -84,7 +84,9 @@ def _requirements() -> dict[str, dict[str, str | None]]:
     packages: dict[str, dict[str, str | None]] = {}
     with contextlib.suppress(PackageNotFoundError):
         for line in requires("vatt") or []:
-            if match := re.match(r"([\w.-]+)[^;]*(?:;.*extra == ['\"](\w+))?", line):
+            if match := re.match(r"([\w.-]+)[^;]*(?:;.*extra == ['\"]([\w-]+))?", line):
+                if match[1] == "vatt":  # an extra that holds another one
+                    continue
                 packages.setdefault(match[2] or "", {})[match[1]] = installed_version(match[1])
     return packages
 
