@@ -29,9 +29,9 @@ from .media.clip import read_waveform as read_waveform
 from .models.checkpoint import load_model as load_model
 from .models.checkpoint import save_model as save_model
 from .models.export import export_model as export_model
+from .models.pretrained import VATT as VATT
 from .network.contrastive_loss import ContrastiveLoss as ContrastiveLoss
 from .network.contrastive_loss import LossConfig as LossConfig
-from .network.model import VATT as VATT
 from .network.model import VATTOutput as VATTOutput
 from .preprocess.tokenizer import Tokenizer as Tokenizer
 from .preprocess.view import View as View

@@ -9,7 +9,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from torch import Tensor
 from vatt.config.model import VATTConfig
 from vatt.errors import CheckpointError, UserError
 from vatt.models.preprocess_json import write_preprocess_json
+from vatt.models.pretrained import VATT
 from vatt.models.run_folder import model_in
-from vatt.network.model import VATT
+from vatt.network import model as network
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.system.bounds import check_bytes, check_unpacked, unpacked_bytes
 from vatt.system.files import write_atomically
@@ -29,9 +30,11 @@ CONFIG_KEY = "vatt_config"  # the model's configuration in a Lightning checkpoin
 NETWORK_PREFIX = "network."  # where training modules keep their VATT
 MAX_CONFIG_BYTES = 1 << 20  # of config.json; ours have 2 kB
 
+Model = TypeVar("Model", bound=VATT)
+
 
 def save_model(
-    model: VATT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None
+    model: network.VATT, folder: str | os.PathLike[str], tokenizer: Tokenizer | None = None
 ) -> None:
     """Writes a model folder, which contains all that is needed to load the model.
 
@@ -86,9 +89,14 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
     Raises:
         CheckpointError: there is no model at `source`, or its weights do not fit its configuration.
     """
+    return load_model_as(VATT, source)
+
+
+def load_model_as(kind: type[Model], source: str | os.PathLike[str]) -> Model:
+    """Loads a model of a class, `vatt.VATT` or one derived from it; see `load_model`."""
     path = model_in(source)
     config, weights = read_model(path)
-    model = _empty_model(config, path)
+    model = _empty_model(kind, config, path)
     load_strictly(model, weights, source, assign=True)
     del weights
     for module in model.modules():
@@ -96,6 +104,7 @@ def load_model(source: str | os.PathLike[str]) -> VATT:
             parameter.data = _own_copy(parameter.data)
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, _own_copy(buffer))
+    model.origin = Path(source).absolute()
     return model.eval()
 
 
@@ -107,11 +116,11 @@ def _own_copy(tensor: Tensor) -> Tensor:
     return tensor.to(torch.empty(0), copy=True, memory_format=torch.contiguous_format)
 
 
-def _empty_model(config: VATTConfig, path: Path) -> VATT:
+def _empty_model(kind: type[Model], config: VATTConfig, path: Path) -> Model:
     """A model without memory for its weights, of which `path` must be able to hold all."""
     try:
         with torch.device("meta"):
-            model = VATT(config)
+            model = kind(config)
     except UserError as error:
         raise CheckpointError(f"{path}: {error}") from error
     file = path / WEIGHTS if path.is_dir() else path
@@ -134,7 +143,11 @@ def read_model(source: Path) -> tuple[VATTConfig, dict[str, Tensor]]:
 
 
 def load_strictly(
-    model: VATT, weights: dict[str, Tensor], path: str | os.PathLike[str], *, assign: bool = False
+    model: network.VATT,
+    weights: dict[str, Tensor],
+    path: str | os.PathLike[str],
+    *,
+    assign: bool = False,
 ) -> None:
     """Loads weights into a model; their names and shapes must match exactly.
 
@@ -171,7 +184,7 @@ def read_config(source: str | os.PathLike[str]) -> VATTConfig:
     """
     path = model_in(source)
     config = _read_config(path) if path.is_dir() else _read_checkpoint(path)[0]
-    _empty_model(config, path)
+    _empty_model(VATT, config, path)
     return config
 
 
@@ -277,7 +290,7 @@ def check_archive(path: Path) -> None:
         check_unpacked(path, unpacked_bytes(archive), times=1, error=CheckpointError)
 
 
-def weights_digest(model: VATT) -> str:
+def weights_digest(model: network.VATT) -> str:
     """Hash of configuration and weights; it does not depend on the file they are loaded from.
 
     Returns:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vatt.config.model import VATTConfig
 from vatt.errors import ConversionError
 from vatt.models.checkpoint import save_model, save_optimizer_state
-from vatt.network.model import VATT
+from vatt.models.pretrained import VATT
 from vatt.official.names import SLOT, Part, parts_of
 from vatt.official.settings import config_of_settings
 from vatt.official.shapes import settings_of_variables

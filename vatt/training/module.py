@@ -17,9 +17,10 @@ from vatt.config.model import VATTConfig
 from vatt.errors import CheckpointError, UserError
 from vatt.evaluation.embedding_table import ClipTable, concatenate
 from vatt.models.checkpoint import CONFIG_KEY
+from vatt.models.pretrained import VATT
 from vatt.models.start_weights import check_same
 from vatt.network.layers import Checkpointing
-from vatt.network.model import VATT, backbone_and_head
+from vatt.network.model import backbone_and_head
 from vatt.system.ranks import (
     any_rank,
     gather_objects,
