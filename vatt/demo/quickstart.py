@@ -153,8 +153,8 @@ def _extract(
     }
 
     def work() -> dict[str, Any]:
+        from vatt.encoders.loading import load_encoder
         from vatt.features.extract import FAILURES, extract
-        from vatt.models.checkpoint import read_config
 
         report = extract(
             [str(folder)],
@@ -170,7 +170,7 @@ def _extract(
                 path.unlink()
         if not kept:
             raise UserError(f"no file of {folder} can be read: {report.failures[0]}")
-        has_text = "text" in read_config(model).modalities
+        has_text = "text" in load_encoder(model, device=device).modalities
         failed = f", {len(report.failures)} failed: {features / FAILURES}"
         return {
             "result": f"{len(kept)} files, {report.num_windows} new windows"
