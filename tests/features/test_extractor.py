@@ -761,8 +761,8 @@ def test_a_model_that_is_not_to_be_had_is_named_with_what_to_do(tmp_path: Path) 
     with pytest.raises(ValueError, match="no model at .*absent: give a model folder, a .ckpt"):
         FeatureExtractor.from_pretrained(tmp_path / "absent")
     save_model(make_model(), tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    with pytest.raises(ValueError, match="model_type"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="model_type 'bert' is not one of clip, "):
         FeatureExtractor.from_pretrained(tmp_path)
 
 

@@ -225,14 +225,25 @@ class AudioWindow:
     Args:
         num_samples: Samples of a window, `S`.
         sample_rate: Sample rate in Hz.
+        most_seconds: Longest window that the model hears whole. None: any length.
+        is_padded: Whether sound past the end of a file is zeros. Otherwise the last window is
+            shorter, and the model's processor fills it in its own way.
     """
 
     num_samples: int
     sample_rate: int
+    most_seconds: float | None = None
+    is_padded: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses windows without samples."""
+        """Refuses windows without samples, or longer than the model hears."""
         check_positive(self, "audio", "num_samples", "sample_rate")
+        most = self.most_seconds
+        if most is not None and self.duration_seconds > most:
+            raise UserError(
+                f"this model hears {most:g} s at once, got windows of {self.duration_seconds:g} s: "
+                "choose shorter ones"
+            )
 
     @property
     def duration_seconds(self) -> float:

@@ -112,15 +112,18 @@ class FeatureExtractor:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
-        """Loads a model of any kind with its tokenizer; code that comes with it is never run.
+        """Loads a model of any kind with its tokenizer or processor.
 
         Args:
-            source: Model folder, checkpoint of `vatt fit`, or `org/name` on the Hugging Face Hub,
-                which is downloaded once.
+            source: Model folder, of vatt, transformers or sentence-transformers; checkpoint of
+                `vatt fit`; or `org/name` on the Hugging Face Hub, which is downloaded once.
             device: "auto": CUDA, else MPS, else the CPU.
             dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
             revision: Branch, tag or commit on the Hub.
+            trust_remote_code: Whether a model of sentence-transformers may run Python code that
+                comes with it. Read that code first.
 
         Raises:
             CheckpointError: the model does not exist or cannot be read; the message says what to
@@ -129,7 +132,14 @@ class FeatureExtractor:
         Example:
             >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo/checkpoints/last.ckpt")
         """
-        return cls(load_encoder(source, device=device, dtype=dtype, revision=revision))
+        encoder = load_encoder(
+            source,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        return cls(encoder)
 
     @property
     def model(self) -> Any:
@@ -501,8 +511,9 @@ class FeatureExtractor:
             raise EmptyTextError(f"text {text[:60]!r} holds no word: leave it out")
         if count > most and not self._told_of_cut:
             self._told_of_cut = True
+            unit = "words" if isinstance(self.encoder, VATTEncoder) else "tokens"
             warnings.warn(
-                f"the model reads {most} words, longer texts are cut, first {text[:60]!r}",
+                f"the model reads {most} {unit}, longer texts are cut, first {text[:60]!r}",
                 stacklevel=5,  # the caller of encode_text or similarity
             )
         return [text]

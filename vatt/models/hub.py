@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ def model_path(source: str | os.PathLike[str], revision: str | None = None, **op
     Raises:
         CheckpointError: there is no such file or folder, and the download from the Hub fails.
     """
+    path = local_path(source)
+    return path or download(str(source), revision, MODEL_FILES, **options)
+
+
+def local_path(source: str | os.PathLike[str]) -> Path | None:
+    """Path of a model on this machine; None for `org/name` on the Hub.
+
+    Raises:
+        CheckpointError: there is no such file or folder, and it is no name on the Hub.
+    """
     path = Path(source)
     if path.exists():
         return path
@@ -32,22 +43,65 @@ def model_path(source: str | os.PathLike[str], revision: str | None = None, **op
             f"no model at {path}: give a model folder, a .ckpt file or org/name of the Hugging "
             "Face Hub"
         )
-    return _download(source, revision, options)
+    return None
 
 
-def _download(name: str, revision: str | None, options: dict[str, Any]) -> Path:
+def download(name: str, revision: str | None, patterns: Sequence[str], **options: Any) -> Path:
+    """Folder of the cache with those files of a model on the Hub that match a pattern.
+
+    Args:
+        name: `org/name`.
+        revision: Branch, tag or commit; None: the newest.
+        patterns: Names of files, with `*` for any characters.
+        options: Further arguments of huggingface_hub's `snapshot_download`, such as `token`.
+
+    Raises:
+        CheckpointError: the model or revision does not exist, or there is no connection and no
+            copy in the cache.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return Path(
-            snapshot_download(name, revision=revision, allow_patterns=list(MODEL_FILES), **options)
+            snapshot_download(name, revision=revision, allow_patterns=list(patterns), **options)
         )
     except (OSError, ValueError, EntryNotFoundError) as error:
-        raise CheckpointError(
-            f"{name} is neither a file or folder here nor to be had from the Hugging Face Hub: "
-            f"{_reason(error)}"
-        ) from error
+        raise _not_to_be_had(name, error) from error
+
+
+def files_on_hub(name: str, revision: str | None = None) -> tuple[dict[str, int], str | None]:
+    """Bytes of the files of a model on the Hub by name, and its commit.
+
+    Without a connection, the files of the copy in the cache, and None.
+
+    Raises:
+        CheckpointError: as for `download`.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (  # type: ignore[attr-defined] # httpx's or httpx2's
+        HTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    except (RepositoryNotFoundError, RevisionNotFoundError, ValueError) as error:
+        raise _not_to_be_had(name, error) from error
+    except (OfflineModeIsEnabled, OSError, HTTPError):
+        folder = download(name, revision, [], local_files_only=True)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}, None
+    return {one.rfilename: one.size or 0 for one in info.siblings or ()}, info.sha
+
+
+def _not_to_be_had(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is neither a file or folder here nor to be had from the Hugging Face Hub: "
+        f"{_reason(error)}"
+    )
 
 
 def _reason(error: Exception) -> str:

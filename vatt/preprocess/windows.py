@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vatt.config.geometry import AudioGeometry, VideoGeometry
+from vatt.config.geometry import AudioGeometry, AudioWindow, VideoGeometry
 from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip
 from vatt.media.streams import TIME_TOLERANCE_SECONDS
@@ -69,7 +69,10 @@ class WindowPlan:
             sound = replace(self, video=None).read(media.audio, start_seconds)
             picture = replace(self, audio=None).read(media.video, start_seconds)
             return replace(picture, audio=sound.audio, audio_coverage=sound.audio_coverage)
-        return read_view(media, start_seconds=start_seconds, video=self.video, audio=self.audio)
+        clip = read_view(media, start_seconds=start_seconds, video=self.video, audio=self.audio)
+        if isinstance(self.audio, AudioWindow) and not self.audio.is_padded:
+            return without_padding(clip)
+        return clip
 
     def read_spread(self, media: Media, modalities: Sequence[str], count: int) -> Iterator[Clip]:
         """Reads evenly spread windows; leaves out those in which one of the modalities is missing.
@@ -89,6 +92,16 @@ class WindowPlan:
             raise MediaError(
                 name_of(media), f"has no {what} in any of its windows: raise num_windows"
             )
+
+
+def without_padding(clip: Clip) -> Clip:
+    """The clip without the zeros past the end of its sound; at least one sample stays."""
+    if clip.audio is None or clip.audio_coverage == 1:
+        return clip
+    covered = round(clip.audio_coverage * len(clip.audio))  # wherever in the window they are
+    sounding = clip.audio.nonzero()
+    end = int(sounding[-1]) + 1 if len(sounding) else 0
+    return replace(clip, audio=clip.audio[: max(1, covered, end)].clone())
 
 
 class Geometry(Protocol):
@@ -125,6 +138,8 @@ def plan_windows(
         UserError: a time is not positive, the model lacks a modality, or a modality is text.
     """
     names = tuple(modalities)
+    if not geometry.media_modalities:
+        raise UserError("this model has only text, and media have windows: choose another model")
     if not names or {*names} - {*geometry.media_modalities}:
         raise UserError(
             f"windows are of {' and '.join(geometry.media_modalities)} in this "

@@ -5,6 +5,7 @@ import os
 import torch
 
 from vatt.errors import UserError
+from vatt.system.machine import free_memory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,3 +46,12 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if chosen is None or chosen not in DTYPES.values():
         raise UserError(f"dtype must be auto, {', '.join(DTYPES)}, got {dtype!r}")
     return chosen
+
+
+def free_device_memory(device: torch.device) -> int | None:
+    """Bytes of memory that are free on a GPU; on the CPU, for this process. None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return free_memory()

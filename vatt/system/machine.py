@@ -42,3 +42,33 @@ def num_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
             if quota > 0:  # -1: no limit
                 return min(cores, math.ceil(quota / period))
     return cores
+
+
+def free_memory(
+    cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")
+) -> int | None:
+    """Bytes of memory that this process can still take, within the limit of its container.
+
+    Args:
+        cgroup: Folder of the control group; Linux only.
+        meminfo: Figures of the kernel; Linux only.
+
+    Returns:
+        None if unknown.
+    """
+    free = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = meminfo.read_text().partition("MemAvailable:")[2]
+        free.append(int(line.split()[0]) * 1024)  # kB
+    # version 2 of cgroups, or version 1; pages of files that nobody uses can be taken
+    of_version = {
+        "memory.": ("max", "current", "inactive_file"),
+        "memory/memory.": ("limit_in_bytes", "usage_in_bytes", "total_inactive_file"),
+    }
+    for prefix, (limit, used, unused) in of_version.items():
+        with contextlib.suppress(OSError, ValueError):  # ValueError: `max`, no limit
+            most, taken = (int((cgroup / f"{prefix}{name}").read_text()) for name in (limit, used))
+            lines = (cgroup / f"{prefix}stat").read_text().splitlines()
+            pages = dict(line.split() for line in lines)
+            free.append(most - taken + int(pages.get(unused, 0)))
+    return max(0, min(free)) if free else None

@@ -1,0 +1,130 @@
+"""`TwoTowers`: models of transformers with a tower of texts and one of pictures or sound."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vatt.encoders.encoder import Encoder
+from vatt.encoders.model_folder import settings_of
+from vatt.encoders.texts import count_tokens, most_tokens
+from vatt.encoders.transformers_loading import load_pretrained, load_transformers
+from vatt.errors import CheckpointError
+from vatt.models.checkpoint import sha256_of
+
+JOINT = "joint"
+
+
+class TwoTowers(Encoder):
+    """Model of transformers with its processor, and one space.
+
+    Features of the backbone are the pooled outputs before the projection into the space.
+
+    Args:
+        model: The network.
+        processor: Processor of texts and of pictures or sound, of the same library.
+        settings: Description of all that the vectors depend on beside the weights.
+        device: "auto": CUDA, else MPS, else the CPU.
+        dtype: Precision of the encoders' products; weights stay float32.
+
+    Raises:
+        UserError: the device or dtype does not exist.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        settings: bytes = b"",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> None:
+        super().__init__(model, device, dtype)
+        self.processor = processor
+        self._settings = settings
+        text = model.config.text_config
+        positions = text.max_position_embeddings
+        if model.config.model_type == "clap":  # RoBERTa's positions begin behind that of padding
+            positions -= text.pad_token_id + 1
+        self.max_tokens = most_tokens(processor.tokenizer.model_max_length, positions)
+
+    def spaces(self, modality: str) -> tuple[str, ...]:
+        """See `Encoder`."""
+        return (JOINT,) if modality in self.modalities else ()
+
+    def count_tokens(self, text: str) -> int:
+        """See `Encoder`."""
+        return count_tokens(self.processor.tokenizer, text)
+
+    def encode(
+        self, modality: str, rows: Sequence[Any], spaces: Sequence[str | None]
+    ) -> dict[str | None, Tensor]:
+        """See `Encoder`."""
+        vectors = self._encode_texts(rows) if modality == "text" else self._encode_media(rows)
+        return {space: vectors[space] for space in spaces}
+
+    def digest(self) -> str:
+        """See `Encoder`."""
+        return sha256_of(self._settings, self.model.state_dict())
+
+    @abstractmethod
+    def _encode_media(self, rows: Sequence[Tensor]) -> dict[str | None, Tensor]:
+        """Vectors of windows by space."""
+
+    def _encode_texts(self, texts: Sequence[str]) -> dict[str | None, Tensor]:
+        inputs = self.processor.tokenizer(
+            list(texts),
+            # SigLIP is trained with padding that it does not mask
+            padding="max_length" if self.model.config.model_type.startswith("siglip") else True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(self.device)
+        with self.autocast():
+            pooled = self.model.text_model(**inputs).pooler_output
+        return self._vectors("text", pooled)
+
+    def _vectors(self, tower: str, pooled: Tensor) -> dict[str | None, Tensor]:
+        """Features and embeddings of a tower: `text`, `visual` or `audio`."""
+        projection = getattr(self.model, f"{tower}_projection", None)  # SigLIP has none
+        with self.autocast():
+            joint = pooled if projection is None else projection(pooled)
+        return {None: pooled.float(), JOINT: joint.float()}
+
+
+def load_parts(folder: Path, class_name: str, part: str) -> tuple[Any, Any, bytes]:
+    """Model, processor and description of a model of transformers.
+
+    Args:
+        folder: Model folder.
+        class_name: Class of the model.
+        part: What the processor must have beside a tokenizer: `image_processor` or
+            `feature_extractor`.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        UserError: transformers is not installed.
+    """
+    transformers = load_transformers()
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError, TypeError, LookupError) as error:
+        raise CheckpointError(_no_processor(folder, part)) from error
+    if not all(hasattr(processor, name) for name in (part, "tokenizer")):
+        raise CheckpointError(_no_processor(folder, part))
+    model = load_pretrained(getattr(transformers, class_name), str(folder), local_files_only=True)
+    return model, processor, settings_of(folder)
+
+
+def _no_processor(folder: Path, part: str) -> str:
+    of = "pictures" if part == "image_processor" else "sound"
+    return (
+        f"{folder} has no processor of texts and {of} that can be loaded: copy "
+        "processor_config.json or preprocessor_config.json, tokenizer_config.json and the "
+        "tokenizer's other files from where the model was made"
+    )
