@@ -5,6 +5,7 @@ import json
 import torch
 
 import vatt
+from vatt.encoders.own import VATTEncoder
 from vatt.errors import Fault
 from vatt.evaluation.results import Results, results_table, write_results
 from vatt.models.checkpoint import weights_digest
@@ -64,7 +65,8 @@ def test_the_file_is_strict_json_with_model_data_and_published_numbers(tmp_path)
     torch.manual_seed(0)
     model = vatt.VATT(vatt.preset("tiny"))
     broken = {"text_to_video, embeddings": {**ROW, "MedR": float("inf")}}
-    path = write_results(results(metrics=broken), model, "models/tiny", tmp_path / "a" / "b")
+    encoder = VATTEncoder(model, None, "cpu")
+    path = write_results(results(metrics=broken), encoder, "models/tiny", tmp_path / "a" / "b")
 
     def refuse(name):
         raise AssertionError(name)

@@ -15,6 +15,8 @@ from rank_processes import run_ranks
 import vatt
 from vatt import ShardSet, Tokenizer, probe, save_model
 from vatt.cli import main
+from vatt.encoders.loading import load_encoder
+from vatt.encoders.own import VATTEncoder
 from vatt.errors import UserError
 from vatt.evaluation import clip_views
 from vatt.evaluation.clip_views import ItemViews, ViewPlan, read_item, read_items
@@ -153,10 +155,10 @@ def test_equal_candidates_tie_to_the_bit_wherever_they_stand():
 
 
 def test_tables_hold_what_the_model_makes_of_each_window(model_folder, items):
-    model = load_model(model_folder)
-    tokenizer = Tokenizer.load(model_folder / "tokenizer.json")
-    plan = evaluation_plan(model, num_windows=3)
-    tables = embed_items(model, tokenizer, items, plan, batch_size=4)
+    encoder = load_encoder(model_folder, device="cpu")
+    model, tokenizer = encoder.model, encoder.tokenizer
+    plan = evaluation_plan(encoder, num_windows=3)
+    tables = embed_items(encoder, items, plan, batch_size=4)
     assert tables.embeddings.keys == tuple(item.key for item in items)
     assert tables.faults == ()
     row = next(i for i, item in enumerate(items) if probe(item.source).has_audio)
@@ -182,10 +184,9 @@ def test_tables_hold_what_the_model_makes_of_each_window(model_folder, items):
 
 
 def evaluate_share(model_folder, shards):
-    model = load_model(model_folder)
-    tokenizer = Tokenizer.load(model_folder / "tokenizer.json")
+    encoder = load_encoder(model_folder, device="cpu")
     items = read_shard_set(shards).items[:FEW]
-    tables = embed_items(model, tokenizer, items, evaluation_plan(model, num_windows=2))
+    tables = embed_items(encoder, items, evaluation_plan(encoder, num_windows=2))
     return {"keys": list(tables.embeddings.keys), "metrics": tables.metrics()}
 
 
@@ -260,16 +261,17 @@ def test_files_that_cannot_be_read_are_named_and_left_out(
     broken.write_bytes(b"no video" * 100)
     late = Item(key="late", source=items[1].source, place="", start_seconds=900, captions=("a",))
     bad = Item(key="bad", source=str(broken), place="", captions=("a",))
-    model = load_model(model_folder)
-    plan = evaluation_plan(model, num_windows=1)
+    encoder = load_encoder(model_folder, device="cpu")
+    plan = evaluation_plan(encoder, num_windows=1)
     mixed = [items[0], bad, late, items[1]]
-    tables = embed_items(model, None, mixed, plan, num_workers=1)
+    pictures_and_sound = encoder.media_modalities
+    tables = embed_items(encoder, mixed, plan, modalities=pictures_and_sound, num_workers=1)
     assert tables.embeddings.keys == (items[0].key, items[1].key)
     assert [fault.where for fault in tables.faults] == ["bad", "late"]
     assert "ends at" in tables.faults[1].reason
     assert tables.embeddings.text_vt is None
     with pytest.raises(UserError, match="none of 1 clips can be read"):
-        embed_items(model, None, [bad], plan)
+        embed_items(encoder, [bad], plan)
 
 
 @pytest.mark.slow
@@ -307,7 +309,7 @@ def test_few_clips_are_read_ahead_while_a_file_hangs(items, tmp_path, monkeypatc
 def test_a_model_without_common_spaces_is_refused(items):
     model = VATT(vatt.as_classifier(vatt.preset("tiny"), "video", num_classes=3)).eval()
     with pytest.raises(UserError, match="no common spaces"):
-        embed_items(model, None, items, evaluation_plan(model))
+        embed_items(VATTEncoder(model, None, "cpu"), items, evaluation_plan(model.config))
 
 
 def test_the_command_prints_a_table_and_writes_everything_down(
@@ -360,19 +362,19 @@ def test_the_command_takes_another_tokenizer_and_pieces_of_clips(
     content = json.loads((out / "results.json").read_text())
     model, items = load_model(bare), read_shard_set(shards, clips="segments").items
     assert content["num_items"] == len(items) > 24
-    plan = evaluation_plan(model, num_windows=2)
-    expected = embed_items(model, other, items, plan).metrics()["similarities"]
+    plan = evaluation_plan(model.config, num_windows=2)
+    encoder = VATTEncoder(model, other, "cpu")
+    expected = embed_items(encoder, items, plan).metrics()["similarities"]
     assert content["metrics"]["text_to_video, similarities"] == expected["text_to_video"]
-    of_its_own = Tokenizer.load(model_folder / "tokenizer.json")
-    unlike = embed_items(model, of_its_own, items, plan).metrics()["similarities"]
+    of_its_own = load_encoder(model_folder, device="cpu")
+    unlike = embed_items(of_its_own, items, plan).metrics()["similarities"]
     assert unlike["text_to_video"] != expected["text_to_video"]
 
 
 def evaluate_all(model_folder, shards):
-    model = load_model(model_folder)
-    tokenizer = Tokenizer.load(model_folder / "tokenizer.json")
+    encoder = load_encoder(model_folder, device="cpu")
     items = read_shard_set(shards).items
-    return embed_items(model, tokenizer, items, evaluation_plan(model, num_windows=2)).metrics()
+    return embed_items(encoder, items, evaluation_plan(encoder, num_windows=2)).metrics()
 
 
 @pytest.mark.parametrize(

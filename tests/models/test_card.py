@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from vatt.cli import main
 from vatt.config.presets import as_classifier, preset
+from vatt.encoders.own import VATTEncoder
 from vatt.errors import UserError
 from vatt.evaluation.results import Results, write_results
 from vatt.models.card import read_card, write_model_card
@@ -91,7 +92,7 @@ def write_result(folder: Path, model: VATT, value: float = 41.25) -> Path:
             }
         },
     )
-    return write_results(results, model, "somewhere", folder)
+    return write_results(results, VATTEncoder(model, None, "cpu"), "somewhere", folder)
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.config.geometry import AudioConfig, VideoConfig, VideoWindow
 from vatt.errors import MediaError
-from vatt.media.clip import read_frames
+from vatt.media.clip import probe, read_frames
+from vatt.media.pictures import own_size
 from vatt.media.write_mp4 import write_mp4
 from vatt.preprocess.evaluation_views import (
     evaluation_crops,
@@ -120,6 +121,20 @@ def test_a_video_shorter_than_a_window_is_looped_from_its_start(tmp_path):
     path = steps_video(tmp_path / "clip.mp4", 5)
     views = read_video_views(path, VIDEO, num_windows=2, num_crops=1, stride=2)
     assert grey_steps(views) == [[0, 2, 4, 1]] * 2
+
+
+def test_a_model_without_a_picture_size_gets_whole_pictures_of_the_same_windows(tmp_path):
+    path = steps_video(tmp_path / "clip.mp4", 50)
+    window, info = VideoWindow(num_frames=4, frame_rate=12.5), probe(path)
+    views = read_video_views(path, window, num_windows=3)
+    assert views.shape == (3, 4, info.height, info.width, 3)
+    asked = {"start_seconds": 21 / 25, "num_frames": 4, "frame_rate": 12.5, "size_rule": own_size}
+    assert torch.equal(views[1], read_frames(path, **asked)[0])
+    assert grey_steps(views) == grey_steps(
+        read_video_views(path, VIDEO, num_windows=3, num_crops=1)
+    )
+    short = steps_video(tmp_path / "short.mp4", 5)
+    assert grey_steps(read_video_views(short, window, num_windows=2)) == [[0, 2, 4, 1]] * 2
 
 
 def test_sound_views_are_the_windows_and_a_short_sound_is_looped():

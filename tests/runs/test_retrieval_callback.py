@@ -4,8 +4,8 @@ import pytest
 from rank_processes import run_vatt
 from training_runs import fit_arguments, read_rows
 
-from vatt import Tokenizer, load_model
 from vatt.cli import main
+from vatt.encoders.loading import load_encoder
 from vatt.errors import UserError
 from vatt.evaluation.zero_shot_retrieval import embed_items, evaluation_plan
 from vatt.runs.retrieval_callback import RetrievalEvaluation
@@ -30,10 +30,9 @@ def test_a_run_logs_what_the_command_would_say_of_its_checkpoint(tiny_shards, tm
     assert codes == [0] * world_size, (tmp_path / "errors" / "0.txt").read_text()
     row = next(row for row in reversed(read_rows(run)) if row["again/num_clips"])
     assert float(row["again/num_clips"]) == 24
-    model = load_model(next(run.rglob("last.ckpt")))
-    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    encoder = load_encoder(next(run.rglob("last.ckpt")), device="cpu")
     items = read_shard_set(tiny_shards / "train").items
-    tables = embed_items(model, tokenizer, items, evaluation_plan(model, num_windows=2))
+    tables = embed_items(encoder, items, evaluation_plan(encoder, num_windows=2))
     for averaging, directions in tables.metrics().items():
         assert len(directions) == 6
         for direction, columns in directions.items():

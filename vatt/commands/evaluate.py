@@ -12,12 +12,10 @@ from vatt.errors import Fault, UserError
 from vatt.system.machine import num_cores
 
 if TYPE_CHECKING:
+    from vatt.encoders.encoder import Encoder
     from vatt.evaluation.clip_views import ViewPlan
-    from vatt.network.model import VATT
-    from vatt.preprocess.tokenizer import Tokenizer
     from vatt.sets.items import EvaluationSet
 
-PAPER_FRAME_RATE = 12.5  # every second frame of 25, to which published numbers belong
 MediaModality = Literal["video", "audio"]
 
 
@@ -28,7 +26,7 @@ class EvaluateOptions:
     Args:
         out: Folder for results.json. None: runs/evaluate-TASK-DATA.
         windows: Number of windows of each clip, evenly spread.
-        frame_rate: Frames per second. None: 12.5 for published sets, else the model's rate.
+        frame_rate: Frames per second. None: the model's rate; 12.5 for a VATT and a published set.
         batch_size: Clips per batch.
         workers: Processes that read media.
         device: auto, cpu, cuda or mps.
@@ -45,7 +43,7 @@ class EvaluateOptions:
 
 
 def retrieval(
-    model: Annotated[Path, "--model"],
+    model: Annotated[str, "--model"],
     *,
     data: str,
     videos: Annotated[Path | None, "FOLDER"] = None,
@@ -61,12 +59,12 @@ def retrieval(
     similarities compares every window and takes the mean.
 
     Args:
-        model: Model folder, run folder, or .ckpt of a run.
+        model: Model folder, run folder, .ckpt of a run, or org/name on the Hugging Face Hub.
         data: Shards; or the annotations of MSR-VTT (csv or json) or YouCook2 (json), with --videos.
         videos: Folder of the files that the annotations name. None: the data are shards.
         split: Split of the annotations. None: the split of published results.
         clips: Clips of shards: records with all their captions, or timed captions (segments).
-        tokenizer: Tokenizer of the model. None: the model's tokenizer.json.
+        tokenizer: Tokenizer of a VATT. None: the model's tokenizer.json.
         common: Windows, machine and results.
         argv: Arguments, for the record.
     """
@@ -76,11 +74,11 @@ def retrieval(
 
     with process_group():
         items = read_retrieval_set(data, videos=videos, split=split, clips=clips)
-        run = _Run("retrieval", model, items, common, argv)
+        run = _Run("retrieval", model, items, common, argv, tokenizer)
+        run.check_tokenizer()
         plan = run.plan("video", "audio")
         tables = embed_items(
-            run.network,
-            _load_tokenizer(model, tokenizer, run.network),
+            run.encoder,
             items.items,
             plan,
             batch_size=common.batch_size,
@@ -93,12 +91,12 @@ def retrieval(
         }
         protocol = {**plan.describe(), "ties": "count half each"}
         table, counts = tables.embeddings, tables.embeddings.num_with()
-        num_with = {name: counts[name] for name in run.network.config.modalities}
+        num_with = {name: counts[name] for name in run.encoder.modalities}
         return run.report(protocol, metrics, len(table), tables.faults, num_with=num_with)
 
 
 def linear(
-    model: Annotated[Path, "--model"],
+    model: Annotated[str, "--model"],
     *,
     data: Path,
     media: Annotated[Path, "FOLDER"],
@@ -113,7 +111,7 @@ def linear(
     """Trains and tests classifiers on frozen features.
 
     Args:
-        model: Model folder, run folder, or .ckpt of a run.
+        model: Model folder, run folder, .ckpt of a run, or org/name on the Hugging Face Hub.
         data: Folder with the lists of UCF101 or HMDB51, esc50.csv, or a csv with the columns file,
             label and split or fold.
         media: Folder of the files that the lists name.
@@ -129,7 +127,6 @@ def linear(
     from vatt.evaluation.frozen_features import extract_features
     from vatt.evaluation.linear import CLASSIFIERS, LowRankConfig, evaluate_folds
     from vatt.features.spread import Spread
-    from vatt.models.checkpoint import weights_digest
     from vatt.sets.classification import read_classification_set
 
     _refuse_processes("linear")
@@ -142,11 +139,11 @@ def linear(
     run = _Run("linear", model, items, common, argv)
     plan = run.plan(modality)
     features = extract_features(
-        run.network,
+        run.encoder,
         items.items,
         plan,
         modality=modality,
-        digest=weights_digest(run.network),
+        digest=run.encoder.digest(),
         cache=cache or run.folder / "features",
         batch_size=common.batch_size,
         num_workers=common.workers,
@@ -171,7 +168,7 @@ def linear(
 
 
 def zero_shot(
-    model: Annotated[Path, "--model"],
+    model: Annotated[str, "--model"],
     *,
     data: Path,
     media: Annotated[Path, "FOLDER"],
@@ -184,14 +181,14 @@ def zero_shot(
     """Classifies files by their similarity to prompts, and measures the accuracy.
 
     Args:
-        model: Model folder, run folder, or .ckpt of a run.
+        model: Model folder, run folder, .ckpt of a run, or org/name on the Hugging Face Hub.
         data: Folder with the lists of UCF101 or HMDB51, esc50.csv, or a csv with the columns file,
             label and split or fold.
         media: Folder of the files that the lists name.
         modality: Modality to classify. None: audio for ESC-50, else video.
         prompt: Text with {} for the class, such as 'a video of {}'; several prompts are averaged.
             None: {}.
-        tokenizer: Tokenizer of the model. None: the model's tokenizer.json.
+        tokenizer: Tokenizer of a VATT. None: the model's tokenizer.json.
         common: Windows, machine and results.
         argv: Arguments, for the record.
     """
@@ -206,16 +203,14 @@ def zero_shot(
     _refuse_processes("zero-shot")
     items = read_classification_set(data, media).in_split(TEST)
     modality = modality or ("audio" if items.name == "esc50" else "video")
-    run = _Run("zero-shot", model, items, common, argv)
+    run = _Run("zero-shot", model, items, common, argv, tokenizer)
+    run.check_tokenizer()
     plan = run.plan(modality)
-    words = _load_tokenizer(model, tokenizer, run.network)
-    if words is None:
-        raise UserError("zero-shot classification needs a model with text")
     prompts = list(prompt or PROMPTS)
     clips, scores = score_classes(
-        run.network,
+        run.encoder,
         items.items,
-        embed_classes(run.network, words, items.labels, prompts),
+        embed_classes(run.encoder, items.labels, prompts, modality=modality),
         plan,
         modality=modality,
         num_workers=common.workers,
@@ -274,7 +269,7 @@ def mteb(
         device=device,
     )
     results = run_tasks(encoder, chosen, out, batch_size=batch_size)
-    report(results, encoder.extractor.model, model, out, ["evaluate", "mteb", *argv])
+    report(results, encoder.extractor.encoder, model, out, ["evaluate", "mteb", *argv])
     return 0
 
 
@@ -283,26 +278,42 @@ class _Run:
     """An evaluation of a model, whose results are printed and stored."""
 
     task: str
-    model: Path
+    model: str
     data: "EvaluationSet"
     common: EvaluateOptions
     argv: Sequence[str]
+    tokenizer: Path | None = None
 
     @cached_property
-    def network(self) -> "VATT":
-        from vatt.models.checkpoint import load_model
-        from vatt.system.device import choose_device
+    def encoder(self) -> "Encoder":
+        from vatt.encoders.loading import load_encoder
+        from vatt.preprocess.tokenizer import Tokenizer
 
-        return load_model(self.model).to(choose_device(self.common.device))
+        tokenizer = None if self.tokenizer is None else Tokenizer.load(self.tokenizer)
+        return load_encoder(
+            self.model, device=self.common.device, dtype="float32", tokenizer=tokenizer
+        )
+
+    def check_tokenizer(self) -> None:
+        """Refuses a model with text that has no tokenizer."""
+        if "text" not in self.encoder.modalities:
+            return
+        try:
+            self.encoder.count_tokens("")
+        except UserError as error:
+            raise UserError(
+                f"{self.model} has no tokenizer.json, which says what its word ids stand for: give "
+                "--tokenizer"
+            ) from error
 
     def plan(self, *modalities: str) -> "ViewPlan":
         from vatt.evaluation.zero_shot_retrieval import evaluation_plan
 
         frame_rate = self.common.frame_rate
         if frame_rate is None and self.data.name != "own":
-            frame_rate = PAPER_FRAME_RATE
+            frame_rate = self.encoder.published_frame_rate
         return evaluation_plan(
-            self.network,
+            self.encoder,
             num_windows=self.common.windows,
             frame_rate=frame_rate,
             modalities=modalities,
@@ -341,24 +352,8 @@ class _Run:
         )
         if rank() == 0:
             args = ["evaluate", self.task, *self.argv]
-            report(results, self.network, self.model, self.folder, args)
+            report(results, self.encoder, self.model, self.folder, args)
         return 0
-
-
-def _load_tokenizer(model: Path, tokenizer: Path | None, network: "VATT") -> "Tokenizer | None":
-    """The given tokenizer, else the model's; None for a model without text."""
-    from vatt.models.checkpoint import tokenizer_of
-    from vatt.preprocess.tokenizer import Tokenizer
-
-    if "text" not in network.config.modalities:
-        return None
-    found = Tokenizer.load(tokenizer) if tokenizer is not None else tokenizer_of(model)
-    if found is None:
-        raise UserError(
-            f"{model} has no tokenizer.json, which says what its word ids stand for: give "
-            "--tokenizer"
-        )
-    return found
 
 
 def _refuse_processes(task: str) -> None:

@@ -29,6 +29,8 @@ class Encoder(ABC):
         video: Geometry of a window of video; None if the model has none.
         audio: Geometry of a window of sound; None if the model has none.
         max_tokens: Number of tokens of a text that are read; further ones are cut.
+        published_frame_rate: Frames per second of video in the model's published results. None:
+            that of its windows.
 
     Raises:
         UserError: the device or dtype does not exist.
@@ -38,6 +40,7 @@ class Encoder(ABC):
     video: VideoGeometry | None
     audio: AudioGeometry | None
     max_tokens: int
+    published_frame_rate: float | None = None
 
     def __init__(
         self, model: nn.Module, device: str | torch.device, dtype: str | torch.dtype
@@ -51,6 +54,11 @@ class Encoder(ABC):
         """Moves the model; "auto" precision becomes that of the device."""
         Encoder.__init__(self, self.model, device, self._wanted_dtype)
         return self
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights of the network."""
+        return sum(weight.numel() for weight in self.model.parameters())
 
     @property
     def media_modalities(self) -> tuple[str, ...]:
@@ -115,6 +123,10 @@ class Encoder(ABC):
     @abstractmethod
     def digest(self) -> str:
         """Hash of weights and of all else that the vectors depend on, in hexadecimal digits."""
+
+    def facts(self) -> dict[str, Any]:
+        """Facts about the model for the results of an evaluation, as plain values."""
+        return {"sha256": self.digest(), "parameters": self.num_weights}
 
     def caution(self, source: str) -> str | None:
         """Warning about what a search with this model is worth; None if there is none.

@@ -34,6 +34,7 @@ class VATTEncoder(Encoder):
     """
 
     model: VATT
+    published_frame_rate = 12.5  # every second frame of 25 [P, C]
 
     def __init__(
         self,
@@ -112,6 +113,10 @@ class VATTEncoder(Encoder):
     def digest(self) -> str:
         """See `Encoder`."""
         return weights_digest(self.model)
+
+    def facts(self) -> dict[str, Any]:
+        """See `Encoder`."""
+        return {**super().facts(), "arrangement": self.config.arrangement}
 
     def caution(self, source: str) -> str | None:
         """Warning that the model was trained on few clips; None if they are enough or unknown."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.config.geometry import AudioGeometry, VideoGeometry
 from vatt.errors import MediaError
 from vatt.media.reader_process import LIMIT_SECONDS
 from vatt.sets.items import Item
@@ -26,8 +26,8 @@ class ViewPlan:
         num_windows: Windows, evenly spread over the clip; of the picture the middle of each.
     """
 
-    video: VideoConfig | None
-    audio: AudioConfig | None
+    video: VideoGeometry | None
+    audio: AudioGeometry | None
     num_windows: int = 4
 
     def describe(self) -> dict[str, Any]:
@@ -46,7 +46,8 @@ class ItemViews:
     """The views of a clip.
 
     Args:
-        video: uint8 `[windows, T, H, W, C]`; None: not requested, or no picture.
+        video: uint8 `[windows, T, H, W, C]`; H and W of the file if the plan names no size. None:
+            not requested, or no picture.
         audio: float32 `[windows, S]` in about [-1, 1]; None: not requested, or no sound.
         fault: Reason why the clip cannot be used; "" if it can.
     """

@@ -16,6 +16,8 @@ from vatt.batch import Batch
 from vatt.errors import UserError
 from vatt.network.heads import FACHead, at_least_float32
 
+SPACES = ("va", "vt", "at")  # of the columns of a table; the first that two modalities share counts
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTable:
@@ -57,12 +59,14 @@ class EmbeddingTable(ClipTable):
 
     Args:
         video_va: float32 `[N, D_va]` on the CPU, of unit length, like all embeddings here. With a
-            joint head, both spaces are the joint space.
+            joint space, both spaces are the joint space.
         audio_va: float32 `[N, D_va]`.
         video_vt: float32 `[N, D_vt]`.
         audio_vt: float32 `[N, D_vt]`; with the FAC head, sound enters this space through the last
             step of the video head. None also if the model has no text.
         text_vt: float32 `[N, K, D_vt]`; captions that a clip lacks are zeros.
+        audio_at: float32 `[N, D_at]`, of models with a space of sound and text alone.
+        text_at: float32 `[N, K, D_at]`.
         video_mask: bool `[N]`, True if the clip has a picture.
         audio_mask: bool `[N]`, True if the clip has sound.
         text_mask: bool `[N, K]`, True if the clip has that caption.
@@ -73,6 +77,8 @@ class EmbeddingTable(ClipTable):
     video_vt: Tensor | None
     audio_vt: Tensor | None = None
     text_vt: Tensor | None
+    audio_at: Tensor | None = None
+    text_at: Tensor | None = None
     video_mask: Tensor
     audio_mask: Tensor
     text_mask: Tensor
@@ -83,13 +89,26 @@ class EmbeddingTable(ClipTable):
         masks = {"video": self.video_mask, "audio": self.audio_mask, "text": has_text}
         return {name: int(mask.sum()) for name, mask in masks.items()}
 
-    def first_texts(self) -> tuple[Tensor | None, Tensor]:
-        """Embedding of each clip's first caption `[N, D_vt]`, and which clips have one `[N]`."""
+    def shared(self, one: str, other: str) -> tuple[Tensor, Tensor] | None:
+        """Embeddings of two modalities in a space of both; None if they share none."""
+        for space in SPACES:
+            first, second = (getattr(self, f"{name}_{space}", None) for name in (one, other))
+            if first is not None and second is not None:
+                return first, second
+        return None
+
+    def first_texts(self, text: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Embedding of each clip's first caption `[N, D]`, and which clips have one `[N]`.
+
+        Args:
+            text: Embeddings of captions. None: `text_vt`.
+        """
         has_text = self.text_mask.any(dim=1)
-        if self.text_vt is None:
+        text = self.text_vt if text is None else text
+        if text is None:
             return None, has_text
         slot = self.text_mask.int().argmax(dim=1)
-        return self.text_vt[torch.arange(len(self)), slot], has_text
+        return text[torch.arange(len(self)), slot], has_text
 
 
 def similarities(table: EmbeddingTable) -> dict[str, Tensor]:
@@ -100,16 +119,19 @@ def similarities(table: EmbeddingTable) -> dict[str, Tensor]:
         The directions are `text_to_video`, `audio_to_video` and `text_to_audio`, without those for
         which no clip has both modalities, or the model no space.
     """
-    texts, has_text = table.first_texts()
     found = {}
-    for direction, queries, asks, candidates, answers in (
-        ("text_to_video", texts, has_text, table.video_vt, table.video_mask),
-        ("audio_to_video", table.audio_va, table.audio_mask, table.video_va, table.video_mask),
-        ("text_to_audio", texts, has_text, table.audio_vt, table.audio_mask),
-    ):
-        if queries is not None and candidates is not None and (asks & answers).any():
+    for asked, sought in (("text", "video"), ("audio", "video"), ("text", "audio")):
+        if (pair := table.shared(asked, sought)) is None:
+            continue
+        queries: Tensor | None
+        queries, candidates = pair
+        asks, answers = (getattr(table, f"{name}_mask") for name in (asked, sought))
+        if asked == "text":
+            queries, asks = table.first_texts(queries)
+        if queries is not None and (asks & answers).any():
             known = asks[:, None] & answers[None, :]
-            found[direction] = (queries @ candidates.T).masked_fill(~known, torch.nan)
+            scores = (queries @ candidates.T).masked_fill(~known, torch.nan)
+            found[f"{asked}_to_{sought}"] = scores
     return found
 
 
@@ -162,7 +184,7 @@ def table_of(
 
     Args:
         keys: Names of the clips.
-        unit: Unit vectors by `MODALITY_SPACE`; a joint space is used for both spaces.
+        unit: Unit vectors by `MODALITY_SPACE`; a joint space is used for `va` and `vt`.
         masks: Masks by modality; a modality without mask is absent from all clips.
     """
     absent = torch.zeros(len(keys), dtype=torch.bool)
@@ -173,6 +195,8 @@ def table_of(
         video_vt=unit.get("video_vt", unit.get("video_joint")),
         audio_vt=unit.get("audio_vt", unit.get("audio_joint")),
         text_vt=unit.get("text_vt", unit.get("text_joint")),
+        audio_at=unit.get("audio_at"),
+        text_at=unit.get("text_at"),
         video_mask=masks.get("video", absent),
         audio_mask=masks.get("audio", absent),
         text_mask=masks.get("text", absent[:, None]),

@@ -6,18 +6,17 @@ views, and name, size and time of each media file.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vatt.encoders.encoder import Encoder
 from vatt.errors import Fault, UserError
 from vatt.evaluation.clip_views import ViewPlan, read_items
-from vatt.network.model import VATT
 from vatt.sets.items import Item
 from vatt.system.files import write_atomically
 
@@ -56,7 +55,7 @@ class FrozenFeatures:
 
 
 def extract_features(
-    model: VATT,
+    encoder: Encoder,
     items: Sequence[Item],
     plan: ViewPlan,
     *,
@@ -69,11 +68,11 @@ def extract_features(
     """Features of every view of each clip, from the cache if it has them.
 
     Args:
-        model: Model in evaluation mode.
+        encoder: The model.
         items: Clips with media.
         plan: Views of each clip.
         modality: Modality to encode.
-        digest: Digest of the weights, see `vatt.models.checkpoint.weights_digest`.
+        digest: Digest of the model, see `Encoder.digest`.
         cache: Folder that stores the features. None: they are not stored.
         batch_size: Clips per batch.
         num_workers: Processes that read.
@@ -81,7 +80,6 @@ def extract_features(
     Raises:
         UserError: the model lacks the modality, or no clip can be read.
     """
-    encode = partial(model.encode, modality)
     chunks = [items[start : start + CHUNK_ITEMS] for start in range(0, len(items), CHUNK_ITEMS)]
     if cache is not None:
         cache.mkdir(parents=True, exist_ok=True)
@@ -92,7 +90,7 @@ def extract_features(
         features = None if path is None else _load(path)
         if features is None:
             features = encode_clips(
-                model, chunk, plan, modality, encode, batch_size=batch_size, num_workers=num_workers
+                encoder, chunk, plan, modality, None, batch_size=batch_size, num_workers=num_workers
             )
             if path is not None:
                 _save(path, *features)
@@ -103,11 +101,11 @@ def extract_features(
 
 @torch.no_grad()
 def encode_clips(
-    model: VATT,
+    encoder: Encoder,
     items: Sequence[Item],
     plan: ViewPlan,
     modality: Literal["video", "audio"],
-    encode: Callable[[Tensor], Tensor],
+    space: str | None,
     *,
     batch_size: int,
     num_workers: int,
@@ -115,11 +113,11 @@ def encode_clips(
     """Encodes every view of the clips that can be read.
 
     Args:
-        model: The model.
+        encoder: The model.
         items: Clips with media.
         plan: The views of each clip.
         modality: The modality that is encoded.
-        encode: Views of that modality on the model's device → vectors `[n, D]`.
+        space: Common space of the vectors. None: features of the backbone.
         batch_size: Clips that are encoded at once.
         num_workers: Processes that read.
 
@@ -129,16 +127,16 @@ def encode_clips(
     Raises:
         UserError: the model lacks the modality.
     """
-    model.tokens_of(modality)
-    device = next(model.parameters()).device
+    encoder.check_modality(modality)
     rows: list[Tensor] = []
     waiting: list[Tensor] = []
     reasons: dict[str, str] = {}
 
     def encode_waiting() -> None:
         if waiting:
-            features = encode(torch.cat(waiting).to(device)).float().cpu()
-            rows.append(features.unflatten(0, (len(waiting), -1)))
+            windows = [window for views in waiting for window in views]
+            vectors = encoder.encode(modality, windows, [space])[space].cpu()
+            rows.append(vectors.unflatten(0, (len(waiting), -1)))
             waiting.clear()
 
     for item, read in zip(items, read_items(items, plan, num_workers=num_workers), strict=True):

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vatt.encoders.encoder import Encoder
 from vatt.errors import Fault, fault_lines
-from vatt.models.checkpoint import weights_digest
-from vatt.network.model import VATT
 from vatt.system.environment import describe_environment
 from vatt.system.files import write_atomically
 from vatt.system.tables import text_table
@@ -80,7 +79,7 @@ class Results:
 
 def write_results(
     results: Results,
-    model: VATT,
+    encoder: Encoder,
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
@@ -90,7 +89,7 @@ def write_results(
 
     Args:
         results: Results of the evaluation.
-        model: Evaluated model.
+        encoder: Evaluated model.
         source: Path or name of the model.
         folder: Folder of the file, created if missing.
         args: Arguments of the `vatt` command.
@@ -98,17 +97,36 @@ def write_results(
     Returns:
         The file.
     """
-    path = Path(folder) / FILE_NAME
+    return _write(results, encoder.facts(), source, Path(folder), args)
+
+
+def report(
+    results: Results,
+    encoder: Encoder,
+    source: str | os.PathLike[str],
+    folder: Path,
+    args: Sequence[str],
+) -> None:
+    """Writes the results, see `write_results`; prints them and the path of their file."""
+    facts = encoder.facts()
+    path = _write(results, facts, source, folder, args)
+    print(results_table(results, facts.get("arrangement")))
+    print(path)
+
+
+def _write(
+    results: Results,
+    facts: Mapping[str, Any],
+    source: str | os.PathLike[str],
+    folder: Path,
+    args: Sequence[str],
+) -> Path:
+    path = folder / FILE_NAME
     path.parent.mkdir(parents=True, exist_ok=True)
-    published = published_numbers(results, model.config.arrangement)
+    published = published_numbers(results, facts.get("arrangement"))
     content = {
         **asdict(results),
-        "model": {
-            "source": str(source),
-            "sha256": weights_digest(model),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "arrangement": model.config.arrangement,
-        },
+        "model": {"source": str(source), **facts},
         "published": [
             {"row": row, "column": column, "value": value}
             for (row, column), value in published.items()
@@ -121,28 +139,20 @@ def write_results(
     return path
 
 
-def report(
-    results: Results, model: VATT, source: str | os.PathLike[str], folder: Path, args: Sequence[str]
-) -> None:
-    """Writes the results, see `write_results`; prints them and the path of their file."""
-    path = write_results(results, model, source, folder, args=args)
-    print(results_table(results, model.config.arrangement))
-    print(path)
-
-
-def published_numbers(results: Results, arrangement: str) -> dict[tuple[str, str], float]:
+def published_numbers(results: Results, arrangement: str | None) -> dict[tuple[str, str], float]:
     """Numbers of the paper for this set and kind of model, by row and column of the table."""
-    if results.num_listed != PUBLISHED_SIZES.get(results.data_set, results.num_listed):
+    whole = PUBLISHED_SIZES.get(results.data_set, results.num_listed)
+    if arrangement is None or results.num_listed != whole:
         return {}
     return PUBLISHED.get((results.data_set, arrangement), {})
 
 
-def results_table(results: Results, arrangement: str) -> str:
+def results_table(results: Results, arrangement: str | None) -> str:
     """Table of the metrics as text, with published numbers in brackets.
 
     Args:
         results: Results of the evaluation.
-        arrangement: Arrangement of the model, `agnostic` or `specific`.
+        arrangement: Arrangement of a VATT, `agnostic` or `specific`; None for other models.
     """
     published = published_numbers(results, arrangement)
     rows = {name: _with_chance(row) for name, row in results.metrics.items()}
@@ -161,7 +171,8 @@ def results_table(results: Results, arrangement: str) -> str:
         on += ": " + ", ".join(f"{count:,} with {name}" for name, count in results.num_with.items())
     note = [AVERAGINGS_EXPLAINED] if any("similarities" in name for name in rows) else []
     note += [CHANCE_EXPLAINED] if "chance" in columns else []
-    note += [f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)"] if published else []
+    if published and arrangement is not None:
+        note.append(f"(in brackets: {PUBLISHED_MODELS[arrangement]} in the paper)")
     return "\n".join([on, *left_out, table, *note])
 
 

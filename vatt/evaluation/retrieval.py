@@ -218,10 +218,9 @@ def searches(
     """
     for direction in DIRECTIONS:
         asked, sought = direction.split("_to_")
-        space = "vt" if "text" in (asked, sought) else "va"
-        queries, candidates = (getattr(table, f"{name}_{space}") for name in (asked, sought))
-        if queries is None or candidates is None:
+        if (vectors := table.shared(asked, sought)) is None:
             continue
+        queries, candidates = vectors
         present = getattr(table, f"{asked}_mask").nonzero(as_tuple=True)  # rows, for text slots too
         columns = [(candidates, getattr(table, f"{sought}_mask"))]
         if sought == "text":  # one caption per clip at a time

@@ -1,28 +1,25 @@
 """Zero-shot classification: prompts describe the classes, and each clip gets the nearest class.
 
-Video is compared with text in the video-text space, audio with text in the joint space. If a model
-has no joint space, the last step of the video head maps audio from the video-audio space to the
-video-text space.
+Clips are compared with text in a space that both share. In a VATT this is the video-text space,
+which audio enters by the last step of the video head, or the joint space.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vatt.encoders.encoder import Encoder
 from vatt.errors import UserError
 from vatt.evaluation.classification_metrics import accuracies_by_fold
 from vatt.evaluation.clip_views import ViewPlan
 from vatt.evaluation.frozen_features import FrozenFeatures, encode_clips
 from vatt.evaluation.retrieval import on_grid
 from vatt.evaluation.zero_shot_retrieval import AVERAGINGS, Averaging, average_windows
-from vatt.network.heads import FACHead
-from vatt.network.model import VATT
-from vatt.preprocess.tokenizer import Tokenizer
+from vatt.features.embedder import Embedder
 from vatt.sets.items import Item
 
 Modality = Literal["video", "audio"]
@@ -58,65 +55,54 @@ def class_words(label: str) -> str:
 
 @torch.no_grad()
 def embed_classes(
-    model: VATT,
-    tokenizer: Tokenizer,
+    encoder: Encoder,
     classes: Sequence[str],
     prompts: Sequence[str] = PROMPTS,
+    *,
+    modality: Modality,
 ) -> Tensor:
     """Unit vector of each class: the mean of the unit vectors of its prompts, normalised.
 
     Args:
-        model: Model with text and common spaces, in evaluation mode.
-        tokenizer: Tokenizer of the model.
+        encoder: Model with text and common spaces.
         classes: Labels; the prompts take their `class_words`.
         prompts: Texts with `{}` for the class.
+        modality: Modality that is compared with the classes.
 
     Returns:
         float64 `[C, D]`, on the grid of exact products.
 
     Raises:
-        UserError: a prompt has no `{}`, a class has no words, or the model has no text.
+        UserError: a prompt has no `{}`, a class has no words, or the modality and text share no
+            space.
     """
     wrong = [prompt for prompt in prompts if "{}" not in prompt]
     if wrong or not prompts:
         raise UserError(f"a prompt needs {{}} where the class goes, got {wrong or 'no prompt'}")
-    if model.config.head is None or "text" not in model.config.modalities:
-        raise UserError("zero-shot classification needs a model with text and common spaces")
+    space = text_space(encoder, modality)
     texts = [prompt.replace("{}", class_words(label)) for label in classes for prompt in prompts]
-    ids = tokenizer.encode(texts, model.config.text.max_words)
-    blank = [text for text, row in zip(texts, ids, strict=True) if not row.any()]
+    blank = [text for text in texts if not encoder.count_tokens(text)]
     if blank:
         raise UserError(f"nothing is left of the prompts {blank[:3]} for the tokenizer")
-    embedded = model.embed_text(ids.to(next(model.parameters()).device))
-    values = embedded.get("vt", embedded.get("joint"))
-    assert values is not None
+    values = encoder.encode("text", texts, [space])[space]
     unit = functional.normalize(values.cpu().double(), dim=-1)
     mean = unit.unflatten(0, (len(classes), len(prompts))).mean(dim=1)
     return on_grid(functional.normalize(mean, dim=-1))
 
 
-@torch.no_grad()
-def embed_beside_text(model: VATT, modality: Modality, views: Tensor) -> Tensor:
-    """Embeddings of views in the space of text.
+def text_space(encoder: Encoder, modality: Modality) -> str:
+    """Space in which a modality is compared with text.
 
-    Args:
-        model: Model with common spaces.
-        modality: Modality of the views.
-        views: uint8 `[n, T, H, W, C]`, or float `[n, S]`.
-
-    Returns:
-        float32 `[n, D]`, not normalised.
+    Raises:
+        UserError: the model has no text, or no such space.
     """
-    embedded = model.embed_video(views) if modality == "video" else model.embed_audio(views)
-    beside = embedded.get("vt", embedded.get("joint"))
-    if beside is None:  # sound
-        assert isinstance(model.head, FACHead)
-        beside = model.head.va_to_vt(embedded["va"])
-    return beside
+    if "text" not in encoder.modalities or not encoder.spaces("text"):
+        raise UserError("zero-shot classification needs a model with text and common spaces")
+    return Embedder(encoder).shared_space("text", modality)
 
 
 def score_classes(
-    model: VATT,
+    encoder: Encoder,
     items: Sequence[Item],
     classes_CD: Tensor,
     plan: ViewPlan,
@@ -127,7 +113,7 @@ def score_classes(
     """Scores of each clip with each class, by both ways of averaging over windows.
 
     Args:
-        model: Model in evaluation mode.
+        encoder: The model.
         items: Clips with media.
         classes_CD: Unit vectors of the classes, float64 `[C, D]`, see `embed_classes`.
         plan: Views of each clip.
@@ -138,11 +124,11 @@ def score_classes(
         UserError: the model lacks the modality, or no clip can be read.
     """
     values, reasons = encode_clips(
-        model,
+        encoder,
         items,
         plan,
         modality,
-        partial(embed_beside_text, model, modality),
+        text_space(encoder, modality),
         batch_size=1,
         num_workers=num_workers,
     )

@@ -3,9 +3,9 @@
 Source: paper section 4.4; google-research/vatt `utils/eval`, which reports both averages.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import compress, islice
 from typing import Literal
 
 import torch
@@ -13,13 +13,15 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from vatt.config.spaces import DIRECTIONS
+from vatt.encoders.encoder import Encoder
 from vatt.errors import Fault, UserError
 from vatt.evaluation.clip_views import ItemViews, ViewPlan, read_items
 from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, table_of
 from vatt.evaluation.retrieval import on_grid, retrieval
-from vatt.network.heads import all_spaces
-from vatt.network.model import VATT, place_rows
-from vatt.preprocess.tokenizer import Tokenizer
+from vatt.features.embedder import Embedder
+from vatt.network.model import place_rows
+from vatt.preprocess.windows import Geometry
 from vatt.sets.items import Item
 from vatt.system.ranks import gather_objects, rank, world_size
 
@@ -48,11 +50,11 @@ class WindowedTables:
 
 
 def embed_items(
-    model: VATT,
-    tokenizer: Tokenizer | None,
+    encoder: Encoder,
     items: Sequence[Item],
     plan: ViewPlan,
     *,
+    modalities: Sequence[str] | None = None,
     batch_size: int = 8,
     num_workers: int = 0,
 ) -> WindowedTables:
@@ -62,18 +64,17 @@ def embed_items(
     table of all clips in their order.
 
     Args:
-        model: Model with common spaces, in evaluation mode.
-        tokenizer: Tokenizer of the captions. None: captions are left out.
+        encoder: Model with common spaces.
         items: Clips with media and distinct keys.
         plan: Views of each clip.
+        modalities: Modalities to embed. None: all of the model.
         batch_size: Clips per batch.
         num_workers: Processes that read.
 
     Raises:
-        UserError: the model has no common spaces, or no clip can be read.
+        UserError: no two modalities have a common space, or no clip can be read.
     """
-    if model.config.head is None:
-        raise UserError("this model has no common spaces (its head is null): retrieval needs them")
+    spaces = _spaces(encoder, encoder.modalities if modalities is None else modalities)
     share = items[rank() :: world_size()]
     views = read_items(share, plan, num_workers=num_workers)
     pairs: list[tuple[EmbeddingTable, ...]] = []
@@ -83,7 +84,7 @@ def embed_items(
         faults += [Fault(item.key, read.fault) for item, read in batch if read.fault]
         readable = [(item, read) for item, read in batch if not read.fault]
         if readable:
-            pairs.append(_embed_batch(model, tokenizer, readable))
+            pairs.append(_embed_batch(encoder, spaces, readable))
     shares = gather_objects((pairs, faults))
     together = [pair for of_rank, _ in shares for pair in of_rank]
     faults = [fault for _, of_rank in shares for fault in of_rank]
@@ -111,13 +112,30 @@ def average_windows(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     return on_grid(mean), on_grid(functional.normalize(values, dim=-1).mean(dim=1))
 
 
+def _spaces(encoder: Encoder, modalities: Sequence[str]) -> dict[str, list[str]]:
+    """Spaces by modality in which a table has columns.
+
+    Raises:
+        UserError: no two modalities have a common space.
+    """
+    shared = Embedder(encoder).shared_spaces
+    pairs = (direction.split("_to_") for direction in DIRECTIONS)
+    if not any(shared(*pair) for pair in pairs if {*pair} <= {*modalities}):
+        raise UserError(
+            "this model has no common spaces: retrieval needs two modalities that share one"
+        )
+    columns = {column.name for column in fields(EmbeddingTable)}
+    return {
+        name: [one for one in encoder.spaces(name) if one == "joint" or f"{name}_{one}" in columns]
+        for name in modalities
+    }
+
+
 @torch.no_grad()
 def _embed_batch(
-    model: VATT, tokenizer: Tokenizer | None, batch: Sequence[tuple[Item, ItemViews]]
+    encoder: Encoder, spaces: Mapping[str, Sequence[str]], batch: Sequence[tuple[Item, ItemViews]]
 ) -> tuple[EmbeddingTable, ...]:
     """One row per clip of a batch, by both averages; zeros if a clip lacks the modality."""
-    assert model.head is not None
-    device = next(model.parameters()).device
     pairs: dict[str, tuple[Tensor, ...]] = {}
     masks: dict[str, Tensor] = {}
     for modality in ("video", "audio"):
@@ -126,16 +144,19 @@ def _embed_batch(
         masks[modality] = mask = torch.tensor([view is not None for view in views])
         if not present:
             continue
-        features = model.encode(modality, torch.cat(present).to(device))
-        for space, rows in all_spaces(model.head, modality, features).items():
+        windows = [window for view in present for window in view]
+        for space, rows in encoder.encode(modality, windows, spaces[modality]).items():
             averages = average_windows(rows.cpu().unflatten(0, (len(present), -1)))
             pairs[f"{modality}_{space}"] = tuple(place_rows(rows, mask) for rows in averages)
-    if tokenizer is not None and "text" in model.config.modalities:
+    if "text" in spaces:
         captions = [item.captions for item, _ in batch]
-        max_words = model.config.text.max_words
-        ids = pad_sequence([tokenizer.encode(of, max_words) for of in captions], batch_first=True)
-        masks["text"] = mask = (ids != 0).any(dim=-1)
-        for space, rows in model.embed_text(ids[mask].to(device)).items() if mask.any() else ():
+        texts = [caption for of_clip in captions for caption in of_clip]
+        known = torch.tensor([encoder.count_tokens(text) > 0 for text in texts], dtype=torch.bool)
+        parts = known.split([len(of_clip) for of_clip in captions])
+        masks["text"] = mask = pad_sequence(list(parts), batch_first=True)
+        texts = list(compress(texts, known))
+        vectors = encoder.encode("text", texts, spaces["text"]) if texts else {}
+        for space, rows in vectors.items():
             unit = on_grid(functional.normalize(rows.cpu().double(), dim=-1))
             pairs[f"text_{space}"] = (place_rows(unit, mask),) * len(AVERAGINGS)
     keys = tuple(item.key for item, _ in batch)
@@ -146,7 +167,7 @@ def _embed_batch(
 
 
 def evaluation_plan(
-    model: VATT,
+    geometry: Geometry,
     *,
     num_windows: int = 4,
     frame_rate: float | None = None,
@@ -155,15 +176,15 @@ def evaluation_plan(
     """Plan of the views that a model reads in an evaluation.
 
     Args:
-        model: Model whose clips have the sizes to read.
+        geometry: Sizes of the model's windows: an encoder, or a VATT's configuration.
         num_windows: Windows of each clip.
         frame_rate: Frames per second. None: the model's rate. The paper trains at 10 and evaluates
             at 12.5, every second frame of 25 [P, C].
         modalities: Modalities to read; those that the model lacks are left out.
     """
-    config, wanted = model.config, set(modalities) & set(model.config.modalities)
-    video = config.video if "video" in wanted else None
+    wanted = set(modalities) & set(geometry.media_modalities)
+    video = geometry.video if "video" in wanted else None
     if video is not None and frame_rate is not None:
         video = replace(video, frame_rate=frame_rate)
-    audio = config.audio if "audio" in wanted else None
+    audio = geometry.audio if "audio" in wanted else None
     return ViewPlan(video=video, audio=audio, num_windows=num_windows)

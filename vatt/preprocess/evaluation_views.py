@@ -1,7 +1,8 @@
 """Fixed views of evaluation: windows evenly spread in time, crops along the longer side.
 
 Frames and pixels are exactly those of the official evaluation, so that published numbers can be
-compared. Frames are counted at a base rate, of which every `stride`-th is read.
+compared. Frames are counted at a base rate, of which every `stride`-th is read. Models that scale
+pictures themselves get whole ones.
 """
 
 import math
@@ -10,9 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vatt.config.geometry import AudioConfig, VideoConfig
+from vatt.config.geometry import AudioGeometry, VideoGeometry
 from vatt.errors import UserError
-from vatt.media.clip import probe, read_frames, read_waveform
+from vatt.media.clip import MediaInfo, probe, read_frames, read_waveform
+from vatt.media.pictures import SizeRule, own_size
 from vatt.media.source import MediaSource
 from vatt.preprocess.view import evaluation_size
 from vatt.preprocess.windows import evaluation_windows, looped
@@ -52,7 +54,7 @@ def evaluation_crops(height: int, width: int, size: int, count: int) -> list[tup
 
 def read_video_views(
     source: MediaSource,
-    video: VideoConfig,
+    video: VideoGeometry,
     *,
     num_windows: int = 4,
     num_crops: int = 3,
@@ -70,7 +72,8 @@ def read_video_views(
         video: Number of frames, frame rate and size. The official evaluation takes 32 frames at
             12.5 frames/s: every second frame of 25.
         num_windows: Number of windows, evenly spread.
-        num_crops: Crops of each window, 1 or 3.
+        num_crops: Crops of each window, 1 or 3. Whole pictures, of models without `image_size`, are
+            not cropped.
         stride: Distance of the frames to read, in frames of the base rate `video.frame_rate` ×
             stride.
         start_seconds: Start of the part, from the start of the file.
@@ -78,19 +81,21 @@ def read_video_views(
 
     Returns:
         uint8 `[num_windows × num_crops, T, H, W, C]`, H = W = `video.image_size`; the crops of a
-        window follow each other.
+        window follow each other. Without `image_size`: `[num_windows, T, H, W, C]`, of the file's
+        size.
 
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no picture, or ends
             before the part starts.
         UserError: the number of windows, number of crops or stride is invalid.
     """
-    base_rate = video.frame_rate * stride
-    part_seconds = _part_seconds(source, start_seconds, end_seconds)
+    base_rate, info = video.frame_rate * stride, probe(source)
+    part_seconds = _part_seconds(info, start_seconds, end_seconds)
     num_available = max(1, round(part_seconds * base_rate))
     window = video.num_frames * stride
     starts = evaluation_windows(num_available, window, num_windows)
-    read = partial(read_frames, source, size_rule=partial(evaluation_size, size=video.image_size))
+    size = video.image_size
+    read = partial(read_frames, source, size_rule=_size_rule(info, size))
     if num_available >= window:
         clips = [
             read(
@@ -103,12 +108,14 @@ def read_video_views(
     else:
         whole, _ = read(start_seconds=start_seconds, num_frames=num_available, frame_rate=base_rate)
         clips = [whole[looped(num_available, video.num_frames, stride)]] * num_windows
-    return torch.cat([_cut_crops(clip, video.image_size, num_crops) for clip in clips])
+    if size is None:
+        return torch.stack(clips)
+    return torch.cat([_cut_crops(clip, size, num_crops) for clip in clips])
 
 
 def read_audio_views(
     source: MediaSource,
-    audio: AudioConfig,
+    audio: AudioGeometry,
     *,
     num_windows: int = 4,
     start_seconds: float = 0.0,
@@ -132,7 +139,7 @@ def read_audio_views(
         UserError: the number of windows is invalid.
     """
     rate, window = audio.sample_rate, audio.num_samples
-    part_seconds = _part_seconds(source, start_seconds, end_seconds)
+    part_seconds = _part_seconds(probe(source), start_seconds, end_seconds)
     num_available = max(1, round(part_seconds * rate))
     starts = evaluation_windows(num_available, window, num_windows)
     if num_available < window:
@@ -149,12 +156,21 @@ def read_audio_views(
     return torch.stack(rows).expand(num_windows, -1)
 
 
-def _part_seconds(source: MediaSource, start_seconds: float, end_seconds: float | None) -> float:
+def _size_rule(info: MediaInfo, size: int | None) -> SizeRule:
+    """Size of a picture before it is cropped; whole ones have the same size in all windows."""
+    if size is not None:
+        return partial(evaluation_size, size=size)
+    if info.width is None or info.height is None:  # no picture, which its reader refuses
+        return own_size
+    whole = info.width, info.height
+    return lambda width, height: whole
+
+
+def _part_seconds(info: MediaInfo, start_seconds: float, end_seconds: float | None) -> float:
     """Length of a part of a file, up to the end of the file; not positive if it starts later."""
-    duration_seconds = probe(source).duration_seconds
     if end_seconds is None:
-        return duration_seconds - start_seconds
-    return min(end_seconds, duration_seconds) - start_seconds
+        return info.duration_seconds - start_seconds
+    return min(end_seconds, info.duration_seconds) - start_seconds
 
 
 def _cut_crops(frames: Tensor, size: int, count: int) -> Tensor:

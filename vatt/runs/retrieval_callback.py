@@ -5,6 +5,7 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vatt.encoders.own import VATTEncoder
 from vatt.errors import UserError, fault_lines
 from vatt.evaluation.zero_shot_retrieval import embed_items, evaluation_plan
 from vatt.preprocess.tokenizer import Tokenizer
@@ -81,11 +82,14 @@ class RetrievalEvaluation(Callback):
             return
         network = cast(Any, pl_module).network
         tokenizer = getattr(cast(Any, trainer).datamodule, "run_tokenizer", None)
+        tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else None
+        encoder = VATTEncoder(network, tokenizer, pl_module.device, dtype="float32")
+        has = encoder.modalities if tokenizer is not None else encoder.media_modalities
         tables = embed_items(
-            network,
-            tokenizer if isinstance(tokenizer, Tokenizer) else None,
+            encoder,
             self._set.items,
-            evaluation_plan(network, num_windows=self.num_windows, frame_rate=self.frame_rate),
+            evaluation_plan(encoder, num_windows=self.num_windows, frame_rate=self.frame_rate),
+            modalities=has,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
         )
