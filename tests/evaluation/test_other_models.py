@@ -1,6 +1,7 @@
 """Evaluation of models of others: their spaces, whole pictures, and results without an arrangement.
 
-The model here is small and of its own kind: several spaces, of which no modality is in all.
+Most tests use a small model of its own kind: several spaces, of which no modality is in all. The
+commands run on CLIP and CLAP.
 """
 
 import json
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign_models import save_clap, save_clip, skip_without
+from labelled_media import write_csv, write_sounds
 from torch import Tensor, nn
 
-from vatt import probe
+from vatt import FeatureExtractor, probe
+from vatt.cli import main
 from vatt.config.geometry import AudioWindow, VideoWindow
 from vatt.encoders.encoder import Encoder
 from vatt.errors import UserError
@@ -165,3 +169,60 @@ def test_results_name_the_model_and_no_numbers_of_the_paper(tmp_path):
     assert content["model"] == {"source": "org/small", "sha256": "5ma11", "parameters": weights}
     assert content["published"] == []
     assert "(" not in results_table(results, None)
+
+
+@pytest.fixture(scope="module")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    skip_without("transformers")
+    return save_clip(tmp_path_factory.mktemp("clip"))
+
+
+def evaluate(task: str, model: Path, out: Path, *options: object) -> dict[str, Any]:
+    """Results of `vatt evaluate`."""
+    arguments = [str(model), *map(str, options), "--out", str(out), "--workers", "0"]
+    assert main(["evaluate", task, *arguments, "--device", "cpu"]) == 0
+    return json.loads((out / "results.json").read_text())
+
+
+def test_the_command_measures_retrieval_by_clip(clip_model, tiny_shards, tmp_path, capsys):
+    data = ["--data", tiny_shards / "validation", "--num-windows", "2"]
+    content = evaluate("retrieval", clip_model, tmp_path, *data)
+    printed = capsys.readouterr().out
+    directions = {row.partition(",")[0] for row in content["metrics"]}
+    assert directions == {"text_to_video", "video_to_text"}
+    assert content["num_with"].keys() == {"video", "text"}
+    fx = FeatureExtractor.from_pretrained(clip_model, device="cpu", dtype="float32")
+    assert content["model"]["sha256"] == fx.encoder.digest()
+    assert "arrangement" not in content["model"]
+    assert content["protocol"]["frame_rate"] == fx.encoder.video.frame_rate
+    assert "retrieval on" in printed
+
+
+def test_the_commands_classify_by_clip(clip_model, tiny_corpus, tmp_path):
+    paths = sorted((tiny_corpus / "train").glob("*.mp4"))[:6]
+    rows = [(path.name, "ab"[n % 2], "test" if n > 3 else "train") for n, path in enumerate(paths)]
+    data = write_csv(tmp_path / "own.csv", ("file", "label", "split"), rows)
+    where = ["--data", data, "--media", tiny_corpus / "train", "--num-windows", "1"]
+    content = evaluate("zero-shot", clip_model, tmp_path / "zero-shot", *where)
+    assert (content["num_items"], content["protocol"]["modality"]) == (2, "video")
+    options = ["--classifiers", "logistic"]
+    content = evaluate("linear", clip_model, tmp_path / "linear", *where, *options)
+    assert content["metrics"].keys() == {"logistic, fold 1", "logistic, mean of folds"}
+    assert list((tmp_path / "linear" / "features").iterdir())
+
+
+def test_a_model_without_sound_is_refused_in_one_sentence(clip_model, tmp_path, capsys):
+    rows = write_sounds(tmp_path / "sounds", 1)
+    data = write_csv(tmp_path / "own.csv", ("file", "label"), rows)
+    where = ["--data", data, "--media", tmp_path / "sounds", "--modality", "audio"]
+    assert main(["evaluate", "zero-shot", str(clip_model), *map(str, where)]) == 1
+    assert "this model has video and text, not audio" in capsys.readouterr().err
+
+
+def test_sounds_are_classified_by_clap(tmp_path):
+    skip_without("transformers")
+    rows = write_sounds(tmp_path / "sounds", 2)
+    data = write_csv(tmp_path / "own.csv", ("file", "label"), rows)
+    where = ["--data", data, "--media", tmp_path / "sounds", "--modality", "audio"]
+    content = evaluate("zero-shot", save_clap(tmp_path / "clap"), tmp_path / "out", *where)
+    assert content["num_items"] == len(rows)

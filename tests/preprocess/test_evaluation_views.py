@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vatt.config.geometry import AudioConfig, VideoConfig, VideoWindow
+from vatt.config.geometry import AudioConfig, AudioWindow, VideoConfig, VideoWindow
 from vatt.errors import MediaError
 from vatt.media.clip import probe, read_frames
 from vatt.media.pictures import own_size
@@ -151,5 +151,8 @@ def test_sound_views_are_the_windows_and_a_short_sound_is_looped():
     short = read_audio_views(sound(400), AUDIO, num_windows=2)
     assert np.abs(short.numpy() * 32_768 - np.arange(1_024) % 400).max() < 0.01
     assert short.shape == (2, 1_024)
+    fills_itself = AudioWindow(num_samples=1_024, sample_rate=8_000, is_padded=False)
+    assert read_audio_views(sound(400), fills_itself, num_windows=2).equal(short[:, :400])
+    assert read_audio_views(sound(8_000), fills_itself, num_windows=3).equal(views)
     with pytest.raises(MediaError, match="no picture"):
         read_video_views(sound(8_000), VIDEO)

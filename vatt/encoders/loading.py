@@ -17,7 +17,7 @@ from vatt.encoders.model_folder import (
     weight_bytes,
 )
 from vatt.encoders.own import VATTEncoder
-from vatt.errors import CheckpointError
+from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import load_model, tokenizer_of
 from vatt.models.hub import download, files_on_hub, local_path, model_path
 from vatt.preprocess.tokenizer import Tokenizer
@@ -63,6 +63,8 @@ def load_encoder(
     if kind not in (SENTENCE, *READABLE):
         folder = path or download(str(source), revision, KIND_FILES)
         raise CheckpointError(_unknown_kind(str(source), kind, wants_remote_code(folder)))
+    if tokenizer is not None:
+        raise UserError(f"{source} reads texts by a tokenizer of its own: give none beside it")
     folder = path or _download_foreign(str(source), revision, trust_remote_code, chosen)
     check_memory(str(source), weight_bytes(folder), chosen)
     if kind == SENTENCE:

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vatt.config.geometry import AudioGeometry, VideoGeometry
+from vatt.config.geometry import AudioGeometry, AudioWindow, VideoGeometry
 from vatt.errors import UserError
 from vatt.media.clip import MediaInfo, probe, read_frames, read_waveform
 from vatt.media.pictures import SizeRule, own_size
@@ -123,6 +123,8 @@ def read_audio_views(
 ) -> Tensor:
     """Reads all audio windows of a file, or of a part of it; shorter sounds are looped.
 
+    A model that fills short windows itself gets a shorter sound as it is.
+
     Args:
         source: Path, http(s) URL, bytes, `FileRange` or binary file object.
         audio: Number of samples and their rate.
@@ -131,7 +133,8 @@ def read_audio_views(
         end_seconds: End of the part; the end of the file if None or later.
 
     Returns:
-        float32 `[num_windows, S]`, in about [-1, 1].
+        float32 `[num_windows, S]`, in about [-1, 1]. S is less for a shorter sound if the geometry
+        is not padded.
 
     Raises:
         MediaError: the file is unreadable, damaged in one of the windows, has no sound, or ends
@@ -142,6 +145,7 @@ def read_audio_views(
     part_seconds = _part_seconds(probe(source), start_seconds, end_seconds)
     num_available = max(1, round(part_seconds * rate))
     starts = evaluation_windows(num_available, window, num_windows)
+    is_padded = not isinstance(audio, AudioWindow) or audio.is_padded
     if num_available < window:
         starts = [0]
     rows = []
@@ -152,7 +156,9 @@ def read_audio_views(
             num_samples=min(window, num_available),
             sample_rate=rate,
         )
-        rows.append(waveform.repeat(math.ceil(window / len(waveform)))[:window])
+        if is_padded:
+            waveform = waveform.repeat(math.ceil(window / len(waveform)))[:window]
+        rows.append(waveform)
     return torch.stack(rows).expand(num_windows, -1)
 
 
