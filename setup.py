@@ -90,8 +90,9 @@ setup(
         "hf": ["transformers>=5.17,<6", "sentence-transformers>=6.0,<7", "pillow>=10.0.1"],
         "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
         "parquet": ["pyarrow>=16"],  # captions and features in parquet files
-        # PE-AV: its picture tower is one of timm, its frames are resized by torchvision
-        "pe-av": ["vatt[hf]", "timm>=1.0.23,<2", "torchvision>=0.26,<1"],
+        # PE-AV: its picture tower is one of timm, its frames are resized by torchvision.
+        # timm 1.0.31 has a buffer `rope.bands`, which transformers 5.23 takes for a weight.
+        "pe-av": ["vatt[hf]", "timm>=1.0.23,<1.0.31", "torchvision>=0.26,<1"],
         "remote": ["fsspec>=2024.6", "aiohttp>=3.9"],  # shards on web servers
         "s3": ["s3fs>=2024.6"],  # s3:// addresses
         "search": ["faiss-cpu>=1.9", "pyarrow>=16"],  # approximate; features in parquet files
