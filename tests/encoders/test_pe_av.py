@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_models import MAX_TOKENS, save_clip, save_pe_av, skip_without
+from foreign_models import MAX_TOKENS, save_pe_av, skip_without
 from media_files import HEIGHT, KINDS, WIDTH, make_file
 
 from vatt import FeatureExtractor
 from vatt.encoders import pe_av
 from vatt.encoders.encoder import BOTH
-from vatt.encoders.pe_av import MAX_TEXT_TOKENS, PeAvEncoder, load_pe_av
+from vatt.encoders.loading import load_encoder
+from vatt.encoders.pe_av import MAX_TEXT_TOKENS, PeAvEncoder
 from vatt.encoders.transformers_loading import load_transformers, without_prints
 from vatt.errors import CheckpointError, UserError
 from vatt.media.clip import Clip
@@ -26,6 +27,10 @@ TEXTS = ["a dog barks", "someone plays the guitar in a small room " * 4]
 SPACES = {"video": ("va", "vt"), "audio": ("va", "at"), "text": ("at", "avt", "vt"), BOTH: ("avt",)}
 
 
+def load_pe_av(folder: Path, model_type: str = "pe_audio_video", **options: Any) -> PeAvEncoder:
+    return PeAvEncoder.load(folder, model_type, **{"device": "cpu", **options})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pe_av(tmp_path_factory.mktemp("pe_av"))
@@ -33,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> PeAvEncoder:
-    return load_pe_av(folder, device="cpu")
+    return load_pe_av(folder)
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +50,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, list[Any]]:
-    """Three windows of pictures of two sizes, of sound, and texts, for each modality."""
+    """Three windows of unlike size and length, and texts, for each modality."""
     generator = torch.Generator().manual_seed(0)
-    sizes = [(20, 30), (36, 24), (20, 30)]
+    sizes = [(6, 20, 30), (5, 36, 24), (6, 24, 30)]
     video = [
-        torch.randint(0, 256, (6, *size, 3), generator=generator, dtype=torch.uint8)
-        for size in sizes
+        torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8) for size in sizes
     ]
-    audio = [torch.randn(1000, generator=generator) / 4 for _ in sizes]
+    audio = [torch.randn(length, generator=generator) / 4 for length in (1000, 700, 1000)]
     texts = [*TEXTS, "rain falls"]
     pairs = list(zip(video, audio, strict=True))
     return {"video": video, "audio": audio, "text": texts, BOTH: pairs}
@@ -94,7 +98,7 @@ def test_vectors_of_a_file_are_those_of_its_own_processor_and_forward(
 ) -> None:
     if num_frames is not None:
         folder = save_pe_av(tmp_path / "16-frame", num_frames)
-    encoder = load_pe_av(folder, device="cpu", window_seconds=2.5)
+    encoder = load_pe_av(folder, window_seconds=2.5)
     assert encoder.video is not None
     assert encoder.video.num_frames == (num_frames or 5)
     clip = read_view(str(file), start_seconds=0.0, video=encoder.video, audio=encoder.audio)
@@ -141,7 +145,7 @@ def test_long_texts_are_cut_to_the_length_of_the_published_code(
     copy = shutil.copytree(folder, tmp_path / "copy")
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 8192}))
-    encoder = load_pe_av(copy, device="cpu")
+    encoder = load_pe_av(copy)
     long, longer = "rain falls on a street " * 150, "rain falls on a street " * 200
     assert encoder.max_tokens == MAX_TEXT_TOKENS < encoder.count_tokens(long)
     clip = Clip(
@@ -205,14 +209,14 @@ def test_wide_windows_pass_the_picture_tower_in_parts(
         parts = encoder.encode(BOTH, rows[BOTH], ["avt"])["avt"]
     hook.remove()
     assert_near(parts, whole)
-    assert (max(passed), sum(passed)) == (most, 18)  # of windows of 6 frames
+    assert (max(passed), sum(passed)) == (most, 17)
     assert "forward" not in vars(tower)
 
 
 def test_bfloat16_is_near_float32(
     folder: Path, encoder: PeAvEncoder, rows: dict[str, list[Any]]
 ) -> None:
-    half = load_pe_av(folder, device="cpu", dtype="bfloat16")
+    half = load_pe_av(folder, dtype="bfloat16")
     for modality, spaces in SPACES.items():
         with torch.inference_mode():
             exact = encoder.encode(modality, rows[modality], spaces)
@@ -244,7 +248,7 @@ def test_a_part_for_one_modality_and_text_has_the_same_vectors(
         transformers.PeVideoProcessor(
             video_processor=whole.video_processor, tokenizer=whole.tokenizer
         ).save_pretrained(tmp_path)
-    alone = load_pe_av(tmp_path, device="cpu")
+    alone = load_pe_av(tmp_path, f"pe_{part}")
     assert alone.modalities == (modality, "text")
     assert (alone.video is None, alone.audio is None) == (part == "audio", part == "video")
     for name in (modality, "text"):
@@ -259,29 +263,28 @@ def test_a_part_for_one_modality_and_text_has_the_same_vectors(
 
 
 def test_windows_are_as_long_as_asked_at_the_rate_of_the_model(folder: Path) -> None:
-    encoder = load_pe_av(folder, device="cpu")
+    encoder = load_pe_av(folder)
     assert encoder.video is not None
     assert encoder.audio is not None
     assert (encoder.video.num_frames, encoder.video.frame_rate) == (20, 2.0)
     assert (encoder.audio.num_samples, encoder.audio.sample_rate) == (80_000, 8_000)
-    as_trained = load_pe_av(folder, device="cpu", frame_rate=30, window_seconds=4)
+    as_trained = load_pe_av(folder, frame_rate=30, window_seconds=4)
     assert as_trained.video is not None
     assert (as_trained.video.num_frames, as_trained.video.frame_rate) == (120, 30.0)
     with pytest.raises(UserError, match=r"frame_rate must be positive|must be above 0"):
-        load_pe_av(folder, device="cpu", frame_rate=-1.0)
+        load_pe_av(folder, frame_rate=-1.0)
 
 
 def test_digest_is_of_weights_and_processor_and_not_of_the_place(
     folder: Path, encoder: PeAvEncoder, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    assert load_pe_av(copy, device="cpu").digest() == encoder.digest()
+    assert load_pe_av(copy).digest() == encoder.digest()
     settings = json.loads((copy / "processor_config.json").read_text())
     settings["video_processor"]["image_mean"] = [0.4, 0.5, 0.5]
     (copy / "processor_config.json").write_text(json.dumps(settings))
-    other = load_pe_av(copy, device="cpu")
-    assert other.digest() != encoder.digest()
-    other.processor.video_processor.image_mean = [0.5, 0.5, 0.5]
+    assert load_pe_av(copy).digest() != encoder.digest()
+    other = load_pe_av(folder)
     assert other.digest() == encoder.digest()
     with torch.no_grad():
         other.model.audio_video_head.proj.weight[0, 0] += 1e-3
@@ -293,14 +296,52 @@ def test_texts_without_words_have_no_tokens(encoder: PeAvEncoder) -> None:
     assert encoder.count_tokens(TEXTS[1]) > encoder.max_tokens == MAX_TOKENS
 
 
-def test_other_models_are_refused_by_kind(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a model of type clip, not PE-AV"):
-        load_pe_av(save_clip(tmp_path / "clip"))
+def test_a_folder_of_any_kind_of_pe_av_loads_by_itself(folder: Path) -> None:
+    encoder = load_encoder(folder, device="cpu")
+    assert isinstance(encoder, PeAvEncoder)
+    extractor = FeatureExtractor(encoder)
+    cosines = extractor.similarity(
+        text=["a dog barks", "rain"], audio=[torch.ones(800)] * 3, sample_rate=8_000
+    )
+    assert cosines.shape == (2, 3)
+    assert "spaces va, vt, at, avt" in repr(extractor)
+
+
+def test_models_with_vectors_of_each_moment_only_are_refused(folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(folder, tmp_path / "frames")
     settings = json.loads((copy / "config.json").read_text())
     settings["architectures"] = ["PeAudioFrameLevelModel"]
     (copy / "config.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="a vector for each 40 ms of sound and none for a"):
+        load_pe_av(copy, "pe_audio")
+
+
+def test_a_processor_without_sound_is_refused(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "processor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="no processor of texts and video and sound that can"):
         load_pe_av(copy)
-    with pytest.raises(CheckpointError, match="no-such-folder"):
-        load_pe_av(tmp_path / "no-such-folder")
+
+
+@pytest.mark.parametrize("num_frames", [None, 16])
+def test_windows_end_with_the_file(
+    num_frames: int | None, folder: Path, file: Path, tmp_path: Path
+) -> None:
+    """A file of 3 s in a window of 10 s, and the last of two windows of 2 s."""
+    if num_frames is not None:
+        folder = save_pe_av(tmp_path / "16-frame", num_frames)
+    encoder = load_pe_av(folder)
+    whole = FeatureExtractor(encoder).encode_video_audio(file)
+    exact = FeatureExtractor(load_pe_av(folder, window_seconds=3.0)).encode_video_audio(file)
+    assert_near(whole, exact)
+    features = FeatureExtractor(encoder).extract(file, window_seconds=2.0)
+    clip = read_view(
+        str(file),
+        start_seconds=2.0,
+        video=encoder.video.of_length(1.0) if encoder.video else None,
+        audio=None,
+    )
+    with torch.inference_mode():
+        last = encoder.encode("video", [clip.video], ["vt"])["vt"]
+    assert_near(features["video_vt"][1], F.normalize(last, dim=-1)[0])
+    assert features.end_seconds.tolist() == pytest.approx([2.0, 3.0])

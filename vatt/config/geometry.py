@@ -84,12 +84,15 @@ class VideoWindow:
         has_fixed_count: Whether windows of every length have the same number of frames, evenly
             spread; otherwise the frame rate is the same.
         image_size: None: the size of the file.
+        is_padded: Whether the last frame repeats past the end of a file, and its sound is zeros.
+            Otherwise the last window ends with the file.
     """
 
     num_frames: int
     frame_rate: float
     has_fixed_count: bool = False
     image_size: None = None
+    is_padded: bool = True
 
     def __post_init__(self) -> None:
         """Refuses windows without frames."""

@@ -79,7 +79,9 @@ def load_encoder(
         from vatt.encoders.sound_text import SoundTextEncoder
 
         return SoundTextEncoder.load(folder, kind, device, dtype)
-    raise CheckpointError(_unknown_kind(str(source), kind, wants_code=False))
+    from vatt.encoders.pe_av import PeAvEncoder
+
+    return PeAvEncoder.load(folder, kind, device, dtype)
 
 
 def _download_foreign(

@@ -5,9 +5,8 @@ Correspondence Learning", arXiv 2512.19687; `transformers.models.pe_audio_video`
 """
 
 import contextlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +14,19 @@ from torch import Tensor, nn
 
 from vatt.config.geometry import AudioWindow, VideoWindow
 from vatt.encoders.encoder import BOTH, Encoder
-from vatt.encoders.transformers_loading import load_pretrained, load_timm, load_transformers
+from vatt.encoders.model_folder import CONFIG
+from vatt.encoders.texts import count_tokens, most_tokens
+from vatt.encoders.transformers_loading import load_timm
+from vatt.encoders.two_towers import load_parts
 from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import sha256_of
+from vatt.system.files import read_json
 
-# classes by `model_type` of config.json
-MODEL_CLASSES = {
-    "pe_audio_video": "PeAudioVideoModel",
-    "pe_audio": "PeAudioModel",
-    "pe_video": "PeVideoModel",
+# class, and parts of its processor, by `model_type` of config.json
+CLASSES = {
+    "pe_audio_video": ("PeAudioVideoModel", "video_processor", "feature_extractor"),
+    "pe_audio": ("PeAudioModel", "feature_extractor"),
+    "pe_video": ("PeVideoModel", "video_processor"),
 }
 WINDOW_SECONDS = 10.0  # length of the clips of AudioCaps and VGGSound, on which it was evaluated
 # Models without a number of frames of their own read each frame they are given and were trained at
@@ -47,6 +50,7 @@ class PeAvEncoder(Encoder):
     Args:
         model: `PeAudioVideoModel`, `PeAudioModel` or `PeVideoModel` of transformers.
         processor: Its processor.
+        settings: Description of all that the vectors depend on beside the weights.
         device: "auto": CUDA, else MPS, else the CPU.
         dtype: Precision of the encoders' products; weights and heads stay float32.
         window_seconds: Length of a window where the caller names none.
@@ -56,13 +60,15 @@ class PeAvEncoder(Encoder):
         UserError: the device or dtype does not exist, or a time is not positive.
     """
 
+    model: Any
     video: VideoWindow | None
     audio: AudioWindow | None
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         processor: Any,
+        settings: bytes = b"",
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         *,
@@ -70,17 +76,55 @@ class PeAvEncoder(Encoder):
         frame_rate: float = FRAME_RATE,
     ) -> None:
         super().__init__(model, device, dtype)
-        self.processor = processor
+        self.processor, self._settings = processor, settings
         self._towers = _towers(model)
         self.modalities = (*(name for name in self._towers if name != BOTH), "text")
         self._heads = _heads(model)
-        self.max_tokens = min(MAX_TEXT_TOKENS, processor.tokenizer.model_max_length)
+        self.max_tokens = most_tokens(MAX_TEXT_TOKENS, processor.tokenizer.model_max_length)
         self.video = self.audio = None
         if "video" in self.modalities:
             self.video = _video_window(processor.video_processor, window_seconds, frame_rate)
         if "audio" in self.modalities:
-            rate = processor.feature_extractor.sampling_rate
-            self.audio = AudioWindow(num_samples=round(window_seconds * rate), sample_rate=rate)
+            self.audio = _audio_window(processor.feature_extractor, self._towers, window_seconds)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        model_type: str,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        **times: float,
+    ) -> "PeAvEncoder":
+        """Loads a model of one of the `CLASSES`.
+
+        Args:
+            folder: Model folder.
+            model_type: That of its configuration.
+            device: "auto": CUDA, else MPS, else the CPU.
+            dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
+            times: `window_seconds` and `frame_rate`; see the class.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the model has no vectors of windows.
+            UserError: a package is not installed or does not fit, or a time is not positive.
+        """
+        class_name, *parts = CLASSES[model_type]
+        if "PeAudioFrameLevelModel" in (read_json(folder / CONFIG).get("architectures") or ()):
+            raise CheckpointError(
+                f"{folder} has a vector for each 40 ms of sound and none for a window: choose one "
+                "of the models pe-av"
+            )
+        if "video_processor" in parts:
+            load_timm()  # its picture tower
+        try:
+            model, processor, settings = load_parts(folder, class_name, *parts)
+        except AttributeError as error:
+            raise UserError(
+                "PE-AV of the transformers installed does not fit the timm installed "
+                f'({error}): pip install "vatt[pe-av]"'
+            ) from error
+        return cls(model, processor, settings, device, dtype, **times)
 
     def spaces(self, modality: str) -> tuple[str, ...]:
         """See `Encoder`: of video and audio `va`, with text `vt` and `at`, of all three `avt`."""
@@ -94,17 +138,17 @@ class PeAvEncoder(Encoder):
         return int(tower.config.hidden_size)
 
     def count_tokens(self, text: str) -> int:
-        """See `Encoder`; with what the tokenizer writes before and behind the words."""
-        if not text.strip():
-            return 0
-        return len(self.processor.tokenizer(text, verbose=False)["input_ids"])
+        """See `Encoder`."""
+        return count_tokens(self.processor.tokenizer, text)
 
     def encode(
         self, modality: str, rows: Sequence[Any], spaces: Sequence[str | None]
     ) -> dict[str | None, Tensor]:
-        """See `Encoder`. Windows of unequal length are padded, which the encoders leave out."""
-        parts = [self._pooled(modality, some) for some in _passes(modality, rows)]
-        pooled = torch.cat(parts).float()
+        """See `Encoder`. Windows of unequal length pass one after the other, without padding."""
+        passes = _passes(modality, rows)
+        parts = [self._pooled(modality, [rows[place] for place in one]) for one in passes]
+        places = torch.tensor([place for one in passes for place in one], device=self.device)
+        pooled = torch.cat(parts).float()[places.argsort()]
         vectors: dict[str | None, Tensor] = {None: pooled}
         for space in spaces:
             if space is not None:
@@ -112,23 +156,9 @@ class PeAvEncoder(Encoder):
         return {space: vectors[space] for space in spaces}
 
     def digest(self) -> str:
-        """See `Encoder`: of weights, configuration and settings of the processor."""
-        tokenizer = json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
-        settings = {
-            "model": _without_places(self.model.config.to_dict()),
-            # those two are of its last call
-            "tokenizer": tokenizer | {"padding": None, "truncation": None},
-            "max_tokens": self.max_tokens,
-        }
-        for name in ("video_processor", "feature_extractor"):
-            if (part := getattr(self.processor, name, None)) is not None:
-                settings[name] = _without_places(part.to_dict())
-        text = json.dumps(settings, sort_keys=True, default=str)
-        # the towers share weights, which have several names there
-        weights = dict(self.model.named_parameters())
-        stored = self.model.state_dict().keys()
-        buffers = {name: one for name, one in self.model.named_buffers() if name in stored}
-        return sha256_of(text.encode(), weights | buffers)
+        """See `Encoder`."""
+        # the towers share weights, which state_dict has under several names
+        return sha256_of(self._settings, dict(self.model.named_parameters()))
 
     def _pooled(self, modality: str, rows: Sequence[Any]) -> Tensor:
         """Pooled output of an encoder, `[N, D]`."""
@@ -153,7 +183,7 @@ class PeAvEncoder(Encoder):
             return_tensors="pt",
         )
         wanted = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        text_model: Any = self.model.text_model
+        text_model = self.model.text_model
         hidden: list[Tensor] = []
         with contextlib.ExitStack() as stack:
             if (norm := getattr(text_model, "final_norm", None)) is not None:  # of ModernBERT
@@ -185,67 +215,30 @@ class PeAvEncoder(Encoder):
         return {name: value.to(self.device) for name, value in prepared.items()}
 
 
-def load_pe_av(
-    source: str | os.PathLike[str],
-    *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
-    revision: str | None = None,
-    window_seconds: float = WINDOW_SECONDS,
-    frame_rate: float = FRAME_RATE,
-) -> PeAvEncoder:
-    """Loads PE-AV, or one of its parts, with its processor.
-
-    Args:
-        source: Folder, or `org/name` on the Hugging Face Hub, such as `facebook/pe-av-base`.
-        device: "auto": CUDA, else MPS, else the CPU.
-        dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
-        revision: Branch, tag or commit on the Hub.
-        window_seconds: Length of a window where the caller names none.
-        frame_rate: Frames per second, for models that read any number of frames.
-
-    Raises:
-        CheckpointError: the model does not exist, cannot be read or is of another kind.
-        UserError: a package is not installed, or a time is not positive.
-    """
-    transformers = load_transformers()
-    options = {} if revision is None else {"revision": revision}
-    name = os.fspath(source)
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: {' '.join(str(error).split())}") from error
-    if config.model_type not in MODEL_CLASSES:
-        raise CheckpointError(f"{name} is a model of type {config.model_type}, not PE-AV")
-    if "PeAudioFrameLevelModel" in (config.architectures or ()):
-        raise CheckpointError(
-            f"{name} has a vector for each 40 ms of sound and none for a window: give one of the "
-            "models pe-av"
-        )
-    timm = None if config.model_type == "pe_audio" else load_timm()  # its picture tower
-    model_class = getattr(transformers, MODEL_CLASSES[config.model_type])
-    try:
-        model = load_pretrained(model_class, name, **options)
-    except AttributeError as error:
-        raise UserError(
-            f"PE-AV of transformers {transformers.__version__} does not fit timm "
-            f'{getattr(timm, "__version__", "")} ({error}): pip install "vatt[pe-av]"'
-        ) from error
-    processor = transformers.AutoProcessor.from_pretrained(name, **options)
-    return PeAvEncoder(
-        model, processor, device, dtype, window_seconds=window_seconds, frame_rate=frame_rate
-    )
-
-
 def _video_window(processor: Any, window_seconds: float, frame_rate: float) -> VideoWindow:
     """Window of a model: its number of frames, evenly spread, or frames at a rate."""
     if processor.do_sample_frames and processor.num_frames:
         count = int(processor.num_frames)
         return VideoWindow(
-            num_frames=count, frame_rate=count / window_seconds, has_fixed_count=True
+            num_frames=count,
+            frame_rate=count / window_seconds,
+            has_fixed_count=True,
+            is_padded=False,
         )
-    one = VideoWindow(num_frames=1, frame_rate=float(processor.fps or frame_rate))
-    return one.of_length(window_seconds)
+    rate = float(processor.fps or frame_rate)
+    return VideoWindow(num_frames=1, frame_rate=rate, is_padded=False).of_length(window_seconds)
+
+
+def _audio_window(extractor: Any, towers: dict[str, Any], window_seconds: float) -> AudioWindow:
+    """Window of a model, at most as long as its table of positions, of which one is no sound."""
+    rate = int(extractor.sampling_rate)
+    num_positions = int(towers["audio"].config.max_position_embeddings) - 1
+    return AudioWindow(
+        num_samples=round(window_seconds * rate),
+        sample_rate=rate,
+        most_seconds=num_positions * extractor.hop_length / rate,
+        is_padded=False,
+    )
 
 
 def _towers(model: Any) -> dict[str, Any]:
@@ -283,14 +276,19 @@ def _part(model: Any, modality: str) -> Any:
     return getattr(model, f"{modality}_model", None)
 
 
-def _passes(modality: str, rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    """Rows in groups whose frames fit into memory together; at least one row each."""
-    count = len(rows)
-    if modality in ("video", BOTH):
-        longest = max(len(row[0] if modality == BOTH else row) for row in rows)
-        count = max(1, FRAMES_PER_PASS // longest)
-    for start in range(0, len(rows), count):
-        yield rows[start : start + count]
+def _passes(modality: str, rows: Sequence[Any]) -> list[list[int]]:
+    """Places of rows that pass together: of one length, with frames that fit into memory."""
+    if modality == "text":
+        return [[*range(len(rows))]]
+    by_length: dict[tuple[int, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        windows = row if modality == BOTH else (row,)
+        by_length.setdefault(tuple(map(len, windows)), []).append(place)
+    passes = []
+    for lengths, places in by_length.items():
+        most = len(rows) if modality == "audio" else max(1, FRAMES_PER_PASS // lengths[0])
+        passes += [places[start : start + most] for start in range(0, len(places), most)]
+    return passes
 
 
 @contextlib.contextmanager
@@ -315,13 +313,3 @@ def _in_parts(forward: Callable[..., Any]) -> Callable[..., Any]:
         return outputs[0]
 
     return classify
-
-
-def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what changes from copy to copy: paths and versions."""
-    left_out = ("_name_or_path", "name_or_path", "transformers_version", "processor_class")
-    return {
-        name: _without_places(value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if name not in left_out
-    }

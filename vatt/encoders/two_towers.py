@@ -97,14 +97,14 @@ class TwoTowers(Encoder):
         return {None: pooled.float(), JOINT: joint.float()}
 
 
-def load_parts(folder: Path, class_name: str, part: str) -> tuple[Any, Any, bytes]:
+def load_parts(folder: Path, class_name: str, *parts: str) -> tuple[Any, Any, bytes]:
     """Model, processor and description of a model of transformers.
 
     Args:
         folder: Model folder.
         class_name: Class of the model.
-        part: What the processor must have beside a tokenizer: `image_processor` or
-            `feature_extractor`.
+        parts: What the processor must have beside a tokenizer: `image_processor`,
+            `video_processor`, `feature_extractor`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -114,17 +114,22 @@ def load_parts(folder: Path, class_name: str, part: str) -> tuple[Any, Any, byte
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError, TypeError, LookupError) as error:
-        raise CheckpointError(_no_processor(folder, part)) from error
-    if not all(hasattr(processor, name) for name in (part, "tokenizer")):
-        raise CheckpointError(_no_processor(folder, part))
+        raise CheckpointError(_no_processor(folder, parts)) from error
+    if not all(hasattr(processor, name) for name in (*parts, "tokenizer")):
+        raise CheckpointError(_no_processor(folder, parts))
     model = load_pretrained(getattr(transformers, class_name), str(folder), local_files_only=True)
     return model, processor, settings_of(folder)
 
 
-def _no_processor(folder: Path, part: str) -> str:
-    of = "pictures" if part == "image_processor" else "sound"
+def _no_processor(folder: Path, parts: Sequence[str]) -> str:
+    names = {
+        "image_processor": "pictures",
+        "video_processor": "video",
+        "feature_extractor": "sound",
+    }
+    of = " and ".join(["texts", *(names[part] for part in parts)])
     return (
-        f"{folder} has no processor of texts and {of} that can be loaded: copy "
-        "processor_config.json or preprocessor_config.json, tokenizer_config.json and the "
-        "tokenizer's other files from where the model was made"
+        f"{folder} has no processor of {of} that can be loaded: copy processor_config.json or "
+        "preprocessor_config.json, tokenizer_config.json and the tokenizer's other files from "
+        "where the model was made"
     )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vatt.config.geometry import AudioGeometry, AudioWindow, VideoGeometry
+from vatt.config.geometry import AudioGeometry, AudioWindow, VideoGeometry, VideoWindow
 from vatt.errors import MediaError, UserError
 from vatt.media.clip import Clip
 from vatt.media.streams import TIME_TOLERANCE_SECONDS
@@ -62,17 +62,37 @@ class WindowPlan:
         Raises:
             MediaError: the file is unreadable, damaged at these times, or has no picture or sound.
         """
+        clip = self._read(media, start_seconds)
+        if isinstance(self.video, VideoWindow) and not self.video.is_padded:
+            parts = (clip.video_coverage, self.video), (clip.audio_coverage, self.audio)
+            left_seconds = self.window_seconds
+            if any(geometry and coverage < 1 for coverage, geometry in parts):
+                left_seconds = read_duration(media) - start_seconds
+            if TIME_TOLERANCE_SECONDS < left_seconds < self.window_seconds:
+                shorter = self._of_length(left_seconds)._read(media, start_seconds)
+                return replace(clip, video=shorter.video, audio=shorter.audio)
+        elif isinstance(self.audio, AudioWindow) and not self.audio.is_padded:
+            return without_padding(clip)
+        return clip
+
+    def _of_length(self, seconds: float) -> "WindowPlan":
+        return replace(
+            self,
+            video=self.video and self.video.of_length(seconds),
+            audio=self.audio and self.audio.of_length(seconds),
+            window_seconds=seconds,
+        )
+
+    def _read(self, media: Media, start_seconds: float) -> Clip:
+        """Reads the whole window; see `read`."""
         if isinstance(media, Frames):
             assert self.video is not None
             return media.read(start_seconds, self.video)
         if isinstance(media, Dubbed):
-            sound = replace(self, video=None).read(media.audio, start_seconds)
-            picture = replace(self, audio=None).read(media.video, start_seconds)
+            sound = replace(self, video=None)._read(media.audio, start_seconds)
+            picture = replace(self, audio=None)._read(media.video, start_seconds)
             return replace(picture, audio=sound.audio, audio_coverage=sound.audio_coverage)
-        clip = read_view(media, start_seconds=start_seconds, video=self.video, audio=self.audio)
-        if isinstance(self.audio, AudioWindow) and not self.audio.is_padded:
-            return without_padding(clip)
-        return clip
+        return read_view(media, start_seconds=start_seconds, video=self.video, audio=self.audio)
 
     def read_spread(self, media: Media, modalities: Sequence[str], count: int) -> Iterator[Clip]:
         """Reads evenly spread windows; leaves out those in which one of the modalities is missing.
