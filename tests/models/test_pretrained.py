@@ -202,6 +202,14 @@ def test_export_publishes_its_folder(
     assert main([*command, "--push-to-hub", "a/b/c"]) == 1
     assert "'a/b/c' is no name on the Hugging Face Hub" in capsys.readouterr().err
     assert not out.exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", READER_TOKEN)
+        command[2] = str(tmp_path / "kept")
+        assert main([*command, "--push-to-hub", "org/kept"]) == 1
+        error = capsys.readouterr().err
+        assert "org/kept is not published: this token may not write there" in error
+        assert f"`hf upload org/kept {tmp_path / 'kept'}` publishes it later" in error
+    command[2] = str(out)
     assert main([*command, "--push-to-hub", "org/exported"]) == 0
     assert hub.repositories["org/exported"]["main"] == contents(out)
     assert f"published: {hub.address}/org/exported/commit/" in capsys.readouterr().out

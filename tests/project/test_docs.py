@@ -6,11 +6,14 @@ import shutil
 import tomllib
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from foreign_models import skip_without
+from hub_server import hub_server
 from media_files import KINDS, make_file, make_still
 
 import vatt
@@ -127,6 +130,32 @@ def test_the_blocks_on_exported_models_run(workplace: Path) -> None:
     assert "license: apache-2.0" in names["card"]
 
 
+def test_the_blocks_on_the_hub_and_torch_hub_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "docs/models-in-other-tools.md"
+    names: dict[str, Any] = {}
+    with hub_server(monkeypatch, str(workplace / "cache")) as hub:
+        assert run_blocks(section(page, "The Hugging Face Hub"), names) == 2
+        assert sorted(hub.repositories) == ["org/demo", "org/name"]
+        assert hub.repositories["org/name"]["main"].keys() == files_of(workplace / "published")
+    (workplace / "vatt").symlink_to(ROOT)
+    assert run_blocks(section(page, "torch.hub"), names) == 1
+    assert names["vectors"].shape == (1, 12)
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_block_on_transformers_runs(workplace: Path) -> None:
+    skip_without("transformers")
+    names: dict[str, Any] = {}
+    assert run_blocks(section("docs/models-in-other-tools.md", "transformers"), names) == 1
+    assert names["cosine"].shape == (1,)
+
+
 def test_no_section_of_the_page_on_features_is_left_out() -> None:
     page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["A model", *FEATURES]
@@ -222,8 +251,11 @@ def exists(name: str) -> bool:
     value: Any = import_module(parts[0])
     for depth, part in enumerate(parts[1:], 2):
         if not hasattr(value, part):
+            module = ".".join(parts[:depth])
+            if module == name and find_spec(module) is not None:
+                return True  # not imported: it may need an extra
             try:
-                import_module(".".join(parts[:depth]))
+                import_module(module)
             except ImportError:
                 return False
         value = getattr(value, part)

@@ -16,7 +16,10 @@ from vatt.data.loader import PRELOADED
     [
         ("import vatt", ("torch", "numpy", "av", "lightning", "wandb")),
         ("import vatt.cli", ("torch", "numpy", "av", "lightning", "wandb", "jsonargparse")),
-        ("from vatt import VATT, Batch, preset", ("av", "lightning", "wandb", "torchaudio")),
+        (
+            "from vatt import VATT, Batch, preset",
+            ("av", "lightning", "wandb", "torchaudio", "transformers", "huggingface_hub"),
+        ),
         ("from vatt import FeatureExtractor", ("lightning", "wandb", "torchaudio", "pyarrow")),
         ("from vatt import read_clip, ShardSet", ("lightning", "wandb", "torchaudio")),
     ],
@@ -33,6 +36,13 @@ def test_help_answers_without_torch() -> None:
         "assert not code"
     )
     assert loaded_by(statement, ("torch", "numpy", "av", "lightning", "jsonargparse")) == []
+
+
+def test_our_models_in_transformers_name_the_extra_that_is_missing() -> None:
+    code = "import sys; sys.modules['transformers'] = None; import vatt.hf"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == 'ImportError: vatt.hf needs transformers: pip install "vatt[hf]"'
 
 
 def loaded_by(statement: str, modules: tuple[str, ...]) -> list[str]:

@@ -40,6 +40,7 @@ def export(
         push_to_hub: Name on the Hugging Face Hub under which to publish the folder, created if
             missing; needs a token that may write (`hf auth login`). None: it is not published.
     """
+    from vatt.errors import UserError
     from vatt.models.export import export_model
     from vatt.models.hub import publish_folder, repository_name
 
@@ -61,5 +62,9 @@ def export(
     if report.card.licence is None:
         print("README.md names no licence: choose one by --licence before publishing the folder")
     if push_to_hub is not None:
-        print(f"published: {publish_folder(out, push_to_hub)}")
+        try:
+            print(f"published: {publish_folder(out, push_to_hub)}")
+        except UserError as error:
+            remedy = f"{out} is complete, `hf upload {push_to_hub} {out}` publishes it later"
+            raise UserError(f"{error}; {remedy}") from error
     return 0
