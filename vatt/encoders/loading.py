@@ -66,7 +66,10 @@ def load_encoder(
     if tokenizer is not None:
         raise UserError(f"{source} reads texts by a tokenizer of its own: give none beside it")
     folder = path or _download_foreign(str(source), revision, trust_remote_code, chosen)
-    check_memory(str(source), weight_bytes(folder), chosen)
+    num_bytes = weight_bytes(folder)
+    if not num_bytes:
+        raise CheckpointError(f"{source} has no weights: model.safetensors is missing")
+    check_memory(str(source), num_bytes, chosen)
     if kind == SENTENCE:
         from vatt.encoders.sentence_transformers import SentenceTransformerEncoder
 

@@ -20,12 +20,15 @@ CONFIG, MODULES = "config.json", "modules.json"
 SENTENCE_CONFIG = "config_sentence_transformers.json"
 KIND_FILES = (CONFIG, MODULES, SENTENCE_CONFIG)  # they say what a model is
 OWN, SENTENCE = "vatt", "sentence-transformers"
+VOCABULARIES = (  # of tokenizers, one of which a model has
+    *("tokenizer.json", "vocab.json", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
 # files that the vectors depend on, beside the weights
 SETTINGS = (
-    *(*KIND_FILES, "sentence_bert_config.json", "preprocessor_config.json"),
-    *("processor_config.json", "video_preprocessor_config.json", "tokenizer_config.json"),
-    *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    *(*KIND_FILES, *VOCABULARIES, "merges.txt", "sentence_bert_config.json"),
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 MOST_JSON_BYTES = 1 << 24  # of a configuration; the longest lists of classes have 1 MB
 MOST_HEADER_BYTES = 100_000_000  # of a safetensors file, as its library allows

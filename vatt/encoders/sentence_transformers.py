@@ -14,7 +14,12 @@ from vatt.encoders.frames import FRAMES, encode_frames
 from vatt.encoders.model_folder import settings_of
 from vatt.encoders.sound_text import none_longer, whole_windows
 from vatt.encoders.texts import count_tokens, most_tokens
-from vatt.encoders.transformers_loading import load_sentence_transformers, without_prints
+from vatt.encoders.transformers_loading import (
+    load_errors,
+    load_fault,
+    load_sentence_transformers,
+    without_prints,
+)
 from vatt.encoders.two_towers import JOINT
 from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import sha256_of
@@ -93,11 +98,10 @@ class SentenceTransformerEncoder(Encoder):
                     local_files_only=True,
                     model_kwargs={"dtype": torch.float32},  # by itself it takes that of the file
                 )
-        except (OSError, ValueError, ImportError, RuntimeError, TypeError, LookupError) as error:
-            reason = " ".join(str(error).split())
-            if "trust_remote_code" in reason:
-                raise CheckpointError(remote_code(str(folder))) from error
-            raise CheckpointError(f"{folder} cannot be loaded: {reason}") from error
+        except load_errors() as error:
+            wants_trust = "trust_remote_code" in str(error)
+            fault = remote_code(str(folder)) if wants_trust else load_fault(str(folder), error)
+            raise CheckpointError(fault) from error
         return cls(model.float(), settings_of(folder), device, dtype)
 
     def spaces(self, modality: str) -> tuple[str, ...]:

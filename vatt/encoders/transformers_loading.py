@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pickle
 import sys
 from importlib.util import find_spec
 from types import ModuleType
@@ -96,18 +97,48 @@ def load_pretrained(model_class: Any, source: str, **options: Any) -> Any:
                 source,
                 dtype=torch.float32,  # by itself it takes the precision of the file
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # it would name none; we do
                 **options,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{source}: {_one_line(error)}") from error
+    except load_errors() as error:
+        raise CheckpointError(load_fault(source, error)) from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(
             f"{source} lacks {len(missing)} weights of a {type(model).__name__}, such as "
             f"{missing[0]}: it is another kind of model, or an incomplete copy"
         )
+    if wrong := sorted(report["mismatched_keys"]):
+        name, stored, expected = wrong[0]
+        raise CheckpointError(
+            f"{source} has {len(wrong)} weights of another shape than its configuration says, such "
+            f"as {name}, {[*stored]} instead of {[*expected]}: copy both from where they were made"
+        )
     return model.eval()
 
 
-def _one_line(error: Exception) -> str:
-    """Message of an error on one line."""
-    return " ".join(str(error).split())
+def load_errors() -> tuple[type[Exception], ...]:
+    """Errors of transformers and sentence-transformers about missing, damaged or strange files."""
+    from safetensors import SafetensorError
+
+    files = (OSError, SafetensorError, pickle.UnpicklingError, EOFError)
+    return (*files, ValueError, RuntimeError, TypeError, LookupError, ImportError)
+
+
+def load_fault(source: str, error: Exception) -> str:
+    """Message about one of the `load_errors`.
+
+    Args:
+        source: Folder or id of the model.
+        error: The error.
+    """
+    from safetensors import SafetensorError
+
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            f"{source} has pickled weights that hold more than weights, or are damaged: get a copy "
+            "with safetensors"
+        )
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, SafetensorError):
+        return f"{source} has damaged or incomplete weights ({reason}): copy them anew"
+    return f"{source} cannot be loaded: {reason}"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vatt.encoders.encoder import Encoder
-from vatt.encoders.model_folder import settings_of
+from vatt.encoders.model_folder import VOCABULARIES, settings_of
 from vatt.encoders.texts import count_tokens, most_tokens
-from vatt.encoders.transformers_loading import load_pretrained, load_transformers
+from vatt.encoders.transformers_loading import load_errors, load_pretrained, load_transformers
 from vatt.errors import CheckpointError
 from vatt.models.checkpoint import sha256_of
 
@@ -113,9 +113,11 @@ def load_parts(folder: Path, class_name: str, *parts: str) -> tuple[Any, Any, by
     transformers = load_transformers()
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError, TypeError, LookupError) as error:
+    except load_errors() as error:
         raise CheckpointError(_no_processor(folder, parts)) from error
-    if not all(hasattr(processor, name) for name in (*parts, "tokenizer")):
+    # without its words, a tokenizer loads all the same
+    has_words = any((folder / name).is_file() for name in VOCABULARIES)
+    if not has_words or not all(hasattr(processor, name) for name in (*parts, "tokenizer")):
         raise CheckpointError(_no_processor(folder, parts))
     model = load_pretrained(getattr(transformers, class_name), str(folder), local_files_only=True)
     return model, processor, settings_of(folder)
