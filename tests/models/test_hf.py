@@ -253,6 +253,7 @@ def test_other_models_of_transformers_load_as_before(tmp_path: Path) -> None:
     assert AutoConfig.from_pretrained(tmp_path).hidden_size == 24
 
 
+@pytest.mark.slow
 def test_a_program_needs_no_more_than_the_import(folder: Path) -> None:
     """In a process of its own; `import vatt` loads no transformers."""
     code = (

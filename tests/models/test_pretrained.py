@@ -93,6 +93,19 @@ def test_facts_of_the_origin_are_repeated_for_its_own_weights_only(
     assert weights_digest(load_model(folder)) == weights_digest(model)
 
 
+def test_a_run_gives_its_best_weights_its_tokenizer_and_its_facts(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    model = VATT.from_pretrained(trained_run)
+    assert model.origin == trained_run
+    model.save_pretrained(tmp_path / "published")
+    assert sorted(contents(tmp_path / "published")) == FILES
+    facts = ModelCard.load(tmp_path / "published" / "README.md").data["vatt"]
+    assert facts["steps"] == 10
+    tokens = (tmp_path / "published" / "tokenizer.json").read_bytes()
+    assert tokens == (trained_run / "tokenizer.json").read_bytes()
+
+
 def test_a_model_that_reads_text_is_not_saved_without_a_tokenizer_silently(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
