@@ -72,6 +72,16 @@ def test_sound_of_the_file_itself_may_be_given(extractor, media):
     assert (other - own).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("sound_seconds", [0.5, 9.0])
+def test_windows_past_the_end_of_the_shorter_of_two_files_are_left_out(
+    extractor, media, sound_seconds
+):
+    noise = torch.rand(int(8_000 * sound_seconds)) - 0.5
+    videos, sounds = [media / "plain.mp4"], [(noise, 8_000)]
+    vector = extractor.encode_video_audio(videos, audio=sounds, num_windows=9)
+    assert vector.norm().item() == pytest.approx(1)
+
+
 def test_picture_array_takes_a_waveform(extractor):
     frames = torch.randint(0, 255, (8, 40, 60, 3), dtype=torch.uint8)
     waveform = torch.rand(16_000) - 0.5

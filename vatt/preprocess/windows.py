@@ -89,10 +89,22 @@ class WindowPlan:
             assert self.video is not None
             return media.read(start_seconds, self.video)
         if isinstance(media, Dubbed):
-            sound = replace(self, video=None)._read(media.audio, start_seconds)
-            picture = replace(self, audio=None)._read(media.video, start_seconds)
+            sound = replace(self, video=None)._read_part(media.audio, start_seconds)
+            picture = replace(self, audio=None)._read_part(media.video, start_seconds)
             return replace(picture, audio=sound.audio, audio_coverage=sound.audio_coverage)
         return read_view(media, start_seconds=start_seconds, video=self.video, audio=self.audio)
+
+    def _read_part(self, media: Media, start_seconds: float) -> Clip:
+        """Reads a window of one of two files; one that starts past its end has nothing in it."""
+        if 0 < read_duration(media) <= start_seconds:
+            return Clip(
+                video=None,
+                audio=None,
+                video_coverage=0.0,
+                audio_coverage=0.0,
+                start_seconds=start_seconds,
+            )
+        return self._read(media, start_seconds)
 
     def read_spread(self, media: Media, modalities: Sequence[str], count: int) -> Iterator[Clip]:
         """Reads evenly spread windows; leaves out those in which one of the modalities is missing.
