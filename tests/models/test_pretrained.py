@@ -18,7 +18,14 @@ from vatt.models.checkpoint import load_model, save_model, weights_digest
 from vatt.models.hub import publish_folder
 from vatt.network import model as network
 
-FILES = ["README.md", "config.json", "model.safetensors", "preprocess.json", "tokenizer.json"]
+FILES = [
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "modules.json",
+    "preprocess.json",
+    "tokenizer.json",
+]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vatt.config.model import VATTConfig
 from vatt.errors import CheckpointError, UserError
+from vatt.models.modules_json import write_modules_json
 from vatt.models.preprocess_json import write_preprocess_json
 from vatt.models.pretrained import VATT
 from vatt.models.run_folder import model_in
@@ -43,7 +44,7 @@ def save_model(
         folder: Folder to write, created if missing; existing files are replaced one by one,
             atomically.
         tokenizer: Tokenizer to store as `tokenizer.json`. `preprocess.json` describes the rest of
-            the preprocessing, for use without vatt.
+            the preprocessing, for use without vatt; `modules.json` is for sentence-transformers.
 
     Raises:
         OSError: a file cannot be written, for example because the disk is full; the error names it.
@@ -60,6 +61,7 @@ def save_model(
     if tokenizer is not None:
         tokenizer.save(out / "tokenizer.json")
     write_preprocess_json(out, model.config, has_tokenizer=(out / "tokenizer.json").exists())
+    write_modules_json(out)
 
 
 def save_optimizer_state(state: dict[str, Tensor] | None, folder: str | os.PathLike[str]) -> None:
