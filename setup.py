@@ -88,7 +88,7 @@ setup(
         # CLIP, SigLIP, CLAP and sentence-transformers' models; Pillow for the pictures of the first
         # two. Without torchvision, of which each build fits one build of torch only.
         "hf": ["transformers>=5.17,<6", "sentence-transformers>=6.0,<7", "pillow>=10.0.1"],
-        "mteb": ["mteb>=2.26"],  # its tasks of sound and video; brings transformers, pandas, polars
+        "mteb": ["vatt[hf]", "mteb>=2.26"],  # its tasks of sound and video; brings pandas, polars
         "parquet": ["pyarrow>=16"],  # captions and features in parquet files
         # PE-AV: its picture tower is one of timm, its frames are resized by torchvision.
         # timm 1.0.31 has a buffer `rope.bands`, which transformers 5.23 takes for a weight.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchcodec_stand_in
 from media_files import KINDS, make_file
 from tiny_models import make_model
 
@@ -151,11 +152,16 @@ def zero_shot_task(kind: str, values: list[Any]) -> Any:
     return Task()
 
 
-def scores(model: MtebModel, task: Any) -> dict[str, float]:
+def evaluated(model: Any, task: Any) -> dict[str, Any]:
+    """Scores of a task by split."""
     results = load_mteb().evaluate(
         model, task, cache=None, show_progress_bar=False, co2_tracker=False
     )
-    return results.task_results[0].scores["test"][0]
+    return results.task_results[0].scores
+
+
+def scores(model: Any, task: Any) -> dict[str, float]:
+    return evaluated(model, task)["test"][0]
 
 
 def reciprocal_rank(similarity: torch.Tensor) -> float:
@@ -339,7 +345,10 @@ def test_unknown_columns_and_values_are_refused_by_name(model: MtebModel) -> Non
     class Rows(list):
         features = ("video",)
 
-    with pytest.raises(TypeError, match="column 'video' of a task holds files, got Tensor"):
+    with (
+        pytest.warns(UserWarning, match="pictures without a rate"),
+        pytest.raises(UserError, match=r"a video array is uint8 \[T, H, W, 3\]"),
+    ):
         encode(model, Rows([{"video": torch.zeros(2, 3, 8, 8)}]), ["video"])
 
 
@@ -476,6 +485,105 @@ def test_without_mteb_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         load_mteb()
 
 
+# mteb's own wrapper of sentence-transformers
+
+USES_OLD_NAMES = pytest.mark.filterwarnings(
+    "ignore:The fill_missing parameter is deprecated", "ignore:.* renamed to `get_embedding_dim"
+)
+
+
+@pytest.fixture(scope="module")
+def library_model(extractor: FeatureExtractor) -> Any:
+    from vatt.sentence_transformers import as_sentence_transformer
+
+    return as_sentence_transformer(extractor)
+
+
+def wrapped(library_model: Any) -> Any:
+    """The model in mteb's wrapper, which takes it for one of text unless it is told otherwise."""
+    from mteb.models import SentenceTransformerEncoderWrapper
+
+    wrapper = SentenceTransformerEncoderWrapper(library_model)
+    names = [name for name in library_model.modalities if name in ("text", "image", "audio")]
+    meta = wrapper.mteb_model_meta.model_copy(update={"modalities": [*names, "video"]})
+    wrapper.mteb_model_meta = meta
+    return wrapper
+
+
+@USES_OLD_NAMES
+def test_text_tasks_score_the_same_on_a_sentence_transformer(
+    library_model: Any, model: MtebModel
+) -> None:
+    import mteb.mocks
+
+    for task in (
+        mteb.mocks.MockRetrievalTask(),
+        mteb.mocks.MockSTSTask(),
+        mteb.mocks.MockTextZeroShotClassificationTask(),
+    ):
+        assert scores(library_model, task) == scores(model, task)
+    # mteb asks the object for no modalities: what has sound or pictures needs MtebModel
+    with pytest.raises(ValueError, match=r"supports \['text'\], but none overlap with"):
+        scores(library_model, mteb.mocks.MockAny2AnyRetrievalT2ATask())
+
+
+@USES_OLD_NAMES
+def test_wrapper_of_mteb_passes_on_decoded_arrays_without_their_frame_rate(
+    library_model: Any,
+    model: MtebModel,
+    extractor: FeatureExtractor,
+    videos: list[Path],
+    sounds: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mteb._create_dataloaders import _custom_collate_fn
+    from mteb.mocks import MockVideoAudioRetrievalT2VA
+    from torch.utils.data import DataLoader
+
+    torchcodec_stand_in.install(monkeypatch)
+    metadata = MockVideoAudioRetrievalT2VA.metadata
+    options = {"task_metadata": metadata, "hf_split": "test", "hf_subset": "default"}
+    options |= {"batch_size": 2, "show_progress_bar": False}
+
+    def encoded(rows: Any, encoder: Any) -> torch.Tensor:
+        loader = DataLoader(rows, batch_size=2, collate_fn=_custom_collate_fn)
+        return torch.as_tensor(encoder.encode(loader, **options))
+
+    rate = extractor.model.config.video.frame_rate
+    decoded = [torchcodec_stand_in.VideoDecoder(path).frames for path in videos]
+    frames = [one.permute(0, 2, 3, 1).contiguous() for one in decoded]
+    slow = torch.cat([extractor.encode_video(one, frame_rate=rate) for one in frames])
+    with pytest.warns(UserWarning, match="pictures without a rate count as 5 frames/s"):
+        found = encoded(column(videos, "video"), wrapped(library_model))
+    assert torch.allclose(found, slow, atol=1e-6)
+    read = encoded(column(videos, "video"), model)  # by our reader, at the rate of each file
+    assert torch.allclose(read, extractor.encode_video(videos), atol=1e-6)
+    assert not torch.allclose(found, read, atol=1e-3)
+    heard = [torchcodec_stand_in.AudioDecoder(one).samples.data[0] for one in sounds]
+    with_sound = encoded(columns(video=videos, audio=sounds), wrapped(library_model))
+    both = extractor.encode_video_audio(
+        frames[:1], audio=[heard[0]], frame_rate=rate, sample_rate=16_000, space="vt"
+    )
+    assert torch.allclose(with_sound[:1], both, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of scores that are not defined for two samples
+def test_mock_tasks_of_all_modalities_run_in_the_wrapper_of_mteb(
+    library_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mteb import mocks
+
+    torchcodec_stand_in.install(monkeypatch)
+    of_media = [*mocks.MOCK_MIEB_TASK_GRID, *mocks.MOCK_MAEB_TASK_GRID, *mocks.MOCK_MVEB_TASK_GRID]
+    cases = [(task, library_model) for task in mocks.MOCK_TASK_TEST_GRID_MONOLINGUAL]
+    cases += [(task, wrapped(library_model)) for task in (*of_media, *mocks.MOCK_MULTIMODAL_TASKS)]
+    for task, encoder in cases:
+        name = task.metadata.name
+        if "Clustering" not in name and "Multilingual" not in name:  # which take long
+            assert evaluated(encoder, task), name
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of scores that are not defined for two samples
 def test_every_mock_task_of_mteb_runs(model: MtebModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,7 +597,7 @@ def test_every_mock_task_of_mteb_runs(model: MtebModel, monkeypatch: pytest.Monk
     for name, module in list(sys.modules.items()):
         if name.startswith("mteb.mocks.mock_tasks.") and hasattr(module, "create_mock_audio"):
             monkeypatch.setattr(module, "create_mock_audio", sound_files)
-    tasks = [*mteb.mocks.ALL_MOCK_TASK_TEST_GRID, *mteb.mocks.MOCK_MVEB_TASK_GRID]
+    tasks = [*mteb.mocks.ALL_MOCK_TASK_TEST_GRID, *mteb.mocks.MOCK_MULTIMODAL_TASKS]
     makes_its_own_sound = "MockAudioClassification"
     for task in tasks:
         if task.metadata.name != makes_its_own_sound:

@@ -4,25 +4,23 @@
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vatt.encoders.encoder import BOTH, PARTS
+from vatt.encoders.transformers_loading import prepare_imports
 from vatt.errors import UserError
 from vatt.features.extractor import NUM_WINDOWS, FeatureExtractor, OnError
-from vatt.media.source import MediaSource
-from vatt.models.checkpoint import weights_digest
-from vatt.network.torchaudio_loading import load_torchaudio
-from vatt.preprocess.arrays import audio_media
 from vatt.system.extras import load_extra
+from vatt.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
     from mteb.models.model_meta import ModelMeta
     from mteb.types import PromptType
 
-BATCH_SIZE = 32  # mteb's own, of windows or texts
+BATCH_SIZE = 32  # mteb's own, of rows
 MODALITY_OF = {"video": "video", "image": "video", "audio": "audio", "text": "text"}  # by column
 Matrix = NDArray[np.float32] | Tensor
 
@@ -41,18 +39,21 @@ class MtebModel:
 
     All queries and documents of a task are encoded in the space that all its modalities share. With
     separate heads this is `vt` if the task has text (audio enters it through the last step of the
-    video head), and `va` for pictures with sound. An image is a still video. A row with several
-    modalities becomes the mean of their unit vectors, for which the model was not trained. A text
-    without a known word becomes a vector of zeros, which matches nothing.
+    video head), and `va` for pictures with sound. An image is a still video. Rows are encoded as by
+    `vatt.sentence_transformers.VATTModule`: video and audio of a row by `encode_video_audio`, other
+    rows with several modalities as the mean of their unit vectors, for which the model was not
+    trained. A text without a known word becomes a vector of zeros, which matches nothing.
 
     Our reader reads the files at their own rates, before `datasets` decodes mteb's columns. Neither
-    torchcodec nor torchvision is needed.
+    torchcodec nor torchvision is needed. mteb's own wrapper of sentence-transformers would decode
+    whole files by torchcodec, pass on their frames without the frame rate, and take all models in
+    memory for models of text.
 
     Args:
         extractor: Feature extractor.
         name: Name for the results of mteb, `organisation/model`.
-        space: `vt`, `va`, `joint`, or None: features of the backbone, for tasks of one modality.
-            "auto": as described above; for a single modality as in `FeatureExtractor`.
+        space: A common space, or None: features of the backbone, for tasks of one modality. "auto":
+            as described above; for a single modality as in `FeatureExtractor`.
         num_windows: Number of windows of each video and sound.
         on_error: "raise", or "skip": an unreadable file gets zeros and a warning.
 
@@ -114,15 +115,15 @@ class MtebModel:
         """Description of the model for mteb; the revision is the digest of the weights."""
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
-        model, modalities = self.extractor.model, self.modalities
-        parameters = list(model.parameters())
+        encoder, modalities = self.extractor.encoder, self.modalities
+        parameters = list(encoder.model.parameters())
         return ModelMeta.create_empty(
             {
                 "name": self.name,
-                "revision": weights_digest(model),
+                "revision": encoder.digest(),
                 "n_parameters": sum(p.numel() for p in parameters),
                 "memory_usage_mb": sum(p.numel() * p.element_size() for p in parameters) / 2**20,
-                "max_tokens": model.config.text.max_words if "text" in modalities else None,
+                "max_tokens": encoder.max_tokens if "text" in modalities else None,
                 "embed_dim": self._widths(),
                 "framework": ["PyTorch"],
                 "similarity_fn_name": ScoringFunction.COSINE,
@@ -135,7 +136,7 @@ class MtebModel:
     @property
     def modalities(self) -> list[str]:
         """Modalities of the model by mteb's names; a model with `video` also has `image`."""
-        has = self.extractor.model.config.modalities
+        has = self.extractor.encoder.modalities
         return [column for column, modality in MODALITY_OF.items() if modality in has]
 
     def encode(
@@ -166,6 +167,8 @@ class MtebModel:
             UserError: the task's modalities share no space in this model.
             TypeError: a column has a type that mteb does not document.
         """
+        from vatt.sentence_transformers import as_sentence_transformer
+
         rows = _undecoded(inputs.dataset)
         columns = [column for column in rows.features if column in self.modalities]
         if not columns:
@@ -173,51 +176,35 @@ class MtebModel:
                 f"nothing to encode: {task_metadata.name} has {', '.join(rows.features)}, "
                 f"the model {', '.join(self.modalities)}"
             )
-        space = self._space(task_metadata.modalities)
-        total: Tensor | None = None
-        for column in columns:
-            vectors = self._encode_column(rows, column, space, kwargs)
-            total = vectors if total is None else total + vectors
-        assert total is not None
-        if len(columns) > 1:
-            total = F.normalize(total, dim=-1)
-        return total.numpy()
+        model = as_sentence_transformer(
+            self.extractor,
+            space=self._space(task_metadata.modalities),
+            num_windows=self.num_windows,
+            on_error=self.on_error,
+        )
+        if hasattr(rows, "select_columns"):  # the others would be read from disk for nothing
+            rows = rows.select_columns(columns)
+        batch_size = kwargs.get("batch_size", BATCH_SIZE)
+        show = kwargs.get("show_progress_bar", False)
+        each = iter(progress_bar(rows, "encode", unit="row", show=show))
+        vectors = []
+        while batch := list(islice(each, batch_size)):  # files of a batch are in memory
+            parts = [{column: row[column] for column in columns} for row in batch]
+            vectors.append(model.encode(parts, batch_size=batch_size, show_progress_bar=False))
+        return np.concatenate(vectors)
 
     def similarity(self, embeddings1: Matrix, embeddings2: Matrix) -> Tensor:
         """Cosines of all rows with all rows, float32 `[N1, N2]`."""
-        return _unit(embeddings1) @ _unit(embeddings2).T
+        from sentence_transformers.util import cos_sim
+
+        return cos_sim(torch.as_tensor(embeddings1).float(), torch.as_tensor(embeddings2).float())
 
     def similarity_pairwise(self, embeddings1: Matrix, embeddings2: Matrix) -> Tensor:
         """Cosines of each row with its counterpart, float32 `[N]`."""
-        return (_unit(embeddings1) * _unit(embeddings2)).sum(dim=-1)
+        from sentence_transformers.util import pairwise_cos_sim
 
-    def _encode_column(self, rows: Any, column: str, space: Any, options: dict[str, Any]) -> Tensor:
-        """Vectors of one modality, float32 `[N, D]`; zeros for rows without it."""
-        if hasattr(rows, "select_columns"):  # the others would be read from disk for nothing
-            rows = rows.select_columns([column])
-        values = (row[column] for row in rows)
-        present: list[bool] = []
-
-        def given() -> Iterator[Any]:
-            for value in values:
-                present.append(value is not None)
-                if value is not None:
-                    yield _source(value, column)
-
-        form: dict[str, Any] = {
-            "space": space,
-            "batch_size": options.get("batch_size", BATCH_SIZE),
-            "show_progress": options.get("show_progress_bar", False),
-        }
-        if column == "text":
-            vectors = self.extractor.encode_text(given(), on_error="skip", **form)
-        else:
-            encode = getattr(self.extractor, f"encode_{MODALITY_OF[column]}")
-            form |= {"num_windows": self.num_windows, "on_error": self.on_error}
-            vectors = encode(given(), **form)
-        table = torch.zeros(len(present), vectors.shape[1])
-        table[torch.tensor(present)] = vectors.nan_to_num(nan=0.0)  # rows that were skipped
-        return table
+        first, second = torch.as_tensor(embeddings1), torch.as_tensor(embeddings2)
+        return pairwise_cos_sim(first.float(), second.float())
 
     def _space(self, columns: list[str]) -> str | None:
         """The space of a task.
@@ -227,15 +214,20 @@ class MtebModel:
                 count, mteb warns of them.
         """
         names = list(dict.fromkeys(MODALITY_OF[c] for c in columns if c in self.modalities))
-        if self.space != "auto" or len(names) < 2:
+        if self.space != "auto" or not names:
             return self.space
-        return self.extractor.embedder.shared_space(*names)
+        embedder = self.extractor.embedder
+        if len(names) == 1:
+            return embedder.form(names[0], "auto", return_tokens=False, normalize=True).space
+        if not embedder.shared_spaces(*names) and {*PARTS[BOTH]} < {*names}:  # PE-AV's of both
+            names = [BOTH, *(name for name in names if name not in PARTS[BOTH])]
+        return embedder.shared_space(*names)
 
     def _widths(self) -> int | list[int]:
         """Width of the vectors: one number, or a number per space if they differ."""
         embedder = self.extractor.embedder
         widths: set[int] = set()
-        for modality in self.extractor.model.config.modalities:
+        for modality in self.extractor.encoder.modalities:
             forms = embedder.forms([modality], "all" if self.space == "auto" else self.space)
             widths |= {embedder.shape(form)[0] for form in forms}
         return widths.pop() if len(widths) == 1 else sorted(widths)
@@ -256,7 +248,7 @@ def load_mteb() -> "ModuleType":
     Raises:
         UserError: mteb is not installed.
     """
-    load_torchaudio()  # mteb's transformers import it too, and would stop at its compiled part
+    prepare_imports()  # mteb imports transformers
     return load_extra("mteb", UserError('this needs mteb: pip install "vatt[mteb]"'))
 
 
@@ -274,37 +266,3 @@ def _undecoded(rows: Any) -> Any:
         if isinstance(feature, Audio | Video) and feature.decode:
             rows = rows.cast_column(name, type(feature)(decode=False))
     return rows
-
-
-def _source(value: Any, column: str) -> Any:
-    """Value of a column as a source for `FeatureExtractor`.
-
-    Raises:
-        TypeError: the value has a type that mteb does not document.
-    """
-    if column == "text" and isinstance(value, str):
-        return value
-    if column == "image" and hasattr(value, "convert"):  # an image of Pillow
-        return np.array(value.convert("RGB"))
-    if column in ("audio", "video") and isinstance(value, dict) and {"bytes", "path"} <= {*value}:
-        return _file(value)
-    if column == "audio" and isinstance(value, dict) and {"array", "sampling_rate"} <= {*value}:
-        return audio_media(np.asarray(value["array"], dtype=np.float32), value["sampling_rate"])
-    form = {"text": "str", "image": "images of Pillow"}.get(column, "files")
-    raise TypeError(f"column {column!r} of a task holds {form}, got {type(value).__name__}")
-
-
-def _file(value: dict[str, Any]) -> MediaSource:
-    """A file of `datasets`: its content, its path, or its content from where the path points."""
-    if value["bytes"] is not None:
-        return value["bytes"]
-    if "://" not in value["path"]:
-        return value["path"]
-    import fsspec
-
-    with fsspec.open(value["path"], "rb") as file:
-        return file.read()
-
-
-def _unit(vectors: Matrix) -> Tensor:
-    return F.normalize(torch.as_tensor(vectors).float(), dim=-1)
