@@ -68,6 +68,22 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> 
     return made_once(tmp_path_factory, "run", make)
 
 
+@pytest.fixture(scope="session")
+def exported_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a model of one layer as `model`, and its export in all formats as `tiny`."""
+
+    def make(out: Path) -> None:
+        from tiny_models import ONE_LAYER, make_model
+
+        from vatt.models.export import export_model
+
+        tokenizer = Tokenizer.train(["a red ring spins and a dog barks"], 20)
+        save_model(make_model(ONE_LAYER), out / "model", tokenizer)
+        export_model(out / "model", out / "tiny")
+
+    return made_once(tmp_path_factory, "export", make)
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_shards: Path) -> Path:
     """A tiny model with the tokenizer of the tiny corpus."""

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from tiny_models import ONE_LAYER
 from torch import Tensor
 
 from vatt.cli import main
@@ -28,8 +29,7 @@ from vatt.models.export_towers import Tower, random_input
 from vatt.network.model import VATT
 from vatt.preprocess.tokenizer import Tokenizer
 
-TINY = preset("tiny")
-TINY = replace(TINY, encoder=replace(TINY.encoder, num_layers=1))  # an exporter counts operations
+TINY = ONE_LAYER  # an exporter counts operations
 SPECIFIC = replace(TINY, arrangement="specific")
 SOUND_OF_1_S = AudioConfig(  # 32 windows in 2 patches, 40 mel bins
     sample_rate=16_000,
@@ -77,17 +77,13 @@ def saved(config: VATTConfig, folder: Path) -> VATT:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    saved(TINY, folder)
-    return folder
+def source(exported_model: Path) -> Path:
+    return exported_model / "model"
 
 
 @pytest.fixture(scope="module")
-def exported(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("export") / "tiny"
-    export_model(source, out)
-    return out
+def exported(exported_model: Path) -> Path:
+    return exported_model / "tiny"
 
 
 def run_onnx(path: Path, raw: Tensor) -> dict[str, np.ndarray]:

@@ -1,8 +1,13 @@
 """Small networks that behave as trained ones where that matters to a test."""
 
+from dataclasses import replace
+
 import torch
 
 from vatt import VATT, VATTConfig, preset
+
+TINY = preset("tiny")
+ONE_LAYER = replace(TINY, encoder=replace(TINY.encoder, num_layers=1))  # quick to export
 
 
 def make_model(config: VATTConfig | None = None) -> VATT:

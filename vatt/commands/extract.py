@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vatt.config.checks import at_least
-from vatt.config.options import ExtractOptions
+from vatt.config.options import Backend, ExtractOptions
 from vatt.system.machine import num_cores
 
 
@@ -18,6 +18,7 @@ def extract(
     workers: Annotated[int | None, at_least(0)] = None,
     device: str = "auto",
     dtype: str = "auto",
+    backend: Backend = "torch",
     strict: bool = False,
     options: ExtractOptions,
 ) -> int:
@@ -35,6 +36,7 @@ def extract(
             processes.
         device: auto, cpu, cuda or mps.
         dtype: auto, float32, bfloat16 or float16.
+        backend: torch; or onnx, which runs the towers that `vatt export` wrote into MODEL.
         strict: Exit with code 1 if any input failed.
         options: Windows and vectors.
     """
@@ -50,6 +52,7 @@ def extract(
         replace(options, num_workers=workers),
         device=device,
         dtype=dtype,
+        backend=backend,
         show_progress=True,
     )
     if os.environ.get("RANK", "0") == "0":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from vatt.config.checks import at_least
+from vatt.config.options import Backend
 from vatt.config.spaces import MediaModality, Space
 from vatt.errors import UserError
 
@@ -33,6 +34,7 @@ def search(
     model: str | None = None,
     media: Annotated[Path | None, "FOLDER"] = None,
     device: str = "auto",
+    backend: Backend = "torch",
 ) -> int:
     """Finds the windows most similar to a text, a sound, a video or an image.
 
@@ -61,6 +63,8 @@ def search(
         model: Present location of the model. None: as stored in the index.
         media: Present folder of the media. None: as stored in the index.
         device: auto, cpu, cuda or mps.
+        backend: torch; or onnx, which runs the towers that `vatt export` wrote into the folder of
+            the model.
     """
     from vatt.search.answer import Answer
     from vatt.search.index import Index
@@ -72,7 +76,7 @@ def search(
         {"--json": as_json, "--csv": as_csv},
     )
     words = " ".join(query)
-    found = Index(index, model=model, media=media, device=device)
+    found = Index(index, model=model, media=media, device=device, backend=backend)
     asked = read_query(words, "text" if text else "file" if file else None, query_modality)
     array, vector = found.encode(asked, modality, space)
     if per_file is None:

@@ -14,6 +14,9 @@ LEAST_COVERAGE = 0.2
 MIN_SHORT_SIDE = 16  # pixels, one block of H.264
 
 
+Backend = Literal["torch", "onnx"]  # what runs a model
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions:
     """Vectors to extract, and the format of their files.

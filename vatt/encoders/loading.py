@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from vatt.config.options import Backend
 from vatt.encoders.encoder import Encoder
 from vatt.encoders.model_folder import (
     KIND_FILES,
@@ -36,6 +37,7 @@ def load_encoder(
     revision: str | None = None,
     trust_remote_code: bool = False,
     tokenizer: Tokenizer | None = None,
+    backend: Backend = "torch",
 ) -> Encoder:
     """Loads a model with all that it needs to read media and texts.
 
@@ -48,14 +50,23 @@ def load_encoder(
         trust_remote_code: Whether a model of sentence-transformers may run Python code that comes
             with it. Read that code first.
         tokenizer: Tokenizer of a VATT. None: the one beside the model.
+        backend: "torch"; or "onnx": onnxruntime runs the towers that `vatt export` wrote into the
+            folder.
 
     Raises:
         CheckpointError: the model does not exist, cannot be read or is of an unknown kind; the
             message says what to do.
         UserError: it does not fit into memory, or a package that it needs is not installed.
     """
-    chosen = choose_device(device)
     path = local_path(source)
+    if backend == "onnx":
+        from vatt.encoders.onnx import PATTERNS, OnnxEncoder
+
+        folder = path or download(str(source), revision, PATTERNS)
+        return OnnxEncoder.load(folder, device=device, dtype=dtype, tokenizer=tokenizer)
+    if backend != "torch":
+        raise UserError(f"backend must be torch or onnx, got {backend!r}")
+    chosen = choose_device(device)
     kind = kind_of(path or download(str(source), revision, KIND_FILES))
     if kind == OWN:
         path = path or model_path(source, revision)

@@ -86,11 +86,7 @@ class VATTEncoder(Encoder):
                 space: F.normalize(video[space], dim=-1) + F.normalize(audio[space], dim=-1)
                 for space in spaces
             }
-        with self.autocast():
-            hidden = self.model.encode(modality, self._stacked(modality, rows))
-        vectors: dict[str | None, Tensor] = {None: hidden.float()}
-        if self.model.head is not None:
-            vectors.update(all_spaces(self.model.head, modality, vectors[None]).items())
+        vectors = self._vectors(modality, rows)
         return {space: vectors[space] for space in spaces}
 
     def encode_tokens(self, modality: str, rows: Sequence[Any]) -> Tensor:
@@ -127,6 +123,15 @@ class VATTEncoder(Encoder):
             path, run = find_model(source)
             return few_clips_warning(read_card(self.model, path, run=run).facts)
         return None
+
+    def _vectors(self, modality: str, rows: Sequence[Any]) -> dict[str | None, Tensor]:
+        """Vectors of one modality in all spaces, and features."""
+        with self.autocast():
+            hidden = self.model.encode(modality, self._stacked(modality, rows))
+        vectors: dict[str | None, Tensor] = {None: hidden.float()}
+        if self.model.head is not None:
+            vectors.update(all_spaces(self.model.head, modality, vectors[None]).items())
+        return vectors
 
     def _stacked(self, modality: str, rows: Sequence[Any]) -> Tensor:
         """A batch as the network takes it, on its device."""

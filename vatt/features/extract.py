@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from vatt.config.options import ExtractOptions
+from vatt.config.options import Backend, ExtractOptions
 from vatt.errors import Fault, UserError
 from vatt.features.extraction import Extraction, ExtractReport
 from vatt.features.extractor import FeatureExtractor
@@ -25,6 +25,7 @@ def extract(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    backend: Backend = "torch",
     show_progress: bool = False,
 ) -> ExtractReport:
     """Extracts missing features, and writes `failures.jsonl` with the inputs that cannot be read.
@@ -36,6 +37,7 @@ def extract(
         options: Windows and vectors.
         device: "auto": CUDA (one GPU per process of a machine), else MPS, else the CPU.
         dtype: Precision of the encoders' products. "auto": bfloat16 on CUDA, else float32.
+        backend: "onnx" runs exported towers, see `FeatureExtractor.from_pretrained`.
         show_progress: Whether the first process shows a progress bar of its share.
 
     Returns:
@@ -49,7 +51,9 @@ def extract(
     # an absolute path for later readers; names of the Hub stay as they are
     model_place = str(Path(model).absolute()) if Path(model).exists() else model
     with process_group(), contextlib.ExitStack() as stack:
-        extractor = FeatureExtractor.from_pretrained(model, device=device, dtype=dtype)
+        extractor = FeatureExtractor.from_pretrained(
+            model, device=device, dtype=dtype, backend=backend
+        )
         extraction = Extraction(extractor, out, options, model_place)
         if rank() == 0:
             stack.enter_context(only_run_in(out))

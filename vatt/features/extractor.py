@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vatt.config.options import Backend
 from vatt.encoders.encoder import BOTH, Encoder
 from vatt.encoders.loading import load_encoder
 from vatt.encoders.own import VATTEncoder
@@ -97,7 +98,7 @@ class FeatureExtractor:
     def __repr__(self) -> str:
         """Size, modalities, spaces and device."""
         has = self.encoder.modalities
-        millions = sum(value.numel() for value in self.model.parameters()) / 1e6
+        millions = self.encoder.num_weights / 1e6
         spaces = dict.fromkeys(space for name in has for space in self.spaces(name))
         return (
             f"FeatureExtractor({millions:.3g} M weights, {' + '.join(has)}, "
@@ -113,6 +114,7 @@ class FeatureExtractor:
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         trust_remote_code: bool = False,
+        backend: Backend = "torch",
     ) -> Self:
         """Loads a model of any kind with its tokenizer or processor.
 
@@ -124,10 +126,13 @@ class FeatureExtractor:
             revision: Branch, tag or commit on the Hub.
             trust_remote_code: Whether a model of sentence-transformers may run Python code that
                 comes with it. Read that code first.
+            backend: "torch"; or "onnx": onnxruntime runs the towers that `vatt export` wrote into
+                the folder, in float32.
 
         Raises:
             CheckpointError: the model does not exist or cannot be read; the message says what to
                 do.
+            UserError: onnxruntime is not installed.
 
         Example:
             >>> fx = vatt.FeatureExtractor.from_pretrained("runs/demo/checkpoints/last.ckpt")
@@ -138,6 +143,7 @@ class FeatureExtractor:
             dtype=dtype,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            backend=backend,
         )
         return cls(encoder)
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from vatt.config.spaces import output_widths
 from vatt.errors import UserError
 from vatt.models.card import Card, read_card, write_model_card
-from vatt.models.checkpoint import load_model, save_model, tokenizer_of
+from vatt.models.checkpoint import load_model, save_model, tokenizer_of, weights_digest
 from vatt.models.export_towers import Tower, parity_inputs, random_input, tower_outputs
 from vatt.models.preprocess_json import BATCH, write_preprocess_json
 from vatt.models.training_facts import find_model
@@ -31,6 +32,8 @@ from vatt.system.tables import text_table
 Format = Literal["model", "onnx", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+# entries of an ONNX file that say which model it is of
+CONFIG_ENTRY, DIGEST_ENTRY = "vatt_config", "vatt_sha256"
 OPSET = 18  # the lowest that PyTorch's exporter writes by itself; every current runtime reads it
 TOLERANCE = 1e-4  # largest difference from the model, as a share of the largest value
 
@@ -137,10 +140,14 @@ def export_model(
         if "model" in formats:
             save_model(model, partial)
         forms = [form for form in SUFFIXES if form in formats]
+        entries = {
+            CONFIG_ENTRY: json.dumps(model.config.to_dict()),
+            DIGEST_ENTRY: weights_digest(model) if "onnx" in forms else "",
+        }
         parity = [
             one
             for tower in towers
-            for one in _export_tower(model, tower, partial, forms, opset, tolerance)
+            for one in _export_tower(model, tower, partial, forms, opset, tolerance, entries)
         ]
         files = {
             tower.modality: {form: f"{tower.modality}{SUFFIXES[form]}" for form in forms}
@@ -186,7 +193,13 @@ def _load_onnx_packages() -> ModuleType:
 
 
 def _export_tower(
-    model: VATT, tower: Tower, folder: Path, forms: Sequence[str], opset: int, tolerance: float
+    model: VATT,
+    tower: Tower,
+    folder: Path,
+    forms: Sequence[str],
+    opset: int,
+    tolerance: float,
+    entries: Mapping[str, str],
 ) -> list[Parity]:
     """Writes the files of one tower and compares them with the model.
 
@@ -216,7 +229,8 @@ def _export_tower(
                 write_atomically(path, buffer.getvalue())
                 actual = _run_torch(path, inputs)
             else:
-                _write_onnx(program, path, name, [*output_widths(config, name)], opset)
+                outputs = [*output_widths(config, name)]
+                _write_onnx(program, path, name, outputs, opset, entries)
                 actual = _run_onnx(path, inputs, opset)
             parity += [
                 Parity(
@@ -240,9 +254,14 @@ def _export_tower(
 
 
 def _write_onnx(
-    program: ExportedProgram, path: Path, modality: str, outputs: list[str], opset: int
+    program: ExportedProgram,
+    path: Path,
+    modality: str,
+    outputs: list[str],
+    opset: int,
+    entries: Mapping[str, str],
 ) -> None:
-    """Writes an ONNX file; weights above 2 GB go into a second file."""
+    """Writes an ONNX file with its entries; weights above 2 GB go into a second file."""
     written = torch.onnx.export(
         program,
         input_names=[modality],
@@ -254,6 +273,7 @@ def _write_onnx(
         verbose=False,
     )
     assert written is not None
+    written.model.metadata_props.update(entries)
     try:
         written.save(path)
     except OSError as error:

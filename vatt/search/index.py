@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vatt.config.options import IndexOptions
+from vatt.config.options import Backend, IndexOptions
 from vatt.config.spaces import MediaModality
 from vatt.errors import UserError
 from vatt.features.media_places import MEDIA, OFFSET, SIZE
@@ -39,6 +39,7 @@ class Index:
         model: Folder, checkpoint or name on the Hub; None: the one that made the features.
         media: Folder of the media, if they were moved; None: where `vatt extract` read them.
         device: Device of the model: "auto", "cpu", "cuda", "mps".
+        backend: What runs the model: "torch", or "onnx" for a folder of `vatt export`.
 
     Raises:
         UserError: there is no index, it is damaged, or it has another version.
@@ -57,10 +58,12 @@ class Index:
         model: str | None = None,
         media: str | os.PathLike[str] | None = None,
         device: str = "auto",
+        backend: Backend = "torch",
     ) -> None:
         self._files = SearchFiles(Path(path))
         content = self._files.content
         self._model, self._device = model or content["model"], device
+        self._backend = backend
         folder = content["media_folder"] if media is None else media
         self._media_folder = None if folder is None else Path(folder)
         self._approximate: dict[str, Any] = {}
@@ -121,7 +124,9 @@ class Index:
 
         if not self._model:
             raise UserError("the features do not say which model made them: give --model", 2)
-        extractor = FeatureExtractor.from_pretrained(self._model, device=self._device)
+        extractor = FeatureExtractor.from_pretrained(
+            self._model, device=self._device, backend=self._backend
+        )
         if extractor.encoder.digest() != self._files.content["fingerprint"]:
             raise UserError(
                 f"{self._model} is not the model that made the features of {self._files.path}: "
