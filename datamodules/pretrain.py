@@ -21,6 +21,7 @@ from vatt.data.overlap import warning_of_overlap
 from vatt.data.prefetch import ShardPrefetch
 from vatt.data.run_tokenizer import trained_tokenizer, vocabulary_hash
 from vatt.data.samples import ClipSamples, RetrievalSamples, count_captions
+from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer, names_open_model
 from vatt.errors import UserError
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.places import find_tars, is_remote, local_or_remote
@@ -54,7 +55,8 @@ class PretrainData(StreamedData):
             all clips.
         start_method: How reader processes start: `forkserver` is safe with threads and CUDA, `fork`
             is faster.
-        tokenizer: Path of a `tokenizer.json`. None: a word-level tokenizer with at most
+        tokenizer: Path of a `tokenizer.json`, or folder or hub id of an open model, whose tokenizer
+            is used. None: a word-level tokenizer with at most
             `text.vocab_size` ids is trained on the training captions, and stored beside the shards
             of the first folder.
         num_candidates: Number of captions, nearest in time, in the bag of multi-instance NCE.
@@ -310,8 +312,14 @@ class PretrainData(StreamedData):
         """The given tokenizer, or one trained on the captions."""
         most = self.text.vocab_size
         wait = 60 * HANG_MINUTES if self.world_size > 1 else None
+        if self.tokenizer is not None and names_open_model(self.tokenizer):
+            return self._checked(PretrainedTokenizer.from_source(self.tokenizer), self.tokenizer)
         path = self.tokenizer or trained_tokenizer(self._open_sets(), most, wait)
-        tokenizer = Tokenizer.load(path)
+        return self._checked(Tokenizer.load(path), path)
+
+    def _checked(self, tokenizer: Tokenizer, path: str | Path) -> Tokenizer:
+        """The tokenizer, unless it has more ids than the model."""
+        most = self.text.vocab_size
         if tokenizer.vocab_size > most:
             raise UserError(
                 f"the tokenizer {path} has {tokenizer.vocab_size} ids, but the model's "

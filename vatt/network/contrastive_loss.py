@@ -5,6 +5,7 @@ loss for language image pre-training", ICCV 2023. Shape legend in `vatt.batch`.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,7 @@ from vatt.network.heads import at_least_float32
 from vatt.network.model import VATTOutput
 from vatt.system.ranks import RowLayout, exchange_layout, gather_rows, sum_over_ranks, world_size
 
+AUDIO_TEXT = "at"  # a space of PE-AV's
 MAX_SCALE = 100.0  # a learned 1 / temperature stays below (CLIP, section 2.5)
 Form = Literal["asymmetric", "symmetric", "sigmoid"]
 
@@ -136,6 +138,7 @@ class ContrastiveLoss(nn.Module):
     def __init__(self, config: LossConfig) -> None:
         super().__init__()
         self.config = config
+        self.max_scale = MAX_SCALE
         self.pairs = tuple(name for name, weight in config.weights.items() if weight > 0)
         learns = config.learns_temperature
         start = math.log(1 / config.start_temperature)
@@ -146,10 +149,27 @@ class ContrastiveLoss(nn.Module):
             start_bias = torch.full((count,), config.sigmoid_bias)
             self.bias = nn.Parameter(start_bias, requires_grad=learns)
 
+    @torch.no_grad()
+    def start_from(self, scales: Mapping[str, float], biases: Mapping[str, float]) -> None:
+        """Starts from the scales and biases of a pre-trained model.
+
+        A scale may stay as large as it was there.
+
+        Args:
+            scales: 1 / temperature by name of the pair; pairs that this loss lacks are ignored.
+            biases: Biases of the sigmoid form, by name of the pair.
+        """
+        for number, name in enumerate(self.pairs):
+            if name in scales:
+                self.log_scale[number] = math.log(scales[name])
+            if name in biases and self.bias is not None:
+                self.bias[number] = biases[name]
+        self.max_scale = max(MAX_SCALE, *(scales.get(name, 0.0) for name in self.pairs), 0.0)
+
     def bound_temperatures(self) -> None:
         """Clamps learned temperatures; a clamp in the graph would stop their gradient."""
         if self.config.learns_temperature:
-            self.log_scale.data.clamp_(max=math.log(MAX_SCALE))
+            self.log_scale.data.clamp_(max=math.log(self.max_scale))
 
     def forward(self, output: VATTOutput, batch: Batch | MicroBatches) -> LossOutput:
         """Losses for the model's output of a batch.
@@ -185,8 +205,10 @@ def embeddings_of(pair: Pair, embeddings: dict[str, Tensor]) -> tuple[Tensor | N
     Raises:
         UserError: the model's head has no such space.
     """
-    joint = any(name.endswith("_joint") for name in embeddings)
-    space = "joint" if joint else pair.fac_space
+    spaces = {name.partition("_")[2] for name in embeddings}
+    space = "joint" if "joint" in spaces else pair.fac_space
+    if space is None and AUDIO_TEXT in spaces:
+        space = AUDIO_TEXT
     if space is None and embeddings:
         raise UserError(
             f"the {pair.first}-{pair.second} loss needs the joint head, the model has "

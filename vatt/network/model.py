@@ -4,13 +4,16 @@ Source: Akbari et al., NeurIPS 2021, section 3; google-research/vatt `modeling`.
 `vatt.batch`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vatt.batch import Batch, Facts
+from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.config.model import VATTConfig
 from vatt.errors import UserError
 from vatt.network.heads import Classifier, FACHead, JointHead, at_least_float32
@@ -42,6 +45,47 @@ class VATTOutput:
     embeddings: dict[str, Tensor] = field(default_factory=dict)
     logits: Tensor | None = None
     attention: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ClipConfig(Protocol):
+    """Configuration of a network, as far as it says which clips the network takes."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the network."""
+
+    @property
+    def video(self) -> VideoConfig:
+        """Geometry of video clips."""
+
+    @property
+    def audio(self) -> AudioConfig:
+        """Geometry of audio clips."""
+
+
+class ContrastiveNetwork(Protocol):
+    """A module that contrastive training can train: `VATT`, and open models of others."""
+
+    training: bool
+
+    @property
+    def config(self) -> ClipConfig:
+        """Configuration of the network."""
+
+    def __call__(self, batch: Batch) -> VATTOutput:
+        """Embeddings of a batch."""
+
+    def encode_batch(self, batch: Batch) -> dict[str, Tensor]:
+        """First half of the forward pass; see `VATT.encode_batch`."""
+
+    def embed_rows(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> VATTOutput:
+        """Second half of the forward pass; see `VATT.embed_rows`."""
+
+    def feature_width(self, modality: str) -> int:
+        """Width of the features of a modality."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Weights by name; those of the second half have `HEAD_PREFIXES`."""
 
 
 class VATT(nn.Module):
@@ -261,6 +305,10 @@ class VATT(nn.Module):
                 attention[modality] = _attention_of(seen, attention_layer)
         return features
 
+    def feature_width(self, modality: str) -> int:
+        """Width of the pooled features of a modality."""
+        return self.config.feature_width(modality)
+
     def embed_rows(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> VATTOutput:
         """Second half of `forward`: applies the heads, and puts rows in their places in the batch.
 
@@ -387,7 +435,9 @@ def place_rows(values: Tensor, mask: Tensor) -> Tensor:
     return full.masked_scatter(mask.reshape(*mask.shape, *[1] * (values.ndim - 1)), values)
 
 
-def backbone_and_head(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+def backbone_and_head(
+    network: ContrastiveNetwork | nn.Module,
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters of a network in two groups: backbone, and heads with classifier."""
     backbone: list[nn.Parameter] = []
     head: list[nn.Parameter] = []

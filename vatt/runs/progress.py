@@ -152,6 +152,7 @@ def fit_summary(
     config: Path,
     time_budget: float | None,
     wandb_files: Path | None,
+    model: Path | None = None,
 ) -> str:
     """Summary after training: metrics, files and next steps.
 
@@ -163,6 +164,7 @@ def fit_summary(
         config: Configuration of the run.
         time_budget: Time budget of the run in seconds, if it has one.
         wandb_files: Folder of the W&B run, if there is one.
+        model: Folder of the exported model, if the run has exported one.
     """
     metrics = trainer.callback_metrics
     loss = f", loss {float(metrics['train/loss']):.3f}" if "train/loss" in metrics else ""
@@ -176,6 +178,8 @@ def fit_summary(
     if best is not None and best.best_model_score is not None:
         found = f"{best.monitor} {float(best.best_model_score):.3g}"
         lines.insert(-1, f"  best        {checkpoint.with_name('best.ckpt')} ({found})")
+    if model is not None:
+        lines.append(f"  model       {model}")
     if wandb_files is not None:
         offline = wandb_files.name.startswith("offline-")
         # a resumed run has several pieces, of which each would replace the one before it

@@ -47,6 +47,12 @@ from vatt.runs.loggers import (
 from vatt.runs.media_log import MediaLog
 from vatt.runs.metrics_csv import MetricsCsv
 from vatt.runs.moved import keep_old_class_paths
+from vatt.runs.open_model_defaults import (
+    OpenModelExport,
+    is_open_model,
+    tokenizer_source,
+    with_open_model,
+)
 from vatt.runs.progress import TrainingProgress, fit_summary, metric_lines, more_training
 from vatt.runs.run_length import run_length
 from vatt.runs.steps import EndOfRun, StepClock, StepSeed, TimeBudget
@@ -54,6 +60,7 @@ from vatt.runs.stopping import StopOnSignal
 from vatt.runs.weight_average import WeightAverage
 from vatt.system.files import NO_SPACE, no_space
 from vatt.system.ranks import HANG_MINUTES, LOST_RANK, is_lost_rank
+from vatt.training.open_model import OpenModelModule
 
 # The user writes the left side, and the right side is filled from it. Links to settings that a
 # class lacks are ignored.
@@ -123,6 +130,7 @@ class TrainingCLI(LightningCLI):
         self._args = list(args)
         self.clock = StepClock()
         self.best: BestCheckpoint | None = None
+        self.export: OpenModelExport | None = None
         self._wandb: RunWandb | None = None
         super().__init__(
             LightningModule,
@@ -157,7 +165,8 @@ class TrainingCLI(LightningCLI):
         length, self._length_line = run_length(self._args, given, files)
         settings = [f"--{name}={value}" for name, value in length.items()]
         try:
-            self.config = parser.parse_args([*with_classifier(args, given, files), *settings])
+            filled = with_open_model(with_classifier(args, given, files), given)
+            self.config = parser.parse_args([*filled, *settings])
         except ArgumentError as error:
             refuse_other_package(str(error))
             raise UserError(explain(str(error), self._known_keys()), 2) from error
@@ -255,6 +264,7 @@ class TrainingCLI(LightningCLI):
                 config=self.config_path,
                 time_budget=self._of("run")["time_budget_seconds"],
                 wandb_files=None if self._wandb is None else self._wandb.files,
+                model=None if self.export is None else self.export.folder,
             )
         )
 
@@ -303,6 +313,9 @@ class TrainingCLI(LightningCLI):
             callbacks.append(self.best)
         if run["ema_decay"] is not None:
             callbacks.append(WeightAverage(run["ema_decay"]))
+        if isinstance(self.model, OpenModelModule):
+            self.export = OpenModelExport()
+            callbacks.append(self.export)
         if run["media_every_n_validations"] is not None:
             callbacks.append(MediaLog(run["media_every_n_validations"]))
         if run["time_budget_seconds"] is not None:
@@ -316,6 +329,10 @@ class TrainingCLI(LightningCLI):
             UserError: the initial weights come without a tokenizer.
         """
         settings = (config["data"] or {}).get("init_args") or {}
+        if is_open_model((config["model"] or {}).get("class_path")):
+            if settings.get("tokenizer", "") is None:
+                settings["tokenizer"] = tokenizer_source(config["model"]["init_args"])
+            return
         start = ((config["model"] or {}).get("init_args") or {}).get("init_from")
         resumes, chosen = config["ckpt_path"] is not None, settings.get("tokenizer", "")
         if chosen is not None and not (chosen and resumes and not Path(chosen).is_file()):
@@ -372,6 +389,8 @@ def main(
     warnings.filterwarnings("ignore", message="The number of training batches .* is smaller than")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # frozen parts of open models, and their BatchNorm
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
     keep_old_class_paths()
     return cli(with_config_paths(sys.argv[1:] if args is None else args))
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vatt.batch import MicroBatches
-from vatt.network.model import VATT, VATTOutput, backbone_and_head
+from vatt.network.model import ContrastiveNetwork, VATTOutput, backbone_and_head
 from vatt.system.ranks import world_size
 from vatt.training.rank_forward import no_row
 
 
-def forward_cached(network: VATT, batches: MicroBatches) -> VATTOutput:
+def forward_cached(network: ContrastiveNetwork, batches: MicroBatches) -> VATTOutput:
     """Output of the network for all clips, with the activations of one micro-batch at a time.
 
     Each micro-batch has a seed for all random numbers of the encoders, which are drawn again for
@@ -37,7 +37,7 @@ def forward_cached(network: VATT, batches: MicroBatches) -> VATTOutput:
     if world_size() > 1:  # all ranks call all heads
         for name in network.config.modalities:
             if name not in features:
-                features[name] = torch.zeros(0, network.config.feature_width(name))
+                features[name] = torch.zeros(0, network.feature_width(name))
                 features[name] = features[name].to(batches.device)
                 masks.setdefault(name, no_row(len(batches), name, batches.device))
     return network.embed_rows(features, masks)
@@ -52,7 +52,9 @@ class Replay:
         modalities: Modalities that any micro-batch has.
     """
 
-    def __init__(self, network: VATT, batches: MicroBatches, modalities: Sequence[str]) -> None:
+    def __init__(
+        self, network: ContrastiveNetwork, batches: MicroBatches, modalities: Sequence[str]
+    ) -> None:
         self.network = network
         self.batches = batches
         self.modalities = modalities

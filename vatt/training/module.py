@@ -128,7 +128,7 @@ class TrainingModule(LightningModule):
                 "what to keep: set it to true or false, or compile_towers to false"
             )
         super().__init__()
-        self.network = VATT(model)
+        self.network = self.build_network(model)
         self.optimizer_config = optimizer
         self.schedule = schedule
         self.init_from = init_from
@@ -140,6 +140,10 @@ class TrainingModule(LightningModule):
         self._skipped_in_row = torch.zeros(())
         self._losses: list[StepLoss] = []  # not checked yet
         self._last_keys: Sequence[str] = ()
+
+    def build_network(self, model: Any) -> VATT:
+        """Network of a configuration; open models of others have one of the same interface."""
+        return VATT(model)
 
     def load_start(self, source: str) -> None:
         """Loads the weights of `init_from`.
@@ -362,6 +366,21 @@ class TrainingModule(LightningModule):
         """Checks the last losses."""
         self.check_losses()
 
+    def describe_network(self) -> dict[str, Any]:
+        """Configuration of the network as plain containers, for a checkpoint."""
+        return self.network.config.to_dict()
+
+    def check_network(self, saved: dict[str, Any]) -> None:
+        """Refuses a checkpoint of another network.
+
+        Args:
+            saved: What `describe_network` gave for the checkpoint.
+
+        Raises:
+            UserError: a setting differs; or CheckpointError.
+        """
+        check_same(VATTConfig.from_dict(saved), self.network.config, "the checkpoint")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Stores the model's configuration in the checkpoint, as plain containers.
 
@@ -372,7 +391,7 @@ class TrainingModule(LightningModule):
         self.check_losses()
         optimizer = self._optimizer() if checkpoint.get("optimizer_states") else None
         refuse_to_save(checkpoint, optimizer, self, self._last_keys)
-        checkpoint[CONFIG_KEY] = self.network.config.to_dict()
+        checkpoint[CONFIG_KEY] = self.describe_network()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint of another model; sorts the optimiser's state of an accepted one.
@@ -387,14 +406,14 @@ class TrainingModule(LightningModule):
                 "give --ckpt_path one that `vatt fit` wrote"
             )
         try:
-            saved = VATTConfig.from_dict(checkpoint[CONFIG_KEY])
-            check_same(saved, self.network.config, "the checkpoint")
+            self.check_network(checkpoint[CONFIG_KEY])
         except (UserError, CheckpointError) as error:
             raise UserError(f"{error}: use its run's config.yaml") from error
         names = checkpoint.get("state_dict", {})  # FSDP2 keeps it apart
         try:
             for state in checkpoint.get("optimizer_states", []):
-                reorder_state(state, self, names, self.optimizer_config.layer_decay)
+                options = self.optimizer_config
+                reorder_state(state, self, names, options.layer_decay, options.lr_factors)
                 for group in state["param_groups"]:
                     if "fused" in group:  # some older runs of mixed precision were without
                         group["fused"] = True

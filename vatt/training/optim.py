@@ -6,6 +6,7 @@ Source: paper section 4.1 and appendix; google-research/vatt `configs/experiment
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -40,6 +41,9 @@ class OptimizerConfig:
             below; the last one, the first of this factor, comes below the head. Deep pre-trained
             blocks are then hardly changed. 1: the same rate everywhere. Source: Bao et al.,
             "BEiT", 2022, and He et al., "Masked Autoencoders", 2022.
+        lr_factors: Factor of the learning rate for weights whose name fits a glob pattern, such as
+            `{"*text_model*": 0.1}`; the first that fits counts. Names are those of the network's
+            weights, or `loss.log_scale` and `loss.bias`. None: 1 for all.
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
@@ -52,6 +56,7 @@ class OptimizerConfig:
     clip_head: float | None = None
     clip_replicas: int = 1
     layer_decay: float = 1.0
+    lr_factors: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuses unknown optimisers and values out of range."""
@@ -65,6 +70,9 @@ class OptimizerConfig:
             raise UserError(f"optimizer.clip_replicas must be at least 1, got {self.clip_replicas}")
         if not 0 < self.layer_decay <= 1:
             raise UserError(f"optimizer.layer_decay must be in (0, 1], got {self.layer_decay}")
+        for pattern, factor in (self.lr_factors or {}).items():
+            if not factor >= 0:
+                raise UserError(f"optimizer.lr_factors {pattern!r} must be at least 0: {factor}")
         for name in ("clip_backbone", "clip_head"):
             norm = getattr(self, name)
             if norm is not None and norm <= 0:
@@ -148,12 +156,19 @@ def learning_rate_factor(config: ScheduleConfig, progress: float) -> float:
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters in groups: with weight decay and without, for each `lr_factor`.
 
     Weights of linear layers and word vectors decay; biases, norms, positions, AGG, T5's relative
-    bias and temperatures do not. Without `layer_decay` there are two groups, which may be empty.
+    bias and temperatures do not. Without `layer_decay` and `lr_factors` there are two groups, which
+    may be empty.
+
+    Raises:
+        UserError: a pattern of `lr_factors` fits no weight.
     """
     decayed = {
         id(module.weight)
@@ -161,15 +176,41 @@ def parameter_groups(
         if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, RelativeBias)
     }
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if layer_decay == 1:
+    if layer_decay == 1 and not lr_factors:
         return _by_decay([p for _, p in trainable], decayed, weight_decay)
-    stacks = {n: len(m) for n, m in model.named_modules() if n.endswith(".blocks")}
-    depths = {name: _depth(name, stacks) for name, _ in trainable}
+    depths, named = dict.fromkeys((name for name, _ in trainable), 0), {}
+    if layer_decay != 1:
+        stacks = {n: len(m) for n, m in model.named_modules() if n.endswith(".blocks")}
+        depths = {name: _depth(name, stacks) for name in depths}
+    if lr_factors:
+        named = _factors([name for name, _ in model.named_parameters()], lr_factors)
+    places = {name: (depth, named.get(name, 1.0)) for name, depth in depths.items()}
     groups: list[dict[str, Any]] = []
-    for depth in sorted(set(depths.values())):
-        here = _by_decay([p for n, p in trainable if depths[n] == depth], decayed, weight_decay)
-        groups += [{**group, "lr_factor": layer_decay**depth} for group in here]
+    for depth, factor in sorted(set(places.values())):
+        weights = [p for n, p in trainable if places[n] == (depth, factor)]
+        here = _by_decay(weights, decayed, weight_decay)
+        groups += [{**group, "lr_factor": layer_decay**depth * factor} for group in here]
     return groups
+
+
+def _factors(names: list[str], patterns: Mapping[str, float]) -> dict[str, float]:
+    """Factor of each name that fits a pattern: that of the first.
+
+    Raises:
+        UserError: a pattern fits no name.
+    """
+    shown = {name: name.removeprefix("network.") for name in names}
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in shown.values()):
+            raise UserError(
+                f"optimizer.lr_factors: no weight has a name like {pattern!r}; the first are "
+                f"{', '.join([*shown.values()][:3])}"
+            )
+    return {
+        name: next(value for p, value in patterns.items() if fnmatchcase(short, p))
+        for name, short in shown.items()
+        if any(fnmatchcase(short, pattern) for pattern in patterns)
+    }
 
 
 def _by_decay(
@@ -266,7 +307,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
     Adam updates all parameters in one kernel, in every precision.
     """
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.lr_factors)
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         return KerasSGD(groups, lr=config.learning_rate, momentum=config.momentum)
@@ -285,6 +326,7 @@ def reorder_state(
     model: nn.Module,
     saved_names: Iterable[str],
     layer_decay: float = 1.0,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> None:
     """Sorts the state of an optimiser into the present order of the parameters of `model`.
 
@@ -298,6 +340,7 @@ def reorder_state(
         model: Model whose parameters the optimiser updates.
         saved_names: Keys of the saved model's state dict, in order.
         layer_decay: That of the optimiser.
+        lr_factors: Those of the optimiser.
 
     Raises:
         CheckpointError: a parameter and its state differ in shape.
@@ -307,7 +350,7 @@ def reorder_state(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     places = {name: place for place, name in enumerate(saved_names)}
     moved: dict[int, Any] = {}
-    all_groups = parameter_groups(model, 0.0, layer_decay)
+    all_groups = parameter_groups(model, 0.0, layer_decay, lr_factors)
     groups = [group["params"] for group in all_groups if group["params"]]
     for saved, now in zip(state["param_groups"], groups, strict=False):  # torch refuses other sizes
         then = sorted(now, key=lambda parameter: places.get(names[id(parameter)], len(places)))

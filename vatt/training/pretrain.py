@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vatt.batch import Batch, Facts, MicroBatches
-from vatt.config.model import VATTConfig
+from vatt.config.model import HeadConfig, VATTConfig
 from vatt.errors import UserError
 from vatt.evaluation.embedding_table import EmbeddingTable, concatenate, embed_batch
 from vatt.evaluation.retrieval import retrieval
@@ -64,7 +64,7 @@ class PretrainModule(TrainingModule):
         text_vectors: str | None = None,
         **options: Any,
     ) -> None:
-        loss = _possible(model, loss)
+        loss = self.possible_loss(model, loss)
         super().__init__(model, optimizer, schedule, **options)
         if init_optimizer and self.init_from is None:
             raise UserError("init_optimizer needs init_from: whose optimiser's state to take")
@@ -72,6 +72,14 @@ class PretrainModule(TrainingModule):
         self.init_optimizer = init_optimizer
         self.micro_batch_size = micro_batch_size
         self.text_vectors = text_vectors
+
+    def possible_loss(self, model: Any, loss: LossConfig) -> LossConfig:
+        """The loss without pairs of modalities that the model lacks; before the network is built.
+
+        Raises:
+            UserError: a pair has no common space, or none is left.
+        """
+        return _possible(model, loss)
 
     def load_start(self, source: str) -> None:
         """Loads the initial weights and, if `init_optimizer` is set, the optimiser's state."""
@@ -178,17 +186,41 @@ def _possible(model: VATTConfig, loss: LossConfig) -> LossConfig:
     """
     if model.head is None:
         raise UserError("pre-training needs common spaces: model.head must not be null")
-    off: dict[str, Any] = {}
+    loss = without_absent(model.modalities, loss)
+    check_spaces(model.head, loss)
+    return loss
+
+
+def check_spaces(head: HeadConfig, loss: LossConfig) -> None:
+    """Refuses a pair of modalities for which a head has no space."""
     for name, weight in loss.weights.items():
-        pair = PAIRS[name]
-        absent = {pair.first, pair.second} - set(model.modalities)
-        if weight > 0 and absent:
-            missing = " and no ".join(sorted(absent))
-            logger.warning("the model has no %s: loss.%s_weight is taken as 0", missing, name)
-            off[f"{name}_weight"] = 0.0
-        elif weight > 0 and pair.fac_space is None and model.head.kind == "fac":
+        if weight > 0 and PAIRS[name].fac_space is None and head.kind == "fac":
             raise UserError(
                 f"loss.{name}_weight is {weight}, but the fac head has no space for that pair: "
                 "set it to 0, or head.kind to joint"
             )
+
+
+def without_absent(
+    modalities: Sequence[str], loss: LossConfig, *, warns: bool = True
+) -> LossConfig:
+    """The loss without pairs of modalities of which a model lacks one.
+
+    Args:
+        modalities: Those of the model.
+        loss: Settings of the loss.
+        warns: Whether to warn of pairs that are left out.
+
+    Raises:
+        UserError: none is left.
+    """
+    off: dict[str, Any] = {}
+    for name, weight in loss.weights.items():
+        pair = PAIRS[name]
+        absent = {pair.first, pair.second} - set(modalities)
+        if weight > 0 and absent:
+            missing = " and no ".join(sorted(absent))
+            if warns:
+                logger.warning("the model has no %s: loss.%s_weight is taken as 0", missing, name)
+            off[f"{name}_weight"] = 0.0
     return replace(loss, **off)

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from vatt.batch import Batch
-from vatt.config.model import VATTConfig
-from vatt.network.model import VATT, VATTOutput
+from vatt.network.model import ClipConfig, ContrastiveNetwork, VATTOutput
 from vatt.system.ranks import world_size
 
 
-def forward_on_rank(network: VATT, batch: Batch) -> VATTOutput:
+def forward_on_rank(network: ContrastiveNetwork, batch: Batch) -> VATTOutput:
     """Output of the network for this rank's share of a batch.
 
     In distributed training, if the share lacks a modality, one blank row is encoded, which has no
@@ -44,7 +43,7 @@ def no_row(num_clips: int, modality: str, device: torch.device) -> Tensor:
     return torch.zeros(shape, dtype=torch.bool, device=device)
 
 
-def _blank_rows(config: VATTConfig, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
+def _blank_rows(config: ClipConfig, modality: str, batch: Batch) -> tuple[Tensor, Tensor]:
     """Blank rows (grey pictures, silence or one word) and a mask that selects only the first."""
     shape: tuple[int, ...] = (1, 1)
     if modality == "audio":

@@ -5,13 +5,14 @@ Each step gathers all weights once and exchanges all gradients once. In a model 
 afterwards, which a shared encoder does for each modality in turn. Results equal those of DDP.
 """
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -69,15 +70,31 @@ def shard(module: LightningModule, mesh: "DeviceMesh") -> None:
         module: Module with all its weights, which are the same on all ranks.
         mesh: Device mesh of one dimension.
     """
+    # FSDP2 takes no scalars; those of open models that are not trained have no use in its steps
+    scalars = {p for p in module.parameters() if p.ndim == 0 and not p.requires_grad}
     if sum(weight.numel() for weight in module.parameters()) > MOST_GATHERED:
-        for encoder in module.modules():
-            if isinstance(encoder, Encoder):
-                for block in encoder.blocks:
-                    fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh, reshard_after_forward=False)
+        for block in blocks_of(module):
+            fully_shard(block, mesh=mesh, ignored_params=scalars)
+    fully_shard(module, mesh=mesh, reshard_after_forward=False, ignored_params=scalars)
     for step in STEPS:
         if hasattr(module, step):
             register_fsdp_forward_method(module, step)
+
+
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
+    """Transformer blocks of our encoders, and of open models those that transformers names."""
+    for part in module.modules():
+        if isinstance(part, Encoder):
+            yield from part.blocks
+    names = {
+        name
+        for part in module.modules()
+        for name in getattr(part, "_no_split_modules", None) or ()
+        if isinstance(name, str)
+    }
+    for part in module.modules():
+        if type(part).__name__ in names:
+            yield part
 
 
 def is_sharded(module: LightningModule) -> bool:
