@@ -275,7 +275,7 @@ def test_windows_are_as_long_as_asked_at_the_rate_of_the_model(folder: Path) -> 
         load_pe_av(folder, frame_rate=-1.0)
 
 
-def test_digest_is_of_weights_and_processor_and_not_of_the_place(
+def test_digest_is_of_weights_processor_and_frame_rate_and_not_of_the_place(
     folder: Path, encoder: PeAvEncoder, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -284,7 +284,8 @@ def test_digest_is_of_weights_and_processor_and_not_of_the_place(
     settings["video_processor"]["image_mean"] = [0.4, 0.5, 0.5]
     (copy / "processor_config.json").write_text(json.dumps(settings))
     assert load_pe_av(copy).digest() != encoder.digest()
-    other = load_pe_av(folder)
+    assert load_pe_av(folder, frame_rate=30).digest() != encoder.digest()
+    other = load_pe_av(folder, window_seconds=5)
     assert other.digest() == encoder.digest()
     with torch.no_grad():
         other.model.audio_video_head.proj.weight[0, 0] += 1e-3

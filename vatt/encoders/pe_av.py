@@ -156,9 +156,12 @@ class PeAvEncoder(Encoder):
         return {space: vectors[space] for space in spaces}
 
     def digest(self) -> str:
-        """See `Encoder`."""
+        """See `Encoder`: of weights, files of settings and frame rate."""
+        # window lengths are stored beside vectors, but not these
+        rate = None if self.video is None or self.video.has_fixed_count else self.video.frame_rate
+        settings = self._settings + f"{rate} {self.max_tokens}".encode()
         # the towers share weights, which state_dict has under several names
-        return sha256_of(self._settings, dict(self.model.named_parameters()))
+        return sha256_of(settings, dict(self.model.named_parameters()))
 
     def _pooled(self, modality: str, rows: Sequence[Any]) -> Tensor:
         """Pooled output of an encoder, `[N, D]`."""
