@@ -288,7 +288,7 @@ def test_calls_of_the_tools_that_take_sentence_transformers_work(
         local_files_only=False,
         truncate_dim=None,
         model_kwargs=None,
-        processor_kwargs=None,
+        tokenizer_kwargs=None,
         config_kwargs=None,
         backend="torch",
     )
@@ -346,13 +346,13 @@ def test_files_that_cannot_be_read_stop_or_are_skipped(
         vectors = tolerant.encode(inputs)
     assert not vectors[:2].any()
     assert close(vectors[2:], extractor.encode_text(TEXTS[0]))
-    with pytest.warns(UserWarning, match="skipped: input 0 of the batch holds nothing"):
+    with pytest.warns(UserWarning, match="skipped: the input {'video': None} holds nothing"):
         assert not tolerant.encode([{"video": None}]).any()
 
 
 def test_wrong_inputs_are_refused_in_a_sentence(model: SentenceTransformer) -> None:
     for value, error, message in (
-        ({"video": None}, UserError, "input 0 of the batch holds nothing"),
+        ({"video": None}, UserError, "input {'video': None} holds nothing to encode: leave it out"),
         (("a dog", "a cat"), TypeError, "texts are str, got tuple"),
         (3, TypeError, "a source is a path, URL, bytes, file or array, got int"),
         ({"image": np.zeros((4, 5, 3))}, UserError, "a video array is uint8"),

@@ -290,7 +290,7 @@ class VATTModule(InputModule):
             parts = self._sources(one, prompt)
             num_parts.append(len(parts))
             if not parts:
-                self._tell_of_nothing(number)
+                self._tell_of_nothing(one)
             for modality, source, rate in parts:
                 groups[modality, rate].append((number, source))
         modalities = {modality for modality, _ in groups}
@@ -321,8 +321,8 @@ class VATTModule(InputModule):
         others = (part for kind, part in zip(kinds, parts, strict=True) if kind not in PARTS[BOTH])
         return [(BOTH, (video, sound), rate), *others]
 
-    def _tell_of_nothing(self, number: int) -> None:
-        message = f"input {number} of the batch holds nothing"
+    def _tell_of_nothing(self, value: Any) -> None:
+        message = f"the input {value!r:.60} holds nothing to encode"
         if self.on_error == "raise":
             raise UserError(f"{message}: leave it out")
         warnings.warn(f"skipped: {message}", stacklevel=2)

@@ -346,3 +346,33 @@ def test_windows_end_with_the_file(
         last = encoder.encode("video", [clip.video], ["vt"])["vt"]
     assert_near(features["video_vt"][1], F.normalize(last, dim=-1)[0])
     assert features.end_seconds.tolist() == pytest.approx([2.0, 3.0])
+
+
+def test_sentence_transformers_and_mteb_take_it_in_the_space_of_both(
+    encoder: PeAvEncoder, file: Path
+) -> None:
+    from vatt import MtebModel
+    from vatt.sentence_transformers import as_sentence_transformer
+
+    extractor = FeatureExtractor(encoder)
+    with pytest.raises(UserError, match="no space of all its modalities: .* va, vt, at, avt"):
+        as_sentence_transformer(extractor)
+    model = as_sentence_transformer(extractor, space="avt")
+    assert model.modalities == ["text", ("audio", "video"), "message"]
+    found = model.encode([{"video": file, "audio": file}, TEXTS[0]], convert_to_tensor=True)
+    both = extractor.encode_video_audio(file)
+    assert_near(found, torch.cat([both, extractor.encode_text(TEXTS[0], space="avt")]))
+    with pytest.raises(UserError, match="no space 'avt' for video"):
+        model.encode([file])
+    pytest.importorskip("mteb")
+    spaces = {
+        "avt": ["video", "audio", "text"],
+        "vt": ["video", "text"],
+        "at": ["audio", "text"],
+        "va": ["video", "audio"],
+    }
+    mteb_model = MtebModel(extractor, "org/pe-av")
+    assert {space: mteb_model._space(names) for space, names in spaces.items()} == {
+        space: space for space in spaces
+    }
+    assert mteb_model.mteb_model_meta.revision == encoder.digest()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchcodec_stand_in
+from foreign_models import save_clap
 from media_files import KINDS, make_file
 from tiny_models import make_model
 
@@ -336,6 +337,19 @@ def test_models_with_one_space_use_it_and_models_without_a_head_compare_nothing(
     assert encode(none, rows, ["audio"]).shape == (1, 32)
     with pytest.raises(ValueError, match="audio and text share no space in this model"):
         encode(none, rows, ["audio", "text"])
+
+
+def test_models_of_others_run_on_the_tasks_of_their_modalities(
+    sounds: list[bytes], tmp_path: Path
+) -> None:
+    extractor = FeatureExtractor.from_pretrained(save_clap(tmp_path / "clap"), device="cpu")
+    clap = MtebModel(extractor, "org/clap")
+    assert clap.modalities == ["audio", "text"]
+    assert clap.mteb_model_meta.revision == extractor.encoder.digest()
+    assert clap.mteb_model_meta.embed_dim == 16
+    similarity = extractor.similarity(text=TEXTS[:3], audio=sounds).T
+    accuracy = float((similarity.argmax(dim=1) == torch.tensor(LABELS)).float().mean())
+    assert scores(clap, zero_shot_task("audio", sounds))["accuracy"] == pytest.approx(accuracy)
 
 
 def test_unknown_columns_and_values_are_refused_by_name(model: MtebModel) -> None:

@@ -176,6 +176,16 @@ def test_the_block_on_transformers_runs(workplace: Path) -> None:
     assert names["cosine"].shape == (1,)
 
 
+@pytest.mark.slow
+def test_the_blocks_on_sentence_transformers_run(workplace: Path) -> None:
+    skip_without("sentence_transformers")
+    names: dict[str, Any] = {}
+    blocks = section("docs/models-in-other-tools.md", "sentence-transformers")
+    assert run_blocks(blocks, names) == 2
+    assert names["cosines"].shape == (2, 3)
+    assert names["both"].shape == names["vectors"].shape == (1, 12)
+
+
 def test_no_section_of_the_page_on_features_is_left_out() -> None:
     page = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["A model", *FEATURES]

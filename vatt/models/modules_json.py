@@ -12,8 +12,8 @@ CLASS_PATH = "vatt.sentence_transformers.VATTModule"  # read from the installed 
 def write_modules_json(folder: Path) -> None:
     """Writes `modules.json`, which names the class that loads the other files of the folder.
 
-    With it, `SentenceTransformer(folder, trust_remote_code=True)` loads the model. vatt itself
-    never reads it.
+    With it, `SentenceTransformer` loads the folder. For vatt itself it only says that the model is
+    one of vatt.
     """
     modules = [{"idx": 0, "name": "0", "path": "", "type": CLASS_PATH}]
     write_atomically(folder / MODULES, (json.dumps(modules, indent=2) + "\n").encode())
