@@ -21,6 +21,7 @@ from vatt.cli import main
 from vatt.config.geometry import AudioWindow, VideoWindow
 from vatt.encoders.encoder import Encoder
 from vatt.errors import UserError
+from vatt.evaluation.embedding_table import similarities
 from vatt.evaluation.frozen_features import extract_features
 from vatt.evaluation.results import Results, results_table, write_results
 from vatt.evaluation.retrieval import retrieval
@@ -107,6 +108,8 @@ def test_each_direction_is_measured_in_the_space_that_both_modalities_share(item
         assert torch.allclose(stored[table.text_mask], expected, atol=1e-6)
     metrics = retrieval(table)
     assert len(metrics) == 6
+    first = table.text_at[torch.arange(6), table.text_mask.int().argmax(dim=1)]
+    assert similarities(table)["text_to_audio"].equal(first @ table.audio_at.T)
     found = (table.text_at[table.text_mask] @ table.audio_at.T).argmax(dim=1)
     hits = (found == table.text_mask.nonzero()[:, 0]).double().mean()
     assert metrics["text_to_audio"]["R@1"] == pytest.approx(100 * float(hits))
@@ -184,9 +187,14 @@ def evaluate(task: str, model: Path, out: Path, *options: object) -> dict[str, A
     return json.loads((out / "results.json").read_text())
 
 
-def test_the_command_measures_retrieval_by_clip(clip_model, tiny_shards, tmp_path, capsys):
-    data = ["--data", tiny_shards / "validation", "--num-windows", "2"]
-    content = evaluate("retrieval", clip_model, tmp_path, *data)
+def test_the_command_measures_retrieval_by_clip(clip_model, tiny_corpus, tmp_path, capsys):
+    videos = sorted((tiny_corpus / "train").glob("*.mp4"))[:4]
+    rows = [("", "", video.stem, f"a dog sees clip {video.stem}") for video in videos]
+    header = ("key", "vid_key", "video_id", "sentence")  # of MSR-VTT 1k-A
+    data = ["--data", write_csv(tmp_path / "msrvtt.csv", header, rows), "--videos"]
+    content = evaluate(
+        "retrieval", clip_model, tmp_path, *data, videos[0].parent, "--num-windows", 2
+    )
     printed = capsys.readouterr().out
     directions = {row.partition(",")[0] for row in content["metrics"]}
     assert directions == {"text_to_video", "video_to_text"}
@@ -198,16 +206,18 @@ def test_the_command_measures_retrieval_by_clip(clip_model, tiny_shards, tmp_pat
     assert "retrieval on" in printed
 
 
-def test_the_commands_classify_by_clip(clip_model, tiny_corpus, tmp_path):
+def test_the_commands_classify_by_clip_at_its_own_rate(clip_model, tiny_corpus, tmp_path):
     paths = sorted((tiny_corpus / "train").glob("*.mp4"))[:6]
-    rows = [(path.name, "ab"[n % 2], "test" if n > 3 else "train") for n, path in enumerate(paths)]
-    data = write_csv(tmp_path / "own.csv", ("file", "label", "split"), rows)
-    where = ["--data", data, "--media", tiny_corpus / "train", "--num-windows", "1"]
+    rows = [(path.name, 1 + n // 3, "ab"[n % 2]) for n, path in enumerate(paths)]
+    data = write_csv(tmp_path / "esc50.csv", ("filename", "fold", "category"), rows)
+    where = ["--data", data, "--media", tiny_corpus / "train", "--modality", "video"]
+    where += ["--num-windows", "1"]
     content = evaluate("zero-shot", clip_model, tmp_path / "zero-shot", *where)
-    assert (content["num_items"], content["protocol"]["modality"]) == (2, "video")
+    assert (content["data_set"], content["num_items"]) == ("esc50", 6)
+    assert content["protocol"]["frame_rate"] == 2.0  # a VATT takes 12.5 of published sets
     options = ["--classifiers", "logistic"]
     content = evaluate("linear", clip_model, tmp_path / "linear", *where, *options)
-    assert content["metrics"].keys() == {"logistic, fold 1", "logistic, mean of folds"}
+    assert [*content["metrics"]][-1] == "logistic, mean of folds"
     assert list((tmp_path / "linear" / "features").iterdir())
 
 
