@@ -5,7 +5,9 @@
 
 Reading alone, the model alone and both together are timed on the same files in the same run. Both
 together are compared with one after the other, 1 / (1/reading + 1/model). The time in which worker
-processes start is listed apart. Memory is the largest resident size of one process (Linux).
+processes start is listed apart. Memory is the largest resident size of one process (Linux). The
+section `others` does the same with a CLIP of transformers, whose own processor counts as part of
+the model (`pip install "vatt[hf]"`).
 """
 
 import dataclasses
@@ -14,8 +16,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -26,6 +29,7 @@ from vatt import VATT, FeatureExtractor, VATTConfig, preset
 from vatt.config.geometry import AudioConfig, VideoConfig
 from vatt.config.model import EncoderConfig
 from vatt.config.options import ExtractOptions
+from vatt.encoders.encoder import Encoder
 from vatt.encoders.own import VATTEncoder
 from vatt.features.embedder import Embedder
 from vatt.features.extraction import Extraction, Part, PartRead, read_part
@@ -57,9 +61,48 @@ class Sizes:
 QUICK = Sizes(num_files=3, seconds=2, film=TINY_KIND, long_seconds=20, model=preset("tiny"))
 
 
-def read_all(folder: Path, model: VATT, batch_size: int) -> Iterator[PartRead]:
+def vatt_encoder(config: VATTConfig) -> Encoder:
+    """A VATT with random weights, on the CPU."""
+    torch.manual_seed(0)
+    return VATTEncoder(VATT(config).eval(), None, "cpu", "float32")
+
+
+def clip_encoder(config: VATTConfig) -> Encoder:
+    """A CLIP with random weights and pictures of 224 pixels, on the CPU.
+
+    Args:
+        config: VATT whose encoder is as large.
+    """
+    from vatt.encoders.picture_text import PictureTextEncoder
+    from vatt.encoders.transformers_loading import load_transformers
+
+    transformers = load_transformers()
+    from tokenizers import Tokenizer, models
+
+    sizes = config.encoder
+    tower = {
+        "hidden_size": sizes.d_model,
+        "intermediate_size": sizes.d_ff,
+        "num_hidden_layers": sizes.num_layers,
+        "num_attention_heads": sizes.num_heads,
+    }
+    torch.manual_seed(0)
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={**tower, "vocab_size": 4}, vision_config={**tower, "patch_size": 32}
+        )
+    )
+    words = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
+    )
+    pictures = "CLIPImageProcessor" if find_spec("torchvision") else "CLIPImageProcessorPil"
+    processor = transformers.CLIPProcessor(getattr(transformers, pictures)(), words)
+    return PictureTextEncoder(model, processor, device="cpu", dtype="float32")
+
+
+def read_all(folder: Path, encoder: Encoder, batch_size: int) -> Iterator[PartRead]:
     """Reads every part of every file in this process."""
-    plan = plan_windows(model.config, model.config.media_modalities)
+    plan = plan_windows(encoder, encoder.media_modalities)
     for item in find_items([str(folder)]):
         media, stamp = item.locate()
         part = Part(item=item, stamp=stamp, media=media, plan=plan, count=batch_size)
@@ -74,14 +117,14 @@ def read_all(folder: Path, model: VATT, batch_size: int) -> Iterator[PartRead]:
             yield read
 
 
-def measure_parts(folder: Path, model: VATT, batch_size: int = 8) -> tuple[int, float, float]:
+def measure_parts(folder: Path, encoder: Encoder, batch_size: int = 8) -> tuple[int, float, float]:
     """Number of windows in a folder, and seconds of reading and of encoding them."""
-    embedder = Embedder(VATTEncoder(model, None, "cpu", "float32"))
-    forms = embedder.forms(model.config.media_modalities)
+    embedder = Embedder(encoder)
+    forms = embedder.forms(encoder.media_modalities)
     reading = encoding = 0.0
     count = 0
     began = time.perf_counter()
-    for part in read_all(folder, model, batch_size):
+    for part in read_all(folder, encoder, batch_size):
         reading += time.perf_counter() - began
         began = time.perf_counter()
         embedder.embed_clips(part.clips, forms)
@@ -91,12 +134,13 @@ def measure_parts(folder: Path, model: VATT, batch_size: int = 8) -> tuple[int, 
     return count, reading, encoding
 
 
-def timed_run(folder: Path, model: VATT, hop_seconds: float | None = None) -> float:
+def timed_run(folder: Path, encoder: Encoder, hop_seconds: float | None = None) -> float:
     """Seconds of an extraction with a worker process."""
     out = folder.with_name(f"{folder.name}-out")
-    out.mkdir(exist_ok=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
     extraction = Extraction(
-        FeatureExtractor(model, device="cpu"),
+        FeatureExtractor(encoder),
         out,
         ExtractOptions(num_workers=1, hop_seconds=hop_seconds),
     )
@@ -114,17 +158,20 @@ def peak_gib() -> float:
     return max(resource.getrusage(kind).ru_maxrss for kind in kinds) / 2**20
 
 
-def measure_speed(sizes: Sizes, folder: Path) -> list[Row]:
+def measure_speed(
+    sizes: Sizes, folder: Path, make_encoder: Callable[[VATTConfig], Encoder] = vatt_encoder
+) -> list[Row]:
     """Rates on short files, and memory."""
+    folder = folder / make_encoder.__name__
     short, one = folder / "short", folder / "one"  # `one` has next to nothing to read
     first = make_media(short, sizes.film, sizes.seconds)
     for number in range(1, sizes.num_files):
         shutil.copy(first, short / f"{number}.mp4")
     make_media(one, LONG, 1)
-    torch.manual_seed(0)
-    model = VATT(sizes.model).eval()
-    count, reading, encoding = measure_parts(short, model)
-    whole, start = timed_run(short, model), timed_run(one, model)
+    encoder = make_encoder(sizes.model)
+    measure_parts(one, encoder)  # what is loaded or compiled at the first use does not count
+    count, reading, encoding = measure_parts(short, encoder)
+    whole, start = timed_run(short, encoder), timed_run(one, encoder)
     serial = reading + encoding
     case = f"{sizes.num_files} files of {sizes.seconds} s"
     ratio = "reading with the model, of one after the other"
@@ -143,7 +190,8 @@ def measure_speed(sizes: Sizes, folder: Path) -> list[Row]:
 def measure_long(sizes: Sizes, folder: Path) -> list[Row]:
     """Time and memory of one long file."""
     make_media(folder / "long", LONG, sizes.long_seconds)
-    seconds = timed_run(folder / "long", VATT(preset("tiny")).eval(), hop_seconds=HOP_SECONDS)
+    encoder = vatt_encoder(preset("tiny"))
+    seconds = timed_run(folder / "long", encoder, hop_seconds=HOP_SECONDS)
     case = f"a file of {sizes.long_seconds / 3600:.2g} hours"
     return [
         Row(case, "extraction", seconds, "s"),
@@ -153,11 +201,13 @@ def measure_long(sizes: Sizes, folder: Path) -> list[Row]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns its exit code."""
-    options = benchmark_parser(__doc__, ("speed", "long")).parse_args(arguments)
+    others = ("others",) if find_spec("transformers") else ()
+    options = benchmark_parser(__doc__, ("speed", *others, "long")).parse_args(arguments)
     sizes = QUICK if options.quick else Sizes()
     with tempfile.TemporaryDirectory() as folder:
         measures = {
             "speed": partial(measure_speed, sizes, Path(folder)),
+            "others": partial(measure_speed, sizes, Path(folder), clip_encoder),
             "long": partial(measure_long, sizes, Path(folder)),
         }
         return run_sections(measures, options)

@@ -12,7 +12,7 @@ import torch
 from hub_server import HubServer, hub_server
 from tiny_models import make_model
 
-from vatt import FeatureExtractor, save_model
+from vatt import FeatureExtractor, load_model, save_model
 from vatt.encoders.loading import load_encoder
 from vatt.encoders.model_folder import kind_of, wanted_files, weight_bytes
 from vatt.encoders.transformers_loading import load_transformers
@@ -193,6 +193,13 @@ def test_models_that_give_no_vectors_are_refused_by_their_kind(
     (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
     with pytest.raises(CheckpointError, match="names the folder ../clip outside the model"):
         load_encoder(folder)
+
+
+def test_where_a_vatt_is_needed_a_model_of_others_is_told_from_a_damaged_one(clip: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match="is a clip of transformers, no VATT, which is needed"
+    ):
+        load_model(clip)
 
 
 @pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json"])

@@ -203,6 +203,12 @@ def _read_config(folder: Path) -> VATTConfig:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} must hold an object, got {type(config).__name__}")
+    kind = config.get("model_type", "vatt")
+    if kind != "vatt":  # of transformers
+        raise CheckpointError(
+            f"{folder} is a {kind} of transformers, no VATT, which is needed here: use it for "
+            "features, search and evaluation"
+        )
     return _config_of(config, file)
 
 
