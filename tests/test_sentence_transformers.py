@@ -353,6 +353,8 @@ def test_files_that_cannot_be_read_stop_or_are_skipped(
 def test_wrong_inputs_are_refused_in_a_sentence(model: SentenceTransformer) -> None:
     for value, error, message in (
         ({"video": None}, UserError, "input {'video': None} holds nothing to encode: leave it out"),
+        ({"vido": "a.mp4"}, UserError, r"unrecognized modality keys: \['vido'\]. Expected keys"),
+        ({"array": np.zeros(9)}, UserError, "must also include 'sampling_rate'"),
         (("a dog", "a cat"), TypeError, "texts are str, got tuple"),
         (3, TypeError, "a source is a path, URL, bytes, file or array, got int"),
         ({"image": np.zeros((4, 5, 3))}, UserError, "a video array is uint8"),

@@ -403,7 +403,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Values of an input by the name of their modality, or `media` if only the file shows it."""
     try:
         kind = _infer_modality(value)
-    except (ValueError, TypeError):  # bytes, paths, open files, rows of `datasets`
+    except (ValueError, TypeError) as error:  # bytes, paths, open files, files of `datasets`
+        if isinstance(value, Mapping) and not {"bytes", "path"} <= {*value}:
+            raise UserError(str(error)) from error
         kind = "media"
     if kind == "message":
         for message in value if isinstance(value, list) else [value]:
