@@ -1,7 +1,7 @@
 """Evaluation of models of others: their spaces, whole pictures, and results without an arrangement.
 
 Most tests use a small model of its own kind: several spaces, of which no modality is in all. The
-commands run on CLIP and CLAP.
+commands run on CLIP, CLAP and PE-AV.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_models import save_clap, save_clip, skip_without
+from foreign_models import save_clap, save_clip, save_pe_av, skip_without
 from labelled_media import write_csv, write_sounds
 from torch import Tensor, nn
 
@@ -236,3 +236,16 @@ def test_sounds_are_classified_by_clap(tmp_path):
     where = ["--data", data, "--media", tmp_path / "sounds", "--modality", "audio"]
     content = evaluate("zero-shot", save_clap(tmp_path / "clap"), tmp_path / "out", *where)
     assert content["num_items"] == len(rows)
+
+
+def test_pe_av_is_measured_in_all_directions(tiny_corpus, tmp_path):
+    skip_without("transformers", "timm", "torchvision")
+    clips = sorted((tiny_corpus / "train").glob("*.mp4"))
+    heard = [clip for clip in clips if probe(clip).has_audio][:3]
+    rows = [("", "", clip.stem, f"a dog sees clip {clip.stem}") for clip in heard]
+    header = ("key", "vid_key", "video_id", "sentence")  # of MSR-VTT 1k-A
+    data = ["--data", write_csv(tmp_path / "msrvtt.csv", header, rows), "--videos"]
+    model, windows = save_pe_av(tmp_path / "pe-av"), ["--num-windows", "1"]
+    content = evaluate("retrieval", model, tmp_path, *data, clips[0].parent, *windows)
+    assert content["num_with"] == {"video": 3, "audio": 3, "text": 3}
+    assert len({row.partition(",")[0] for row in content["metrics"]}) == 6
