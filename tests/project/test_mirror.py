@@ -8,6 +8,7 @@ import vatt
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = {"commands": "main(", "runs": "fit_arguments("}  # by the command line
+RUNS["encoders"] = "FeatureExtractor"
 
 
 @pytest.mark.parametrize("room", [path.parent.name for path in ROOT.glob("vatt/*/__init__.py")])
