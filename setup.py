@@ -88,6 +88,8 @@ setup(
         # CLIP, SigLIP, CLAP and sentence-transformers' models; Pillow for the pictures of the first
         # two. Without torchvision, of which each build fits one build of torch only.
         "hf": ["transformers>=5.17,<6", "sentence-transformers>=6.0,<7", "pillow>=10.0.1"],
+        # inject_adapter_in_model, tuners.tuners_utils.BaseTunerLayer
+        "lora": ["vatt[hf]", "peft>=0.21,<1"],
         "mteb": ["vatt[hf]", "mteb>=2.26"],  # its tasks of sound and video; brings pandas, polars
         "parquet": ["pyarrow>=16"],  # captions and features in parquet files
         # PE-AV: its picture tower is one of timm, its frames are resized by torchvision.
@@ -98,7 +100,9 @@ setup(
         "search": ["faiss-cpu>=1.9", "pyarrow>=16"],  # approximate; features in parquet files
         # TensorBoard's files, and Pillow, with which wandb sends pictures
         "tracking": ["tensorboard>=2.16", "pillow>=10"],
-        "all": ["vatt[convert,eval,export,gcs,hf,mteb,parquet,pe-av,remote,s3,search,tracking]"],
+        "all": [
+            "vatt[convert,eval,export,gcs,hf,lora,mteb,parquet,pe-av,remote,s3,search,tracking]"
+        ],
         "dev": [
             "vatt[convert,eval,export,parquet,remote,search,tracking]",  # what the tests use
             "filelock",
