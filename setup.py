@@ -87,7 +87,14 @@ setup(
         "gcs": ["gcsfs>=2024.6"],  # gs:// addresses
         # CLIP, SigLIP, CLAP and sentence-transformers' models; Pillow for the pictures of the first
         # two. Without torchvision, of which each build fits one build of torch only.
-        "hf": ["transformers>=5.17,<6", "sentence-transformers>=6.0,<7", "pillow>=10.0.1"],
+        # sentencepiece and protobuf read SigLIP's tokenizer.
+        "hf": [
+            "transformers>=5.17,<6",
+            "sentence-transformers>=6.0,<7",
+            "pillow>=10.0.1",
+            "sentencepiece>=0.2",
+            "protobuf>=5",
+        ],
         # inject_adapter_in_model, tuners.tuners_utils.BaseTunerLayer
         "lora": ["vatt[hf]", "peft>=0.21,<1"],
         "mteb": ["vatt[hf]", "mteb>=2.26"],  # its tasks of sound and video; brings pandas, polars

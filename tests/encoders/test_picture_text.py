@@ -1,17 +1,22 @@
 """CLIP, SigLIP and SigLIP 2 compared with their own processors and networks, called by hand."""
 
+import json
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from foreign_models import SENTENCES
 from torch import Tensor
 
 from vatt import FeatureExtractor, read_view
 from vatt.encoders.frames import FRAMES, distinct_frames, encode_frames
 from vatt.encoders.transformers_loading import load_transformers
+from vatt.errors import UserError
 
 KINDS = ("clip", "siglip", "siglip2")
 SHORT, LONG = "a dog barks", "a woman explains how to cut an onion while rain falls " * 6
@@ -145,3 +150,35 @@ def test_in_bfloat16_weights_stay_float32_and_vectors_are_nearly_the_same(
     assert other.dtype == torch.float32
     assert 1e-6 < (one - other).abs().max() < 0.05
     assert exact.encoder.digest() == mixed.encoder.digest()
+
+
+def test_the_tokenizer_of_siglip_needs_sentencepiece_and_says_so(
+    saved: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The layout of the published models: `preprocessor_config.json` and `spiece.model`."""
+    folder = Path(shutil.copytree(saved("siglip"), tmp_path / "siglip"))
+    settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    settings["processor_class"] = "SiglipProcessor"
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    for name in ("processor_config.json", "tokenizer.json"):
+        (folder / name).unlink()
+    words = {
+        **{"tokenizer_class": "SiglipTokenizer", "model_max_length": 24},
+        **{"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+    if find_spec("sentencepiece") is None:
+        (folder / "spiece.model").touch()
+        with pytest.raises(UserError, match="needs sentencepiece: pip install sentencepiece"):
+            FeatureExtractor.from_pretrained(folder, device="cpu")
+        return
+    from sentencepiece import SentencePieceTrainer
+
+    (tmp_path / "sentences.txt").write_text("\n".join(SENTENCES))
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "vocab_size": 60}
+    SentencePieceTrainer.train(
+        **{"input": str(tmp_path / "sentences.txt"), "model_prefix": str(folder / "spiece")},
+        **{**ids, "hard_vocab_limit": False, "minloglevel": 2},
+    )
+    vector = FeatureExtractor.from_pretrained(folder, device="cpu").encode_text(SHORT)[0]
+    torch.testing.assert_close(vector, by_hand_of_text(folder, SHORT), rtol=0, atol=1e-5)

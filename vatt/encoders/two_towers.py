@@ -1,5 +1,6 @@
 """`TwoTowers`: models of transformers with a tower of texts and one of pictures or sound."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from vatt.encoders.encoder import Encoder
 from vatt.encoders.model_folder import VOCABULARIES, settings_of
 from vatt.encoders.texts import count_tokens, most_tokens
 from vatt.encoders.transformers_loading import load_errors, load_pretrained, load_transformers
-from vatt.errors import CheckpointError
+from vatt.errors import CheckpointError, UserError
 from vatt.models.checkpoint import sha256_of
 
 JOINT = "joint"
@@ -108,12 +109,18 @@ def load_parts(folder: Path, class_name: str, *parts: str) -> tuple[Any, Any, by
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        UserError: transformers is not installed.
+        UserError: transformers, or a package that the processor needs, is not installed.
     """
     transformers = load_transformers()
     try:
         processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     except load_errors() as error:
+        # in the words of `requires_backends` of transformers, also for SigLIP's tokenizer
+        if isinstance(error, ImportError) and (
+            name := re.search(r"requires the (\S+)", str(error))
+        ):
+            package = name[1].lower()
+            raise UserError(f"{folder} needs {package}: pip install {package}") from error
         raise CheckpointError(_no_processor(folder, parts)) from error
     # without its words, a tokenizer loads all the same
     has_words = any((folder / name).is_file() for name in VOCABULARIES)
