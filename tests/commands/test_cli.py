@@ -185,12 +185,14 @@ def test_every_shipped_config_is_parsed_and_short(
     assert len(shipped_configs()[name].read_text().splitlines()) <= 60
     text = shipped_configs()[name].read_text()
     tunes = "class_path: vatt.training.finetune" in text
-    whole = tunes or "class_path: vatt.training.pretrain" in text
+    opens = "class_path: vatt.training.open_model" in text
+    whole = tunes or opens or "class_path: vatt.training.pretrain" in text
     configs = ["--config", name] if whole else ["--config", "demo", "--config", name]
     train = f"--data.init_args.train={'x' if tunes else '[x]'}"
     more = ["--model.init_args.model.classifier.num_classes=3"] if tunes else []
     assert main(["fit", *configs, train, *more, "--print_config"]) == 0
     kind = "training.finetune.FinetuneModule" if tunes else "training.pretrain.PretrainModule"
+    kind = "training.open_model.OpenModelModule" if opens else kind
     assert f"class_path: vatt.{kind}" in capsys.readouterr().out
 
 

@@ -34,7 +34,7 @@ from vatt.system.bounds import MOST_TIMES, SMALL_BYTES
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-NOT_HERE = ("/config.yaml", "train.csv")  # files that a command reads at once
+NOT_HERE = ("/config.yaml", "train.csv", "init_from MODEL")  # files that a command reads at once
 FEATURES = (
     "Vectors of videos, sounds and texts",
     "What can be compared with what",

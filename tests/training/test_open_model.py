@@ -4,13 +4,22 @@ import csv
 import dataclasses
 import json
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign_models import save_clap, save_clip, save_siglip, save_siglip2, skip_without
+from foreign_models import (
+    make_tokenizer,
+    save_clap,
+    save_clip,
+    save_pe_av,
+    save_siglip,
+    save_siglip2,
+    skip_without,
+)
 from rank_processes import run_ranks, run_vatt
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -20,8 +29,10 @@ from training_runs import read_losses, signal_options
 from vatt import ContrastiveLoss, LossConfig
 from vatt.batch import Batch, MicroBatches
 from vatt.cli import main
+from vatt.config.open_model import LoraConfig, OpenModelConfig, TowersConfig
+from vatt.encoders.loading import load_encoder
 from vatt.encoders.open_model import OpenModel
-from vatt.encoders.open_model_loading import load_open_model
+from vatt.encoders.open_model_loading import load_open_model, save_open_model
 from vatt.encoders.open_model_settings import read_settings
 from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
 from vatt.encoders.transformers_loading import load_transformers
@@ -37,13 +48,67 @@ skip_without("transformers")
 ROWS = 8
 SHARDED = "--trainer.strategy={class_path: vatt.training.sharding.ShardedStrategy}"
 SAVED = {"clip": save_clip, "siglip": save_siglip, "siglip2": save_siglip2, "clap": save_clap}
-KINDS = list(SAVED)
+HAS_TIMM = find_spec("timm") is not None and find_spec("torchvision") is not None
+if HAS_TIMM:
+    SAVED["pe-av"] = save_pe_av
+KINDS = [*SAVED, "towers", "parts"]
+
+
+def save_towers(folder: Path) -> Path:
+    """VideoMAE, wav2vec 2.0 and BERT, each in a folder of its modality."""
+    transformers, sizes = load_transformers(), {"hidden_size": 32, "intermediate_size": 48}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    tokenizer = make_tokenizer()
+    models = {
+        "video": transformers.VideoMAEModel(
+            transformers.VideoMAEConfig(
+                **sizes, image_size=16, patch_size=8, num_frames=4, tubelet_size=2
+            )
+        ),
+        "audio": transformers.Wav2Vec2Model(
+            transformers.Wav2Vec2Config(
+                **sizes,
+                conv_dim=(16, 16),
+                conv_stride=(5, 8),
+                conv_kernel=(10, 8),
+                num_conv_pos_embeddings=4,
+                num_conv_pos_embedding_groups=2,
+            )
+        ),
+        "text": transformers.BertModel(
+            transformers.BertConfig(**sizes, vocab_size=len(tokenizer), pad_token_id=1)
+        ),
+    }
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        without_draws(folder / name)
+    tokenizer.save_pretrained(folder / "text")
+    return folder
+
+
+def save_parts(folder: Path) -> Path:
+    """Pictures and texts of CLIP, and the sound of CLAP, as towers."""
+    for name, save in (("video", save_clip), ("audio", save_clap), ("text", save_clip)):
+        without_draws(save(folder / name))
+    return folder
+
+
+TOWERS = {"towers": save_towers, "parts": save_parts}
+
+
+def settings(source: Path, **changes: Any) -> OpenModelConfig:
+    """Settings of a whole model, or of the towers in a folder."""
+    if not (source / "config.json").exists():
+        towers = {name: str(source / name) for name in ("video", "audio", "text")}
+        return read_settings(towers=TowersConfig(**towers), **changes)
+    return read_settings(str(source), **changes)
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("open")
-    return {kind: without_draws(SAVED[kind](folder / kind)) for kind in KINDS}
+    whole = {kind: without_draws(save(folder / kind)) for kind, save in SAVED.items()}
+    return whole | {kind: save(folder / kind) for kind, save in TOWERS.items()}
 
 
 def without_draws(folder: Path) -> Path:
@@ -60,7 +125,8 @@ def without_draws(folder: Path) -> Path:
 
 
 def make_network(source: Path, **changes: Any) -> OpenModel:
-    return load_open_model(read_settings(str(source), **changes)).double()
+    torch.manual_seed(0)  # of the heads of towers
+    return load_open_model(settings(source, **changes)).double()
 
 
 def make_batch(network: OpenModel, rows: int = ROWS) -> Batch:
@@ -69,11 +135,12 @@ def make_batch(network: OpenModel, rows: int = ROWS) -> Batch:
     columns: dict[str, Any] = {}
     if "video" in config.modalities:
         size = config.video.image_size
-        shape = (rows, 2, size, size, 3)
+        shape = (rows, 4, size, size, 3)
         columns["video"] = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
         columns["video_mask"] = torch.arange(rows) != 1
     if "audio" in config.modalities:
-        columns["audio"] = torch.randn(rows, config.audio.num_samples, generator=draw)
+        num_samples = min(config.audio.num_samples, 16_000)
+        columns["audio"] = torch.randn(rows, num_samples, generator=draw)
         columns["audio_mask"] = torch.arange(rows) != 2
     if "text" in config.modalities:
         ids = torch.randint(6, config.text.vocab_size, (rows, 2, 6), generator=draw)
@@ -186,45 +253,28 @@ def test_a_rank_without_captions_has_its_share_of_the_gradients(
         assert_equal(found, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_vectors_are_those_of_transformers_with_its_processor(
-    sources: dict[str, Path], kind: str
-) -> None:
-    transformers = load_transformers()
-    network = load_open_model(read_settings(str(sources[kind]))).eval()
-    processor = transformers.AutoProcessor.from_pretrained(sources[kind])
-    texts = ["a dog barks", "rain falls on a street while two cars drive by"]
-    max_words = network.config.text.max_words
-    ids = PretrainedTokenizer.from_source(sources[kind]).encode([*texts, " "], max_words)
-    columns: dict[str, Any] = {"text": ids[:2, None]}
-    if kind == "clap":
-        columns["audio"] = torch.rand(2, 16_000, generator=torch.manual_seed(0)) - 0.5
-    else:
-        size = network.config.video.image_size
-        shape = (2, 3, size, size, 3)
-        columns["video"] = torch.randint(256, shape, dtype=torch.uint8)
-    with torch.no_grad():
-        output = network(Batch(**columns))
-        options: dict[str, Any] = {"padding": True}
-        if kind.startswith("siglip"):
-            options = {"padding": "max_length", "max_length": max_words}
-        given = processor.tokenizer(texts, return_tensors="pt", truncation=True, **options)
-        given.pop("token_type_ids", None)
-        expected = network.model.get_text_features(**given).pooler_output
-        if kind == "clap":
-            rows = [row.numpy() for row in columns["audio"]]
-            sound = processor.feature_extractor(rows, sampling_rate=16_000, return_tensors="pt")
-            media = network.model.get_audio_features(sound["input_features"].float())
-            media = media.pooler_output
-        else:
-            frames = [*columns["video"].flatten(0, 1).permute(0, 3, 1, 2)]
-            pictures = processor.image_processor(frames, return_tensors="pt")
-            each = network.model.get_image_features(**pictures).pooler_output
-            media = F.normalize(each, dim=-1).unflatten(0, (2, 3)).mean(dim=1)
-    torch.testing.assert_close(output.embeddings["text_joint"][:, 0], expected, rtol=0, atol=2e-5)
-    name = "audio_joint" if kind == "clap" else "video_joint"
-    torch.testing.assert_close(output.embeddings[name], media, rtol=0, atol=2e-5)
+@pytest.mark.parametrize("kind", SAVED)
+def test_vectors_are_those_of_the_encoder(sources: dict[str, Path], kind: str) -> None:
+    network, encoder = load_open_model(settings(sources[kind])).eval(), load_encoder(sources[kind])
+    config, draw = network.config, torch.manual_seed(0)
+    rows: dict[str, Any] = {"text": ["a dog barks", "rain falls on a street while two cars drive"]}
+    tokenizer = PretrainedTokenizer.from_source(sources[kind])
+    ids = tokenizer.encode([*rows["text"], " "], config.text.max_words)
     assert not ids[2].any()  # nothing to encode
+    columns: dict[str, Any] = {"text": ids[:2, None]}
+    if "audio" in config.modalities:
+        columns["audio"] = rows["audio"] = torch.rand(2, 15_360, generator=draw) - 0.5
+    if "video" in config.modalities:
+        shape = (2, 3, config.video.image_size, config.video.image_size, 3)
+        columns["video"] = rows["video"] = torch.randint(256, shape, dtype=torch.uint8)
+    with torch.no_grad():
+        output = network(Batch(**columns)).embeddings
+        for modality in config.modalities:
+            for space in network.spaces[modality]:
+                (expected,) = encoder.encode(modality, [*rows[modality]], [space]).values()
+                actual = output[f"{modality}_{space}"].reshape(expected.shape)
+                unit = [F.normalize(value, dim=-1) for value in (actual, expected)]
+                torch.testing.assert_close(*unit, rtol=0, atol=1e-5)
 
 
 def fit_open(shards: Path, source: Path, run: Path, *more: str) -> list[str]:
@@ -337,6 +387,9 @@ def test_a_model_that_cannot_be_fine_tuned_is_refused(
         return capsys.readouterr().err
 
     assert "no model at" in refused(tmp_path / "absent")
+    arguments = fit_open(tiny_shards, tmp_path, tmp_path / "run")
+    assert main([one for one in arguments if "init_from" not in one]) != 0
+    assert "give a model to fine-tune: --model.init_args.init_from" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert "no config.json" in refused(tmp_path / "empty")
     bert = tmp_path / "bert"
@@ -378,3 +431,74 @@ def test_sharded_ranks_train_as_one_process(
     first, second = (load_file(runs[ranks] / "model" / "model.safetensors") for ranks in (1, 2))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_small_model_learns_the_demo_corpus(
+    tiny_shards: Path, tmp_path: Path, sources: dict[str, Path]
+) -> None:
+    recalls = []
+    for name, steps, rate in (("start", 1, 1e-9), ("trained", 100, 2e-3)):
+        options = [
+            f"--data.init_args.validation={tiny_shards / 'train'}",
+            f"--model.init_args.optimizer.learning_rate={rate}",
+            f"--trainer.max_steps={steps}",
+            f"--trainer.val_check_interval={steps}",
+            "--model.init_args.schedule.warmup_steps=0",
+            "--data.init_args.max_validation_clips=null",
+            "--data.init_args.batch_size=24",
+            "--data.init_args.cache_gib=1",
+        ]
+        assert main(fit_open(tiny_shards, sources["clip"], tmp_path / name, *options)) == 0
+        with (tmp_path / name / "metrics.csv").open() as file:
+            found = [row["val/text_to_video/R@1"] for row in csv.DictReader(file)]
+        recalls.append(float([value for value in found if value][-1]))
+    assert recalls[1] >= recalls[0] + 25, recalls
+
+
+needs_peft = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")
+
+
+@needs_peft
+@pytest.mark.parametrize("kind", ["clip", "towers"])
+def test_only_adapters_train_and_the_export_contains_them(
+    sources: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    config = settings(sources[kind], lora=LoraConfig(rank=2))
+    torch.manual_seed(0)
+    network = load_open_model(config).train()
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    backbone = {name for name in trained if not name.startswith("head.")}
+    assert backbone
+    assert all(".lora_" in name for name in backbone)
+    with torch.no_grad():
+        for name in backbone:
+            trained[name].normal_(std=0.3)
+    save_open_model(config, network.state_dict(), tmp_path / "out")
+    plain = dataclasses.replace(config, lora=None)
+    again = load_open_model(moved(plain, tmp_path / "out")).eval()
+    network.eval()
+    batch = make_batch(network.double())
+    with torch.no_grad():
+        features, loaded = network.encode_batch(batch), again.double().encode_batch(batch)
+    before = make_network(sources[kind]).eval()
+    for modality, value in features.items():
+        torch.testing.assert_close(loaded[modality], value, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            start = before.encode_batch(batch)[modality]
+        assert float((start - value).abs().max()) > 1e-2
+
+
+def moved(config: OpenModelConfig, folder: Path) -> OpenModelConfig:
+    """The settings with another place of the model."""
+    if config.towers is None:
+        return dataclasses.replace(config, source=str(folder))
+    towers = TowersConfig(**{name: str(folder / name) for name in config.towers.sources})
+    return dataclasses.replace(config, towers=towers)
+
+
+@needs_peft
+def test_layers_without_such_a_name_get_no_adapters(sources: dict[str, Path]) -> None:
+    lora = LoraConfig(layers=("*atention*",))
+    with pytest.raises(UserError, match=r"no linear layer has a name like \*atention\*"):
+        load_open_model(settings(sources["clip"], lora=lora))

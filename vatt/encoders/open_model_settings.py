@@ -1,7 +1,7 @@
 """Settings of open models, read from their own files: clips, sound and text that they take."""
 
-import dataclasses
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from vatt.config.geometry import MODALITIES, AudioConfig, TextConfig, VideoConfi
 from vatt.config.model import HeadConfig
 from vatt.config.open_model import OpenModelConfig, TowersConfig
 from vatt.encoders.frames import FRAMES
+from vatt.encoders.pe_av import FRAME_RATE, WINDOW_SECONDS
 from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
 from vatt.encoders.transformers_loading import load_transformers
 from vatt.errors import CheckpointError, UserError
@@ -16,15 +17,13 @@ from vatt.models.hub import download, local_path
 
 # Everything but the weights, which transformers itself chooses and downloads.
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
-PICTURES = ("altclip", "chinese_clip", "clip", "metaclip_2", "siglip", "siglip2")
-KINDS = (*PICTURES, "clap", "pe_audio_video")  # whole models that can be fine-tuned
-SOUND_SECONDS = 10.0  # of models that name no length
-PE_FRAMES = 16  # of the published PE-AV, over the sound's 10 s
+KINDS = ("clip", "siglip", "siglip2", "clap", "pe_audio_video")  # that can be fine-tuned
 MOST_WORDS = 77  # of a caption by default; longer captions cost memory
 VIDEOMAE_RATE = 7.5  # every fourth frame of 30 frames/s (Tong et al., 2022, appendix)
 AST_HOP_SECONDS = 0.010
 
 
+@lru_cache(maxsize=8)  # the Hub is asked once
 def local_files(source: str) -> Path:
     """Folder with the files of a model other than its weights.
 
@@ -119,9 +118,12 @@ def _parts(source: str) -> dict[str, Any]:
     if kind == "pe_audio_video":
         shown = read_processor(source, "video_processor")
         sound = _sound(source, hop=read_processor(source, "feature_extractor").get("hop_length"))
-        frames = shown.get("num_frames") or PE_FRAMES
-        rate = shown.get("fps") or frames / sound.duration_seconds
         size = _size(shown.get("size"))
+        rate = float(shown.get("fps") or FRAME_RATE)
+        frames = round(WINDOW_SECONDS * rate)
+        if shown.get("do_sample_frames") and shown.get("num_frames"):
+            frames = int(shown["num_frames"])
+            rate = frames / WINDOW_SECONDS
         return {
             "video": _pictures(frames, rate, size),
             "audio": sound,
@@ -178,7 +180,7 @@ def _sound(source: str, hop: int | None = None) -> AudioConfig:
     seconds = settings.get("max_length_s")
     if seconds is None and settings.get("feature_extractor_type") == "ASTFeatureExtractor":
         seconds = settings["max_length"] * AST_HOP_SECONDS
-    count = round((seconds or SOUND_SECONDS) * rate)
+    count = round((seconds or WINDOW_SECONDS) * rate)
     count -= count % (hop or 1)
     return AudioConfig(sample_rate=rate, num_samples=count, patch_size=count)
 
@@ -198,8 +200,3 @@ def architecture_of(source: str) -> dict[str, Any]:
     values = read_architecture(source).to_dict()
     volatile = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
     return {name: value for name, value in values.items() if name not in volatile}
-
-
-def with_modalities(config: OpenModelConfig, *names: str) -> OpenModelConfig:
-    """The same model with only some of its modalities."""
-    return dataclasses.replace(config, modalities=names)

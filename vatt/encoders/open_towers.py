@@ -11,6 +11,7 @@ from vatt.encoders.open_model_inputs import Pictures, Sound
 from vatt.encoders.open_model_settings import read_processor
 from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
 from vatt.network.heads import FACHead, JointHead
+from vatt.network.layers import init_weights
 
 # models whose pooled vector was trained with them; of others the mean over tokens is taken
 POOLED = (
@@ -53,6 +54,7 @@ class Towers(OpenModel):
         self.widths = {name: _width(tower) for name, tower in towers.items()}
         kind = FACHead if config.head.kind == "fac" else JointHead
         self.head = kind(config.head, self.widths)
+        self.head.apply(init_weights)
         without = [name for name, tower in towers.items() if not _has_pooler(tower)]
         self.UNUSED = (*self.UNUSED, *(f"towers.{name}.pooler.*" for name in without))
         if "video" in towers:

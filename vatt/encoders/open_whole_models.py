@@ -12,7 +12,9 @@ from vatt.config.open_model import OpenModelConfig
 from vatt.encoders.open_model import OpenModel, Scale, load_model, pooled
 from vatt.encoders.open_model_inputs import Pictures, Sound
 from vatt.encoders.open_model_settings import read_processor
+from vatt.encoders.pe_av import before_last_norm
 from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
+from vatt.encoders.transformers_loading import load_timm
 
 
 class WholeModel(OpenModel):
@@ -137,20 +139,28 @@ class AudioVideoTextModel(WholeModel):
     """PE-AV, with its spaces of video and audio, video and text, and audio and text.
 
     Its encoder of both together is not trained. Its codec has no gradient, as in transformers.
+    Texts are pooled before the last norm, as in `vatt.encoders.pe_av`.
 
     Source: Vyas et al., "Pushing the frontier of audiovisual perception", 2025.
     """
 
-    UNUSED = (
+    UNUSED: tuple[str, ...] = (
         "*logit_scale",
         "*logit_bias",
         "*.dac_encoder.*",
         "*.embedder.bottleneck.*",
+        "model.text_model.final_norm.*",
         "model.audio_video_encoder.*",
         "model.audio_video_head.*",
         "model.text_audio_video_head.*",
         "model.*_plus_text_head.*",
     )
+    # weights of each modality
+    PARTS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "video": ("model.video_model.video_*",),
+        "audio": ("model.audio_model.audio_*",),
+        "text": ("model.text_model.*", "model.*.text_video_head.*", "model.*.text_audio_head.*"),
+    }
     # names of logit scale and bias by pair
     SCALES: ClassVar[dict[str, str]] = {
         "video_audio": "audio_video_logit",
@@ -159,7 +169,10 @@ class AudioVideoTextModel(WholeModel):
     }
 
     def __init__(self, config: OpenModelConfig) -> None:
+        load_timm()  # its picture tower
         super().__init__(config)
+        absent = [name for name in self.PARTS if name not in config.modalities]
+        self.UNUSED = (*self.UNUSED, *(one for name in absent for one in self.PARTS[name]))
         assert config.source is not None
         self.spaces = {"video": ("va", "vt"), "audio": ("va", "at"), "text": ("vt", "at")}
         self.pictures = Pictures(read_processor(config.source, "video_processor"))
@@ -175,8 +188,7 @@ class AudioVideoTextModel(WholeModel):
             sound = self.sound(raw, self.dtype)
             return model.audio_model.audio_head(pooled(model.audio_model.audio_encoder(sound)))
         given = None if mask is None else mask.long()
-        output = model.text_model(input_ids=raw, attention_mask=given, output_hidden_states=True)
-        first = output.hidden_states[-1][:, 0]
+        first = before_last_norm(model.text_model, input_ids=raw, attention_mask=given)[:, 0]
         heads = (model.video_model.text_video_head, model.audio_model.text_audio_head)
         return torch.cat([head(first) for head in heads], dim=1)
 

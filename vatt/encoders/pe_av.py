@@ -186,16 +186,8 @@ class PeAvEncoder(Encoder):
             return_tensors="pt",
         )
         wanted = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        text_model = self.model.text_model
-        hidden: list[Tensor] = []
-        with contextlib.ExitStack() as stack:
-            if (norm := getattr(text_model, "final_norm", None)) is not None:  # of ModernBERT
-                hook = norm.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
-                stack.callback(hook.remove)
-            stack.enter_context(self.autocast())
-            output = text_model(**self._moved(wanted))
-        last: Tensor = hidden[0] if hidden else output.last_hidden_state
-        return last[:, 0]
+        with self.autocast():
+            return before_last_norm(self.model.text_model, **self._moved(wanted))[:, 0]
 
     def _frames(self, windows: Sequence[Tensor]) -> dict[str, Tensor]:
         """Frames as the model takes them; scaled on a CUDA device if there is one."""
@@ -216,6 +208,23 @@ class PeAvEncoder(Encoder):
 
     def _moved(self, prepared: Any) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in prepared.items()}
+
+
+def before_last_norm(text_model: Any, **inputs: Tensor | None) -> Tensor:
+    """Tokens of a text tower before its last norm, float `[N, J, D]`; behind its end without one.
+
+    Args:
+        text_model: Text tower of transformers, such as ModernBERT.
+        inputs: Its inputs.
+    """
+    hidden: list[Tensor] = []
+    with contextlib.ExitStack() as stack:
+        if (norm := getattr(text_model, "final_norm", None)) is not None:  # of ModernBERT
+            hook = norm.register_forward_pre_hook(lambda _, args: hidden.append(args[0]))
+            stack.callback(hook.remove)
+        output = text_model(**inputs)
+    last: Tensor = hidden[0] if hidden else output.last_hidden_state
+    return last
 
 
 def _video_window(processor: Any, window_seconds: float, frame_rate: float) -> VideoWindow:

@@ -213,6 +213,11 @@ def _read_config(folder: Path) -> VATTConfig:
 
 
 def _config_of(values: dict[str, Any], path: Path) -> VATTConfig:
+    if "architecture" in values:  # `vatt.training.open_model`
+        raise CheckpointError(
+            f"{path} holds an open model of others in training: give the folder `model` that its "
+            "run wrote at the end"
+        )
     try:
         return VATTConfig.from_dict(values)
     except UserError as error:

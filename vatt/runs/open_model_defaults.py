@@ -8,9 +8,11 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from vatt.config.geometry import MODALITIES
 from vatt.config.open_model import TowersConfig
 from vatt.encoders.open_model_loading import save_open_model
 from vatt.encoders.open_model_settings import read_settings
+from vatt.encoders.transformers_loading import load_transformers
 from vatt.training.open_model import OpenModelModule
 from vatt.training.sharding import whole
 
@@ -34,15 +36,12 @@ def with_open_model(args: Sequence[str], given: Mapping[str, Any]) -> list[str]:
     class_path = given.get("model.class_path")
     if not is_open_model(class_path):
         return list(args)
+    load_transformers().logging.disable_progress_bar()  # Lightning's packages import it, too
     source = given.get("model.init_args.init_from") or given.get(f"{MODEL}.source")
-    towers = given.get(f"{MODEL}.towers")
-    if source is None and towers is None:
+    towers = {name: given.get(f"{MODEL}.towers.{name}") for name in MODALITIES}
+    if source is None and not any(towers.values()):
         return list(args)
-    known = {name: given.get(f"{MODEL}.{name}") for name in ("video", "audio", "text")}
-    if given.get(f"{MODEL}.modalities") and all(known.values()):  # a config.yaml says it all
-        return list(args)
-    towers_config = TowersConfig(**towers) if source is None and towers is not None else None
-    settings = read_settings(source, towers_config).to_dict()
+    settings = read_settings(source, None if source else TowersConfig(**towers)).to_dict()
     start = {"model": {"class_path": class_path, "init_args": {"model": settings}}}
     return [args[0], f"--config={json.dumps(start)}", *args[1:]]
 
@@ -58,12 +57,14 @@ def is_open_model(class_path: object) -> bool:
 
 
 def tokenizer_source(settings: Mapping[str, Any]) -> str | None:
-    """Folder or hub id of the tokenizer of an open model; None: it has no text.
+    """Folder or hub id of the tokenizer of an open model; None if it has no text.
 
     Args:
         settings: `init_args` of the model.
     """
     model = settings["model"]
+    if model["source"] is None and model["towers"] is None:  # the model's settings refuse this
+        return None
     if "text" not in model["modalities"]:
         return None
     return str(model["source"] or model["towers"]["text"])

@@ -57,6 +57,8 @@ class OpenModelModule(PretrainModule):
             raise UserError(
                 "optimizer.layer_decay is for our models: set it to 1, and give lr_factors"
             )
+        sources = {"": model.source} if model.towers is None else model.towers.sources
+        self._architecture = {name: architecture_of(str(one)) for name, one in sources.items()}
         super().__init__(
             model,  # type: ignore[arg-type]
             loss,
@@ -91,10 +93,7 @@ class OpenModelModule(PretrainModule):
 
     def describe_network(self) -> dict[str, Any]:
         """Settings, and the architecture of the model as transformers describes it."""
-        config = self.network.config
-        sources = config.towers.sources if config.towers is not None else {"": config.source}
-        architecture = {name: architecture_of(str(source)) for name, source in sources.items()}
-        return {**config.to_dict(), "architecture": architecture}
+        return {**self.network.config.to_dict(), "architecture": self._architecture}
 
     def check_network(self, saved: dict[str, Any]) -> None:
         """Refuses a checkpoint of another network.
