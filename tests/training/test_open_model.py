@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import math
+import shutil
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -355,11 +357,31 @@ def test_training_starts_from_the_temperature_of_the_model(
     assert float(rows[0]["train/temperature_video_text"]) == pytest.approx(1 / own)
 
 
+def test_the_sigmoid_form_starts_from_scale_and_bias_of_the_model(
+    sources: dict[str, Path], tmp_path: Path
+) -> None:
+    module = make_module(sources["siglip"], loss={"form": "sigmoid"})
+    model = module.network.model
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(117.0))  # of the published one, above our bound
+        model.logit_bias.fill_(-16.8)
+    model.save_pretrained(tmp_path)
+    for file in sources["siglip"].glob("*.json"):
+        if file.name != "config.json":
+            shutil.copy(file, tmp_path)
+    loss = make_module(tmp_path, loss={"form": "sigmoid"}).loss
+    loss.bound_temperatures()
+    assert float(loss.log_scale.detach().exp()) == pytest.approx(117.0)
+    assert float(loss.bias.detach()) == pytest.approx(-16.8)
+    given = make_module(tmp_path, loss={"form": "sigmoid", "temperature": 0.5}).loss
+    assert float(given.log_scale.detach().exp()) == pytest.approx(2.0)
+
+
 def make_module(source: Path, **changes: Any) -> OpenModelModule:
-    options = {"name": "adamw", **changes.pop("optimizer", {})}
+    options, loss = {"name": "adamw", **changes.pop("optimizer", {})}, changes.pop("loss", {})
     return OpenModelModule(
         read_settings(str(source), **changes),
-        LossConfig(form="symmetric", learn_temperature=True, audio_text_weight=1.0),
+        LossConfig(**{"form": "symmetric", "learn_temperature": True, **loss}),
         OptimizerConfig(**options),
         ScheduleConfig(max_steps=4, warmup_steps=0),
     )
@@ -402,6 +424,7 @@ def test_a_model_that_cannot_be_fine_tuned_is_refused(
 def test_a_resumed_run_is_the_same_to_the_bit(tiny_shards: Path, tmp_path: Path, kind: str) -> None:
     whole, run, source = tmp_path / "whole", tmp_path / "run", SAVED[kind](tmp_path / "source")
     options = ["--run.ema_decay=0.9", "--run.checkpoint_every_n_steps=1"]
+    options += CHANGES if kind == "clip" else ()
     assert main(fit_open(tiny_shards, source, whole, *options)) == 0
     stop = signal_options("step", signal.SIGTERM, step=2)
     stopped = main(fit_open(tiny_shards, source, run, *options, *stop))
