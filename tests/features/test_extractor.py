@@ -762,6 +762,9 @@ def test_a_model_that_is_not_to_be_had_is_named_with_what_to_do(tmp_path: Path) 
         FeatureExtractor.from_pretrained(tmp_path / "absent")
     save_model(make_model(), tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="is a bert of transformers, no VATT, which is needed"):
+        FeatureExtractor.from_pretrained(tmp_path)  # its modules.json says that it is a VATT
+    (tmp_path / "modules.json").unlink()
     with pytest.raises(ValueError, match="model_type 'bert' is not one of clip, "):
         FeatureExtractor.from_pretrained(tmp_path)
 
