@@ -202,9 +202,19 @@ def test_where_a_vatt_is_needed_a_model_of_others_is_told_from_a_damaged_one(cli
         load_model(clip)
 
 
-@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer.json"])
-def test_a_model_without_its_processor_says_which_files_to_copy(name: str, clip: Path) -> None:
-    (clip / name).unlink()
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["processor_config.json"],
+        ["tokenizer.json"],
+        ["tokenizer.json", "tokenizer_config.json"],  # transformers loads a tokenizer without words
+    ],
+)
+def test_a_model_without_its_processor_says_which_files_to_copy(
+    names: list[str], clip: Path
+) -> None:
+    for name in names:
+        (clip / name).unlink()
     with pytest.raises(CheckpointError, match="no processor of texts and pictures .* copy process"):
         load_encoder(clip)
 
