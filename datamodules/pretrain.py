@@ -21,8 +21,8 @@ from vatt.data.overlap import warning_of_overlap
 from vatt.data.prefetch import ShardPrefetch
 from vatt.data.run_tokenizer import trained_tokenizer, vocabulary_hash
 from vatt.data.samples import ClipSamples, RetrievalSamples, count_captions
-from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer, names_open_model
 from vatt.errors import UserError
+from vatt.open_models.tokenizer import PretrainedTokenizer, names_open_model
 from vatt.preprocess.tokenizer import Tokenizer
 from vatt.shards.places import find_tars, is_remote, local_or_remote
 from vatt.shards.shard_set import ShardSet

@@ -33,12 +33,12 @@ from vatt.batch import Batch, MicroBatches
 from vatt.cli import main
 from vatt.config.open_model import LoraConfig, OpenModelConfig, TowersConfig
 from vatt.encoders.loading import load_encoder
-from vatt.encoders.open_model import OpenModel
-from vatt.encoders.open_model_loading import load_open_model, save_open_model
-from vatt.encoders.open_model_settings import read_settings
-from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
 from vatt.encoders.transformers_loading import load_transformers
 from vatt.errors import UserError
+from vatt.open_models.loading import load_open_model, save_open_model
+from vatt.open_models.network import OpenModel
+from vatt.open_models.settings import read_settings
+from vatt.open_models.tokenizer import PretrainedTokenizer
 from vatt.system.ranks import rank
 from vatt.training.accumulation import forward_cached
 from vatt.training.open_model import OpenModelModule

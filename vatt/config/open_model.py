@@ -70,7 +70,7 @@ class LoraConfig:
 class OpenModelConfig:
     """Settings of an open model: where it comes from, and the clips that it gets.
 
-    `vatt.encoders.open_model_settings.read_settings` fills them from the model's own files.
+    `vatt.open_models.settings.read_settings` fills them from the model's own files.
 
     Args:
         source: Folder or hub id of a whole model (CLIP, SigLIP, CLAP, PE-AV). None: `towers`.

@@ -41,6 +41,7 @@ class Encoder(ABC):
     audio: AudioGeometry | None
     max_tokens: int
     published_frame_rate: float | None = None
+    token_name = "tokens"  # what a text is counted in, in messages
 
     def __init__(
         self, model: nn.Module, device: str | torch.device, dtype: str | torch.dtype

@@ -33,6 +33,7 @@ class VATTEncoder(Encoder):
         UserError: the device or dtype does not exist, or the tokenizer belongs to another model.
     """
 
+    token_name = "words"
     model: VATT
     published_frame_rate = 12.5  # every second frame of 25 [P, C]
 

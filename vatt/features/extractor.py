@@ -517,7 +517,7 @@ class FeatureExtractor:
             raise EmptyTextError(f"text {text[:60]!r} holds no word: leave it out")
         if count > most and not self._told_of_cut:
             self._told_of_cut = True
-            unit = "words" if isinstance(self.encoder, VATTEncoder) else "tokens"
+            unit = self.encoder.token_name
             warnings.warn(
                 f"the model reads {most} {unit}, longer texts are cut, first {text[:60]!r}",
                 stacklevel=5,  # the caller of encode_text or similarity

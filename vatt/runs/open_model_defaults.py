@@ -10,9 +10,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from vatt.config.geometry import MODALITIES
 from vatt.config.open_model import TowersConfig
-from vatt.encoders.open_model_loading import save_open_model
-from vatt.encoders.open_model_settings import read_settings
 from vatt.encoders.transformers_loading import load_transformers
+from vatt.open_models.loading import save_open_model
+from vatt.open_models.settings import read_settings
 from vatt.training.open_model import OpenModelModule
 from vatt.training.sharding import whole
 

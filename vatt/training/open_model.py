@@ -5,11 +5,11 @@ from typing import Any
 from torch import nn
 
 from vatt.config.open_model import OpenModelConfig
-from vatt.encoders.open_model import OpenModel, Scale
-from vatt.encoders.open_model_loading import load_open_model
-from vatt.encoders.open_model_settings import architecture_of
 from vatt.errors import CheckpointError, UserError
 from vatt.network.contrastive_loss import LossConfig
+from vatt.open_models.loading import load_open_model
+from vatt.open_models.network import OpenModel, Scale
+from vatt.open_models.settings import architecture_of
 from vatt.training.optim import OptimizerConfig, ScheduleConfig
 from vatt.training.pretrain import PretrainModule, check_spaces, without_absent
 from vatt.training.sharding import whole

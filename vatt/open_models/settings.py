@@ -10,10 +10,10 @@ from vatt.config.model import HeadConfig
 from vatt.config.open_model import OpenModelConfig, TowersConfig
 from vatt.encoders.frames import FRAMES
 from vatt.encoders.pe_av import FRAME_RATE, WINDOW_SECONDS
-from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
 from vatt.encoders.transformers_loading import load_transformers
 from vatt.errors import CheckpointError, UserError
 from vatt.models.hub import download, local_path
+from vatt.open_models.tokenizer import PretrainedTokenizer
 
 # Everything but the weights, which transformers itself chooses and downloads.
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")

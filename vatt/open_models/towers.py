@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from vatt.config.open_model import OpenModelConfig
-from vatt.encoders.open_model import OpenModel, load_model
-from vatt.encoders.open_model_inputs import Pictures, Sound
-from vatt.encoders.open_model_settings import read_processor
-from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
 from vatt.network.heads import FACHead, JointHead
 from vatt.network.layers import init_weights
+from vatt.open_models.inputs import Pictures, Sound
+from vatt.open_models.network import OpenModel, load_model
+from vatt.open_models.settings import read_processor
+from vatt.open_models.tokenizer import PretrainedTokenizer
 
 # models whose pooled vector was trained with them; of others the mean over tokens is taken
 POOLED = (

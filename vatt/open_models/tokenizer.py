@@ -10,6 +10,7 @@ import tokenizers
 import torch
 from torch import Tensor
 
+from vatt.encoders.model_folder import VOCABULARIES
 from vatt.encoders.transformers_loading import load_transformers
 from vatt.errors import CheckpointError, UserError
 from vatt.models.hub import HUB_ID, download, local_path
@@ -75,6 +76,8 @@ class PretrainedTokenizer(Tokenizer):
         """
         try:
             folder = local_path(source) or download(str(source), None, FILES)
+            if not any((folder / name).is_file() for name in VOCABULARIES):
+                raise OSError("it has no vocabulary")  # it would be loaded all the same
             loaded = load_transformers().AutoTokenizer.from_pretrained(folder)
             kind = read_json(folder / "config.json").get("model_type", "")
         except (CheckpointError, OSError, ValueError, KeyError) as error:

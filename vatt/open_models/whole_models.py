@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vatt.config.open_model import OpenModelConfig
-from vatt.encoders.open_model import OpenModel, Scale, load_model, pooled
-from vatt.encoders.open_model_inputs import Pictures, Sound
-from vatt.encoders.open_model_settings import read_processor
 from vatt.encoders.pe_av import before_last_norm
-from vatt.encoders.pretrained_tokenizer import PretrainedTokenizer
 from vatt.encoders.transformers_loading import load_timm
+from vatt.open_models.inputs import Pictures, Sound
+from vatt.open_models.network import OpenModel, Scale, load_model, pooled
+from vatt.open_models.settings import read_processor
+from vatt.open_models.tokenizer import PretrainedTokenizer
 
 
 class WholeModel(OpenModel):

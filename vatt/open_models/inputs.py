@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vatt.encoders.open_model_settings import read_processor
 from vatt.encoders.transformers_loading import load_transformers
+from vatt.open_models.settings import read_processor
 
 MOST = 255.0
 SMALLEST_POWER = 1e-10  # below which decibels are cut (`transformers.audio_utils.spectrogram`)

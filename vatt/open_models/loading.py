@@ -8,17 +8,17 @@ from safetensors.torch import save_model as save_tensors
 from torch import Tensor
 
 from vatt.config.open_model import OpenModelConfig
-from vatt.encoders.lora import add_lora, merge_lora
-from vatt.encoders.open_model import OpenModel, Scale
-from vatt.encoders.open_model_settings import local_files, read_architecture
-from vatt.encoders.open_towers import Towers
-from vatt.encoders.open_whole_models import (
+from vatt.errors import UserError
+from vatt.open_models.lora import add_lora, merge_lora
+from vatt.open_models.network import OpenModel, Scale
+from vatt.open_models.settings import local_files, read_architecture
+from vatt.open_models.towers import Towers
+from vatt.open_models.whole_models import (
     AudioVideoTextModel,
     PictureTextModel,
     SoundTextModel,
     WholeModel,
 )
-from vatt.errors import UserError
 
 NOT_COPIED = ("config.json", "*.index.json")  # written anew, with the weights
 COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -29,7 +29,7 @@ def load_open_model(config: OpenModelConfig) -> OpenModel:
     """Network around an open model, with its pre-trained weights, in training mode.
 
     Args:
-        config: Settings of `vatt.encoders.open_model_settings.read_settings`.
+        config: Settings of `vatt.open_models.settings.read_settings`.
 
     Raises:
         UserError: the model cannot be loaded, or a setting does not fit it.

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vatt.batch import Batch, Facts
 from vatt.config.open_model import OpenModelConfig
-from vatt.encoders.pretrained_tokenizer import SHIFT, TextPadding
 from vatt.encoders.transformers_loading import load_pretrained, load_transformers
 from vatt.errors import CheckpointError, UserError, nearest
 from vatt.network.heads import FACHead, JointHead, at_least_float32
 from vatt.network.input_checks import expect_ids, expect_text
 from vatt.network.model import VATTOutput, place_rows, present_rows
+from vatt.open_models.tokenizer import SHIFT, TextPadding
 
 
 class Scale(NamedTuple):
@@ -37,7 +37,7 @@ class OpenModel(nn.Module):
     stay in evaluation mode: no dropout there.
 
     Args:
-        config: Settings; `vatt.encoders.open_model_settings.read_settings` reads them.
+        config: Settings; `vatt.open_models.settings.read_settings` reads them.
     """
 
     # glob patterns of weights that the embeddings do not depend on: DDP would wait for them
