@@ -7,7 +7,7 @@
 #     .ci/pe_av.sh test
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../scripts/environment.sh"
-set_up hf,mteb # as for the stage before this one in .ci/run
+set_up hf,lora,mteb # as for the stage before this one in .ci/run
 FOLDER="$VENV/pe-av"
 WANTED="$(grep -E '^(timm|torchvision)==' "$ROOT/constraints.txt")"
 
@@ -18,6 +18,7 @@ if [[ "$(cat "$FOLDER/installed" 2>/dev/null)" != "$WANTED" ]]; then
     echo "$WANTED" >"$FOLDER/installed"
 fi
 if [[ "$1" == test ]]; then
-    PYTHONPATH="$FOLDER${PYTHONPATH:+:$PYTHONPATH}" bash "$ROOT/scripts/test.sh" tests/encoders/test_pe_av.py \
-        tests/encoders/test_transformers_loading.py -m "not gpu"
+    export PYTHONPATH="$FOLDER${PYTHONPATH:+:$PYTHONPATH}"
+    bash "$ROOT/scripts/test.sh" tests/encoders/test_pe_av.py tests/encoders/test_transformers_loading.py -m "not gpu"
+    bash "$ROOT/scripts/test.sh" tests/training/test_open_model.py -k pe-av -m "not gpu"
 fi
