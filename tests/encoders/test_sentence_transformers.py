@@ -81,6 +81,7 @@ def test_sound_and_picture_together_are_the_sum_of_their_unit_vectors(
     saved: Callable[[str], Path], video: Path
 ) -> None:
     """With a model that takes both: two models of one width, one for each."""
+    pictures, heard = str(saved("clip")), str(saved("clap"))
     load_sentence_transformers()
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Router, Transformer
@@ -89,7 +90,7 @@ def test_sound_and_picture_together_are_the_sum_of_their_unit_vectors(
         modalities = ("text", "image", "audio")
         processor = property(lambda self: self.sub_modules["audio"][0].processor)
 
-    words, sounds = Transformer(str(saved("clip"))), Transformer(str(saved("clap")))
+    words, sounds = Transformer(pictures), Transformer(heard)
     router = Both(
         {"text": [words], "image": [words], "audio": [sounds]},
         default_route="text",

@@ -68,9 +68,9 @@ def test_a_sound_shorter_than_a_window_is_repeated_as_in_training(
 def test_texts_shorter_and_longer_than_the_limit_are_what_their_library_makes_of_them(
     text: str, saved: Callable[[str], Path]
 ) -> None:
-    transformers = load_transformers()
-    processor = transformers.AutoProcessor.from_pretrained(saved("clap"))
-    model = transformers.AutoModel.from_pretrained(saved("clap")).eval()
+    folder, transformers = saved("clap"), load_transformers()
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
     inputs = processor(text=[text], padding=True, truncation=True, return_tensors="pt")
     with torch.inference_mode():
         expected = model.get_text_features(**inputs).pooler_output
@@ -82,9 +82,9 @@ def test_the_vectors_of_a_fusion_model_are_not_drawn_at_random(
     saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Its processor declares a sound of each batch, drawn at random, to be longer."""
-    transformers = load_transformers()
     folder = tmp_path / "fused"
     shutil.copytree(saved("clap"), folder)
+    transformers = load_transformers()
     config = transformers.ClapConfig.from_pretrained(folder)
     config.audio_config.enable_fusion = True
     torch.manual_seed(0)

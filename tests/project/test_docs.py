@@ -22,6 +22,7 @@ from vatt.cli import main
 from vatt.config.checks import MAX_SIZE
 from vatt.config.geometry import MAX_TOKENS
 from vatt.config.model import MAX_LAYERS
+from vatt.errors import UserError
 from vatt.media.decoder import MAX_SIDE_PIXELS
 from vatt.media.opening import MAX_FRAME_PIXELS
 from vatt.media.pictures import MAX_CLIP_PIXELS
@@ -288,6 +289,8 @@ def exists(name: str) -> bool:
                 import_module(module)
             except ImportError:
                 return False
+            except UserError:  # its extra is not installed; with it, all names are looked up
+                return find_spec(module) is not None
         value = getattr(value, part)
     return True
 

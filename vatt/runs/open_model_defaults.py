@@ -36,11 +36,11 @@ def with_open_model(args: Sequence[str], given: Mapping[str, Any]) -> list[str]:
     class_path = given.get("model.class_path")
     if not is_open_model(class_path):
         return list(args)
-    load_transformers().logging.disable_progress_bar()  # Lightning's packages import it, too
     source = given.get("model.init_args.init_from") or given.get(f"{MODEL}.source")
     towers = {name: given.get(f"{MODEL}.towers.{name}") for name in MODALITIES}
     if source is None and not any(towers.values()):
         return list(args)
+    load_transformers().logging.disable_progress_bar()  # Lightning's packages import it, too
     settings = read_settings(source, None if source else TowersConfig(**towers)).to_dict()
     start = {"model": {"class_path": class_path, "init_args": {"model": settings}}}
     return [args[0], f"--config={json.dumps(start)}", *args[1:]]
