@@ -2,3 +2,7 @@
 
 Imports `network`, `models`, `evaluation` and below. Start with `pretrain.PretrainModule`.
 """
+
+from vatt.encoders.torchvision_loading import load_torchvision
+
+load_torchvision()  # Lightning's packages import it, and would stop at a build for another torch
