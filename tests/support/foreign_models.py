@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from vatt.encoders.torchvision_loading import load_torchvision
 from vatt.encoders.transformers_loading import (
     load_sentence_transformers,
     load_timm,
@@ -19,6 +20,7 @@ from vatt.encoders.transformers_loading import (
     without_prints,
 )
 
+load_torchvision()  # before Lightning, whose packages import it without care
 MAX_TOKENS = 24  # of a text, with what the tokenizer puts before and behind it
 SENTENCES = (
     "a dog barks at the red ball",
