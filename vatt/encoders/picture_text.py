@@ -1,16 +1,13 @@
 """CLIP, SigLIP and SigLIP 2: texts, and video as the mean of its frames."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vatt.encoders.frames import FRAMES, encode_frames
-from vatt.encoders.two_towers import JOINT, TwoTowers, load_parts
-
-CLASSES = {"clip": "CLIPModel", "siglip": "SiglipModel", "siglip2": "Siglip2Model"}
+from vatt.encoders.two_towers import JOINT, TwoTowers
 
 
 class PictureTextEncoder(TwoTowers):
@@ -24,17 +21,15 @@ class PictureTextEncoder(TwoTowers):
         dtype: Precision of the encoders' products; weights stay float32.
     """
 
+    classes: ClassVar[Mapping[str, str]] = {
+        "clip": "CLIPModel",
+        "siglip": "SiglipModel",
+        "siglip2": "Siglip2Model",
+    }
+    part = "image_processor"
     modalities = ("video", "text")
     video = FRAMES
     audio = None
-
-    @classmethod
-    def load(
-        cls, folder: Path, model_type: str, device: str | torch.device, dtype: str | torch.dtype
-    ) -> "PictureTextEncoder":
-        """Loads a model of one of the `CLASSES`; for errors see `load_parts`."""
-        parts = load_parts(folder, CLASSES[model_type], "image_processor")
-        return cls(*parts, device=device, dtype=dtype)
 
     def width(self, modality: str, space: str | None) -> int:
         """See `Encoder`."""

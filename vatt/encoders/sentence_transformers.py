@@ -34,7 +34,7 @@ class SentenceTransformerEncoder(Encoder):
 
     Texts are encoded as queries, media as documents, with the prompts that the model brings for
     each. Video is encoded as such if the model takes it, else as the mean of the unit vectors of
-    its frames. The library does not part a backbone from a head: the features of the backbone are
+    its frames. The library does not separate backbone and head: the features of the backbone are
     the vectors themselves. Picture and sound together are the sum of their unit vectors.
 
     Args:

@@ -1,16 +1,13 @@
 """CLAP: texts and sound."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vatt.config.geometry import AudioWindow
-from vatt.encoders.two_towers import JOINT, TwoTowers, load_parts
-
-CLASSES = {"clap": "ClapModel"}
+from vatt.encoders.two_towers import JOINT, TwoTowers
 
 
 class SoundTextEncoder(TwoTowers):
@@ -27,6 +24,8 @@ class SoundTextEncoder(TwoTowers):
         dtype: Precision of the encoders' products; weights stay float32.
     """
 
+    classes: ClassVar[Mapping[str, str]] = {"clap": "ClapModel"}
+    part = "feature_extractor"
     modalities = ("audio", "text")
     video = None
 
@@ -40,14 +39,6 @@ class SoundTextEncoder(TwoTowers):
     ) -> None:
         super().__init__(model, processor, settings, device, dtype)
         self.audio = whole_windows(processor.feature_extractor)
-
-    @classmethod
-    def load(
-        cls, folder: Path, model_type: str, device: str | torch.device, dtype: str | torch.dtype
-    ) -> "SoundTextEncoder":
-        """Loads a model of one of the `CLASSES`; for errors see `load_parts`."""
-        parts = load_parts(folder, CLASSES[model_type], "feature_extractor")
-        return cls(*parts, device=device, dtype=dtype)
 
     def width(self, modality: str, space: str | None) -> int:
         """See `Encoder`."""

@@ -2,9 +2,9 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +36,16 @@ class TwoTowers(Encoder):
     """
 
     model: Any
+    classes: ClassVar[Mapping[str, str]]  # of transformers, by `model_type`
+    part: ClassVar[str]  # of the processor, beside the tokenizer
+
+    @classmethod
+    def load(
+        cls, folder: Path, model_type: str, device: str | torch.device, dtype: str | torch.dtype
+    ) -> Self:
+        """Loads a model of one of the `classes`; for errors see `load_parts`."""
+        parts = load_parts(folder, cls.classes[model_type], cls.part)
+        return cls(*parts, device=device, dtype=dtype)
 
     def __init__(
         self,
